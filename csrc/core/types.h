@@ -3,7 +3,7 @@
 
 namespace se {
 
-enum class DType : int { f32 = 0, bf16 = 1 };
+enum class DType : int { f32 = 0, bf16 = 1, i8 = 2 };
 
 enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
 

@@ -29,6 +29,7 @@ void list_table(const Row (&table)[N], const char* op, const char* packing,
   for (const Row& row : table) out.push_back({row.name, op, packing, row.weight, row.isa});
 }
 
+void list_spmm_runs(std::vector<KernelInfo>& out);
 void list_spmm_strips(std::vector<KernelInfo>& out);
 void list_spmv_strips(std::vector<KernelInfo>& out);
 

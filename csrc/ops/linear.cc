@@ -8,6 +8,7 @@
 #include <memory>
 #include <new>
 
+#include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "kernels/spmv_strips/kernel.h"
 
@@ -49,18 +50,55 @@ class Workspace {
   size_t size_ = 0;
 };
 
-thread_local Workspace panel_memory, accumulator_memory;
+thread_local Workspace panel_memory, accumulator_memory, scale_memory;
 
-// Strips are handed out in chunks: enough of them that the threads finish together.
-int64_t strips_per_chunk(const Strips& w, int threads) {
-  const int64_t rows = std::clamp<int64_t>(w.out / (4 * threads), 16, kChunkRows);
-  return std::max<int64_t>(1, rows / w.height);
-}
+// What the panels of an op are multiplied with: how a packed weight is cut into chunks, and its
+// kernel.
+struct StripsWork {
+  const Strips& w;
+  const SpmmStripsKernel& kernel;
+  int64_t step;  // strips of a chunk: enough chunks that the threads finish together
 
-int threads_for(const Strips& w, int64_t tokens) {
-  const int64_t work = w.pointers[w.blocks * w.strips] * w.height * tokens;
-  return work < kSerialWork ? 1 : omp_get_max_threads();
-}
+  StripsWork(const Strips& weight, Isa isa, int threads)
+      : w(weight), kernel(spmm_strips(weight.dtype, isa)), step(strips_per_chunk(weight, threads)) {}
+
+  static int64_t strips_per_chunk(const Strips& w, int threads) {
+    const int64_t rows = std::clamp<int64_t>(w.out / (4 * threads), 16, kChunkRows);
+    return std::max<int64_t>(1, rows / w.height);
+  }
+  static int64_t entries(const Strips& w) { return w.pointers[w.blocks * w.strips] * w.height; }
+
+  int64_t chunks() const { return ceil_div(w.strips, step); }
+  int64_t row0(int64_t c) const { return c * step * w.height; }
+  int64_t rows(int64_t c) const { return std::min(step * w.height, w.out - row0(c)); }
+  int64_t sums() const { return step * w.height; }
+  int64_t max_tokens() const { return 64; }
+  int64_t min_tokens() const { return kernel.min_tokens; }
+  void run(int64_t c, const void* x, int64_t width, void* acc) const {
+    kernel.run(w, c * step, std::min((c + 1) * step, w.strips), x, width, static_cast<float*>(acc));
+  }
+};
+
+struct RunsWork {
+  const Runs& w;
+  const SpmmRunsKernel& kernel;
+
+  RunsWork(const Runs& weight, Isa isa) : w(weight), kernel(spmm_runs(weight.dtype, isa)) {}
+
+  static int64_t entries(const Runs& w) { return w.starts[w.chunks * w.blocks].value; }
+
+  int64_t chunks() const { return w.chunks; }
+  int64_t row0(int64_t c) const { return c * w.chunk; }
+  int64_t rows(int64_t c) const { return std::min(w.chunk, w.out - row0(c)); }
+  int64_t sums() const { return w.chunk + 1; }
+  int64_t max_tokens() const { return kernel.max_tokens; }
+  int64_t min_tokens() const { return 16; }
+  void run(int64_t c, const void* x, int64_t width, void* acc) const {
+    kernel.run(w, c, x, width, acc);
+  }
+};
+
+int threads_for(int64_t work) { return work < kSerialWork ? 1 : omp_get_max_threads(); }
 
 int64_t rows_of(const Strips& w, int64_t begin, int64_t end) {
   return std::min(end * w.height, w.out) - begin * w.height;
@@ -79,8 +117,8 @@ void one_token(const Strips& w, const void* x, DType x_dtype, const Epilogue& ep
     }
     xf = widened;
   }
-  const int threads = threads_for(w, 1);
-  const int64_t step = strips_per_chunk(w, threads), chunks = ceil_div(w.strips, step);
+  const int threads = threads_for(StripsWork::entries(w));
+  const int64_t step = StripsWork::strips_per_chunk(w, threads), chunks = ceil_div(w.strips, step);
   float* sums = accumulator_memory.get<float>(threads * step * w.height);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (int64_t c = 0; c < chunks; ++c) {
@@ -100,64 +138,96 @@ Epilogue shifted(const Epilogue& e, int64_t tokens) {
   return r;
 }
 
-// Widths of the panels that cover `tokens`: 64 while they last, then the narrowest that holds the
-// rest.
-int64_t panel_width(int64_t tokens, int64_t narrowest) {
+// The narrowest panel that holds `tokens`.
+int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
   int64_t width = narrowest;
-  while (width < 64 && width < tokens) width *= 2;
+  while (width < widest && width < tokens) width *= 2;
   return width;
 }
 
-}  // namespace
+// Row-major activations: where they are and how they go into panels.
+struct Activations {
+  const void* x;
+  DType dtype;
+  int64_t stride, tokens, features;
+  const char* at(int64_t token, int64_t feature) const {
+    return static_cast<const char*>(x) +
+           (token * stride + feature) * (dtype == DType::f32 ? 4 : 2);
+  }
+};
 
-const char* linear_kernel(DType weight, int64_t tokens, Isa isa) {
-  return tokens == 1 ? spmv_strips(weight, isa).name : spmm_strips(weight, isa).name;
+template <class Work>
+void linear_panels(const Work& work, const Activations& a, const Epilogue& epilogue, Isa isa,
+                   int threads) {
+  const PanelKernels& panel = panels(isa);
+  const bool quads = work.kernel.panel == DType::i8;
+  const int64_t element = work.kernel.panel == DType::bf16 ? 2 : 4;
+  const int64_t depth = quads ? ceil_div(a.features, 4) : a.features;
+  const int64_t widest = work.max_tokens(), chunks = work.chunks();
+  // All memory is taken before the threads start: nothing may throw inside a parallel region.
+  const int64_t sums_size = work.sums() * widest;
+  float* sums = accumulator_memory.get<float>(threads * sums_size);
+  float* scales = quads ? scale_memory.get<float>(kPanelsPerPass * widest) : nullptr;
+
+  for (int64_t t0 = 0; t0 < a.tokens; t0 += kPanelsPerPass * widest) {
+    const int64_t pass = std::min(a.tokens - t0, kPanelsPerPass * widest);
+    const int64_t count = ceil_div(pass, widest);
+    // At least one K-block deep, so that a kernel may form the address of an empty one.
+    const int64_t panel_size = widest * std::max<int64_t>(depth, 1) * element;
+    char* packed = panel_memory.get<char>(count * panel_size);
+    const auto live_of = [&](int64_t p) { return std::min(pass - p * widest, widest); };
+    const auto width_of = [&](int64_t p) {
+      return panel_width(live_of(p), work.min_tokens(), widest);
+    };
+    // A panel is cut too, so that one is packed by all threads: its features, or its tokens where
+    // one scale spans all features.
+    const int64_t cuts = count >= threads ? 1 : threads;
+    const int64_t slice = ceil_div(ceil_div(a.features, cuts), 16) * 16;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < count * cuts; ++i) {
+        const int64_t p = i / cuts, width = width_of(p), token = t0 + p * widest;
+        char* to = packed + p * panel_size;
+        if (quads) {
+          const int64_t lanes = ceil_div(ceil_div(width, cuts), 16) * 16, t = i % cuts * lanes;
+          if (t < width)
+            panel.quantize(a.at(token + t, 0), a.dtype, a.stride,
+                           std::max<int64_t>(live_of(p) - t, 0), a.features,
+                           std::min(lanes, width - t), width, to + t * 4, scales + p * widest + t);
+        } else if (const int64_t k = i % cuts * slice; k < a.features) {
+          panel.pack(a.at(token, k), a.dtype, a.stride, live_of(p), std::min(slice, a.features - k),
+                     width, to + k * width * element, work.kernel.panel);
+        }
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t i = 0; i < chunks * count; ++i) {
+        const int64_t c = i / count, p = i % count, width = width_of(p);
+        float* acc = sums + omp_get_thread_num() * sums_size;
+        work.run(c, packed + p * panel_size, width, acc);
+        panel.store({acc, width, quads ? scales + p * widest : nullptr}, live_of(p), work.row0(c),
+                    work.rows(c), shifted(epilogue, t0 + p * widest));
+      }
+    }
+  }
 }
+
+}  // namespace
 
 void linear(const Strips& w, const void* x, DType x_dtype, int64_t stride, int64_t tokens,
             const Epilogue& epilogue, Isa isa) {
   if (tokens == 0 || w.out == 0) return;
   if (tokens == 1) return one_token(w, x, x_dtype, epilogue, isa);
-  const SpmmStripsKernel& kernel = spmm_strips(w.dtype, isa);
-  const PanelKernels& panel = panels(isa);
-  const int64_t x_size = x_dtype == DType::f32 ? 4 : 2;
-  const int64_t element = kernel.panel == DType::f32 ? 4 : 2;
-  const int threads = threads_for(w, tokens);
-  const int64_t step = strips_per_chunk(w, threads), chunks = ceil_div(w.strips, step);
-  // All memory is taken before the threads start: nothing may throw inside a parallel region.
-  float* sums = accumulator_memory.get<float>(threads * step * w.height * 64);
+  const int threads = threads_for(StripsWork::entries(w) * tokens);
+  linear_panels(StripsWork(w, isa, threads), {x, x_dtype, stride, tokens, w.in}, epilogue, isa,
+                threads);
+}
 
-  for (int64_t t0 = 0; t0 < tokens; t0 += kPanelsPerPass * 64) {
-    const int64_t pass = std::min(tokens - t0, kPanelsPerPass * 64), count = ceil_div(pass, 64);
-    // At least one K-block deep, so that a kernel may form the address of an empty one.
-    char* packed = panel_memory.get<char>(count * 64 * std::max<int64_t>(w.in, 1) * element);
-    const auto width_of = [&](int64_t p) {
-      return panel_width(std::min<int64_t>(pass - p * 64, 64), kernel.min_tokens);
-    };
-    // Features are cut too, so that one panel is packed by all threads.
-    const int64_t cuts = count >= threads ? 1 : threads;
-    const int64_t depth = ceil_div(ceil_div(w.in, cuts), 16) * 16;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < count * cuts; ++i) {
-        const int64_t p = i / cuts, k = i % cuts * depth;
-        if (k >= w.in) continue;
-        panel.pack(static_cast<const char*>(x) + ((t0 + p * 64) * stride + k) * x_size, x_dtype,
-                   stride, std::min<int64_t>(pass - p * 64, 64), std::min(depth, w.in - k),
-                   width_of(p), packed + (p * 64 * w.in + k * width_of(p)) * element, kernel.panel);
-      }
-#pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < chunks * count; ++i) {
-        const int64_t begin = i / count * step, end = std::min(begin + step, w.strips);
-        const int64_t p = i % count, width = width_of(p);
-        float* acc = sums + omp_get_thread_num() * step * w.height * 64;
-        kernel.run(w, begin, end, packed + p * 64 * w.in * element, width, acc);
-        panel.store(acc, width, std::min<int64_t>(pass - p * 64, 64), begin * w.height,
-                    rows_of(w, begin, end), shifted(epilogue, t0 + p * 64));
-      }
-    }
-  }
+void linear(const Runs& w, const void* x, DType x_dtype, int64_t stride, int64_t tokens,
+            int64_t features, const Epilogue& epilogue, Isa isa) {
+  if (tokens == 0 || w.out == 0) return;
+  const int threads = threads_for(RunsWork::entries(w) * tokens);
+  linear_panels(RunsWork(w, isa), {x, x_dtype, stride, tokens, features}, epilogue, isa, threads);
 }
 
 }  // namespace se

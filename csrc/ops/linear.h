@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/panels/kernel.h"
+#include "layouts/runs.h"
 #include "layouts/strips.h"
 
 namespace se {
@@ -13,7 +14,8 @@ namespace se {
 void linear(const Strips& w, const void* x, DType x_dtype, int64_t stride, int64_t tokens,
             const Epilogue& epilogue, Isa isa);
 
-// Name of the kernel that linear() runs for `tokens` tokens.
-const char* linear_kernel(DType weight, int64_t tokens, Isa isa);
+// The same for runs; `features` of x are W's columns, four times w.in at most for int8.
+void linear(const Runs& w, const void* x, DType x_dtype, int64_t stride, int64_t tokens,
+            int64_t features, const Epilogue& epilogue, Isa isa);
 
 }  // namespace se

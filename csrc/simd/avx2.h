@@ -67,6 +67,16 @@ inline void store(bf16* p, vf a) {
                                                  _mm256_extracti128_si256(wide, 1)));
 }
 
+inline vf load(const int32_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+inline void store_offset_bytes(uint8_t* p, vf a) {
+  const __m256i wide = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(128));
+  const __m128i half =
+      _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
+}
+
 // r[i][j] <-> r[j][i]: unpack pairs, then quads, then swap 128-bit halves.
 inline void transpose(vf (&r)[8]) {
   __m256 t[8];

@@ -60,6 +60,12 @@ inline void store(bf16* p, vf a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(round_to_bf16(a)));
 }
 
+inline vf load(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+inline void store_offset_bytes(uint8_t* p, vf a) {
+  const __m512i wide = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(128));
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(wide));
+}
+
 // r[i][j] <-> r[j][i]: unpack pairs, then quads, then move 128-bit quarters.
 inline void transpose(vf (&r)[16]) {
   __m512 t[16];

@@ -80,6 +80,15 @@ inline vf copy_sign(vf magnitude, vf sign) {
   return each([&](int i) { return std::copysign(magnitude.lane[i], sign.lane[i]); });
 }
 
+// Whole numbers as floats.
+inline vf load(const int32_t* p) {
+  return each([=](int i) { return static_cast<float>(p[i]); });
+}
+// Round to nearest even, plus 128, as bytes; -127 <= a <= 127.
+inline void store_offset_bytes(uint8_t* p, vf a) {
+  for (int i = 0; i < 4; ++i) p[i] = static_cast<uint8_t>(std::nearbyintf(a.lane[i]) + 128.0f);
+}
+
 // Round to nearest even; NaN stays NaN.
 inline void store(bf16* p, vf a) {
   for (int i = 0; i < 4; ++i) {

@@ -38,9 +38,15 @@ void se::pack_panel_avx512(const void* x, DType dtype, int64_t stride, int64_t t
     avx512::pack_bf16(static_cast<const avx512::bf16*>(x), stride, tokens, features, width, bits);
 }
 
-void se::store_panel_avx512(const float* acc, int64_t width, int64_t tokens, int64_t row0,
-                            int64_t rows, const Epilogue& epilogue) {
-  avx512::store_panel(acc, width, tokens, row0, rows, epilogue);
+void se::quantize_panel_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                              int64_t features, int64_t lanes, int64_t width, void* panel,
+                              float* scales) {
+  avx512::quantize(x, dtype, stride, tokens, features, lanes, width, panel, scales);
+}
+
+void se::store_panel_avx512(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
+                           const Epilogue& epilogue) {
+  avx512::store_panel(sums, tokens, row0, rows, epilogue);
 }
 
 void se::store_token_avx512(const float* acc, int64_t row0, int64_t rows,

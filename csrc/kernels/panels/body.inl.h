@@ -41,15 +41,90 @@ inline void pack_f32(const T* x, int64_t stride, int64_t tokens, int64_t feature
   }
 }
 
+// Token t's 4 kLanes features from k on as quads, in row t of `tile`; zeros (byte 128) past `n`.
 template <class T>
-inline void store_tile(const float* acc, int64_t width, int64_t tokens, int64_t rows,
-                       const Epilogue& e, const float* bias, const T* residual, T* y) {
+inline void quantize_row(const T* x, int64_t n, float inverse, uint8_t* bytes) {
+  const vf scale = set1(inverse);
+  for (int64_t i = 0; i < 4; ++i) {
+    const int64_t left = n - i * kLanes;
+    const vf a = left >= kLanes ? load(x + i * kLanes)
+                 : left > 0     ? load_some(x + i * kLanes, left)
+                                : zero();
+    store_offset_bytes(bytes + i * kLanes, mul(a, scale));
+  }
+}
+
+template <class T>
+inline float token_scale(const T* x, int64_t features) {
+  vf most = zero(), poison = zero();  // 0 x Inf and 0 x NaN are NaN
+  int64_t k = 0;
+  for (; k + kLanes <= features; k += kLanes) {
+    const vf a = load(x + k);
+    most = at_least(most, abs(a));
+    poison = fmadd(a, zero(), poison);
+  }
+  if (k < features) {
+    const vf a = load_some(x + k, features - k);
+    most = at_least(most, abs(a));
+    poison = fmadd(a, zero(), poison);
+  }
+  float lanes[kLanes], bad[kLanes], top = 0, sick = 0;
+  store(lanes, most);
+  store(bad, poison);
+  for (int i = 0; i < kLanes; ++i) {
+    top = lanes[i] > top ? lanes[i] : top;
+    sick += bad[i];
+  }
+  return top / 127.0f + sick;
+}
+
+template <class T>
+inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t features,
+                          int64_t lanes, int64_t width, float* panel, float* scales) {
+  const int64_t quads = (features + 3) / 4;
+  for (int64_t t = 0; t < lanes; t += kLanes) {
+    float inverse[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      scales[t + i] = t + i < tokens ? token_scale(x + (t + i) * stride, features) : 0.0f;
+      inverse[i] = scales[t + i] > 0 ? 1.0f / scales[t + i] : 0.0f;
+    }
+    for (int64_t q = 0; q < quads; q += kLanes) {
+      alignas(64) uint8_t bytes[kLanes][4 * kLanes];
+      for (int64_t i = 0; i < kLanes; ++i)
+        if (t + i < tokens)
+          quantize_row(x + (t + i) * stride + 4 * q, features - 4 * q, inverse[i], bytes[i]);
+        else
+          __builtin_memset(bytes[i], 128, sizeof bytes[i]);
+      vf tile[kLanes];
+      SE_UNROLL
+      for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(bytes[i]));
+      transpose(tile);
+      const int64_t n = quads - q < kLanes ? quads - q : kLanes;
+      for (int64_t i = 0; i < n; ++i) store(panel + (q + i) * width + t, tile[i]);
+    }
+  }
+}
+
+// A row of a tile of sums as scaled floats.
+inline vf scaled(const float* acc, const Epilogue&, int64_t, const float*) { return load(acc); }
+inline vf scaled(const int32_t* acc, const Epilogue& e, int64_t row, const float* token_scales) {
+  return mul(mul(load(acc), set1(e.row_scales[row])), load(token_scales));
+}
+
+template <class T, class A>
+inline void store_tile(const A* acc, int64_t width, const float* token_scales, int64_t tokens,
+                       int64_t rows, const Epilogue& e, int64_t row0, const T* residual, T* y) {
   vf tile[kLanes];
+  const float* bias = e.bias ? e.bias + row0 : nullptr;
   SE_UNROLL
-  for (int i = 0; i < kLanes; ++i)
-    tile[i] = i < rows
-                  ? activate(e.activation, add(load(acc + i * width), set1(bias ? bias[i] : 0.0f)))
-                  : zero();
+  for (int i = 0; i < kLanes; ++i) {
+    if (i >= rows) {
+      tile[i] = zero();
+      continue;
+    }
+    const vf sum = scaled(acc + i * width, e, row0 + i, token_scales);
+    tile[i] = activate(e.activation, add(sum, set1(bias ? bias[i] : 0.0f)));
+  }
   transpose(tile);
   for (int64_t t = 0; t < tokens; ++t) {
     const T* res = residual + t * e.residual_stride;
@@ -62,16 +137,17 @@ inline void store_tile(const float* acc, int64_t width, int64_t tokens, int64_t 
   }
 }
 
-template <class T>
-inline void store_rows(const float* acc, int64_t width, int64_t tokens, int64_t row0, int64_t rows,
+template <class T, class A>
+inline void store_rows(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
                        const Epilogue& e) {
+  const A* acc = static_cast<const A*>(sums.acc);
   const T* residual = static_cast<const T*>(e.residual);
   T* y = static_cast<T*>(e.y);
   for (int64_t r = 0; r < rows; r += kLanes)
     for (int64_t t = 0; t < tokens; t += kLanes) {
       const int64_t live = tokens - t < kLanes ? tokens - t : kLanes;
-      store_tile(acc + r * width + t, width, live, rows - r, e,
-                 e.bias ? e.bias + row0 + r : nullptr,
+      store_tile(acc + r * sums.width + t, sums.width,
+                 sums.token_scales ? sums.token_scales + t : nullptr, live, rows - r, e, row0 + r,
                  residual ? residual + t * e.residual_stride + row0 + r : nullptr,
                  y + t * e.y_stride + row0 + r);
     }
@@ -98,12 +174,26 @@ inline void pack(const void* x, DType dtype, int64_t stride, int64_t tokens, int
     pack_f32(static_cast<const bf16*>(x), stride, tokens, features, width, panel);
 }
 
-inline void store_panel(const float* acc, int64_t width, int64_t tokens, int64_t row0, int64_t rows,
-                        const Epilogue& e) {
-  if (e.dtype == DType::f32)
-    store_rows<float>(acc, width, tokens, row0, rows, e);
+inline void quantize(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+                     int64_t lanes, int64_t width, void* panel, float* scales) {
+  float* quads = static_cast<float*>(panel);
+  if (dtype == DType::f32)
+    quantize_rows(static_cast<const float*>(x), stride, tokens, features, lanes, width, quads,
+                  scales);
   else
-    store_rows<bf16>(acc, width, tokens, row0, rows, e);
+    quantize_rows(static_cast<const bf16*>(x), stride, tokens, features, lanes, width, quads,
+                  scales);
+}
+
+inline void store_panel(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
+                        const Epilogue& e) {
+  const bool f32 = e.dtype == DType::f32;
+  if (sums.token_scales)
+    f32 ? store_rows<float, int32_t>(sums, tokens, row0, rows, e)
+        : store_rows<bf16, int32_t>(sums, tokens, row0, rows, e);
+  else
+    f32 ? store_rows<float, float>(sums, tokens, row0, rows, e)
+        : store_rows<bf16, float>(sums, tokens, row0, rows, e);
 }
 
 inline void store_token(const float* acc, int64_t row0, int64_t rows, const Epilogue& e) {

@@ -1,0 +1,34 @@
+// Makes the buffers that layouts/runs.h draws.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layouts/runs.h"
+
+namespace se {
+
+// W [out, in] by rows, columns rising within a row; values of `element` bytes (2 or 4).
+struct CsrView {
+  int64_t out, in;
+  const int32_t* pointers;  // [out + 1]
+  const int32_t* columns;   // [pointers[out]]
+  const void* values;       // [pointers[out]]
+  int64_t element;
+};
+
+struct RunsBuffers {
+  std::vector<uint8_t> values;  // bytes
+  std::vector<uint8_t> columns;
+  std::vector<uint16_t> rows;
+  std::vector<Stretch> stretches;
+  std::vector<RunsStart> starts;
+};
+
+// Rows of a (chunk, K-block) are sorted by their number of non-zeros; among rows with the same
+// number each takes the partner, of the next few, that shares most columns with it. Pairs are then
+// ordered so that equal lengths follow each other. Runs on omp_get_max_threads() threads; the result
+// does not depend on them. Throws std::length_error when a buffer outgrows int32.
+RunsBuffers pack_runs(const CsrView& w, int64_t chunk, int64_t block);
+
+}  // namespace se
