@@ -2,21 +2,34 @@ from typing import Any
 
 import numpy as np
 
-def linear_strips(
+def linear(
+    packing: str,
     x: np.ndarray[Any, Any],
-    values: np.ndarray[Any, Any],
-    columns: np.ndarray[Any, Any],
-    pointers: np.ndarray[Any, Any],
+    buffers: list[np.ndarray[Any, Any]],
+    params: list[int],
     y: np.ndarray[Any, Any],
     bias: np.ndarray[Any, Any] | None = None,
     residual: np.ndarray[Any, Any] | None = None,
-    *,
-    height: int,
-    block: int,
-    activation: int,
+    activation: int = 0,
     isa: str | None = None,
 ) -> None: ...
-def linear_kernel(dtype: str, tokens: int, isa: str | None = None) -> str: ...
+def linear_kernel(packing: str, dtype: str, tokens: int, isa: str | None = None) -> str: ...
+def pack_runs(
+    pointers: np.ndarray[Any, Any],
+    columns: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
+    out: int,
+    in_features: int,
+    chunk: int,
+    block: int,
+) -> dict[str, np.ndarray[Any, Any]]: ...
+def pack_sellp(
+    pointers: np.ndarray[Any, Any],
+    columns: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
+    out: int,
+    in_features: int,
+) -> dict[str, np.ndarray[Any, Any]]: ...
 def kernels() -> list[dict[str, Any]]: ...
 def detected_isa() -> str: ...
 def active_isa() -> str: ...

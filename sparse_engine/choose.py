@@ -62,7 +62,7 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     if sparsity < MIN_SPARSITY:
         reason = f"{sparsity:.0%} zeros, formats are timed from {MIN_SPARSITY:.0%}"
         return Choice("dense" if dense else "csr", 1.0, {}, reason)
-    stored = weight.to(config.torch_dtype)
+    stored = weight.to(config.source_dtype)
     specs = candidates(stored)
     if not specs:
         reason = f"no format with a kernel on {weight.device.type} fits the pattern"
@@ -70,7 +70,9 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     packed = {}
     for spec in specs:
         format_class, params = parse_format(spec)
-        packed[spec] = pack(format_class.from_dense(stored, **params), weight.device.type)
+        packed[spec] = pack(
+            format_class.from_dense(stored, **params), weight.device.type, config.dtype
+        )
     times: dict[str, dict[int, float]] = {spec: {} for spec in ("dense", *specs)}
     for tokens in config.tokens:
         x = torch.randn(tokens, weight.shape[1]).to(weight)

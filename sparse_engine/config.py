@@ -10,7 +10,7 @@ import torch
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import parse_format
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class SparseConfig:
     """How `sparsify_` and `from_dense` store a weight.
 
     format: "auto" (measured on this machine), "csr", "bsr:RxC", "bitmask", "nm:K:M" or "dense".
-    dtype: of the stored values, "float32" or "bfloat16"; activations keep their own.
+    dtype: of the stored values. Activations keep their own: "float32" and "bfloat16" weights meet
+        them in float32; for "int8" (symmetric, one scale an output) they are quantised token by
+        token while the op runs.
     tokens: numbers of rows that "auto" times, i.e. batch x sequence length as the model will run.
     """
 
@@ -35,9 +37,9 @@ class SparseConfig:
             raise UsageError(f"tokens {self.tokens!r}: give whole numbers from 1 up, as (1, 128)")
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch has it."""
-        return DTYPES[self.dtype]
+    def source_dtype(self) -> torch.dtype:
+        """What a weight is cast to before it is packed: `dtype`, but float32 for int8."""
+        return torch.float32 if self.dtype == "int8" else DTYPES[self.dtype]
 
     @classmethod
     def of(cls, config: Self | str | None) -> Self:

@@ -3,6 +3,8 @@
 #include "bindings/arrays.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
+#include "kernels/spmv_bits/kernel.h"
+#include "kernels/spmv_sellp/kernel.h"
 #include "kernels/spmv_strips/kernel.h"
 #include "kernels/table.h"
 #include "ops/linear.h"
@@ -10,121 +12,187 @@
 namespace se {
 namespace {
 
-// The views check sizes and the pointers' ends; that pointers rise and columns are in range is
-// checked once, when a packing is built or loaded (validate in sparse_engine/packings), not at every
-// call.
-Strips strips_view(const py::array& values, const py::array_t<uint16_t>& columns,
-                   const py::array_t<int32_t>& pointers, int64_t out, int64_t in, int64_t height,
-                   int64_t block) {
-  require(out >= 0 && in >= 0 && height > 0 && block > 0 && block <= 65536,
-          "strips: sizes out of range");
+// The buffers of a packing, in the order of its buffer_names in sparse_engine/packings. Views check
+// types, sizes and ends; that pointers rise and columns are in range is checked once, when a packing
+// is built or loaded (validate there), not at every call.
+class Buffers {
+ public:
+  explicit Buffers(const std::vector<py::array>& arrays) : arrays_(arrays) {}
+
+  template <class T>
+  const T* take(int64_t size, const char* what) {
+    const py::array& a = next();
+    if (!py::isinstance<py::array_t<T>>(a) || a.size() != size || !contiguous(a))
+      throw std::invalid_argument(std::string(what) + ": wrong dtype, size or layout");
+    return static_cast<const T*>(a.data());
+  }
+  template <class T>
+  const T* take_any(int64_t* size, const char* what) {
+    *size = peek().size();
+    return take<T>(*size, what);
+  }
+  // Values of a float dtype.
+  const void* take_values(DType* dtype, int64_t* size, const char* what) {
+    const py::array& a = next();
+    *dtype = dtype_of(a, what);
+    *size = a.size();
+    require(contiguous(a), "values must be contiguous");
+    return a.data();
+  }
+  const py::array& peek() const {
+    require(at_ < arrays_.size(), "a packing lacks buffers");
+    return arrays_[at_];
+  }
+  void end() const { require(at_ == arrays_.size(), "a packing has too many buffers"); }
+
+ private:
+  const py::array& next() {
+    const py::array& a = peek();
+    ++at_;
+    return a;
+  }
+  const std::vector<py::array>& arrays_;
+  size_t at_ = 0;
+};
+
+Strips strips_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
+  require(params.size() == 2, "strips: params are height and block");
   Strips w{};
   w.out = out;
   w.in = in;
-  w.height = height;
-  w.block = block;
-  w.strips = (out + height - 1) / height;
-  w.blocks = std::max<int64_t>(1, (in + block - 1) / block);
-  w.dtype = dtype_of(values, "values");
-  require(pointers.ndim() == 1 && pointers.size() == w.blocks * w.strips + 1,
-          "strips: pointers must have blocks * strips + 1 elements");
-  require(contiguous(pointers) && contiguous(columns) && contiguous(values),
-          "strips: buffers must be contiguous");
-  w.values = values.data();
-  w.columns = columns.data();
-  w.pointers = pointers.data();
-  require(w.pointers[0] == 0 && w.pointers[w.blocks * w.strips] == columns.size(),
+  w.height = params[0];
+  w.block = params[1];
+  require(w.height > 0 && w.block > 0 && w.block <= 65536, "strips: sizes out of range");
+  w.strips = (out + w.height - 1) / w.height;
+  w.blocks = std::max<int64_t>(1, (in + w.block - 1) / w.block);
+  int64_t values = 0, columns = 0;
+  w.values = buffers.take_values(&w.dtype, &values, "strips values");
+  w.columns = buffers.take_any<uint16_t>(&columns, "strips columns");
+  w.pointers = buffers.take<int32_t>(w.blocks * w.strips + 1, "strips pointers");
+  buffers.end();
+  require(w.pointers[0] == 0 && w.pointers[w.blocks * w.strips] == columns,
           "strips: pointers must run from 0 to the number of columns");
-  require(values.size() == columns.size() * height, "strips: values must be columns x height");
+  require(values == columns * w.height, "strips: values must be columns x height");
   return w;
 }
 
-Runs runs_view(const py::array& values, const py::array_t<uint8_t>& columns,
-               const py::array_t<uint16_t>& rows, const py::array_t<uint16_t>& stretches,
-               const py::array_t<int32_t>& starts,
-               const std::optional<py::array_t<int32_t>>& corrections, int64_t out, int64_t in,
-               int64_t chunk, int64_t block) {
-  require(out >= 0 && in >= 0 && chunk > 0 && chunk <= 65535 && block > 0 && block <= 256,
-          "runs: sizes out of range");
-  const bool quads = py::isinstance<py::array_t<int8_t>>(values);
+Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
+  require(params.size() == 2, "runs: params are chunk and block");
+  const bool quads = py::isinstance<py::array_t<int8_t>>(buffers.peek());
   Runs w{};
   w.out = out;
   w.in = quads ? (in + 3) / 4 : in;
-  w.chunk = chunk;
-  w.block = block;
-  w.chunks = (out + chunk - 1) / chunk;
-  w.blocks = std::max<int64_t>(1, (w.in + block - 1) / block);
-  w.dtype = quads ? DType::i8 : dtype_of(values, "values");
-  require(contiguous(values) && contiguous(columns) && contiguous(rows) && contiguous(stretches) &&
-              contiguous(starts),
-          "runs: buffers must be contiguous");
-  require(stretches.ndim() == 2 && stretches.shape(1) == 4, "runs: stretches must be [., 4]");
-  require(starts.ndim() == 2 && starts.shape(0) == w.chunks * w.blocks + 1 && starts.shape(1) == 4,
-          "runs: starts must be [chunks * blocks + 1, 4]");
-  w.values = values.data();
-  w.columns = columns.data();
-  w.rows = rows.data();
-  w.stretches = reinterpret_cast<const Stretch*>(stretches.data());
-  w.starts = reinterpret_cast<const RunsStart*>(starts.data());
-  const RunsStart& end = w.starts[w.chunks * w.blocks];
-  require(end.stretch == stretches.shape(0) && end.row + 2 == rows.size() &&
-              end.column == columns.size() && end.value * (quads ? 4 : 1) == values.size(),
-          "runs: starts must end where the buffers do");
+  w.chunk = params[0];
+  w.block = params[1];
+  require(w.chunk > 0 && w.chunk <= 65535 && w.block > 0 && w.block <= 256,
+          "runs: sizes out of range");
+  w.chunks = (out + w.chunk - 1) / w.chunk;
+  w.blocks = std::max<int64_t>(1, (w.in + w.block - 1) / w.block);
+  int64_t values = 0, columns = 0, rows = 0, stretches = 0;
   if (quads) {
-    require(corrections && corrections->size() == w.chunks * chunk + 1 && contiguous(*corrections),
-            "runs: int8 needs corrections [chunks * chunk + 1]");
-    w.corrections = corrections->data();
+    w.dtype = DType::i8;
+    w.values = buffers.take_any<int8_t>(&values, "runs values");
+    values /= 4;
+  } else {
+    w.values = buffers.take_values(&w.dtype, &values, "runs values");
   }
+  w.columns = buffers.take_any<uint8_t>(&columns, "runs columns");
+  w.rows = buffers.take_any<uint16_t>(&rows, "runs rows");
+  w.stretches = reinterpret_cast<const Stretch*>(buffers.take_any<uint16_t>(&stretches, "runs stretches"));
+  w.starts = reinterpret_cast<const RunsStart*>(
+      buffers.take<int32_t>(4 * (w.chunks * w.blocks + 1), "runs starts"));
+  if (quads) {
+    w.scales = buffers.take<float>(out, "runs scales");
+    w.corrections = buffers.take<int32_t>(w.chunks * w.chunk + 1, "runs corrections");
+  }
+  buffers.end();
+  const RunsStart& end = w.starts[w.chunks * w.blocks];
+  require(4 * end.stretch == stretches && end.row + 2 == rows && end.column == columns &&
+              end.value == values,
+          "runs: starts must end where the buffers do");
   return w;
 }
 
-void linear_strips(const py::array& x, const py::array& values,
-                   const py::array_t<uint16_t>& columns, const py::array_t<int32_t>& pointers,
-                   py::array y, const std::optional<py::array_t<float>>& bias,
-                   const std::optional<py::array>& residual, int64_t height, int64_t block,
-                   int activation, const std::optional<std::string>& isa) {
-  require(x.ndim() == 2 && y.ndim() == 2 && x.shape(0) == y.shape(0),
-          "x and y must be [tokens, .]");
-  const Strips w = strips_view(values, columns, pointers, y.shape(1), x.shape(1), height, block);
-  const Epilogue e = epilogue_of(y, bias, residual, activation);
-  const DType x_dtype = dtype_of(x, "x");
-  const int64_t stride = row_stride(x, "x"), tokens = x.shape(0);
-  const void* x_data = x.data();
-  const Isa level = isa_or_active(isa);
-  py::gil_scoped_release release;
-  linear(w, x_data, x_dtype, stride, tokens, e, level);
+SellP sellp_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
+  require(params.empty() && in <= 65536, "sellp: no params, and at most 65536 inputs");
+  SellP w{};
+  w.out = out;
+  w.in = in;
+  w.groups = (out + 15) / 16;
+  int64_t values = 0, picks = 0, steps = 0;
+  const bool int8 = py::isinstance<py::array_t<int8_t>>(buffers.peek());
+  if (int8) {
+    w.dtype = DType::i8;
+    w.values = buffers.take_any<int8_t>(&values, "sellp values");
+  } else {
+    w.values = buffers.take_values(&w.dtype, &values, "sellp values");
+  }
+  w.picks = buffers.take_any<uint8_t>(&picks, "sellp picks");
+  w.offsets = buffers.take_any<uint16_t>(&steps, "sellp offsets");
+  w.starts = buffers.take<int32_t>(w.groups + 1, "sellp starts");
+  w.rows = buffers.take<int32_t>(w.groups * 16, "sellp rows");
+  if (int8) w.scales = buffers.take<float>(out, "sellp scales");
+  buffers.end();
+  require(values == 16 * steps && picks == 16 * steps && w.starts[0] == 0 &&
+              w.starts[w.groups] == steps,
+          "sellp: values and picks must be [steps, 16], starts run from 0 to steps");
+  return w;
 }
 
-void linear_runs(const py::array& x, const py::array& values, const py::array_t<uint8_t>& columns,
-                 const py::array_t<uint16_t>& rows, const py::array_t<uint16_t>& stretches,
-                 const py::array_t<int32_t>& starts,
-                 const std::optional<py::array_t<float>>& scales,
-                 const std::optional<py::array_t<int32_t>>& corrections, py::array y,
-                 const std::optional<py::array_t<float>>& bias,
-                 const std::optional<py::array>& residual, int64_t chunk, int64_t block,
-                 int activation, const std::optional<std::string>& isa) {
+Bits bits_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
+  require(params.empty(), "bits: no params");
+  Bits w{};
+  w.out = out;
+  w.in = in;
+  w.stride = (in + 63) / 64 * 8;
+  int64_t values = 0;
+  const bool int8 = py::isinstance<py::array_t<int8_t>>(buffers.peek());
+  if (int8) {
+    w.dtype = DType::i8;
+    w.values = buffers.take_any<int8_t>(&values, "bits values");
+  } else {
+    w.values = buffers.take_values(&w.dtype, &values, "bits values");
+  }
+  w.mask = buffers.take<uint8_t>(out * w.stride, "bits mask");
+  w.offsets = buffers.take<int32_t>(out + 1, "bits offsets");
+  if (int8) {
+    w.scales = buffers.take<float>(out, "bits scales");
+    w.corrections = buffers.take<int32_t>(out, "bits corrections");
+  }
+  buffers.end();
+  require(w.offsets[0] == 0 && w.offsets[out] + 64 == values,
+          "bits: offsets must run from 0 to 64 before the end of values");
+  return w;
+}
+
+void linear_packed(const std::string& packing, const py::array& x,
+                   const std::vector<py::array>& buffers, const std::vector<int64_t>& params,
+                   py::array y, const std::optional<py::array_t<float>>& bias,
+                   const std::optional<py::array>& residual, int activation,
+                   const std::optional<std::string>& isa) {
   require(x.ndim() == 2 && y.ndim() == 2 && x.shape(0) == y.shape(0),
           "x and y must be [tokens, .]");
-  const Runs w = runs_view(values, columns, rows, stretches, starts, corrections, y.shape(1),
-                           x.shape(1), chunk, block);
-  Epilogue e = epilogue_of(y, bias, residual, activation);
-  if (w.dtype == DType::i8) {
-    require(scales && scales->size() == w.out && contiguous(*scales),
-            "runs: int8 needs scales [out]");
-    e.row_scales = scales->data();
-  }
-  const DType x_dtype = dtype_of(x, "x");
-  const int64_t stride = row_stride(x, "x"), tokens = x.shape(0), features = x.shape(1);
-  const void* x_data = x.data();
+  const Epilogue e = epilogue_of(y, bias, residual, activation);
+  const Activations a{x.data(), dtype_of(x, "x"), row_stride(x, "x"), x.shape(0), x.shape(1)};
+  const int64_t out = y.shape(1);
   const Isa level = isa_or_active(isa);
-  py::gil_scoped_release release;
-  linear(w, x_data, x_dtype, stride, tokens, features, e, level);
+  const auto run = [&](const auto& w) {
+    py::gil_scoped_release release;
+    linear(w, a, e, level);
+  };
+  if (packing == "runs") return run(runs_view(Buffers(buffers), params, out, a.features));
+  if (packing == "strips") return run(strips_view(Buffers(buffers), params, out, a.features));
+  if (packing == "sellp") return run(sellp_view(Buffers(buffers), params, out, a.features));
+  if (packing == "bits") return run(bits_view(Buffers(buffers), params, out, a.features));
+  throw std::invalid_argument("unknown packing " + packing);
 }
 
 py::list kernels() {
   std::vector<KernelInfo> rows;
   list_spmm_runs(rows);
   list_spmm_strips(rows);
+  list_spmv_bits(rows);
+  list_spmv_sellp(rows);
   list_spmv_strips(rows);
   py::list out;
   for (const KernelInfo& k : rows) {
@@ -145,6 +213,8 @@ std::string linear_kernel(const std::string& packing, const std::string& dtype, 
   const DType weight = parse_dtype(dtype);
   const Isa level = isa_or_active(isa);
   if (packing == "runs") return spmm_runs(weight, level).name;
+  if (packing == "sellp") return spmv_sellp(weight, level).name;
+  if (packing == "bits") return spmv_bits(weight, level).name;
   require(packing == "strips" && weight != DType::i8, "no kernels for this packing and dtype");
   return tokens == 1 ? spmv_strips(weight, level).name : spmm_strips(weight, level).name;
 }
@@ -152,18 +222,10 @@ std::string linear_kernel(const std::string& packing, const std::string& dtype, 
 }  // namespace
 
 void bind_linear(py::module_& m) {
-  m.def("linear_strips", &linear_strips, py::arg("x").noconvert(), py::arg("values").noconvert(),
-        py::arg("columns").noconvert(), py::arg("pointers").noconvert(), py::arg("y").noconvert(),
-        py::arg("bias") = py::none(), py::arg("residual") = py::none(), py::arg("height"),
-        py::arg("block"), py::arg("activation"), py::arg("isa") = py::none(),
-        "y = act(x W^T + bias) + residual; W as strips (csrc/layouts/strips.h).");
-  m.def("linear_runs", &linear_runs, py::arg("x").noconvert(), py::arg("values").noconvert(),
-        py::arg("columns").noconvert(), py::arg("rows").noconvert(),
-        py::arg("stretches").noconvert(), py::arg("starts").noconvert(),
-        py::arg("scales") = py::none(), py::arg("corrections") = py::none(),
-        py::arg("y").noconvert(), py::arg("bias") = py::none(), py::arg("residual") = py::none(),
-        py::arg("chunk"), py::arg("block"), py::arg("activation"), py::arg("isa") = py::none(),
-        "y = act(x W^T + bias) + residual; W as runs (csrc/layouts/runs.h).");
+  m.def("linear", &linear_packed, py::arg("packing"), py::arg("x").noconvert(), py::arg("buffers"),
+        py::arg("params"), py::arg("y").noconvert(), py::arg("bias") = py::none(),
+        py::arg("residual") = py::none(), py::arg("activation") = 0, py::arg("isa") = py::none(),
+        "y = act(x W^T + bias) + residual; W as a packing of csrc/layouts.");
   m.def("linear_kernel", &linear_kernel, py::arg("packing"), py::arg("dtype"), py::arg("tokens"),
         py::arg("isa") = py::none(), "Name of the kernel that runs a packing.");
   m.def("kernels", &kernels,

@@ -17,7 +17,8 @@ Isa detect() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return Isa::avx2;
   if (!__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
-  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512_vnni;
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi2"))
+    return Isa::avx512_vnni;
   return Isa::avx512_bf16;
 #else
   return Isa::scalar;

@@ -48,7 +48,9 @@ struct Runs {
   const uint16_t* rows;        // followed by two more that may be read: the kernel looks ahead
   const Stretch* stretches;
   const RunsStart* starts;     // [chunks * blocks + 1]
-  const int32_t* corrections;  // int8 only, [out]: -128 times the sum of a row's values
+  // int8 only.
+  const float* scales;         // [out]
+  const int32_t* corrections;  // [chunks * chunk + 1]: -128 times the sum of a row's values
 };
 
 }  // namespace se

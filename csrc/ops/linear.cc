@@ -3,14 +3,10 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
-#include "kernels/spmv_strips/kernel.h"
+#include "ops/workspace.h"
 
 namespace se {
 namespace {
@@ -21,35 +17,6 @@ constexpr int64_t kChunkRows = 128;
 // Panels packed at a time: bounds the working memory, and one pass over the weights serves them
 // all.
 constexpr int64_t kPanelsPerPass = 8;
-// Below this many multiply-adds a second thread costs more than it saves.
-constexpr int64_t kSerialWork = 1 << 16;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// 64-byte aligned memory that a thread keeps between calls.
-class Workspace {
- public:
-  template <class T>
-  T* get(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    if (bytes > size_) {
-      memory_.reset();
-      size_ = 0;
-      memory_.reset(std::aligned_alloc(64, bytes));
-      if (!memory_) throw std::bad_alloc();
-      size_ = bytes;
-    }
-    return static_cast<T*>(memory_.get());
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  size_t size_ = 0;
-};
-
 thread_local Workspace panel_memory, accumulator_memory, scale_memory;
 
 // What the panels of an op are multiplied with: how a packed weight is cut into chunks, and its
@@ -98,63 +65,12 @@ struct RunsWork {
   }
 };
 
-int threads_for(int64_t work) { return work < kSerialWork ? 1 : omp_get_max_threads(); }
-
-int64_t rows_of(const Strips& w, int64_t begin, int64_t end) {
-  return std::min(end * w.height, w.out) - begin * w.height;
-}
-
-void one_token(const Strips& w, const void* x, DType x_dtype, const Epilogue& epilogue, Isa isa) {
-  const SpmvStripsKernel& kernel = spmv_strips(w.dtype, isa);
-  const PanelKernels& panel = panels(isa);
-  const float* xf = static_cast<const float*>(x);
-  if (x_dtype != DType::f32) {
-    float* widened = panel_memory.get<float>(w.in);
-    const uint16_t* bits = static_cast<const uint16_t*>(x);
-    for (int64_t k = 0; k < w.in; ++k) {
-      const uint32_t wide = static_cast<uint32_t>(bits[k]) << 16;
-      std::memcpy(widened + k, &wide, 4);
-    }
-    xf = widened;
-  }
-  const int threads = threads_for(StripsWork::entries(w));
-  const int64_t step = StripsWork::strips_per_chunk(w, threads), chunks = ceil_div(w.strips, step);
-  float* sums = accumulator_memory.get<float>(threads * step * w.height);
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t c = 0; c < chunks; ++c) {
-    const int64_t begin = c * step, end = std::min(begin + step, w.strips);
-    float* acc = sums + omp_get_thread_num() * step * w.height;
-    kernel.run(w, begin, end, xf, acc);
-    panel.store_token(acc, begin * w.height, rows_of(w, begin, end), epilogue);
-  }
-}
-
-Epilogue shifted(const Epilogue& e, int64_t tokens) {
-  Epilogue r = e;
-  const int64_t size = e.dtype == DType::f32 ? 4 : 2;
-  r.y = static_cast<char*>(e.y) + tokens * e.y_stride * size;
-  if (e.residual)
-    r.residual = static_cast<const char*>(e.residual) + tokens * e.residual_stride * size;
-  return r;
-}
-
 // The narrowest panel that holds `tokens`.
 int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
   int64_t width = narrowest;
   while (width < widest && width < tokens) width *= 2;
   return width;
 }
-
-// Row-major activations: where they are and how they go into panels.
-struct Activations {
-  const void* x;
-  DType dtype;
-  int64_t stride, tokens, features;
-  const char* at(int64_t token, int64_t feature) const {
-    return static_cast<const char*>(x) +
-           (token * stride + feature) * (dtype == DType::f32 ? 4 : 2);
-  }
-};
 
 template <class Work>
 void linear_panels(const Work& work, const Activations& a, const Epilogue& epilogue, Isa isa,
@@ -206,7 +122,7 @@ void linear_panels(const Work& work, const Activations& a, const Epilogue& epilo
         float* acc = sums + omp_get_thread_num() * sums_size;
         work.run(c, packed + p * panel_size, width, acc);
         panel.store({acc, width, quads ? scales + p * widest : nullptr}, live_of(p), work.row0(c),
-                    work.rows(c), shifted(epilogue, t0 + p * widest));
+                    work.rows(c), at_token(epilogue, t0 + p * widest));
       }
     }
   }
@@ -214,20 +130,30 @@ void linear_panels(const Work& work, const Activations& a, const Epilogue& epilo
 
 }  // namespace
 
-void linear(const Strips& w, const void* x, DType x_dtype, int64_t stride, int64_t tokens,
-            const Epilogue& epilogue, Isa isa) {
-  if (tokens == 0 || w.out == 0) return;
-  if (tokens == 1) return one_token(w, x, x_dtype, epilogue, isa);
-  const int threads = threads_for(StripsWork::entries(w) * tokens);
-  linear_panels(StripsWork(w, isa, threads), {x, x_dtype, stride, tokens, w.in}, epilogue, isa,
-                threads);
+int threads_for(int64_t work) { return work < kSerialWork ? 1 : omp_get_max_threads(); }
+
+Epilogue at_token(const Epilogue& e, int64_t token) {
+  Epilogue r = e;
+  const int64_t size = e.dtype == DType::f32 ? 4 : 2;
+  r.y = static_cast<char*>(e.y) + token * e.y_stride * size;
+  if (e.residual)
+    r.residual = static_cast<const char*>(e.residual) + token * e.residual_stride * size;
+  return r;
 }
 
-void linear(const Runs& w, const void* x, DType x_dtype, int64_t stride, int64_t tokens,
-            int64_t features, const Epilogue& epilogue, Isa isa) {
-  if (tokens == 0 || w.out == 0) return;
-  const int threads = threads_for(RunsWork::entries(w) * tokens);
-  linear_panels(RunsWork(w, isa), {x, x_dtype, stride, tokens, features}, epilogue, isa, threads);
+void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
+  if (x.tokens == 0 || w.out == 0) return;
+  if (x.tokens == 1) return linear_one_token(w, x, epilogue, isa);
+  const int threads = threads_for(StripsWork::entries(w) * x.tokens);
+  linear_panels(StripsWork(w, isa, threads), x, epilogue, isa, threads);
+}
+
+void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
+  if (x.tokens == 0 || w.out == 0) return;
+  const int threads = threads_for(RunsWork::entries(w) * x.tokens);
+  Epilogue e = epilogue;
+  e.row_scales = w.scales;
+  linear_panels(RunsWork(w, isa), x, e, isa, threads);
 }
 
 }  // namespace se

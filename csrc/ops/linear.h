@@ -2,20 +2,36 @@
 #pragma once
 
 #include "kernels/panels/kernel.h"
+#include "layouts/bits.h"
 #include "layouts/runs.h"
+#include "layouts/sellp.h"
 #include "layouts/strips.h"
 
 namespace se {
 
-// x [tokens][stride] row-major, float or bf16; the epilogue says where y goes. y must not overlap
-// x. Runs on omp_get_max_threads() threads (torch.set_num_threads governs it: both share one
-// OpenMP). The result does not depend on the number of threads: one thread computes each output, in
-// one order.
-void linear(const Strips& w, const void* x, DType x_dtype, int64_t stride, int64_t tokens,
-            const Epilogue& epilogue, Isa isa);
+// Row-major activations, float or bf16: [tokens][stride].
+struct Activations {
+  const void* x;
+  DType dtype;
+  int64_t stride, tokens, features;
+  const char* at(int64_t token, int64_t feature) const {
+    return static_cast<const char*>(x) +
+           (token * stride + feature) * (dtype == DType::f32 ? 4 : 2);
+  }
+};
 
-// The same for runs; `features` of x are W's columns, four times w.in at most for int8.
-void linear(const Runs& w, const void* x, DType x_dtype, int64_t stride, int64_t tokens,
-            int64_t features, const Epilogue& epilogue, Isa isa);
+// The epilogue says where y goes; y must not overlap x. `features` are W's columns. Runs on
+// omp_get_max_threads() threads (torch.set_num_threads governs it: both share one OpenMP). The
+// result does not depend on the number of threads: one thread computes each output, in one order.
+void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+
+// Made for one to four tokens, right for any number.
+void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+void linear_one_token(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+
+// The epilogue for results that begin at `token`.
+Epilogue at_token(const Epilogue& e, int64_t token);
 
 }  // namespace se

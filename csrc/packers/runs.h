@@ -5,17 +5,9 @@
 #include <vector>
 
 #include "layouts/runs.h"
+#include "packers/csr.h"
 
 namespace se {
-
-// W [out, in] by rows, columns rising within a row; values of `element` bytes (2 or 4).
-struct CsrView {
-  int64_t out, in;
-  const int32_t* pointers;  // [out + 1]
-  const int32_t* columns;   // [pointers[out]]
-  const void* values;       // [pointers[out]]
-  int64_t element;
-};
 
 struct RunsBuffers {
   std::vector<uint8_t> values;  // bytes

@@ -77,6 +77,17 @@ inline void store_offset_bytes(uint8_t* p, vf a) {
   _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
 }
 
+inline vf load(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+
+using Picks = __m256i;
+inline Picks load_picks(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+// Four permutations and three blends would take as long.
+inline vf pick(const float* window, Picks which) { return _mm256_i32gather_ps(window, which, 4); }
+
 // r[i][j] <-> r[j][i]: unpack pairs, then quads, then swap 128-bit halves.
 inline void transpose(vf (&r)[8]) {
   __m256 t[8];

@@ -66,6 +66,18 @@ inline void store_offset_bytes(uint8_t* p, vf a) {
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(wide));
 }
 
+inline vf load(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+
+using Picks = __m512i;
+inline Picks load_picks(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+inline vf pick(const float* window, Picks which) {
+  return _mm512_permutex2var_ps(load(window), which, load(window + 16));
+}
+
 // r[i][j] <-> r[j][i]: unpack pairs, then quads, then move 128-bit quarters.
 inline void transpose(vf (&r)[16]) {
   __m512 t[16];

@@ -89,6 +89,17 @@ inline void store_offset_bytes(uint8_t* p, vf a) {
   for (int i = 0; i < 4; ++i) p[i] = static_cast<uint8_t>(std::nearbyintf(a.lane[i]) + 128.0f);
 }
 
+inline vf load(const int8_t* p) {
+  return each([=](int i) { return static_cast<float>(p[i]); });
+}
+
+// Lane i becomes window[which[i]], which < 32; 32 floats of the window are readable.
+using Picks = const uint8_t*;
+inline Picks load_picks(const uint8_t* p) { return p; }
+inline vf pick(const float* window, Picks which) {
+  return each([=](int i) { return window[which[i]]; });
+}
+
 // Round to nearest even; NaN stays NaN.
 inline void store(bf16* p, vf a) {
   for (int i = 0; i < 4; ++i) {

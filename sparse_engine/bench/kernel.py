@@ -1,9 +1,10 @@
-"""bench kernel: one linear layer, over sizes, sparsities, formats and dtypes, against dense torch.
+"""bench kernel: one linear layer, over sizes, sparsities, formats and dtypes, against its peers.
 
-Dense is torch.nn.functional.linear of the same dtype, timed in turn with the sparse call. The sparse
-call is the whole op on row-major tensors: activations into panels, the kernel, results back out.
-Weights are as warm as repeated calls leave them. The roof is max(bytes read / bandwidth,
-2 nnz m / peak FLOP/s), bandwidth and peak measured in the same run on a footprint of the same size.
+Dense is the fastest of the dense peers asked for, in the same dtype, timed in turn with the sparse
+call. The sparse call is the whole op on row-major tensors: activations into panels, the kernel,
+results back out. Weights are as warm as repeated calls leave them. The roof is max(bytes read /
+bandwidth, 2 nnz m / peak FLOP/s), bandwidth and peak measured in the same run on a footprint of the
+same size.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine import _core
-from sparse_engine.bench.timing import time_in_turn
+from sparse_engine.bench.peers import find_peers
+from sparse_engine.bench.rivals import Rivals, max_error
+from sparse_engine.bench.timing import CallSampler, samples_in_turn
 from sparse_engine.config import DTYPES
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR, NM, parse_format
-from sparse_engine.ops import linear_kernel, reference, run_linear
+from sparse_engine.formats import BSR, NM, Format, parse_format
+from sparse_engine.ops import linear_kernel, run_linear
 from sparse_engine.packings import pack
 
 
@@ -49,6 +52,12 @@ class KernelRow:
     dense_bytes: int
     max_rel_err: float
     kernel: str
+    dense_engine: str
+    """Whose time `dense_time_us` is: the fastest dense peer of the same dtype."""
+    peers: dict[str, float]
+    """Microseconds of every peer that ran."""
+    refused: dict[str, str]
+    """Why the others did not, one line each."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class KernelGrid:
     format: tuple[str, ...] = ("csr", "bsr:4x1")
     dtype: tuple[str, ...] = ("float32",)
     rounds: int = 9
+    against: tuple[str, ...] = ("torch",)
 
     def __post_init__(self) -> None:
         for name in ("n", "k", "m"):
@@ -74,6 +84,9 @@ class KernelGrid:
         for dtype in self.dtype:
             if dtype not in DTYPES:
                 raise UsageError(f"dtype {dtype!r}: use {' or '.join(DTYPES)}")
+            if not any(p.dense and not p.problem(dtype) for p in find_peers(self.against)):
+                asked = ", ".join(self.against) or "nobody"
+                raise UsageError(f"no dense {dtype} among {asked}: ask for torch as well")
 
     def __len__(self) -> int:
         axes = (self.n, self.k, self.m, self.sparsity, self.format, self.dtype)
@@ -109,15 +122,19 @@ def bench_kernel(
         os.environ["SPARSE_ENGINE_ISA"] = isa
     try:
         try:
-            level = _core.active_isa()
+            _core.active_isa()
         except ValueError as error:
             raise UsageError(str(error)) from error
         peaks = {dtype: _core.peak_gflops(dtype) for dtype in grid.dtype}
-        points = product(grid.dtype, grid.n, grid.k, grid.format, grid.sparsity, grid.m)
-        for done, (dtype, n, k, spec, sparsity, m) in enumerate(points):
-            if progress is not None:
-                progress(done, len(grid), f"{n}x{k} m={m} {spec} {sparsity:.0%} {dtype}")
-            yield _measure(n, k, m, sparsity, spec, dtype, level, peaks[dtype], grid.rounds)
+        layers = product(grid.dtype, grid.n, grid.k, grid.format, grid.sparsity)
+        with Rivals(grid.against) as rivals:
+            for i, (dtype, n, k, spec, sparsity) in enumerate(layers):
+                name = f"{n}x{k} {spec} {sparsity:.0%} {dtype}"
+                layer = Layer.of(random_weight(n, k, sparsity, spec), spec, dtype)
+                for j, m in enumerate(grid.m):
+                    if progress is not None:
+                        progress(i * len(grid.m) + j, len(grid), f"{name} m={m}")
+                    yield measure(layer, m, rivals, peaks[dtype], grid.rounds)
     finally:
         if isa is not None:
             os.environ.pop("SPARSE_ENGINE_ISA")
@@ -125,36 +142,63 @@ def bench_kernel(
                 os.environ["SPARSE_ENGINE_ISA"] = previous
 
 
+@dataclass(frozen=True)
+class Layer:
+    """One sparse layer, packed once, to be measured with any number of tokens.
+
+    weight: what dense peers multiply by, float32; stored: what the packing holds, int8 dequantised.
+    """
+
+    spec: str
+    dtype: str
+    weight: Tensor
+    stored: Tensor
+    packed: Format
+
+    @classmethod
+    def of(cls, weight: Tensor, spec: str, dtype: str) -> Layer:
+        """Store a float32 weight [out, in] as `spec` says, and pack it."""
+        format_class, params = parse_format(spec)
+        weight = weight.to(carrier(dtype))
+        packed = pack(format_class.from_dense(weight, **params), "cpu", dtype)
+        stored = packed.to_dense() if dtype == "int8" else weight
+        return cls(spec, dtype, weight.float(), stored, packed)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of the format's blocks."""
+        _, params = parse_format(self.spec)
+        return params.get("rows", 1), params.get("cols", 1)
+
+
+def carrier(dtype: str) -> torch.dtype:
+    """Of the activations, and of the weight before it is packed: int8 is quantised from float32."""
+    return torch.float32 if dtype == "int8" else DTYPES[dtype]
+
+
 @torch.inference_mode()
-def _measure(
-    n: int,
-    k: int,
-    m: int,
-    sparsity: float,
-    spec: str,
-    dtype: str,
-    isa: str,
-    peak: float,
-    rounds: int,
-) -> KernelRow:
-    torch_dtype = DTYPES[dtype]
-    format_class, params = parse_format(spec)
-    weight = random_weight(n, k, sparsity, spec).to(torch_dtype)
-    packed = pack(format_class.from_dense(weight, **params))
-    x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(torch_dtype)
+def measure(layer: Layer, m: int, rivals: Rivals, peak: float, rounds: int) -> KernelRow:
+    """One point: `layer` on `m` tokens against `rivals`, `rounds` samples of each.
 
-    truth = reference.linear(weight, x)
-    y = run_linear(packed, x, None, "none", None)
-    error = float((y.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
+    peak: GFLOP/s that the processor can do in the layer's dtype.
+    """
+    packed, (n, k) = layer.packed, layer.packed.shape
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(carrier(layer.dtype))
 
-    times = time_in_turn(
-        {
-            "dense": lambda: F.linear(x, weight),
-            "sparse": lambda: run_linear(packed, x, None, "none", None),
-        },
-        rounds,
-    )
-    flops = 2.0 * packed.nnz * m
+    def call() -> Tensor:
+        return run_linear(packed, x, None, "none", None)
+
+    y = call()
+    error = max_error(y, layer.stored, x, most=128)
+    peers = rivals.start(layer.weight, x.float(), layer.dtype, layer.block)
+    times = samples_in_turn({"sparse": CallSampler(call), **peers}, rounds)
+    dense = [peer.name for peer in rivals.peers if peer.dense and peer.name in times]
+    if not dense:
+        told = "; ".join(f"{name} {why}" for name, why in rivals.refused.items())
+        raise UsageError(f"no dense engine to compare with: {told}")
+    fastest = min(dense, key=times.__getitem__)
+    nnz = int(layer.stored.count_nonzero())
+    flops = 2.0 * nnz * m
     moved = packed.nbytes + x.nbytes + y.nbytes
     bandwidth = _core.read_gbytes_per_second(max(moved, 4096))
     roof = max(moved / bandwidth, flops / peak) * 1e-9
@@ -163,20 +207,23 @@ def _measure(
         n=n,
         k=k,
         m=m,
-        sparsity=round(1 - packed.nnz / (n * k), 4),
-        format=spec,
-        dtype=dtype,
-        isa=isa,
+        sparsity=round(1 - nnz / (n * k), 4),
+        format=layer.spec,
+        dtype=layer.dtype,
+        isa=_core.active_isa(),
         threads=torch.get_num_threads(),
         time_us=round(times["sparse"] * 1e6, 2),
-        dense_time_us=round(times["dense"] * 1e6, 2),
-        speedup=round(times["dense"] / times["sparse"], 3),
+        dense_time_us=round(times[fastest] * 1e6, 2),
+        speedup=round(times[fastest] / times["sparse"], 3),
         gflops=round(flops / times["sparse"] * 1e-9, 2),
         roof_fraction=round(roof / times["sparse"], 3),
         weight_bytes=packed.nbytes,
-        dense_bytes=weight.nbytes,
+        dense_bytes=n * k * DTYPES[layer.dtype].itemsize,
         max_rel_err=float(f"{error:.2e}"),
         kernel=linear_kernel(packed, m),
+        dense_engine=fastest,
+        peers={p.name: round(times[p.name] * 1e6, 2) for p in rivals.peers if p.name in times},
+        refused=dict(rivals.refused),
     )
 
 

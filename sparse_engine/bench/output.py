@@ -21,18 +21,32 @@ def render(rows: Sequence[Any], output: str) -> str:
     plain = [asdict(row) for row in rows]
     if output == "json":
         return json.dumps(plain, indent=1)
-    names = list(plain[0]) if plain else []
+    plain = [_flat(row) for row in plain]
+    names = list(dict.fromkeys(name for row in plain for name in row))
     if output == "csv":
         text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(plain)
         return text.getvalue().rstrip("\n")
     if output != "md":
         raise UsageError(f"output {output!r}: use one of {', '.join(OUTPUTS)}")
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in plain]
+    lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in plain]
     return "\n".join(lines)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with a column for each peer; reasons are for JSON, and for whoever prints a table."""
+    peers: dict[str, float] = row.pop("peers", {})
+    row.pop("refused", None)
+    return row | {f"{name}_us": time for name, time in peers.items()}
+
+
+def reasons(rows: Sequence[KernelRow]) -> list[str]:
+    """Why peers did not run, each reason once."""
+    told = (f"{name}, {r.dtype}: {why}" for r in rows for name, why in r.refused.items())
+    return list(dict.fromkeys(told))
 
 
 def plot_kernels(rows: Sequence[KernelRow], path: Path) -> None:
@@ -55,7 +69,7 @@ def plot_kernels(rows: Sequence[KernelRow], path: Path) -> None:
             )
         axis.axhline(1.0, color="grey", linewidth=0.8)
         axis.set(title=f"{m} token{'s' if m > 1 else ''}", xlabel="sparsity", yscale="log")
-    axes[0][0].set_ylabel("speed-up over dense torch")
+    axes[0][0].set_ylabel("speed-up over dense")
     axes[0][-1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -4,26 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
+from typing import Protocol
 
 # A sample repeats a call until it has lasted this long, so that the clock's grain does not matter.
 SAMPLE_SECONDS = 2e-3
+# Calls shorter than this are made once before each sample: they find caches as they left them and
+# threads awake. For longer ones neither matters, and the time would be doubled.
+WARM_SECONDS = 2e-2
+
+
+class Sampler(Protocol):
+    """Takes samples of one call, wherever it runs."""
+
+    pool: str
+    """Whose threads run the call: samplers of one pool may follow each other at once."""
+    spin: float
+    """Seconds for which those threads go on spinning when the call is over."""
+
+    def __call__(self) -> float:
+        """One sample: seconds a call."""
+
+
+class CallSampler:
+    """Samples of a call in this process, on the OpenMP threads that torch and the kernels share."""
+
+    pool = "openmp"
+    spin = 2e-2
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        call()
+        once = min(_seconds(call, 1) for _ in range(2))
+        self._repeats = max(1, min(1000, round(SAMPLE_SECONDS / max(once, 1e-7))))
+        self._warm = once < WARM_SECONDS
+
+    def __call__(self) -> float:
+        """One sample: seconds a call."""
+        if self._warm:
+            self._call()
+        return _seconds(self._call, self._repeats)
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = perf_counter()
+    for _ in range(repeats):
+        call()
+    return (perf_counter() - start) / repeats
+
+
+def samples_in_turn(samplers: Mapping[str, Sampler], rounds: int = 9) -> dict[str, float]:
+    """Median seconds of each over `rounds` samples, taken A B C A B C ...
+
+    Where the next call runs on other threads than the last one, wait until those have stopped
+    spinning: on the same cores they would slow it two- to thirtyfold.
+    """
+    several = len({sampler.pool for sampler in samplers.values()}) > 1
+    if several:
+        sleep(max(sampler.spin for sampler in samplers.values()))
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    last: Sampler | None = None
+    for _ in range(rounds):
+        for name, sampler in samplers.items():
+            if last is not None and last.pool != sampler.pool:
+                sleep(last.spin)
+            samples[name].append(sampler())
+            last = sampler
+    return {name: median(taken) for name, taken in samples.items()}
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
     """Median seconds of each call over `rounds` samples, taken A B C A B C ... after a warm-up."""
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        start = perf_counter()
-        call()
-        once = perf_counter() - start
-        repeats[name] = max(1, min(1000, round(SAMPLE_SECONDS / max(once, 1e-7))))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            samples[name].append((perf_counter() - start) / repeats[name])
-    return {name: median(taken) for name, taken in samples.items()}
+    return samples_in_turn({name: CallSampler(call) for name, call in calls.items()}, rounds)

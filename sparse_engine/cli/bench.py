@@ -23,7 +23,10 @@ def kernel(
     m: Annotated[str, typer.Option("-m", help="Tokens (batch x sequence).")] = "1,16,128",
     sparsity: Annotated[str, typer.Option(help="Fractions of zeros.")] = "0.5,0.8,0.9",
     format: Annotated[str, typer.Option(help="csr, bsr:RxC, bitmask, nm:K:M.")] = "csr,bsr:4x1",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, int8.")] = "float32",
+    against: Annotated[
+        str, typer.Option(help="torch, onnxruntime, openvino, scipy, torch-csr, torch-bsr.")
+    ] = "torch",
     isa: Annotated[
         str | None, typer.Option(help="Levels to force, e.g. scalar,avx2, or all.")
     ] = None,
@@ -32,18 +35,21 @@ def kernel(
     output: Output = "md",
     plot: Annotated[Path | None, typer.Option(help="Also draw the speed-ups: out.png.")] = None,
 ) -> None:
-    """Time one sparse linear layer against dense torch, in turn, over every combination given.
+    """Time one sparse linear layer against dense and sparse peers, in turn, over every combination.
 
-    -n, -k, -m, --sparsity, --format, --dtype and --isa take lists with commas.
+    -n, -k, -m, --sparsity, --format, --dtype, --against and --isa take lists with commas. Dense is
+    the fastest of the dense peers asked for, in the same dtype.
 
     Examples:
 
       sparse-engine bench kernel -n 3072 -k 768 -m 1,16,128 --sparsity 0.5,0.8,0.9
 
       sparse-engine bench kernel -m 128 --format csr,bsr:4x1 --dtype bfloat16 --plot speed.png
+
+      sparse-engine bench kernel -m 128 --dtype int8 --against torch,onnxruntime,openvino
     """
     from sparse_engine.bench.kernel import KernelGrid, KernelRow, bench_kernel, conditions
-    from sparse_engine.bench.output import OUTPUTS, check_chart, plot_kernels, render
+    from sparse_engine.bench.output import OUTPUTS, check_chart, plot_kernels, reasons, render
 
     if plot is not None:
         check_chart(plot)
@@ -58,12 +64,15 @@ def kernel(
         format=split(format, str, "--format"),
         dtype=split(dtype, str, "--dtype"),
         rounds=rounds,
+        against=split(against, str, "--against"),
     )
     rows: list[KernelRow] = []
     for level in isa_levels(isa):
         with progress_bar(f"measuring {level or ''}") as report:
             rows += bench_kernel(grid, level, report)
     print(render(rows, output))
+    for reason in reasons(rows):
+        console.print(f"not measured: {reason}", style="dim")
     told = conditions()
     console.print(", ".join(f"{key} {value}" for key, value in told.items()), style="dim")
     if plot is not None:

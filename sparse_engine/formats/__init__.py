@@ -13,8 +13,9 @@ from sparse_engine.formats.bitmask import Bitmask
 from sparse_engine.formats.bsr import BSR, block_fill
 from sparse_engine.formats.csr import CSR
 from sparse_engine.formats.nm import NM
+from sparse_engine.formats.sellp import SellP
 
-FORMATS: tuple[type[Format], ...] = (CSR, BSR, Bitmask, NM)
+FORMATS: tuple[type[Format], ...] = (CSR, BSR, Bitmask, NM, SellP)
 
 
 def parse_format(text: str) -> tuple[type[Format], dict[str, int]]:
@@ -40,4 +41,4 @@ def parse_format(text: str) -> tuple[type[Format], dict[str, int]]:
     raise UsageError(f"unknown format {text!r}: expected one of {known}")
 
 
-__all__ = ["BSR", "CSR", "FORMATS", "NM", "Bitmask", "Format", "block_fill", "parse_format"]
+__all__ = ["BSR", "CSR", "FORMATS", "NM", "Bitmask", "Format", "SellP", "block_fill", "parse_format"]

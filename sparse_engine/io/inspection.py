@@ -17,7 +17,7 @@ from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.manifest import ChoiceEntry, LayerEntry
 from sparse_engine.io.package import Package, open_package
 from sparse_engine.ops import linear_kernel
-from sparse_engine.packings import Strips
+from sparse_engine.packings import PACKINGS, pack
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -224,8 +224,8 @@ def _times(choice: ChoiceEntry | None) -> dict[str, dict[int, float]]:
 
 
 def _kernel(weight: Format, tokens: int) -> str:
-    """The kernel that runs once `weight` is loaded; what is not Strips is packed to it then."""
-    if isinstance(weight, Strips):
+    """The kernel that runs once `weight` is loaded; a format is packed then."""
+    if isinstance(weight, PACKINGS):
         return linear_kernel(weight, tokens)
-    one: Tensor = torch.zeros(1, 1, dtype=weight.dtype)
-    return linear_kernel(Strips.from_dense(one), tokens)
+    one: Tensor = torch.zeros(weight.params().get("of", 1), 1, dtype=weight.dtype)
+    return linear_kernel(pack(type(weight).from_dense(one.T, **weight.params())), tokens)

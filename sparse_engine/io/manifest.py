@@ -15,7 +15,7 @@ from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import NM, Bitmask, Format, parse_format
 from sparse_engine.io.companions import Companion
 from sparse_engine.io.tensorfile import MAX_DIMS, parse_json
-from sparse_engine.packings import Strips
+from sparse_engine.packings import PACKINGS, packing_of
 
 MANIFEST = "sparse_engine.json"
 WEIGHTS = "model.safetensors"
@@ -23,7 +23,7 @@ VERSION: Literal[1] = 1
 MAX_BYTES = 64 << 20
 
 # What a weight may be stored as.
-STORED: tuple[type[Format], ...] = (Strips, Bitmask, NM)
+STORED: tuple[type[Format], ...] = (*PACKINGS, Bitmask, NM)
 
 Name = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(max_length=4096)]
@@ -69,10 +69,12 @@ class LayerEntry(Entry):
 
     name: Name
     format: Annotated[str, Field(max_length=64)]
-    stored: Literal["strips", "bitmask", "nm"]
+    stored: Literal[
+        "runs", "quad_runs", "strips", "sellp", "sellp8", "bits8", "bitmask", "nm"
+    ]  # fmt: skip
     params: dict[str, Side]
     shape: tuple[Side, Side]
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "int8"]
     bias: Name | None
     sparsity: Annotated[float, Field(ge=0, le=1)]
     aliases: tuple[Name, ...] = ()
@@ -174,13 +176,20 @@ def _check_names(manifest: Manifest, what: str) -> None:
         raise InvalidFileError(f"{what}: a transformers model needs architecture and config.json")
 
 
+def stored_as(format_class: type[Format], params: dict[str, int], dtype: str) -> type[Format]:
+    """What goes to disk: the format where that is smaller, else what the CPU kernels read."""
+    if format_class in STORED and dtype != "int8":
+        return format_class
+    return packing_of(format_class, params, dtype)
+
+
 def _check_layer(layer: LayerEntry, where: str) -> None:
     """The format is known, and what is stored is what that format is stored as."""
     try:
         format_class, params = parse_format(layer.format)
     except UsageError as error:
         raise InvalidFileError(f"{where}: {error}") from None
-    stored = format_class if format_class in STORED else Strips
+    stored = stored_as(format_class, params, layer.dtype)
     if layer.stored != stored.name:
         raise InvalidFileError(
             f"{where}: format {layer.format} is stored as {stored.name}, not as {layer.stored}"

@@ -21,7 +21,7 @@ from sparse_engine.io.folder import check_free, new_folder
 from sparse_engine.io.hugging import empty_model, model_class, read_config
 from sparse_engine.io.manifest import (
     MANIFEST,
-    STORED,
+    stored_as,
     VERSION,
     WEIGHTS,
     ChoiceEntry,
@@ -152,11 +152,11 @@ def _collect(model: nn.Module) -> _State:
 
 
 def _stored(layer: SparseLinear) -> Format:
-    """What goes to disk: the format where that is smaller, else what CPU kernels read, as it is."""
-    format_class, _ = parse_format(layer.format)
-    if format_class in STORED:
+    format_class, params = parse_format(layer.format)
+    dtype = dtype_name(layer.values.dtype)
+    if stored_as(format_class, params, dtype) is format_class:
         return layer.to_format()
-    return pack(layer.packed.to("cpu"), "cpu")
+    return pack(layer.packed.to("cpu"), "cpu", dtype)
 
 
 def _layer(path: str, layer: SparseLinear, stored: Format) -> LayerEntry:

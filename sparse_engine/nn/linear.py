@@ -15,11 +15,11 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import FORMATS, Format, parse_format
 from sparse_engine.ops import linear_kernel, native, run_linear
-from sparse_engine.packings import Strips, pack
+from sparse_engine.packings import PACKINGS, pack
 
 # Everything that a layer may hold as its weight.
-HELD: tuple[type[Format], ...] = (Strips, *FORMATS)
-VALUE_DTYPES = (torch.float32, torch.bfloat16)
+HELD: tuple[type[Format], ...] = (*PACKINGS, *(cls for cls in FORMATS if cls not in PACKINGS))
+VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 class SparseLinear(nn.Module):
@@ -59,14 +59,16 @@ class SparseLinear(nn.Module):
         `sparse_engine.choose`. Raises UsageError for a format or dtype that the weight does not fit.
         """
         config = SparseConfig.of(config)
-        weight = linear.weight.detach().to(config.torch_dtype)
+        weight = linear.weight.detach().to(config.source_dtype)
         spec = config.format
         if spec == "auto":
             spec = choose_format(weight, config, dense=False).format
         if spec == "dense":
             raise UsageError("format 'dense' keeps torch.nn.Linear: there is nothing to convert")
         format_class, params = parse_format(spec)
-        return cls.from_format(format_class.from_dense(weight, **params), linear.bias)
+        stored = format_class.from_dense(weight, **params)
+        packed = pack(stored, weight.device.type, config.dtype)
+        return cls.from_format(packed, linear.bias, spec)
 
     @classmethod
     def from_format(
@@ -83,7 +85,7 @@ class SparseLinear(nn.Module):
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """A torch.nn.Linear with the same weight, in `dtype` or the weight's own."""
-        weight = self.packed.to_dense().to(dtype or self.values.dtype)
+        weight = self.packed.to_dense().to(dtype or self.weight.dtype)
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:
@@ -103,7 +105,8 @@ class SparseLinear(nn.Module):
         torch's fused paths, which would read the values, see the meta device and step aside.
         """
         size = (self.out_features, self.in_features)
-        return torch.empty(size, dtype=self.values.dtype, device="meta")
+        dtype = torch.float32 if self.values.dtype == torch.int8 else self.values.dtype
+        return torch.empty(size, dtype=dtype, device="meta")
 
     @property
     def packed(self) -> Format:
@@ -113,7 +116,7 @@ class SparseLinear(nn.Module):
         return cls(shape=(self.out_features, self.in_features), **tensors, **extra)
 
     def kernel(self, tokens: int) -> str:
-        """Name of the kernel that runs `tokens` tokens here, e.g. "spmm_strips_f32_avx512"."""
+        """Name of the kernel that runs `tokens` tokens here, e.g. "spmm_runs_f32_avx512"."""
         return linear_kernel(self.packed, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +148,10 @@ class SparseLinear(nn.Module):
         wanted = fn(self.values[:0]).dtype
         if wanted not in VALUE_DTYPES:
             raise UsageError(f"SparseLinear has no {wanted}: use float32 or bfloat16")
+        scales = self._buffers.get("scales")
         super()._apply(fn, recurse)
+        if scales is not None and not scales.is_meta:  # `model.bfloat16()` must not round them
+            self.scales = scales.to(self.values.device)
         if self.values.device.type != "meta":
             self._hold(_suited(self.packed, self.format))
         return self
@@ -201,7 +207,7 @@ class SparseLinear(nn.Module):
 
 def _suited(packed: Format, spec: str) -> Format:
     """`packed`, or the same weight made anew from its format if it lies on another kind of device."""
-    if isinstance(packed, Strips) == (packed.device.type == "cpu"):
+    if isinstance(packed, PACKINGS) == (packed.device.type == "cpu"):
         return packed
     format_class, params = parse_format(spec)
     return pack(format_class.from_dense(packed.to_dense(), **params), packed.device.type)

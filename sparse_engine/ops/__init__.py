@@ -8,7 +8,7 @@ from torch import Tensor
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, Format
 from sparse_engine.ops import native, reference
-from sparse_engine.packings import Strips, pack
+from sparse_engine.packings import PACKINGS, pack
 
 
 def linear(
@@ -42,17 +42,15 @@ def run_linear(
     packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
     """The op on a weight that is packed and arguments that are checked."""
-    if isinstance(packed, Strips):
-        return torch.ops.sparse_engine.linear_strips(
+    if isinstance(packed, PACKINGS):
+        return torch.ops.sparse_engine.linear(
             x,
-            packed.values,
-            packed.columns,
-            packed.pointers,
+            list(packed.tensors().values()),
+            list(packed.params().values()),
+            packed.kind,
             bias,
             residual,
             packed.shape[0],
-            packed.height,
-            packed.block,
             activation,
         )
     if isinstance(packed, BSR):
@@ -65,10 +63,10 @@ def run_linear(
 
 
 def linear_kernel(packed: Format, tokens: int) -> str:
-    """Name of the kernel that `linear` runs, e.g. "spmm_strips_f32_avx512"."""
-    if isinstance(packed, Strips):
-        dtype = "float32" if packed.dtype == torch.float32 else "bfloat16"
-        return native._core.linear_kernel(dtype, tokens)
+    """Name of the kernel that `linear` runs, e.g. "spmm_runs_f32_avx512"."""
+    if isinstance(packed, PACKINGS):
+        dtype = str(packed.values.dtype).removeprefix("torch.")
+        return native._core.linear_kernel(packed.kind, dtype, tokens)
     return "linear_bsr_triton" if isinstance(packed, BSR) else "none"
 
 

@@ -12,10 +12,11 @@ from sparse_engine.ops.reference import ACTIVATIONS
 
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
+# One operator for every packing: what differs is the list of buffers and of parameters.
 _library = torch.library.Library("sparse_engine", "FRAGMENT")
 _library.define(
-    "linear_strips(Tensor x, Tensor values, Tensor columns, Tensor pointers, Tensor? bias, "
-    "Tensor? residual, int out_features, int height, int block, str activation) -> Tensor"
+    "linear(Tensor x, Tensor[] buffers, int[] params, str packing, Tensor? bias, "
+    "Tensor? residual, int out_features, str activation) -> Tensor"
 )
 
 
@@ -32,16 +33,14 @@ def _rows(tensor: Tensor, features: int) -> Tensor:
     return flat if flat.stride(-1) == 1 and flat.stride(0) >= features else flat.contiguous()
 
 
-def _linear_strips(
+def _linear(
     x: Tensor,
-    values: Tensor,
-    columns: Tensor,
-    pointers: Tensor,
+    buffers: list[Tensor],
+    params: list[int],
+    packing: str,
     bias: Tensor | None,
     residual: Tensor | None,
     out_features: int,
-    height: int,
-    block: int,
     activation: str,
 ) -> Tensor:
     x, in_features = x.detach(), x.shape[-1]
@@ -50,38 +49,34 @@ def _linear_strips(
     if bias is not None and bias.dtype != torch.float32:
         bias = bias.float()
     rows = x.new_empty(tokens, 0) if not in_features else _rows(x, in_features)
-    _core.linear_strips(
-        x=_array(rows),
-        values=_array(values),
-        columns=columns.numpy(),
-        pointers=pointers.numpy(),
-        y=_array(y),
-        bias=None if bias is None else bias.numpy(),
-        residual=None if residual is None else _array(_rows(residual, out_features)),
-        height=height,
-        block=block,
-        activation=_CODES[activation],
+    _core.linear(
+        packing,
+        _array(rows),
+        [_array(buffer) for buffer in buffers],
+        params,
+        _array(y),
+        None if bias is None else bias.numpy(),
+        None if residual is None else _array(_rows(residual, out_features)),
+        _CODES[activation],
     )
     return y.view(*x.shape[:-1], out_features)
 
 
-def _linear_strips_fake(
+def _linear_fake(
     x: Tensor,
-    values: Tensor,
-    columns: Tensor,
-    pointers: Tensor,
+    buffers: list[Tensor],
+    params: list[int],
+    packing: str,
     bias: Tensor | None,
     residual: Tensor | None,
     out_features: int,
-    height: int,
-    block: int,
     activation: str,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-_library.impl("linear_strips", _linear_strips, "CPU")
-torch.library.register_fake("sparse_engine::linear_strips", _linear_strips_fake, lib=_library)
+_library.impl("linear", _linear, "CPU")
+torch.library.register_fake("sparse_engine::linear", _linear_fake, lib=_library)
 
 
 def check_linear(

@@ -1,21 +1,63 @@
-"""The weight as kernels read it: made from a format when a layer is built, and back without loss."""
+"""The weight as kernels read it: made from a format when a layer is built, and back without loss.
+
+`PACKINGS` lists what the CPU kernels read. SELL-P is a format that they read as it is.
+"""
 
 from __future__ import annotations
 
-from sparse_engine.formats import BSR, Format
+from collections.abc import Mapping
+
+from sparse_engine.formats import BSR, CSR, Bitmask, Format, SellP
+from sparse_engine.packings.bits import Bits
+from sparse_engine.packings.int8 import Bits8, QuadRuns, SellP8
+from sparse_engine.packings.runs import Runs
 from sparse_engine.packings.strips import Strips
 
+PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8)
 
-def pack(weight: Format, device_type: str = "cpu") -> Format:
+
+def packing_of(
+    format_class: type[Format], params: Mapping[str, int], dtype: str
+) -> type[Runs | Strips | SellP | Bits]:
+    """What the CPU kernels read for a weight in a format, with values of `dtype`."""
+    int8 = dtype == "int8"
+    if issubclass(format_class, SellP):
+        return SellP8 if int8 else SellP
+    if issubclass(format_class, Bitmask):
+        return Bits8 if int8 else Bits
+    if int8:
+        return QuadRuns
+    # Rows of a block share their columns; elsewhere pairs of rows are matched.
+    return Strips if issubclass(format_class, BSR) and params["rows"] > 1 else Runs
+
+
+def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> Format:
     """What the kernels of a device read for `weight`.
 
-    CPU kernels read Strips: as high as a block is for BSR, of single rows otherwise. The Triton
-    kernel reads BSR as it is. Other formats have no GPU kernel and stay what they are.
+    On the CPU what `packing_of` says, for dtype "int8" or the weight's own. The Triton kernel reads
+    BSR as it is; other formats have no GPU kernel and stay what they are.
     """
-    if device_type != "cpu" or isinstance(weight, Strips):
+    if device_type != "cpu" or (isinstance(weight, PACKINGS) and dtype != "int8"):
         return weight
-    height = weight.rows if isinstance(weight, BSR) else 1
-    return Strips.from_dense(weight.to_dense(), height=height)
+    cls = packing_of(type(weight), weight.params(), dtype or "")
+    if isinstance(weight, cls):
+        return weight
+    if issubclass(cls, Strips):
+        assert isinstance(weight, BSR)
+        return cls.from_dense(weight.to_dense(), height=weight.rows)
+    if cls is Runs and isinstance(weight, CSR):
+        return Runs.from_csr(weight)
+    return cls.from_dense(weight.to_dense())
 
 
-__all__ = ["Strips", "pack"]
+__all__ = [
+    "PACKINGS",
+    "Bits",
+    "Bits8",
+    "QuadRuns",
+    "Runs",
+    "SellP8",
+    "Strips",
+    "pack",
+    "packing_of",
+]

@@ -49,6 +49,8 @@ class Runs(Format):
     """
 
     name: ClassVar[str] = "runs"
+    kind: ClassVar[str] = "runs"
+    """The name of the layout that the kernels read."""
     template: ClassVar[str] = "runs:{chunk}:{block}"
     param_names: ClassVar[tuple[str, ...]] = ("chunk", "block")
     buffer_names: ClassVar[tuple[str, ...]] = (
@@ -73,8 +75,7 @@ class Runs(Format):
     @classmethod
     def from_csr(cls, weight: CSR, chunk: int | None = None, block: int | None = None) -> Self:
         """Pack `weight`, float32 or bfloat16."""
-        bits = weight.values
-        buffers = pack_pattern(weight, bits, chunk, block)
+        buffers = pack_pattern(weight, weight.values, chunk, block)
         return cls(shape=weight.shape, **buffers)  # type: ignore[arg-type]
 
     @classmethod
@@ -212,5 +213,6 @@ def pack_pattern(
         block=block,
     )
     buffers = {name: torch.from_numpy(array) for name, array in packed.items()}
-    buffers["values"] = buffers["values"].view(values.dtype)
+    got = buffers["values"]
+    buffers["values"] = got.view(values.dtype) if len(got) else values.new_zeros(0)
     return {**buffers, "chunk": chunk, "block": block}

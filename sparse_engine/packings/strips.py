@@ -40,6 +40,7 @@ class Strips(Format):
     """
 
     name: ClassVar[str] = "strips"
+    kind: ClassVar[str] = "strips"
     template: ClassVar[str] = "strips:{height}:{block}"
     param_names: ClassVar[tuple[str, ...]] = ("height", "block")
     buffer_names: ClassVar[tuple[str, ...]] = ("values", "columns", "pointers")

@@ -20,6 +20,6 @@ void se::store_panel_avx2(const PanelSums& sums, int64_t tokens, int64_t row0, i
   avx2::store_panel(sums, tokens, row0, rows, epilogue);
 }
 
-void se::store_token_avx2(const float* acc, int64_t row0, int64_t rows, const Epilogue& epilogue) {
-  avx2::store_token(acc, row0, rows, epilogue);
+void se::store_token_avx2(const float* acc, float scale, int64_t row0, int64_t rows, const Epilogue& epilogue) {
+  avx2::store_token(acc, scale, row0, rows, epilogue);
 }

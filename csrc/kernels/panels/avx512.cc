@@ -49,7 +49,7 @@ void se::store_panel_avx512(const PanelSums& sums, int64_t tokens, int64_t row0,
   avx512::store_panel(sums, tokens, row0, rows, epilogue);
 }
 
-void se::store_token_avx512(const float* acc, int64_t row0, int64_t rows,
+void se::store_token_avx512(const float* acc, float scale, int64_t row0, int64_t rows,
                             const Epilogue& epilogue) {
-  avx512::store_token(acc, row0, rows, epilogue);
+  avx512::store_token(acc, scale, row0, rows, epilogue);
 }

@@ -3,8 +3,10 @@
 namespace se {
 namespace SE_ISA {
 
+// The first `n` of kLanes, or all of them.
 template <class T>
 inline vf load_some(const T* p, int64_t n) {
+  if (n >= kLanes) return load(p);
   T part[kLanes] = {};
   for (int64_t i = 0; i < n; ++i) part[i] = p[i];
   return load(part);
@@ -12,6 +14,7 @@ inline vf load_some(const T* p, int64_t n) {
 
 template <class T>
 inline void store_some(T* p, vf a, int64_t n) {
+  if (n >= kLanes) return store(p, a);
   T part[kLanes];
   store(part, a);
   for (int64_t i = 0; i < n; ++i) p[i] = part[i];
@@ -22,23 +25,31 @@ template <class T>
 inline void gather_tile(const T* x, int64_t stride, int64_t tokens, int64_t n, vf (&tile)[kLanes]) {
   SE_UNROLL
   for (int i = 0; i < kLanes; ++i)
-    tile[i] = i >= tokens   ? zero()
-              : n >= kLanes ? load(x + i * stride)
-                            : load_some(x + i * stride, n);
+    tile[i] = i >= tokens ? zero() : load_some(x + i * stride, n);
   transpose(tile);
+}
+
+// The first `n` vectors of a tile, `stride` apart. Indices are constants, or the tile would have to
+// lie in memory.
+inline void put_rows(const vf (&tile)[kLanes], int64_t n, float* p, int64_t stride) {
+  SE_UNROLL
+  for (int i = 0; i < kLanes; ++i)
+    if (i < n) store(p + i * stride, tile[i]);
 }
 
 template <class T>
 inline void pack_f32(const T* x, int64_t stride, int64_t tokens, int64_t features, int64_t width,
                      float* panel) {
-  for (int64_t k = 0; k < features; k += kLanes) {
-    const int64_t n = features - k < kLanes ? features - k : kLanes;
-    for (int64_t t = 0; t < width; t += kLanes) {
-      vf tile[kLanes];
-      gather_tile(x + t * stride + k, stride, tokens - t, n, tile);
-      for (int64_t i = 0; i < n; ++i) store(panel + (k + i) * width + t, tile[i]);
-    }
-  }
+  // Four lines of a token in a row, so that the processor fetches ahead; the part of the panel that
+  // they go to stays in L1.
+  constexpr int64_t kRun = 64;
+  for (int64_t k0 = 0; k0 < features; k0 += kRun)
+    for (int64_t t = 0; t < width; t += kLanes)
+      for (int64_t k = k0; k < features && k < k0 + kRun; k += kLanes) {
+        vf tile[kLanes];
+        gather_tile(x + t * stride + k, stride, tokens - t, features - k, tile);
+        put_rows(tile, features - k, panel + k * width + t, width);
+      }
 }
 
 // Token t's 4 kLanes features from k on as quads, in row t of `tile`; zeros (byte 128) past `n`.
@@ -47,9 +58,7 @@ inline void quantize_row(const T* x, int64_t n, float inverse, uint8_t* bytes) {
   const vf scale = set1(inverse);
   for (int64_t i = 0; i < 4; ++i) {
     const int64_t left = n - i * kLanes;
-    const vf a = left >= kLanes ? load(x + i * kLanes)
-                 : left > 0     ? load_some(x + i * kLanes, left)
-                                : zero();
+    const vf a = left > 0 ? load_some(x + i * kLanes, left) : zero();
     store_offset_bytes(bytes + i * kLanes, mul(a, scale));
   }
 }
@@ -99,8 +108,7 @@ inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t fe
       SE_UNROLL
       for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(bytes[i]));
       transpose(tile);
-      const int64_t n = quads - q < kLanes ? quads - q : kLanes;
-      for (int64_t i = 0; i < n; ++i) store(panel + (q + i) * width + t, tile[i]);
+      put_rows(tile, quads - q, panel + q * width + t, width);
     }
   }
 }
@@ -126,15 +134,14 @@ inline void store_tile(const A* acc, int64_t width, const float* token_scales, i
     tile[i] = activate(e.activation, add(sum, set1(bias ? bias[i] : 0.0f)));
   }
   transpose(tile);
-  for (int64_t t = 0; t < tokens; ++t) {
-    const T* res = residual + t * e.residual_stride;
-    T* out = y + t * e.y_stride;
-    if (rows >= kLanes) {
-      store(out, residual ? add(tile[t], load(res)) : tile[t]);
-    } else {
-      store_some(out, residual ? add(tile[t], load_some(res, rows)) : tile[t], rows);
-    }
+  if (residual) {
+    SE_UNROLL
+    for (int i = 0; i < kLanes; ++i)
+      if (i < tokens) tile[i] = add(tile[i], load_some(residual + i * e.residual_stride, rows));
   }
+  SE_UNROLL
+  for (int i = 0; i < kLanes; ++i)
+    if (i < tokens) store_some(y + i * e.y_stride, tile[i], rows);
 }
 
 template <class T, class A>
@@ -143,8 +150,9 @@ inline void store_rows(const PanelSums& sums, int64_t tokens, int64_t row0, int6
   const A* acc = static_cast<const A*>(sums.acc);
   const T* residual = static_cast<const T*>(e.residual);
   T* y = static_cast<T*>(e.y);
-  for (int64_t r = 0; r < rows; r += kLanes)
-    for (int64_t t = 0; t < tokens; t += kLanes) {
+  // Tokens outside: their rows of y lie on pages of their own, and few of those are open at a time.
+  for (int64_t t = 0; t < tokens; t += kLanes)
+    for (int64_t r = 0; r < rows; r += kLanes) {
       const int64_t live = tokens - t < kLanes ? tokens - t : kLanes;
       store_tile(acc + r * sums.width + t, sums.width,
                  sums.token_scales ? sums.token_scales + t : nullptr, live, rows - r, e, row0 + r,
@@ -154,11 +162,12 @@ inline void store_rows(const PanelSums& sums, int64_t tokens, int64_t row0, int6
 }
 
 template <class T>
-inline void store_one(const float* acc, int64_t row0, int64_t rows, const Epilogue& e) {
+inline void store_one(const float* acc, float scale, int64_t row0, int64_t rows, const Epilogue& e) {
   const T* residual = static_cast<const T*>(e.residual);
   for (int64_t r = 0; r < rows; r += kLanes) {
     const int64_t n = rows - r < kLanes ? rows - r : kLanes;
     vf a = load_some(acc + r, n);
+    if (e.row_scales) a = mul(a, mul(load_some(e.row_scales + row0 + r, n), set1(scale)));
     if (e.bias) a = add(a, load_some(e.bias + row0 + r, n));
     a = activate(e.activation, a);
     if (residual) a = add(a, load_some(residual + row0 + r, n));
@@ -196,11 +205,11 @@ inline void store_panel(const PanelSums& sums, int64_t tokens, int64_t row0, int
         : store_rows<bf16, float>(sums, tokens, row0, rows, e);
 }
 
-inline void store_token(const float* acc, int64_t row0, int64_t rows, const Epilogue& e) {
+inline void store_token(const float* acc, float scale, int64_t row0, int64_t rows, const Epilogue& e) {
   if (e.dtype == DType::f32)
-    store_one<float>(acc, row0, rows, e);
+    store_one<float>(acc, scale, row0, rows, e);
   else
-    store_one<bf16>(acc, row0, rows, e);
+    store_one<bf16>(acc, scale, row0, rows, e);
 }
 
 }  // namespace SE_ISA

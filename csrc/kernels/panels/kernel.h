@@ -43,8 +43,9 @@ struct PanelKernels {
   // sums [rows][width] -> y[token][row0 + row] for token < tokens, with the epilogue.
   void (*store)(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
                 const Epilogue& epilogue);
-  // acc [rows] of one token -> y[row0 + row], with the epilogue.
-  void (*store_token)(const float* acc, int64_t row0, int64_t rows, const Epilogue& epilogue);
+  // acc [rows] of one token -> y[row0 + row], with the epilogue; `scale` belongs to row_scales.
+  void (*store_token)(const float* acc, float scale, int64_t row0, int64_t rows,
+                      const Epilogue& epilogue);
 };
 
 // The panel kernels of `isa` (or of the level below that has some).
@@ -58,7 +59,8 @@ const PanelKernels& panels(Isa isa);
                             float* scales);       \
   void store_panel_##isa(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,     \
                          const Epilogue& epilogue);                                             \
-  void store_token_##isa(const float* acc, int64_t row0, int64_t rows, const Epilogue& epilogue);
+  void store_token_##isa(const float* acc, float scale, int64_t row0, int64_t rows, \
+                         const Epilogue& epilogue);
 #include "kernels/panels/kernels.inc"
 #undef SE_PANELS
 

@@ -20,7 +20,7 @@ void se::store_panel_scalar(const PanelSums& sums, int64_t tokens, int64_t row0,
   scalar::store_panel(sums, tokens, row0, rows, epilogue);
 }
 
-void se::store_token_scalar(const float* acc, int64_t row0, int64_t rows,
+void se::store_token_scalar(const float* acc, float scale, int64_t row0, int64_t rows,
                             const Epilogue& epilogue) {
-  scalar::store_token(acc, row0, rows, epilogue);
+  scalar::store_token(acc, scale, row0, rows, epilogue);
 }

@@ -1,0 +1,74 @@
+// The algorithm of spmv_bits over one kind of step; included once per ISA. A step takes as many
+// columns as a register holds values: their bits, the values expanded to their places, one
+// multiply-add. Where the next values begin is the sum of the bits so far, which does not wait for
+// the multiply-adds.
+
+namespace se {
+namespace SE_ISA {
+
+// Step: `kColumns` a step, `Mask` their bits, `value` and `acc`; expand, start, multiply_add, sum.
+template <class Step, int T>
+inline void rows(const Bits& m, int64_t begin, int64_t end, const char* x, int64_t x_stride,
+                 float* y, int64_t y_stride) {
+  const int64_t steps = m.stride * 8 / Step::kColumns;
+  for (int64_t r = begin; r < end; ++r) {
+    const auto* value = static_cast<const typename Step::value*>(m.values) + m.offsets[r];
+    const uint8_t* mask = m.mask + r * m.stride;
+    typename Step::acc acc[T];
+    SE_UNROLL
+    for (int t = 0; t < T; ++t) acc[t] = Step::start();
+    for (int64_t s = 0; s < steps; ++s) {
+      typename Step::Mask bits;
+      __builtin_memcpy(&bits, mask + s * sizeof bits, sizeof bits);
+      const typename Step::expanded w = Step::expand(bits, value);
+      value += __builtin_popcountll(bits);
+      SE_UNROLL
+      for (int t = 0; t < T; ++t)
+        Step::multiply_add(w, x + t * x_stride + s * Step::kBytes, acc[t]);
+    }
+    SE_UNROLL
+    for (int t = 0; t < T; ++t)
+      y[t * y_stride + r] = Step::sum(acc[t], m.corrections ? m.corrections[r] : 0);
+  }
+}
+
+template <class Step>
+inline void spmv_bits(const Bits& m, int64_t begin, int64_t end, const void* x, int64_t x_stride,
+                      int64_t tokens, float* y, int64_t y_stride) {
+  const char* p = static_cast<const char*>(x);
+  if (tokens == 1) return rows<Step, 1>(m, begin, end, p, x_stride, y, y_stride);
+  if (tokens == 2) return rows<Step, 2>(m, begin, end, p, x_stride, y, y_stride);
+  if (tokens == 3) return rows<Step, 3>(m, begin, end, p, x_stride, y, y_stride);
+  rows<Step, 4>(m, begin, end, p, x_stride, y, y_stride);
+}
+
+// max |x| / 127, or NaN.
+inline float scale_of(const float* x, int64_t in) {
+  float most = 0, poison = 0;  // 0 x Inf and 0 x NaN are NaN
+  for (int64_t k = 0; k < in; ++k) {
+    const float a = __builtin_fabsf(x[k]);
+    most = a > most ? a : most;
+    poison += a * 0.0f;
+  }
+  return most / 127.0f + poison;
+}
+
+inline int64_t padded(int64_t in) { return (in + 63) / 64 * 64; }
+
+inline float copy_floats(const float* x, int64_t in, void* prepared) {
+  float* to = static_cast<float*>(prepared);
+  for (int64_t k = 0; k < padded(in); ++k) to[k] = k < in ? x[k] : 0.0f;
+  return 1.0f;
+}
+
+// Bytes round(x / scale) + 128.
+inline float quantize_bytes(const float* x, int64_t in, void* prepared) {
+  uint8_t* to = static_cast<uint8_t*>(prepared);
+  const float scale = scale_of(x, in), inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  for (int64_t k = 0; k < padded(in); ++k)
+    to[k] = static_cast<uint8_t>(static_cast<int>(__builtin_rintf(k < in ? x[k] * inverse : 0.0f)) + 128);
+  return scale;
+}
+
+}  // namespace SE_ISA
+}  // namespace se

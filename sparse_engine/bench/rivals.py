@@ -1,0 +1,194 @@
+"""Where peers run: those on torch's threads in this process, those with their own in one each.
+
+Engines that spin their own threads spoil each other's times on the same cores. On two cores, one
+layer of 3072 x 768 in float32: torch 204 us a call alone and 7979 us in turn with onnxruntime and
+this engine in one process. Forbidding onnxruntime to spin cures that, but costs it a quarter of its
+own speed for one token (220 > 265 us). So each runs as it does at its best, spinning, in a process
+of its own, and `timing` waits until the last one's threads have gone to sleep.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_engine.bench.peers import Loaded, Peer, find_peers
+from sparse_engine.bench.timing import CallSampler, Sampler
+from sparse_engine.errors import UsageError
+
+# Largest error that a peer may make, over the largest magnitude of the result.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}
+# Tokens that are compared with float64: all of many would take longer than the measurement.
+CHECKED = 16
+
+
+def spread(tokens: int, most: int) -> Tensor:
+    """At most `most` row numbers below `tokens`, evenly spread, first and last among them."""
+    return torch.linspace(0, tokens - 1, min(tokens, most)).round().long()
+
+
+def max_error(y: Any, weight: Tensor, x: Tensor, most: int = CHECKED) -> float:
+    """Largest error of y = x W^T against float64, over its largest magnitude, on `most` tokens."""
+    y = torch.as_tensor(y)
+    if tuple(y.shape) != (len(x), len(weight)):
+        raise UsageError(f"gives {list(y.shape)} instead of {[len(x), len(weight)]}")
+    rows = spread(len(x), most)
+    truth = x[rows].double() @ weight.double().T
+    return float((y[rows].double() - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
+
+
+class Local:
+    """A peer in this process."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self._loaded: Loaded | None = None
+
+    def load(self, weight: Tensor, dtype: str, block: tuple[int, int]) -> None:
+        """Take a float32 weight [out, in], to be multiplied in `dtype`."""
+        self._loaded = None  # frees the last weight before the next one is built
+        self._weight, self._dtype = weight, dtype
+        self._loaded = self.peer.load(weight, dtype, block)
+
+    def start(self, x: Tensor) -> Sampler:
+        """Check the result on activations float32 [tokens, in], then make it ready to be timed."""
+        assert self._loaded is not None
+        call = self._loaded(x)
+        error = max_error(call(), self._weight, x)
+        if not error <= TOLERANCE[self._dtype]:
+            raise UsageError(f"is wrong by {error:.1e} of the largest result")
+        return CallSampler(call)
+
+    def close(self) -> None:
+        """Let go of the weight."""
+        self._loaded = None
+
+
+class Remote:
+    """A peer in a process of its own: the same three calls, through pipes and .npy files."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer, self.pool, self.spin = peer, peer.name, peer.spin
+        self._folder = tempfile.TemporaryDirectory(prefix="sparse-engine-peer-")
+        self._log = tempfile.TemporaryFile("w+")
+        command = [sys.executable, "-m", "sparse_engine.bench.peer_worker", peer.name]
+        self._process = subprocess.Popen(
+            [*command, str(torch.get_num_threads())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def load(self, weight: Tensor, dtype: str, block: tuple[int, int]) -> None:
+        """Take a float32 weight [out, in], to be multiplied in `dtype`."""
+        self._ask("load", file=self._write(weight), dtype=dtype, block=block)
+
+    def start(self, x: Tensor) -> Sampler:
+        """Check the result on activations float32 [tokens, in], then make it ready to be timed."""
+        self._ask("start", file=self._write(x))
+        return self
+
+    def __call__(self) -> float:
+        """One sample: seconds a call."""
+        seconds: float = self._ask("sample")
+        return seconds
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()  # closes its input, at which it ends
+        self._log.close()
+        self._folder.cleanup()
+
+    def _write(self, array: Tensor) -> str:
+        path = Path(self._folder.name) / "array.npy"
+        np.save(path, array.numpy())
+        return str(path)
+
+    def _ask(self, what: str, **details: object) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            print(json.dumps({"do": what, **details}), file=stdin, flush=True)
+        except BrokenPipeError:
+            pass  # what it said last is in its log
+        reply = stdout.readline()
+        if not reply:
+            self._log.seek(0)
+            last = (self._log.read().strip().splitlines() or ["no message"])[-1]
+            raise UsageError(f"its process ended: {last}")
+        told = json.loads(reply)
+        if "refused" in told:
+            raise UsageError(told["refused"])
+        return told.get("seconds")
+
+
+def one_line(error: Exception) -> str:
+    """An exception of any library as one line."""
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
+
+
+class Rivals:
+    """The peers of a run. Use as a context: leaving it ends their processes.
+
+    A peer that fails is out for that weight and tokens only; `refused` says why.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.peers = find_peers(names)
+        self.refused: dict[str, str] = {}
+        self._hosts: dict[str, Local | Remote] = {}
+        self._held: dict[str, tuple[object, Tensor]] = {}
+
+    def __enter__(self) -> Rivals:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for host in self._hosts.values():
+            host.close()
+        self._hosts.clear()
+
+    def start(
+        self, weight: Tensor, x: Tensor, dtype: str, block: tuple[int, int]
+    ) -> Mapping[str, Sampler]:
+        """Samplers of y = x W^T, of every peer that can run it; weight and x are float32.
+
+        Dense peers keep the first weight of a shape: their time does not depend on its values.
+        """
+        self.refused = {}
+        samplers: dict[str, Sampler] = {}
+        # Peers on the same threads stand side by side, which saves waiting.
+        for peer in sorted(self.peers, key=lambda peer: peer.own_threads):
+            problem = peer.problem(dtype)
+            try:
+                if problem is not None:
+                    raise UsageError(problem)
+                samplers[peer.name] = self._load(peer, weight, dtype, block).start(x)
+            except Exception as error:  # whatever a rival raises must not end the run
+                self.refused[peer.name] = one_line(error)
+        return samplers
+
+    def _load(
+        self, peer: Peer, weight: Tensor, dtype: str, block: tuple[int, int]
+    ) -> Local | Remote:
+        """The peer with this weight loaded, or one that takes as long."""
+        if peer.name not in self._hosts:
+            self._hosts[peer.name] = Remote(peer) if peer.own_threads else Local(peer)
+        host = self._hosts[peer.name]
+        key = (dtype, *weight.shape) if peer.dense else (dtype, block, id(weight))
+        if self._held.get(peer.name, (None, None))[0] != key:
+            self._held.pop(peer.name, None)
+            host.load(weight, dtype, block)
+            self._held[peer.name] = key, weight  # held, so that no other weight gets its id
+        return host
