@@ -25,7 +25,7 @@ from sparse_engine.formats import (
 from sparse_engine.formats.bits import pack_numbers, popcount, unpack_numbers
 
 DTYPES = (torch.float32, torch.bfloat16)
-SPECS = ("csr", "bsr:1x1", "bsr:4x1", "bsr:3x5", "bsr:16x16", "bitmask", "nm:2:4", "nm:1:3")
+SPECS = ("csr", "bsr:1x1", "bsr:4x1", "bsr:3x5", "bsr:16x16", "bitmask", "nm:2:4", "nm:1:3", "sellp")
 SHAPES = ((0, 0), (0, 5), (5, 0), (1, 1), (1, 9), (13, 1), (7, 31), (16, 32), (33, 17))
 
 
@@ -225,7 +225,7 @@ def test_parse_format_checks_numbers(text: str) -> None:
 
 
 def test_every_format_is_named_once() -> None:
-    assert [cls.name for cls in FORMATS] == ["csr", "bsr", "bitmask", "nm"]
+    assert [cls.name for cls in FORMATS] == ["csr", "bsr", "bitmask", "nm", "sellp"]
 
 
 @pytest.mark.parametrize("spec", SPECS)

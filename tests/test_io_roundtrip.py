@@ -156,7 +156,7 @@ def test_loads_share_one_copy_in_memory(tmp_path: Path) -> None:
     loads = [load(tmp_path / "a", model=Net()) for _ in range(2)]
     ranges = mapped_ranges(tmp_path / "a/model.safetensors")
     for loaded in loads:
-        for name in ("wide.values", "wide.columns", "wide.pointers", "embedding.weight"):
+        for name in ("wide.values", "wide.columns", "wide.starts", "embedding.weight"):
             module, _, key = name.partition(".")
             address = getattr(loaded.get_submodule(module), key).data_ptr()
             assert any(address in found for found in ranges), name

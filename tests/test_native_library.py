@@ -48,7 +48,7 @@ def test_environment_forces_an_isa(isa: str) -> None:
     order = ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
     if order.index(isa) > order.index(_core.detected_isa()):
         pytest.skip(f"this machine has {_core.detected_isa()}")
-    code = "from sparse_engine import _core; print(_core.active_isa(), _core.linear_kernel('bfloat16', 8))"
+    code = "from sparse_engine import _core; print(_core.active_isa(), _core.linear_kernel('strips', 'bfloat16', 8))"
     active, kernel = python(code, SPARSE_ENGINE_ISA=isa).split()
     assert active == isa
     expected = {"avx512_vnni": "avx512"}.get(isa, isa)
@@ -64,7 +64,12 @@ def test_isa_objects_export_only_kernels() -> None:
     prefixes = (
         "spmm_strips_",
         "spmv_strips_",
+        "spmm_runs_",
+        "spmv_sellp_",
+        "spmv_bits_",
+        "prepare_bits_",
         "pack_panel_",
+        "quantize_panel_",
         "store_",
         "fma_loop_",
         "sum_loop_",

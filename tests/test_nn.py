@@ -116,8 +116,8 @@ def test_state_dict_is_plain_tensors_and_round_trips() -> None:
 def test_damaged_state_dict_is_refused() -> None:
     layer = SparseLinear.from_dense(pruned_linear(), "csr")
     for name, damage in (
-        ("columns", lambda t: t.to(torch.int32).add(60000).to(torch.uint16)),
-        ("pointers", lambda t: t.flip(0)),
+        ("columns", lambda t: t.to(torch.int32).add(200).to(torch.uint8)),
+        ("starts", lambda t: t.flip(0)),
         ("values", lambda t: t[:-1]),
         ("_extra_state", lambda t: t[:-2]),
     ):
@@ -220,14 +220,12 @@ def test_op_passes_torchs_own_checks() -> None:
     packed = layer.packed
     args = (
         torch.randn(3, 50),
-        packed.values,
-        packed.columns,
-        packed.pointers,
+        list(packed.tensors().values()),
+        list(packed.params().values()),
+        packed.kind,
         layer.bias,
         torch.randn(3, 33),
         33,
-        1,
-        packed.block,
         "gelu",
     )
-    torch.library.opcheck(torch.ops.sparse_engine.linear_strips.default, args)
+    torch.library.opcheck(torch.ops.sparse_engine.linear.default, args)

@@ -7,11 +7,11 @@ import torch
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR, CSR, FORMATS, Bitmask, Format
+from sparse_engine.formats import BSR, CSR, FORMATS, Bitmask, Format, SellP
 from sparse_engine.ops import linear_kernel, reference
 from sparse_engine.packings import Strips, pack
 
-PARAMS = {"csr": {}, "bsr": {"rows": 4, "cols": 2}, "bitmask": {}, "nm": {"keep": 2, "of": 4}}
+PARAMS = {"csr": {}, "bsr": {"rows": 4, "cols": 2}, "bitmask": {}, "nm": {"keep": 2, "of": 4}, "sellp": {}}
 
 
 def weight(out: int = 23, inner: int = 37) -> torch.Tensor:
@@ -40,7 +40,12 @@ def test_strips_hold_what_they_are_made_from() -> None:
         again = Strips.from_tensors(strips.shape, strips.params(), strips.tensors())
         assert torch.equal(again.to_dense(), dense)
     assert pack(BSR.from_dense(dense, 4, 2)).height == 4
-    assert pack(CSR.from_dense(dense)).height == pack(Bitmask.from_dense(dense)).height == 1
+    kinds = {CSR: "runs", Bitmask: "bits", SellP: "sellp"}
+    for cls, kind in kinds.items():
+        assert pack(cls.from_dense(dense)).kind == kind
+        assert pack(cls.from_dense(dense), dtype="int8").kind == kind
+    assert pack(BSR.from_dense(dense, 1, 4)).kind == "runs"
+    assert pack(BSR.from_dense(dense, 4, 1), dtype="int8").kind == "runs"
 
 
 def test_strips_validation_catches_what_kernels_must_not_read() -> None:
@@ -108,8 +113,8 @@ def test_gradients_are_refused_and_parameters_taken() -> None:
 def test_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack(CSR.from_dense(weight()))
     monkeypatch.setenv("SPARSE_ENGINE_ISA", "scalar")
-    assert linear_kernel(packed, 1) == "spmv_strips_f32_scalar"
-    assert linear_kernel(packed, 2) == "spmm_strips_f32_scalar"
+    assert linear_kernel(packed, 1) == "spmm_runs_f32_scalar"
+    assert linear_kernel(packed, 2) == "spmm_runs_f32_scalar"
     monkeypatch.setenv("SPARSE_ENGINE_ISA", "sse9")
     with pytest.raises(ValueError, match="avx512"):
         linear_kernel(packed, 1)

@@ -43,7 +43,7 @@ def test_swaps_in_place_and_reports() -> None:
     assert [row.format for row in report.rows] == ["csr", "csr", "dense"]
     assert "0% zeros" in report.rows[2].reason
     assert report.rows[0].bytes < report.rows[0].dense_bytes
-    assert report.rows[0].kernel.startswith("spmm_strips_f32")
+    assert report.rows[0].kernel.startswith("spmm_runs_f32")
     assert "2 of 3" in str(report)
     assert seen[-1][:2] == (3, 3)
 

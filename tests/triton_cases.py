@@ -256,7 +256,7 @@ def test_a_layer_that_holds_bsr_runs_this_kernel(monkeypatch: pytest.MonkeyPatch
     linear = torch.nn.Linear(48, 64)
     linear.weight.data = half_empty_weight(64, 48)
     if INTERPRETED:
-        monkeypatch.setattr(module, "pack", lambda weight, device_type: weight)
+        monkeypatch.setattr(module, "pack", lambda weight, device_type, dtype=None: weight)
     layer = SparseLinear.from_dense(linear, "bsr:16x16").to(DEVICE)
     assert isinstance(layer.packed, BSR)
     assert layer.kernel(8) == "linear_bsr_triton"

@@ -110,6 +110,12 @@ Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   require(4 * end.stretch == stretches && end.row + 2 == rows && end.column == columns &&
               end.value == values,
           "runs: starts must end where the buffers do");
+  for (int64_t c = 0; c < w.chunks; ++c) {
+    const RunsStart* first = w.starts + c * w.blocks;
+    const int64_t count = std::min(w.chunk, out - c * w.chunk);
+    require(first[1].row - first[0].row == (count + 1) / 2 * 2,
+            "runs: every row must stand in the first K-block");
+  }
   return w;
 }
 

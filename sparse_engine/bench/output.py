@@ -45,7 +45,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 def reasons(rows: Sequence[KernelRow]) -> list[str]:
     """Why peers did not run, each reason once."""
-    told = (f"{name}, {r.dtype}: {why}" for r in rows for name, why in r.refused.items())
+    told = (f"{name} ({r.dtype}) {why}" for r in rows for name, why in r.refused.items())
     return list(dict.fromkeys(told))
 
 

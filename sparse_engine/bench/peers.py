@@ -48,10 +48,8 @@ class Peer:
     spin: float = 0.0
 
     def problem(self, dtype: str) -> str | None:
-        """Why this peer cannot multiply in `dtype`, in one line, or None."""
-        if dtype in self.dtypes:
-            return None
-        return f"multiplies in {' and '.join(self.dtypes)} on CPUs, not in {dtype}"
+        """Why this peer cannot run in `dtype`, in one line, or None."""
+        return None if dtype in self.dtypes else f"has no matrix product in {dtype} on CPUs"
 
 
 def _fastest(calls: Sequence[Call]) -> Call:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,16 @@ class Remote:
     def __init__(self, peer: Peer) -> None:
         self.peer, self.pool, self.spin = peer, peer.name, peer.spin
         self._folder = tempfile.TemporaryDirectory(prefix="sparse-engine-peer-")
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = Path(self._folder.name) / "log"
         command = [sys.executable, "-m", "sparse_engine.bench.peer_worker", peer.name]
-        self._process = subprocess.Popen(
-            [*command, str(torch.get_num_threads())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [*command, str(torch.get_num_threads())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
 
     def load(self, weight: Tensor, dtype: str, block: tuple[int, int]) -> None:
         """Take a float32 weight [out, in], to be multiplied in `dtype`."""
@@ -106,7 +108,6 @@ class Remote:
     def close(self) -> None:
         """End the process."""
         self._process.communicate()  # closes its input, at which it ends
-        self._log.close()
         self._folder.cleanup()
 
     def _write(self, array: Tensor) -> str:
@@ -118,14 +119,11 @@ class Remote:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # its log says why
             print(json.dumps({"do": what, **details}), file=stdin, flush=True)
-        except BrokenPipeError:
-            pass  # what it said last is in its log
         reply = stdout.readline()
         if not reply:
-            self._log.seek(0)
-            last = (self._log.read().strip().splitlines() or ["no message"])[-1]
+            last = (self._log.read_text().strip().splitlines() or ["no message"])[-1]
             raise UsageError(f"its process ended: {last}")
         told = json.loads(reply)
         if "refused" in told:

@@ -72,7 +72,7 @@ def kernel(
             rows += bench_kernel(grid, level, report)
     print(render(rows, output))
     for reason in reasons(rows):
-        console.print(f"not measured: {reason}", style="dim")
+        console.print(f"not measured: {reason}", style="dim", soft_wrap=True)
     told = conditions()
     console.print(", ".join(f"{key} {value}" for key, value in told.items()), style="dim")
     if plot is not None:

@@ -47,7 +47,10 @@ def info() -> None:
     table = Table(title="CPU kernels, best first; * = in use")
     for column in ("op", "packing", "dtype", "ISA", "kernel"):
         table.add_column(column)
-    used = {_core.linear_kernel(d, tokens) for d in ("float32", "bfloat16") for tokens in (1, 2)}
+    used = {
+        _core.linear_kernel(k["packing"], k["dtype"], 1 if k["op"] == "spmv" else 2)
+        for k in _core.kernels()
+    }
     for k in _core.kernels():
         mark = "*" if k["name"] in used else " "
         style = None if k["supported"] else "dim"

@@ -62,7 +62,7 @@ class QuadRuns(Runs):
         weight = check_weight(weight)
         quantised, scales = quantise_rows(weight)
         padded = torch.nn.functional.pad(quantised, (0, -weight.shape[1] % 4))
-        quads = padded.contiguous().view(torch.int32)  # [out, ceil(in / 4)]
+        quads = padded.reshape(-1).view(torch.int32).view(weight.shape[0], -(-weight.shape[1] // 4))
         pattern = CSR.from_dense((quads != 0).float())
         values = quads[quads != 0]
         buffers = pack_pattern(pattern, values, chunk, block)

@@ -25,6 +25,7 @@ from sparse_engine.formats.checks import (
     check_range,
     check_shape,
     check_weight,
+    check_zero,
 )
 
 # Columns whose slice of the widest panel stays in L1 beside weights and results: 32 KiB.
@@ -175,6 +176,7 @@ class Runs(Format):
         check_range("runs columns", columns, self.block)
         check_range("runs columns", columns[of_column % max(blocks, 1) == blocks - 1], last)
         rows = self.rows[: len(self.rows) - 2].long()
+        check_zero("runs rows", self.rows[len(self.rows) - 2 :].int())
         segment = torch.arange(chunks * blocks).repeat_interleave(starts[:, 1].diff())
         alone = rows == self.chunk  # the place that nobody reads
         check_range("runs rows", rows, self.chunk + 1)
