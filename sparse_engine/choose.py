@@ -1,18 +1,24 @@
 """format="auto": time the formats that fit a weight on this machine, and keep the fastest.
 
-The score of a format is its time over dense torch's of the same dtype, averaged over the token
-counts asked for; dense itself scores 1 and stays unless something beats it.
+A cost model drops the formats that cannot win; the rest, and dense torch, are timed in turn. The
+score of a format is its time over dense's, both added up over the token counts asked for; dense
+itself scores 1 and stays unless something beats it. A layer holds one packing: ask for the token
+counts that matter, (1,) where a model mostly decodes. Choices are remembered (sparse_engine.choices) for
+weights of the same shape, dtype, sparsity and pattern on the same processor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_engine import _core, choices
 from sparse_engine.config import SparseConfig
 from sparse_engine.formats import Format, block_fill, parse_format
 from sparse_engine.ops import run_linear
@@ -24,7 +30,13 @@ CUDA_BLOCKS = ((64, 64), (32, 32), (16, 16))
 # A pattern counts as made of blocks when at least this share of their elements is non-zero.
 MIN_FILL = 0.95
 # Below this share of zeros no format is worth timing.
-MIN_SPARSITY = 0.2
+MIN_SPARSITY = 0.05
+# What a format must save against dense: less is within the noise of the timer.
+MARGIN = 0.02
+# Formats whose estimate is worse than this many times the best one are not timed.
+HOPELESS = 2.5
+# A format is timed this often, or until so many seconds are spent on one token count.
+TURNS, SECONDS = 9, 1.0
 
 
 @dataclass(frozen=True)
@@ -33,23 +45,57 @@ class Choice:
 
     format: str
     score: float
-    """Mean of time over dense time; 1 for dense."""
+    """Time over dense time, summed over the token counts; 1 for dense."""
     times_us: dict[str, dict[int, float]]
     """Microseconds by format and token count."""
     reason: str
 
 
-def candidates(weight: Tensor) -> list[str]:
-    """Formats worth timing for `weight`: those that the device has kernels for."""
-    on_cpu = weight.device.type == "cpu"
-    blocks = BLOCKS if on_cpu else CUDA_BLOCKS
-    fits = [f"bsr:{r}x{c}" for r, c in blocks if block_fill(weight, r, c) >= MIN_FILL]
-    return ["csr", *fits[:2]] if on_cpu else fits[:2]
-
-
 def zeros(weight: Tensor) -> float:
     """Share of zeros in `weight`; 0 for one without elements."""
     return 1 - int(weight.count_nonzero()) / weight.numel() if weight.numel() else 0.0
+
+
+def fitting(weight: Tensor, dtype: str) -> list[str]:
+    """Formats that `weight` fits and that its device has kernels for, `dtype` as in SparseConfig."""
+    on_cpu = weight.device.type == "cpu"
+    blocks = BLOCKS if on_cpu else CUDA_BLOCKS
+    fits = [f"bsr:{r}x{c}" for r, c in blocks if block_fill(weight, r, c) >= MIN_FILL][:2]
+    if not on_cpu:
+        return fits
+    if dtype == "int8":  # blocks have no kernel of their own there
+        fits = []
+    return ["csr", *fits, "bitmask", *(["sellp"] if weight.shape[1] <= 65536 else [])]
+
+
+def estimate(spec: str, weight: Tensor, nnz: int, tokens: int, dtype: str) -> float:
+    """Cycles of one core, roughly, to multiply `tokens` tokens: what the kernels' loops take.
+
+    From their instruction counts, good to a factor of two: enough to drop what cannot win.
+    """
+    wide = _core.active_isa().startswith("avx512")
+    vectors = -(-tokens // 16) * (1 if wide else 2)  # of tokens
+    passes = -(-tokens // 4)  # over the weights
+    if spec == "sellp":
+        return 1.3 * nnz * passes * (0.2 if wide else 1.0)
+    if spec == "bitmask":
+        columns = {"float32": 16, "bfloat16": 32, "int8": 64}[dtype]
+        return passes * (4 * weight.numel() / columns if wide else weight.numel() / 8 + 1.5 * nnz)
+    if spec.startswith("bsr") and tokens == 1:
+        rows = int(spec[4:].split("x")[0])
+        return nnz * (0.15 if rows >= 16 else 0.7)
+    return nnz * max(1.0, 0.6 * vectors)
+
+
+def candidates(weight: Tensor, tokens: tuple[int, ...], dtype: str) -> list[str]:
+    """The formats worth timing: those that fit and that the cost model does not drop."""
+    specs = fitting(weight, dtype)
+    if weight.device.type != "cpu":
+        return specs
+    nnz = int(weight.count_nonzero())
+    costs = {s: sum(estimate(s, weight, nnz, t, dtype) for t in tokens) for s in specs}
+    least = max(1.0, min(costs.values()))
+    return [s for s in specs if costs[s] <= HOPELESS * least]
 
 
 def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> Choice:
@@ -59,45 +105,73 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     format is chosen whether or not it beats dense.
     """
     sparsity = zeros(weight)
+    fallback = "dense" if dense else "csr"
     if sparsity < MIN_SPARSITY:
         reason = f"{sparsity:.0%} zeros, formats are timed from {MIN_SPARSITY:.0%}"
-        return Choice("dense" if dense else "csr", 1.0, {}, reason)
+        return Choice(fallback, 1.0, {}, reason)
     stored = weight.to(config.source_dtype)
-    specs = candidates(stored)
+    specs = candidates(stored, config.tokens, config.dtype)
     if not specs:
         reason = f"no format with a kernel on {weight.device.type} fits the pattern"
-        return Choice("dense" if dense else "csr", 1.0, {}, reason)
+        return Choice(fallback, 1.0, {}, reason)
+    key = _key(weight, config, specs, sparsity)
+    times = choices.recall(key)
+    remembered = times is not None
+    if times is None:
+        times = _measure(weight, stored, config, specs)
+        choices.remember(key, times)
+    totals = {spec: sum(times[spec][t] for t in config.tokens) for spec in times}
+    scores = {spec: total / totals["dense"] for spec, total in totals.items()}
+    best = min(specs, key=lambda spec: scores[spec])
+    told = ", ".join(f"{spec} {scores[spec]:.2f}" for spec in sorted(scores, key=scores.__getitem__))
+    source = ", as measured before" if remembered else ""
+    reason = f"time over dense: {told}{source}"
+    if dense and scores[best] > 1 - MARGIN:
+        return Choice("dense", 1.0, times, reason)
+    return Choice(best, scores[best], times, reason)
+
+
+def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float) -> dict[str, Any]:
+    """What must be equal for a measurement to hold again."""
+    return {
+        "device": torch.cuda.get_device_name(weight.device) if weight.is_cuda else _core.cpu_name(),
+        "isa": _core.active_isa(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "shape": list(weight.shape),
+        "dense": str(weight.dtype).removeprefix("torch."),
+        "dtype": config.dtype,
+        "tokens": list(config.tokens),
+        "formats": specs,
+        "sparsity": round(sparsity, 2),
+    }
+
+
+def _measure(
+    weight: Tensor, stored: Tensor, config: SparseConfig, specs: list[str]
+) -> dict[str, dict[int, float]]:
     packed = {}
     for spec in specs:
         format_class, params = parse_format(spec)
-        packed[spec] = pack(
-            format_class.from_dense(stored, **params), weight.device.type, config.dtype
-        )
+        plain = format_class.from_dense(stored, **params)
+        packed[spec] = pack(plain, weight.device.type, config.dtype)
     times: dict[str, dict[int, float]] = {spec: {} for spec in ("dense", *specs)}
     for tokens in config.tokens:
         x = torch.randn(tokens, weight.shape[1]).to(weight)
         for spec, micros in _time_in_turn(weight, packed, x).items():
             times[spec][tokens] = micros
-    scores = {
-        spec: sum(times[spec][t] / times["dense"][t] for t in config.tokens) / len(config.tokens)
-        for spec in times
-        if spec != "dense" or dense
-    }
-    best = min(scores, key=lambda spec: scores[spec])
-    told = ", ".join(
-        f"{spec} {scores.get(spec, 1.0):.2f}" for spec in sorted(scores, key=lambda s: scores[s])
-    )
-    return Choice(best, scores[best], times, f"time over dense: {told}")
+    return times
 
 
 @torch.inference_mode()
 def _time_in_turn(weight: Tensor, packed: dict[str, Format], x: Tensor) -> dict[str, float]:
-    """Fastest of seven calls in microseconds; the rivals take turns, so that drift hits them all."""
-    runs = {"dense": lambda: F.linear(x, weight)}
+    """Fastest call in microseconds; the rivals take turns, so that drift hits them all."""
+    runs: dict[str, Callable[[], object]] = {"dense": lambda: F.linear(x, weight)}
     for spec, p in packed.items():
         runs[spec] = lambda p=p: run_linear(p, x, None, "none", None)  # type: ignore[misc]
     best = dict.fromkeys(runs, float("inf"))
-    for turn in range(8):
+    began = perf_counter()
+    for turn in range(TURNS + 1):
         for spec, call in runs.items():
             start = perf_counter()
             call()
@@ -105,4 +179,6 @@ def _time_in_turn(weight: Tensor, packed: dict[str, Format], x: Tensor) -> dict[
                 torch.cuda.synchronize(x.device)
             if turn:  # the first turn warms up
                 best[spec] = min(best[spec], (perf_counter() - start) * 1e6)
+        if turn and perf_counter() - began > SECONDS:
+            break
     return best

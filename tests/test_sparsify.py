@@ -90,7 +90,8 @@ def test_refusals() -> None:
 
 
 def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"dense": 10.0, "csr": 4.0, "bsr:4x1": 2.0, "bsr:2x1": 3.0}
+    times = {"dense": 10.0, "csr": 4.0, "bsr:4x1": 2.0, "bsr:2x1": 3.0, "sellp": 9.0}
+    times["bitmask"] = 9.5
     monkeypatch.setattr(
         choose, "_time_in_turn", lambda w, packed, x: {k: times[k] for k in ("dense", *packed)}
     )
@@ -100,9 +101,19 @@ def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice.score == pytest.approx(0.2)
     scattered = zero_out_(nn.Linear(16, 32), 0.7).weight.detach()
     assert choose.choose_format(scattered, se.SparseConfig()).format == "csr"
-    times["csr"] = 11.0
+    times.update(csr=11.0, sellp=9.9, bitmask=12.0)  # a gain of 1 % is noise
     assert choose.choose_format(scattered, se.SparseConfig()).format == "dense"
-    assert choose.choose_format(scattered, se.SparseConfig(), dense=False).format == "csr"
+    assert choose.choose_format(scattered, se.SparseConfig(), dense=False).format == "sellp"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_cost_model_drops_what_cannot_win(dtype: str) -> None:
+    weight = torch.randn(512, 512) * (torch.rand(512, 512) > 0.9)
+    many = choose.candidates(weight, (128,), dtype)
+    assert "csr" in many
+    assert "bitmask" not in many
+    assert set(choose.candidates(weight, (1,), dtype)) & {"sellp", "bitmask"}
+    assert set(many) <= set(choose.fitting(weight, dtype))
 
 
 def test_auto_leaves_dense_weights_alone() -> None:
