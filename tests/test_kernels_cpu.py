@@ -14,7 +14,7 @@ from sparse_engine import _core
 from sparse_engine.formats import Format, SellP
 from sparse_engine.ops import reference
 from sparse_engine.ops.native import _CODES, _array
-from sparse_engine.packings import Bits, Bits8, QuadRuns, Runs, SellP8, Strips
+from sparse_engine.packings import Bits, Bits8, Groups, Groups8, QuadRuns, Runs, SellP8, Strips
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 ROWS = [k for k in _core.kernels() if k["supported"]]
@@ -23,7 +23,8 @@ SHAPES = [(1, 1), (7, 13), (16, 16), (17, 31), (33, 193), (128, 192), (61, 500),
 HEIGHTS = (1, 2, 3, 4, 8, 16, 21)
 SPARSITIES = (0.9, 0.5, 0.0, 1.0)
 # Packings that multiply a stored zero with an activation: NaN may spread to rows without the column.
-PADDED = (SellP, SellP8, Bits8, QuadRuns)
+PADDED = (SellP, SellP8, Bits8, QuadRuns, Groups, Groups8)
+KINDS = ("1:2", "2:4", "1:4", "4:8", "2:8", "8:16", "4:16")
 
 
 def sparse_weight(out: int, inner: int, sparsity: float, dtype: torch.dtype) -> Tensor:
@@ -32,6 +33,14 @@ def sparse_weight(out: int, inner: int, sparsity: float, dtype: torch.dtype) -> 
     weight[torch.rand(out, inner, generator=generator) < sparsity] = 0
     weight[out // 2] = 0  # an empty row
     return weight.to(dtype)
+
+
+def thinned(weight: Tensor, keep: int, of: int) -> Tensor:
+    """`weight` without the non-zeros past `keep` in a group of `of` columns."""
+    inner = weight.shape[1]
+    groups = torch.nn.functional.pad(weight, (0, -inner % of)).view(len(weight), -1, of)
+    kept = (groups != 0).cumsum(2) <= keep
+    return (groups * kept).view(len(weight), -1)[:, :inner].contiguous()
 
 
 def packers(kernel: dict[str, str]) -> list[Callable[[Tensor], Format]]:
@@ -43,6 +52,10 @@ def packers(kernel: dict[str, str]) -> list[Callable[[Tensor], Format]]:
         return [lambda w, c=c, b=b: cls.from_dense(w, c, b) for c, b in sizes]
     if kernel["packing"] == "strips":
         return [lambda w, h=h: Strips.from_dense(w, height=h) for h in HEIGHTS]
+    if kernel["packing"] == "groups":
+        groups = Groups8 if int8 else Groups
+        pairs = [tuple(map(int, kind.split(":"))) for kind in KINDS]
+        return [lambda w, k=k, o=o: groups.from_dense(thinned(w, k, o), k, o) for k, o in pairs]
     cls = {"sellp": (SellP, SellP8), "bits": (Bits, Bits8)}[kernel["packing"]][int8]
     return [cls.from_dense]
 
@@ -110,7 +123,7 @@ def cases(kernel: dict[str, str]) -> Iterator[tuple[Callable[[Tensor], Format], 
 
 def test_tables_cover_every_isa_and_dtype() -> None:
     rows = {(k["packing"], k["dtype"], k["isa"]) for k in _core.kernels()}
-    for packing, dtype in itertools.product(("runs", "sellp", "bits"), DTYPES):
+    for packing, dtype in itertools.product(("runs", "sellp", "bits", "groups"), DTYPES):
         assert (packing, dtype, "scalar") in rows
     for dtype in ("float32", "bfloat16"):
         assert ("strips", dtype, "scalar") in rows
@@ -211,10 +224,12 @@ def test_result_does_not_depend_on_threads(cls: type[Format]) -> None:
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("cls", [Runs, QuadRuns, SellP, SellP8, Bits, Bits8, Strips])
+@pytest.mark.parametrize(
+    "cls", [Runs, QuadRuns, SellP, SellP8, Bits, Bits8, Groups, Groups8, Strips]
+)
 def test_strided_rows_and_empty_sizes(cls: type[Format]) -> None:
     isa = _core.active_isa()
-    packed = cls.from_dense(sparse_weight(9, 20, 0.5, torch.float32))
+    packed = cls.from_dense(thinned(sparse_weight(9, 20, 0.5, torch.float32), 2, 4))
     wide = torch.randn(6, 50)
     y = run(packed, wide[:, 10:30], isa)
     assert relative_error(y, truth_of(packed, wide[:, 10:30])) < 1e-5
@@ -224,7 +239,9 @@ def test_strided_rows_and_empty_sizes(cls: type[Format]) -> None:
     assert run(cls.from_dense(torch.zeros(0, 5)), torch.zeros(3, 5), isa).shape == (3, 0)
 
 
-@pytest.mark.parametrize("cls", [Runs, QuadRuns, SellP, SellP8, Bits, Bits8, Strips])
+@pytest.mark.parametrize(
+    "cls", [Runs, QuadRuns, SellP, SellP8, Bits, Bits8, Groups, Groups8, Strips]
+)
 def test_library_refuses_what_does_not_fit(cls: type[Format]) -> None:
     packed = cls.from_dense(torch.eye(4))
     buffers = [t.numpy() for t in packed.tensors().values()]

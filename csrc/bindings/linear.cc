@@ -4,6 +4,7 @@
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "kernels/spmv_bits/kernel.h"
+#include "kernels/spmv_groups/kernel.h"
 #include "kernels/spmv_sellp/kernel.h"
 #include "kernels/spmv_strips/kernel.h"
 #include "kernels/table.h"
@@ -119,6 +120,35 @@ Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   return w;
 }
 
+// Values of float32, bfloat16 or int8.
+const void* take_any_values(Buffers& buffers, DType* dtype, int64_t* size, const char* what) {
+  if (!py::isinstance<py::array_t<int8_t>>(buffers.peek()))
+    return buffers.take_values(dtype, size, what);
+  *dtype = DType::i8;
+  return buffers.take_any<int8_t>(size, what);
+}
+
+Groups groups_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
+  require(params.size() == 2, "groups: params are keep and of");
+  Groups w{};
+  w.out = out;
+  w.in = in;
+  w.keep = params[0];
+  w.of = params[1];
+  while (int64_t{1} << w.bits < w.of && w.bits < 5) ++w.bits;
+  require(w.bits >= 1 && w.bits <= 4 && int64_t{1} << w.bits == w.of &&
+              (w.of == 2 * w.keep || w.of == 4 * w.keep),
+          "groups: of must be 2, 4, 8 or 16, and 2 or 4 times keep");
+  w.steps = (in + w.span() - 1) / w.span();
+  int64_t values = 0;
+  w.values = take_any_values(buffers, &w.dtype, &values, "groups values");
+  w.positions = buffers.take<uint8_t>(out * w.steps * 2 * w.bits + 4, "groups positions");
+  if (w.dtype == DType::i8) w.scales = buffers.take<float>(out, "groups scales");
+  buffers.end();
+  require(values == out * w.steps * 16, "groups: values must be [out, 16 steps]");
+  return w;
+}
+
 SellP sellp_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
   require(params.empty() && in <= 65536, "sellp: no params, and at most 65536 inputs");
   SellP w{};
@@ -126,18 +156,12 @@ SellP sellp_view(Buffers buffers, const std::vector<int64_t>& params, int64_t ou
   w.in = in;
   w.groups = (out + 15) / 16;
   int64_t values = 0, picks = 0, steps = 0;
-  const bool int8 = py::isinstance<py::array_t<int8_t>>(buffers.peek());
-  if (int8) {
-    w.dtype = DType::i8;
-    w.values = buffers.take_any<int8_t>(&values, "sellp values");
-  } else {
-    w.values = buffers.take_values(&w.dtype, &values, "sellp values");
-  }
+  w.values = take_any_values(buffers, &w.dtype, &values, "sellp values");
   w.picks = buffers.take_any<uint8_t>(&picks, "sellp picks");
   w.offsets = buffers.take_any<uint16_t>(&steps, "sellp offsets");
   w.starts = buffers.take<int32_t>(w.groups + 1, "sellp starts");
   w.rows = buffers.take<int32_t>(w.groups * 16, "sellp rows");
-  if (int8) w.scales = buffers.take<float>(out, "sellp scales");
+  if (w.dtype == DType::i8) w.scales = buffers.take<float>(out, "sellp scales");
   buffers.end();
   require(values == 16 * steps && picks == 16 * steps && w.starts[0] == 0 &&
               w.starts[w.groups] == steps,
@@ -152,16 +176,10 @@ Bits bits_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   w.in = in;
   w.stride = (in + 63) / 64 * 8;
   int64_t values = 0;
-  const bool int8 = py::isinstance<py::array_t<int8_t>>(buffers.peek());
-  if (int8) {
-    w.dtype = DType::i8;
-    w.values = buffers.take_any<int8_t>(&values, "bits values");
-  } else {
-    w.values = buffers.take_values(&w.dtype, &values, "bits values");
-  }
+  w.values = take_any_values(buffers, &w.dtype, &values, "bits values");
   w.mask = buffers.take<uint8_t>(out * w.stride, "bits mask");
   w.offsets = buffers.take<int32_t>(out + 1, "bits offsets");
-  if (int8) {
+  if (w.dtype == DType::i8) {
     w.scales = buffers.take<float>(out, "bits scales");
     w.corrections = buffers.take<int32_t>(out, "bits corrections");
   }
@@ -189,6 +207,7 @@ void linear_packed(const std::string& packing, const py::array& x,
   if (packing == "runs") return run(runs_view(Buffers(buffers), params, out, a.features));
   if (packing == "strips") return run(strips_view(Buffers(buffers), params, out, a.features));
   if (packing == "sellp") return run(sellp_view(Buffers(buffers), params, out, a.features));
+  if (packing == "groups") return run(groups_view(Buffers(buffers), params, out, a.features));
   if (packing == "bits") return run(bits_view(Buffers(buffers), params, out, a.features));
   throw std::invalid_argument("unknown packing " + packing);
 }
@@ -198,6 +217,7 @@ py::list kernels() {
   list_spmm_runs(rows);
   list_spmm_strips(rows);
   list_spmv_bits(rows);
+  list_spmv_groups(rows);
   list_spmv_sellp(rows);
   list_spmv_strips(rows);
   py::list out;
@@ -220,6 +240,7 @@ std::string linear_kernel(const std::string& packing, const std::string& dtype, 
   const Isa level = isa_or_active(isa);
   if (packing == "runs") return spmm_runs(weight, level).name;
   if (packing == "sellp") return spmv_sellp(weight, level).name;
+  if (packing == "groups") return spmv_groups(weight, level).name;
   if (packing == "bits") return spmv_bits(weight, level).name;
   require(packing == "strips" && weight != DType::i8, "no kernels for this packing and dtype");
   return tokens == 1 ? spmv_strips(weight, level).name : spmm_strips(weight, level).name;

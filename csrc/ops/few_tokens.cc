@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels/spmv_bits/kernel.h"
+#include "kernels/spmv_groups/kernel.h"
 #include "kernels/spmv_sellp/kernel.h"
 #include "kernels/spmv_strips/kernel.h"
 #include "ops/linear.h"
@@ -58,6 +59,21 @@ struct BitsWork {
   void run(int64_t begin, int64_t end, const char* x, int64_t stride, int64_t tokens, float* y,
            int64_t y_stride) const {
     kernel.run(w, begin, end, x, stride, tokens, y, y_stride);
+  }
+};
+
+struct GroupsWork {
+  const Groups& w;
+  const SpmvGroupsKernel& kernel;
+  static constexpr int64_t kAtOnce = kTokens;
+
+  int64_t work() const { return w.out * w.steps * 16; }
+  int64_t sums() const { return w.out; }
+  int64_t part(int64_t i, int64_t n) const { return w.out * i / n; }
+  float prepare(const float* x, void* prepared) const { return copy(x, w.in, prepared); }
+  void run(int64_t begin, int64_t end, const char* x, int64_t stride, int64_t tokens, float* y,
+           int64_t y_stride) const {
+    kernel.run(w, begin, end, reinterpret_cast<const float*>(x), stride / 4, tokens, y, y_stride);
   }
 };
 
@@ -124,6 +140,12 @@ void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Isa i
   Epilogue e = epilogue;
   e.row_scales = w.scales;
   if (x.tokens && w.out) linear_few(BitsWork{w, spmv_bits(w.dtype, isa)}, x, e, isa);
+}
+
+void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
+  Epilogue e = epilogue;
+  e.row_scales = w.scales;
+  if (x.tokens && w.out) linear_few(GroupsWork{w, spmv_groups(w.dtype, isa)}, x, e, isa);
 }
 
 void linear_one_token(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa) {

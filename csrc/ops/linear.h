@@ -3,6 +3,7 @@
 
 #include "kernels/panels/kernel.h"
 #include "layouts/bits.h"
+#include "layouts/groups.h"
 #include "layouts/runs.h"
 #include "layouts/sellp.h"
 #include "layouts/strips.h"
@@ -29,6 +30,7 @@ void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Isa i
 // Made for one to four tokens, right for any number.
 void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 void linear_one_token(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 
 // The epilogue for results that begin at `token`.

@@ -59,7 +59,7 @@ def samples_in_turn(samplers: Mapping[str, Sampler], rounds: int = 9) -> dict[st
     """Median seconds of each over `rounds` samples, taken A B C A B C ...
 
     Where the next call runs on other threads than the last one, wait until those have stopped
-    spinning: on the same cores they would slow it two- to thirtyfold.
+    spinning: on the same cores they would slow it, up to a hundredfold.
     """
     several = len({sampler.pool for sampler in samplers.values()}) > 1
     if several:

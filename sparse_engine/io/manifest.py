@@ -70,7 +70,7 @@ class LayerEntry(Entry):
     name: Name
     format: Annotated[str, Field(max_length=64)]
     stored: Literal[
-        "runs", "quad_runs", "strips", "sellp", "sellp8", "bits8", "bitmask", "nm"
+        "runs", "quad_runs", "strips", "sellp", "sellp8", "bits8", "groups8", "bitmask", "nm"
     ]  # fmt: skip
     params: dict[str, Side]
     shape: tuple[Side, Side]

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sparse_engine.formats import BSR, CSR, Bitmask, Format, SellP
+from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP
 from sparse_engine.packings.bits import Bits
-from sparse_engine.packings.int8 import Bits8, QuadRuns, SellP8
+from sparse_engine.packings.groups import Groups
+from sparse_engine.packings.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.runs import Runs
 from sparse_engine.packings.strips import Strips
 
-PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8)
+PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8, Groups, Groups8)
 
 
 def packing_of(
     format_class: type[Format], params: Mapping[str, int], dtype: str
-) -> type[Runs | Strips | SellP | Bits]:
+) -> type[Runs | Strips | SellP | Bits | Groups]:
     """What the CPU kernels read for a weight in a format, with values of `dtype`."""
     int8 = dtype == "int8"
     if issubclass(format_class, SellP):
         return SellP8 if int8 else SellP
     if issubclass(format_class, Bitmask):
         return Bits8 if int8 else Bits
+    if issubclass(format_class, NM) and Groups.params_problem(params) is None:
+        return Groups8 if int8 else Groups
     if int8:
         return QuadRuns
     # Rows of a block share their columns; elsewhere pairs of rows are matched.
@@ -45,6 +48,9 @@ def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> 
     if issubclass(cls, Strips):
         assert isinstance(weight, BSR)
         return cls.from_dense(weight.to_dense(), height=weight.rows)
+    if issubclass(cls, Groups):
+        assert isinstance(weight, NM)
+        return cls.from_nm(weight)
     if cls is Runs and isinstance(weight, CSR):
         return Runs.from_csr(weight)
     return cls.from_dense(weight.to_dense())
@@ -54,6 +60,8 @@ __all__ = [
     "PACKINGS",
     "Bits",
     "Bits8",
+    "Groups",
+    "Groups8",
     "QuadRuns",
     "Runs",
     "SellP8",

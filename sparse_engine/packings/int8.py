@@ -1,7 +1,7 @@
 """int8: the packings with integers for values and one float scale an output row.
 
 W[r, c] = integer * scales[r], symmetric, scales[r] = max |W[r]| / 127. QuadRuns and Bits8 meet
-activations that are quantised token by token while the op runs; SellP8 meets them as they are.
+activations that are quantised token by token while the op runs; SellP8 and Groups8 as they are.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import CSR, SellP
+from sparse_engine.formats import CSR, NM, SellP
 from sparse_engine.formats.checks import check_buffer, check_weight
 from sparse_engine.formats.sellp import pack_sellp
 from sparse_engine.packings.bits import Bits, bit_buffers
+from sparse_engine.packings.groups import Groups, group_buffers
 from sparse_engine.packings.runs import Runs, pack_pattern
 
 
@@ -174,3 +175,32 @@ def _check_scales(scales: Tensor, out_features: int) -> None:
     check_buffer("scales", scales, (torch.float32,), (out_features,))
     if not bool(torch.isfinite(scales).all()):
         raise InvalidFileError("scales: must be finite")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Groups8(Groups):
+    """Groups of int8; the kernels widen the integers, so activations keep their precision."""
+
+    name: ClassVar[str] = "groups8"
+    template: ClassVar[str] = "groups8:{keep}:{of}"
+    buffer_names: ClassVar[tuple[str, ...]] = (*Groups.buffer_names, "scales")
+    value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.int8,)
+
+    scales: Tensor
+    """float32 [out]."""
+
+    @classmethod
+    def from_nm(cls, weight: NM) -> Self:
+        """Quantise and pack N:M."""
+        values, scales = quantise_rows(weight.values)
+        buffers = group_buffers(weight, values)
+        return cls(shape=weight.shape, keep=weight.keep, of=weight.of, scales=scales, **buffers)
+
+    def to_dense(self) -> Tensor:
+        """The matrix [out, in] that the integers stand for, float32."""
+        return super().to_dense().float() * self.scales[:, None]
+
+    def validate(self) -> None:
+        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        super().validate()
+        _check_scales(self.scales, self.shape[0])

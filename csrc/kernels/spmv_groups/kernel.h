@@ -1,0 +1,31 @@
+// spmv_groups: a range of N:M rows times one to four tokens.
+#pragma once
+
+#include "layouts/groups.h"
+
+namespace se {
+
+// y[t][r] = sum over k of W[r, k] * x[t][k] for the rows r in [begin, end)
+//   x  [tokens][x_stride] floats, zero past `in` up to whole spans of 64
+//   y  [tokens][y_stride] floats;  tokens  1 to 4; the weights are read once for all of them
+// Accumulates in float; int8 sums are not scaled yet. A stored zero meets the activation of its
+// column: Inf and NaN in x may reach rows whose value there is zero. Safe from any threads.
+using SpmvGroupsFn = void (*)(const Groups& w, int64_t begin, int64_t end, const float* x,
+                              int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
+
+struct SpmvGroupsKernel {
+  const char* name;
+  DType weight;
+  Isa isa;
+  SpmvGroupsFn run;
+};
+
+const SpmvGroupsKernel& spmv_groups(DType weight, Isa isa);
+
+#define SE_SPMV_GROUPS(weight, isa)                                                               \
+  void spmv_groups_##weight##_##isa(const Groups& w, int64_t begin, int64_t end, const float* x, \
+                                    int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
+#include "kernels/spmv_groups/kernels.inc"
+#undef SE_SPMV_GROUPS
+
+}  // namespace se
