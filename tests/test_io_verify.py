@@ -49,7 +49,7 @@ def test_inspect(tmp_path: Path) -> None:
         assert row.sparsity == pytest.approx(1 - int(weight.count_nonzero()) / weight.numel())
         assert row.dense_bytes == weight.nbytes
     assert [row.format for row in found.rows] == ["bsr:2x1", "bsr:2x1", "dense"]
-    assert found.rows[0].kernel.startswith("spmm_strips_f32")
+    assert found.rows[0].kernel.startswith("spmm_runs_f32")
     assert found.rows[0].reason == "asked for"
     assert found.rows[2].reason == "left out by filter_fn"
     parameters = sum(p.numel() for p in truth.parameters())
@@ -67,7 +67,7 @@ def test_inspect_prints_and_serialises(tmp_path: Path) -> None:
     text = str(found)
     assert "2 of 3 linear layers are sparse" in text
     assert "bsr:2x1" in text
-    assert "kernels here: spmm_strips_f32" in text
+    assert "kernels here: spmm_runs_f32" in text
     assert json.loads(json.dumps(found.to_dict()))["rows"][0]["name"] == "0"
     elsewhere = replace(found, machine={"cpu": "another processor", "isa": "avx2"})
     assert "convert again" in str(elsewhere)

@@ -41,17 +41,19 @@ def test_import_is_cheap() -> None:
         assert heavy not in loaded
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
+ISAS = ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_environment_forces_an_isa(isa: str) -> None:
     from sparse_engine import _core
 
-    order = ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
-    if order.index(isa) > order.index(_core.detected_isa()):
+    if ISAS.index(isa) > ISAS.index(_core.detected_isa()):
         pytest.skip(f"this machine has {_core.detected_isa()}")
     code = "from sparse_engine import _core; print(_core.active_isa(), _core.linear_kernel('strips', 'bfloat16', 8))"
     active, kernel = python(code, SPARSE_ENGINE_ISA=isa).split()
     assert active == isa
-    expected = {"avx512_vnni": "avx512"}.get(isa, isa)
+    expected = "avx512" if isa in ("avx512_vnni", "avx512_vbmi2") else isa
     assert kernel == f"spmm_strips_bf16_{expected}"
 
 
@@ -74,6 +76,7 @@ def test_isa_objects_export_only_kernels() -> None:
         "fma_loop_",
         "sum_loop_",
         "bf16_dot_",
+        "i8_dot_",
     )
     for path in objects:
         out = subprocess.run(

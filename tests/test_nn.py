@@ -145,7 +145,7 @@ def test_state_of_a_gpu_layer_loads_into_a_cpu_layer() -> None:
     state["_extra_state"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
     layer = SparseLinear(50, 33)
     layer.load_state_dict(state)
-    assert layer.packed.name == "strips"
+    assert layer.packed.name == "runs"
     assert torch.equal(layer.to_dense().weight, linear.weight)
 
 

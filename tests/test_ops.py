@@ -39,12 +39,13 @@ def test_strips_hold_what_they_are_made_from() -> None:
         assert torch.equal(strips.to_dense(), dense)
         again = Strips.from_tensors(strips.shape, strips.params(), strips.tensors())
         assert torch.equal(again.to_dense(), dense)
-    assert pack(BSR.from_dense(dense, 4, 2)).height == 4
+    assert pack(BSR.from_dense(dense, 32, 2)).height == 32
     kinds = {CSR: "runs", Bitmask: "bits", SellP: "sellp"}
     for cls, kind in kinds.items():
         assert pack(cls.from_dense(dense)).kind == kind
         assert pack(cls.from_dense(dense), dtype="int8").kind == kind
-    assert pack(BSR.from_dense(dense, 1, 4)).kind == "runs"
+    for rows in (1, 4):
+        assert pack(BSR.from_dense(dense, rows, 4)).kind == "runs"
     assert pack(BSR.from_dense(dense, 4, 1), dtype="int8").kind == "runs"
 
 

@@ -10,6 +10,7 @@
 
 #include "core/cpu.h"
 #include "kernels/panels/kernel.h"
+#include "kernels/roof/roof.h"
 
 namespace se {
 

@@ -7,7 +7,7 @@ void bind_machine(py::module_& m) {
   m.def("detected_isa", [] { return isa_name(detected_isa()); }, "Highest ISA of this machine.");
   m.def(
       "active_isa", [] { return isa_name(active_isa()); },
-      "ISA in use; SPARSE_ENGINE_ISA forces one.");
+      "ISA in use: SPARSE_ENGINE_ISA forces one; avx512_bf16 only where its products pay.");
   m.def("cpu_name", &cpu_name);
   m.def(
       "peak_gflops",

@@ -7,7 +7,8 @@
 namespace se {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+constexpr const char* kNames[kIsas] = {"scalar",      "avx2",         "avx512",
+                                       "avx512_vnni", "avx512_vbmi2", "avx512_bf16"};
 
 Isa detect() {
 #if SE_X86
@@ -17,8 +18,8 @@ Isa detect() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return Isa::avx2;
   if (!__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi2"))
-    return Isa::avx512_vnni;
+  if (!__builtin_cpu_supports("avx512vbmi2")) return Isa::avx512_vnni;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512_vbmi2;
   return Isa::avx512_bf16;
 #else
   return Isa::scalar;
@@ -35,7 +36,7 @@ Isa detected_isa() {
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 Isa parse_isa(const std::string& name) {
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < kIsas; ++i) {
     if (name != kNames[i]) continue;
     if (static_cast<Isa>(i) > detected_isa())
       throw std::invalid_argument("ISA " + name + " was asked for, but this processor has " +
@@ -43,12 +44,14 @@ Isa parse_isa(const std::string& name) {
     return static_cast<Isa>(i);
   }
   throw std::invalid_argument("unknown ISA '" + name +
-                              "': use scalar, avx2, avx512, avx512_vnni or avx512_bf16");
+                              "': use scalar, avx2, avx512, avx512_vnni, avx512_vbmi2 or "
+                              "avx512_bf16");
 }
 
-Isa active_isa() {
+std::optional<Isa> forced_isa() {
   const char* forced = std::getenv("SPARSE_ENGINE_ISA");
-  return forced && *forced ? parse_isa(forced) : detected_isa();
+  if (forced && *forced) return parse_isa(forced);
+  return std::nullopt;
 }
 
 std::string cpu_name() {

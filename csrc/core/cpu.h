@@ -1,6 +1,7 @@
 // Which instruction sets this processor has, and which one was chosen.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "core/types.h"
@@ -10,11 +11,11 @@ namespace se {
 // Highest level that both the processor and the operating system support.
 Isa detected_isa();
 
-// detected_isa(), or what SPARSE_ENGINE_ISA forces. Read at every call, so that a test can switch.
-// Throws std::invalid_argument for an unknown name or a level that this processor lacks.
-Isa active_isa();
+// What SPARSE_ENGINE_ISA forces, if anything. Read at every call, so that a test can switch. Throws
+// std::invalid_argument for an unknown name or a level that this processor lacks.
+std::optional<Isa> forced_isa();
 
-// "scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16".
+// "scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16".
 const char* isa_name(Isa isa);
 
 // Throws std::invalid_argument, naming the levels, for anything else or a level that is not

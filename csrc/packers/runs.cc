@@ -14,7 +14,7 @@ namespace {
 constexpr size_t kLookAhead = 64;
 // `shared` is a multiple of this, unless all columns are shared: fewer different lengths, so longer
 // stretches.
-constexpr int kGrain = 2;
+constexpr int kGrain = 4;
 
 // One row inside one K-block.
 struct Row {

@@ -28,7 +28,8 @@ OPTIONAL = {
 def info() -> None:
     """Show the processor, the instruction set found and chosen, every kernel, and the extras.
 
-    SPARSE_ENGINE_ISA=avx2 forces a level: scalar, avx2, avx512, avx512_vnni or avx512_bf16.
+    SPARSE_ENGINE_ISA=avx2 forces a level: scalar, avx2, avx512, avx512_vnni, avx512_vbmi2
+    or avx512_bf16.
     """
     active = _core.active_isa()
     console = Console()
@@ -38,7 +39,10 @@ def info() -> None:
     facts.add_row("python, torch", f"{platform.python_version()}, {torch.__version__}")
     facts.add_row("processor", f"{_core.cpu_name()}, {os.cpu_count()} cores")
     facts.add_row("threads", str(torch.get_num_threads()))
-    facts.add_row("ISA", f"{active} ({'forced' if forced else 'detected'})")
+    why = "forced" if forced else "detected"
+    if not forced and active != _core.detected_isa():
+        why = f"{_core.detected_isa()} is there, but its products are slower than float32's"
+    facts.add_row("ISA", f"{active} ({why})")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     facts.add_row("CUDA device", cuda)
     for name, purpose in OPTIONAL.items():

@@ -30,8 +30,9 @@ def packing_of(
         return Groups8 if int8 else Groups
     if int8:
         return QuadRuns
-    # Rows of a block share their columns; elsewhere pairs of rows are matched.
-    return Strips if issubclass(format_class, BSR) and params["rows"] > 1 else Runs
+    # Tall blocks share an index among the lanes of a vector. Of lower ones a pair of rows has all
+    # columns in common, which is what runs are for.
+    return Strips if issubclass(format_class, BSR) and params["rows"] % 16 == 0 else Runs
 
 
 def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> Format:

@@ -27,8 +27,8 @@ from sparse_engine.formats.checks import (
 )
 from sparse_engine.formats.compressed import row_ids, to_pointers
 
-# Input columns whose slice of a 64-token panel stays near L1: 48 KiB either way.
-K_BLOCK = {torch.float32: 192, torch.bfloat16: 384}
+# Input columns whose slice of a 64-token panel stays near L1: 48 KiB.
+K_BLOCK = 192
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,7 +53,7 @@ class Strips(Format):
     def from_dense(cls, weight: Tensor, height: int = 1, block: int | None = None) -> Self:
         """Pack a weight [out, in], float32 or bfloat16; a column with a single non-zero is kept whole."""
         weight = check_weight(weight)
-        block = block or K_BLOCK[weight.dtype]
+        block = block or K_BLOCK
         out_features, in_features = weight.shape
         extra = -out_features % height
         padded = torch.nn.functional.pad(weight, (0, 0, 0, extra)) if extra else weight

@@ -1,5 +1,7 @@
 #include "kernels/roof/roof.h"
 
+#include "core/cpu.h"
+
 #include <omp.h>
 
 #include <algorithm>
@@ -50,18 +52,56 @@ double best_seconds(F body) {
 
 }  // namespace
 
-double peak_gflops(DType dtype, Isa isa) {
-  constexpr int64_t kRounds = 400000;
-  const Loops& l = loops(isa);
-  double flops = 10.0 * kRounds * l.lanes * 2 * omp_get_max_threads();
-  auto fma = l.fma;
 #if SE_X86
-  if (dtype == DType::bf16 && isa >= Isa::avx512_bf16) {
-    fma = bf16_dot_loop_avx512_bf16;
-    flops *= 2;
+namespace {
+
+// Whether a bf16 product, of twice the numbers, takes less than twice a float multiply-add.
+bool bf16_dot_pays() {
+  constexpr int64_t kRounds = 3000;
+  const auto seconds = [](float (*loop)(int64_t)) {
+    double best = 1e30;
+    volatile float sink = 0;
+    for (int i = 0; i < 7; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      sink = loop(kRounds);
+      const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+      best = std::min(best, spent.count());
+    }
+    (void)sink;
+    return best;
+  };
+  return seconds(bf16_dot_loop_avx512_bf16) < 1.8 * seconds(fma_loop_avx512);
+}
+
+}  // namespace
+#endif
+
+Isa active_isa() {
+  if (const std::optional<Isa> forced = forced_isa()) return *forced;
+#if SE_X86
+  if (detected_isa() == Isa::avx512_bf16) {
+    static const bool pays = bf16_dot_pays();
+    if (!pays) return Isa::avx512_vbmi2;
   }
 #endif
-  return flops / best_seconds([&](int, int) { return fma(kRounds); }) * 1e-9;
+  return detected_isa();
+}
+
+double peak_gflops(DType dtype, Isa isa) {
+  constexpr int64_t kRounds = 400000;
+  const auto rate = [](float (*loop)(int64_t), double operations) {
+    const double seconds = best_seconds([&](int, int) { return loop(kRounds); });
+    return operations * kRounds * omp_get_max_threads() / seconds * 1e-9;
+  };
+  const Loops& l = loops(isa);
+  double best = rate(l.fma, 20.0 * l.lanes);
+#if SE_X86
+  if (dtype == DType::bf16 && isa >= Isa::avx512_bf16)
+    best = std::max(best, rate(bf16_dot_loop_avx512_bf16, 10.0 * 64));
+  if (dtype == DType::i8 && isa >= Isa::avx512_vnni)
+    best = std::max(best, rate(i8_dot_loop_avx512_vnni, 12.0 * 128));
+#endif
+  return best;
 }
 
 double read_gbytes_per_second(int64_t bytes, Isa isa) {

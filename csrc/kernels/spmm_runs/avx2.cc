@@ -1,6 +1,7 @@
 #define SE_ISA avx2
 #include "simd/avx2.h"
 #include "kernels/spmm_runs/kernel.h"
+#include "kernels/widen.inl.h"
 #include "kernels/spmm_runs/body.inl.h"
 
 void se::spmm_runs_f32_avx2(const Runs& w, int64_t chunk, const void* x, int64_t tokens, void* y) {
@@ -20,6 +21,8 @@ struct Quads {
   using vec = __m256i;
   using element = int32_t;
   using weight = int32_t;
+  static vec nothing() { return _mm256_setzero_si256(); }
+  static vec add(vec a, vec b) { return _mm256_add_epi32(a, b); }
   static vec start(const int32_t*, int64_t) { return _mm256_setzero_si256(); }
   static vec load(const int32_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   static void store(int32_t* p, vec a) { _mm256_storeu_si256((__m256i*)p, a); }

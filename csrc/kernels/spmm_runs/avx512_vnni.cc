@@ -1,6 +1,7 @@
 #define SE_ISA avx512_vnni
 #include "simd/avx512.h"
 #include "kernels/spmm_runs/kernel.h"
+#include "kernels/widen.inl.h"
 #include "kernels/spmm_runs/body.inl.h"
 
 namespace se {
@@ -12,6 +13,8 @@ struct Quads {
   using vec = __m512i;
   using element = int32_t;
   using weight = int32_t;
+  static vec nothing() { return _mm512_setzero_si512(); }
+  static vec add(vec a, vec b) { return _mm512_add_epi32(a, b); }
   static vec start(const int32_t* corrections, int64_t row) {
     return _mm512_set1_epi32(corrections[row]);
   }

@@ -1,5 +1,5 @@
 // The algorithm of spmm_runs over the vector layer and one arithmetic; included once per ISA, after
-// simd/<isa>.h. Tokens lie in the lanes. Two rows are in flight, so that 2 V independent sums hide
+// simd/<isa>.h. Tokens lie in the lanes. Two rows are in flight, so that eight independent sums hide
 // the latency of the multiply-add, and a shared column is loaded once for both.
 //
 // The loops are bound by loads where nothing is shared (V + 1 for V multiply-adds) and by
@@ -9,8 +9,7 @@ namespace se {
 namespace SE_ISA {
 
 // The weights of a pair as the arithmetic multiplies them: floats and quads as they lie in memory,
-// bf16 widened once into a buffer that stays in L1. Widening inside the loop would cost a shift per
-// weight on the ports of the multiply-add.
+// bf16 widened into a buffer that stays in L1.
 template <class A>
 struct Weights {
   const typename A::weight* take(const void* values, int64_t first, int64_t) {
@@ -21,33 +20,53 @@ struct Weights {
 struct WideWeights {
   alignas(64) float wide[2 * 256 + kLanes];
   const float* take(const void* values, int64_t first, int64_t count) {
-    const bf16* p = static_cast<const bf16*>(values) + first;
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(wide + i, load(p + i));
-    for (; i < count; ++i) {
-      const uint32_t u = static_cast<uint32_t>(p[i].bits) << 16;
-      __builtin_memcpy(wide + i, &u, 4);
-    }
-    return wide;
+    return widen(static_cast<const bf16*>(values) + first, count, wide);
   }
 };
 
-template <class A, int V>
+// A row's sums. Narrow panels have too few vectors to hide the latency of the multiply-add, so U
+// steps in a row go to sums of their own.
+template <class A, int V, int U>
 struct Sums {
-  typename A::vec a[V], b[V];
+  typename A::vec acc[U][V];
+
+  void load(const typename A::element* y) {
+    SE_UNROLL
+    for (int v = 0; v < V; ++v) acc[0][v] = A::load(y + v * kLanes);
+    clear_rest();
+  }
+  void start(const int32_t* corrections, int64_t row) {
+    SE_UNROLL
+    for (int v = 0; v < V; ++v) acc[0][v] = A::start(corrections, row);
+    clear_rest();
+  }
+  void clear_rest() {
+    SE_UNROLL
+    for (int i = V; i < U * V; ++i) acc[i / V][i % V] = A::nothing();
+  }
+  void add(int u, typename A::vec w, const typename A::vec (&x)[V]) {
+    SE_UNROLL
+    for (int v = 0; v < V; ++v) acc[u][v] = A::multiply_add(w, x[v], acc[u][v]);
+  }
+  void add(int u, typename A::vec w, const typename A::element* x) {
+    SE_UNROLL
+    for (int v = 0; v < V; ++v)
+      acc[u][v] = A::multiply_add(w, A::load(x + v * kLanes), acc[u][v]);
+  }
+  void store(typename A::element* y) {
+    SE_UNROLL
+    for (int v = 0; v < V; ++v) {
+      SE_UNROLL
+      for (int u = 1; u < U; ++u) acc[0][v] = A::add(acc[0][v], acc[u][v]);
+      A::store(y + v * kLanes, acc[0][v]);
+    }
+  }
 };
 
-template <class A, int V>
-inline void multiply(typename A::vec (&acc)[V], typename A::vec w, const typename A::element* x) {
+template <int64_t T, class E>
+inline void look_ahead(const E* y) {
   SE_UNROLL
-  for (int v = 0; v < V; ++v) acc[v] = A::multiply_add(w, A::load(x + v * kLanes), acc[v]);
-}
-
-template <class A, int V>
-inline void look_ahead(const typename A::element* y) {
-  SE_UNROLL
-  for (int v = 0; v < V; v += 16 / kLanes > 1 ? 16 / kLanes : 1)
-    __builtin_prefetch(y + v * kLanes, 1, 3);
+  for (int64_t i = 0; i < T; i += 16) __builtin_prefetch(y + i, 1, 3);
 }
 
 template <class A, class W, int V>
@@ -55,6 +74,7 @@ inline void block(const Runs& m, const RunsStart& start, const RunsStart& end,
                   const typename A::element* x, typename A::element* y, const int32_t* corrections,
                   bool first) {
   constexpr int64_t T = V * kLanes;
+  constexpr int U = 4 / V;
   W weights;
   const uint16_t* rows = m.rows + start.row;
   const uint8_t* columns = m.columns + start.column;
@@ -64,37 +84,46 @@ inline void block(const Runs& m, const RunsStart& start, const RunsStart& end,
     const int64_t count = 2 * (n.shared + n.own) + n.rest;
     for (int64_t pair = 0; pair < n.pairs; ++pair, rows += 2, value += count) {
       typename A::element *ya = y + rows[0] * T, *yb = y + rows[1] * T;
-      look_ahead<A, V>(y + rows[2] * T);
-      look_ahead<A, V>(y + rows[3] * T);
+      look_ahead<T>(y + rows[2] * T);
+      look_ahead<T>(y + rows[3] * T);
       const auto* w = weights.take(m.values, value, count);
-      Sums<A, V> sums;
-      SE_UNROLL
-      for (int v = 0; v < V; ++v) {
-        sums.a[v] = first ? A::start(corrections, rows[0]) : A::load(ya + v * kLanes);
-        sums.b[v] = first ? A::start(corrections, rows[1]) : A::load(yb + v * kLanes);
+      Sums<A, V, U> a, b;
+      if (first) {
+        a.start(corrections, rows[0]);
+        b.start(corrections, rows[1]);
+      } else {
+        a.load(ya);
+        b.load(yb);
       }
-      for (int64_t i = 0; i < n.shared; ++i, w += 2) {
-        const typename A::element* xk = x + *columns++ * T;
+      const auto shared = [&](int u) __attribute__((always_inline)) {
+        const typename A::element* xk = x + columns[u] * T;
         typename A::vec xv[V];
         SE_UNROLL
         for (int v = 0; v < V; ++v) xv[v] = A::load(xk + v * kLanes);
-        const auto wa = A::broadcast(w), wb = A::broadcast(w + 1);
+        a.add(u, A::broadcast(w + 2 * u), xv);
+        b.add(u, A::broadcast(w + 2 * u + 1), xv);
+      };
+      const auto own = [&](int u) __attribute__((always_inline)) {
+        a.add(u, A::broadcast(w + 2 * u), x + columns[2 * u] * T);
+        b.add(u, A::broadcast(w + 2 * u + 1), x + columns[2 * u + 1] * T);
+      };
+      int64_t i = 0;
+      for (; i + U <= n.shared; i += U, w += 2 * U, columns += U) {
         SE_UNROLL
-        for (int v = 0; v < V; ++v) sums.a[v] = A::multiply_add(wa, xv[v], sums.a[v]);
+        for (int u = 0; u < U; ++u) shared(u);
+      }
+      if (U > 1)
+        for (; i < n.shared; ++i, w += 2, ++columns) shared(0);
+      i = 0;
+      for (; i + U <= n.own; i += U, w += 2 * U, columns += 2 * U) {
         SE_UNROLL
-        for (int v = 0; v < V; ++v) sums.b[v] = A::multiply_add(wb, xv[v], sums.b[v]);
+        for (int u = 0; u < U; ++u) own(u);
       }
-      for (int64_t i = 0; i < n.own; ++i, w += 2, columns += 2) {
-        multiply<A, V>(sums.a, A::broadcast(w), x + columns[0] * T);
-        multiply<A, V>(sums.b, A::broadcast(w + 1), x + columns[1] * T);
-      }
-      for (int64_t i = 0; i < n.rest; ++i)
-        multiply<A, V>(sums.b, A::broadcast(w++), x + *columns++ * T);
-      SE_UNROLL
-      for (int v = 0; v < V; ++v) {
-        A::store(ya + v * kLanes, sums.a[v]);
-        A::store(yb + v * kLanes, sums.b[v]);
-      }
+      if (U > 1)
+        for (; i < n.own; ++i, w += 2, columns += 2) own(0);
+      for (i = 0; i < n.rest; ++i) b.add(0, A::broadcast(w++), x + *columns++ * T);
+      a.store(ya);
+      b.store(yb);
     }
   }
 }
@@ -122,7 +151,9 @@ struct Floats {
   using vec = vf;
   using element = float;
   using weight = float;
+  static vec nothing() { return zero(); }
   static vec start(const int32_t*, int64_t) { return zero(); }
+  static vec add(vec a, vec b) { return SE_ISA::add(a, b); }
   static vec load(const float* p) { return SE_ISA::load(p); }
   static void store(float* p, vec a) { SE_ISA::store(p, a); }
   static vec broadcast(const float* p) { return SE_ISA::broadcast(p); }

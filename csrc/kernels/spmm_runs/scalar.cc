@@ -1,6 +1,7 @@
 #define SE_ISA scalar
 #include "simd/scalar.h"
 #include "kernels/spmm_runs/kernel.h"
+#include "kernels/widen.inl.h"
 #include "kernels/spmm_runs/body.inl.h"
 
 void se::spmm_runs_f32_scalar(const Runs& w, int64_t chunk, const void* x, int64_t tokens, void* y) {
@@ -21,6 +22,11 @@ struct Quads {
   };
   using element = int32_t;
   using weight = int32_t;
+  static vec nothing() { return {{0, 0, 0, 0}}; }
+  static vec add(vec a, vec b) {
+    for (int i = 0; i < 4; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
   static vec start(const int32_t*, int64_t) { return {{0, 0, 0, 0}}; }
   static vec load(const int32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static void store(int32_t* p, vec a) { std::memcpy(p, a.lane, sizeof a.lane); }

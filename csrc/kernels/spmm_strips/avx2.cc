@@ -1,6 +1,7 @@
 #define SE_ISA avx2
 #include "simd/avx2.h"
 #include "kernels/spmm_strips/kernel.h"
+#include "kernels/widen.inl.h"
 #include "kernels/spmm_strips/body.inl.h"
 
 void se::spmm_strips_f32_avx2(const Strips& w, int64_t begin, int64_t end, const void* x,

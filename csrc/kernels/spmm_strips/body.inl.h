@@ -6,8 +6,8 @@ namespace se {
 namespace SE_ISA {
 
 // R rows x V vectors of accumulators stay in registers over the entries of one (K-block, strip).
-template <class W, int T, int R, int V>
-inline void tile(const W* w, const uint16_t* columns, int64_t entries, int64_t height,
+template <int T, int R, int V>
+inline void tile(const float* w, const uint16_t* columns, int64_t entries, int64_t height,
                  const float* x, float* y, bool first) {
   vf acc[R][V];
   SE_UNROLL
@@ -43,27 +43,35 @@ inline void rows(const Strips& m, int64_t begin, int64_t end, int64_t r0, const 
   constexpr int V = kAccumulators / R < kWidth ? kAccumulators / R : kWidth;
   const W* values = static_cast<const W*>(m.values) + r0;
   y += r0 * T;
+  constexpr int64_t kBuffer = 4096;  // floats: 16 KiB of widened weights at a time stay in L1
+  alignas(64) float buffer[kBuffer + kLanes];
+  const int64_t at_once = kBuffer / m.height > 1 ? kBuffer / m.height : 1;
   for (int64_t b = 0; b < m.blocks; ++b, x += m.block * T) {
     const int32_t* pointers = m.pointers + b * m.strips;
     for (int64_t s = begin; s < end; ++s) {
-      const int64_t e = pointers[s], entries = pointers[s + 1] - e;
-      if (!entries && b) continue;
+      const int64_t last = pointers[s + 1];
       float* ys = y + (s - begin) * m.height * T;
-      for (int v = 0; v < kWidth; v += V)
-        tile<W, T, R, V>(values + e * m.height, m.columns + e, entries, m.height, x + v * kLanes,
-                         ys + v * kLanes, b == 0);
+      bool first = b == 0;
+      for (int64_t e = pointers[s]; e < last || first; e += at_once, first = false) {
+        const int64_t entries = last - e < at_once ? last - e : at_once;
+        const float* w = widen(values + e * m.height, entries * m.height - r0, buffer);
+        for (int v = 0; v < kWidth; v += V)
+          tile<T, R, V>(w, m.columns + e, entries, m.height, x + v * kLanes, ys + v * kLanes,
+                        first);
+      }
     }
   }
 }
 
-// Strips of any height: 16, 8, 4, 2 and 1 rows at a time.
+// Strips of any height.
 template <class W, int T>
 inline void panel(const Strips& m, int64_t begin, int64_t end, const float* x, float* y) {
+  // As many rows as leave room for whole panels: their loads are shared by most rows.
+  constexpr int kRows = kAccumulators * kLanes / T > 4 ? kAccumulators * kLanes / T : 4;
   int64_t r = 0;
-  if constexpr (kAccumulators >= 16)
-    for (; r + 16 <= m.height; r += 16) rows<W, T, 16>(m, begin, end, r, x, y);
-  for (; r + 8 <= m.height; r += 8) rows<W, T, 8>(m, begin, end, r, x, y);
-  if (r + 4 <= m.height) rows<W, T, 4>(m, begin, end, r, x, y), r += 4;
+  for (; r + kRows <= m.height; r += kRows) rows<W, T, kRows>(m, begin, end, r, x, y);
+  if (kRows > 8 && r + 8 <= m.height) rows<W, T, 8>(m, begin, end, r, x, y), r += 8;
+  if (kRows > 4 && r + 4 <= m.height) rows<W, T, 4>(m, begin, end, r, x, y), r += 4;
   if (r + 2 <= m.height) rows<W, T, 2>(m, begin, end, r, x, y), r += 2;
   if (r < m.height) rows<W, T, 1>(m, begin, end, r, x, y);
 }

@@ -1,10 +1,10 @@
-#define SE_ISA avx512_bf16
+#define SE_ISA avx512_vbmi2
 #include "simd/avx512.h"
 #include "kernels/spmv_bits/kernel.h"
 #include "kernels/spmv_bits/body.inl.h"
 
 namespace se {
-namespace avx512_bf16 {
+namespace avx512_vbmi2 {
 
 // Zero-masked vpexpand waits for the old contents of its destination on Zen 4 and 5; merging into a
 // fresh zero does not. Compilers turn the intrinsics for the latter into the former.
@@ -64,26 +64,26 @@ struct Bytes {
   }
 };
 
-}  // namespace avx512_bf16
+}  // namespace avx512_vbmi2
 }  // namespace se
 
-float se::prepare_bits_bf16_avx512_bf16(const float* x, int64_t in, void* prepared) {
+float se::prepare_bits_bf16_avx512_vbmi2(const float* x, int64_t in, void* prepared) {
   float* to = static_cast<float*>(prepared);
-  for (int64_t k = 0; k < avx512_bf16::padded(in); ++k)
+  for (int64_t k = 0; k < avx512_vbmi2::padded(in); ++k)
     to[k / 32 * 32 + k % 2 * 16 + k % 32 / 2] = k < in ? x[k] : 0.0f;
   return 1.0f;
 }
 
-void se::spmv_bits_bf16_avx512_bf16(const Bits& w, int64_t begin, int64_t end, const void* x,
+void se::spmv_bits_bf16_avx512_vbmi2(const Bits& w, int64_t begin, int64_t end, const void* x,
                                     int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
-  avx512_bf16::spmv_bits<avx512_bf16::Words>(w, begin, end, x, x_stride, tokens, y, y_stride);
+  avx512_vbmi2::spmv_bits<avx512_vbmi2::Words>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }
 
-float se::prepare_bits_i8_avx512_bf16(const float* x, int64_t in, void* prepared) {
-  return avx512_bf16::quantize_bytes(x, in, prepared);
+float se::prepare_bits_i8_avx512_vbmi2(const float* x, int64_t in, void* prepared) {
+  return avx512_vbmi2::quantize_bytes(x, in, prepared);
 }
 
-void se::spmv_bits_i8_avx512_bf16(const Bits& w, int64_t begin, int64_t end, const void* x,
+void se::spmv_bits_i8_avx512_vbmi2(const Bits& w, int64_t begin, int64_t end, const void* x,
                                   int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
-  avx512_bf16::spmv_bits<avx512_bf16::Bytes>(w, begin, end, x, x_stride, tokens, y, y_stride);
+  avx512_vbmi2::spmv_bits<avx512_vbmi2::Bytes>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }

@@ -1,0 +1,21 @@
+// bf16 weights as floats, widened in blocks: doing it weight by weight, inside a loop of
+// multiply-adds, would cost a shift and a broadcast each on the ports that multiply.
+
+namespace se {
+namespace SE_ISA {
+
+inline const float* widen(const float* w, int64_t, float*) { return w; }
+
+// `buffer` has room for `count` floats, rounded up to a vector.
+inline const float* widen(const bf16* w, int64_t count, float* buffer) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(buffer + i, load(w + i));
+  for (; i < count; ++i) {
+    const uint32_t u = static_cast<uint32_t>(w[i].bits) << 16;
+    __builtin_memcpy(buffer + i, &u, 4);
+  }
+  return buffer;
+}
+
+}  // namespace SE_ISA
+}  // namespace se
