@@ -2,17 +2,25 @@ from typing import Any
 
 import numpy as np
 
-def linear(
-    packing: str,
-    x: np.ndarray[Any, Any],
-    buffers: list[np.ndarray[Any, Any]],
-    params: list[int],
-    y: np.ndarray[Any, Any],
-    bias: np.ndarray[Any, Any] | None = None,
-    residual: np.ndarray[Any, Any] | None = None,
-    activation: int = 0,
-    isa: str | None = None,
-) -> None: ...
+class Weight:
+    def __init__(
+        self,
+        packing: str,
+        buffers: list[np.ndarray[Any, Any]],
+        params: list[int],
+        out: int,
+        in_features: int,
+    ) -> None: ...
+    def linear(
+        self,
+        x: np.ndarray[Any, Any],
+        y: np.ndarray[Any, Any],
+        bias: np.ndarray[Any, Any] | None = None,
+        residual: np.ndarray[Any, Any] | None = None,
+        activation: int = 0,
+        isa: str | None = None,
+    ) -> None: ...
+
 def linear_kernel(packing: str, dtype: str, tokens: int, isa: str | None = None) -> str: ...
 def pack_runs(
     pointers: np.ndarray[Any, Any],

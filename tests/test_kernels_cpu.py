@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_engine import _core
 from sparse_engine.formats import Format, SellP
 from sparse_engine.ops import reference
-from sparse_engine.ops.native import _CODES, _array
+from sparse_engine.ops.native import _CODES, _array, weight_handle
 from sparse_engine.packings import Bits, Bits8, Groups, Groups8, QuadRuns, Runs, SellP8, Strips
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
@@ -65,11 +65,11 @@ def run(packed: Format, x: Tensor, isa: str, **kwargs: object) -> Tensor:
     y = torch.full((x.shape[0], packed.shape[0]), float("nan"), dtype=x.dtype)
     residual = kwargs.pop("residual", None)
     bias = kwargs.pop("bias", None)
-    _core.linear(
-        packed.kind,
+    handle = weight_handle(
+        packed.kind, packed.tensors().values(), packed.params().values(), *packed.shape
+    )
+    handle.linear(
         _array(x),
-        [_array(buffer) for buffer in packed.tensors().values()],
-        list(packed.params().values()),
         _array(y),
         None if bias is None else bias.numpy(),
         None if residual is None else _array(residual),
@@ -249,7 +249,7 @@ def test_library_refuses_what_does_not_fit(cls: type[Format]) -> None:
     x, y = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)
 
     def call(x=x, buffers=buffers, params=params, y=y, kind=packed.kind, **rest) -> None:  # type: ignore[no-untyped-def]
-        _core.linear(kind, x, buffers, params, y, **rest)
+        _core.Weight(kind, buffers, params, 4, 4).linear(x, y, **rest)
 
     call()
     wrong = [

@@ -68,6 +68,7 @@ def test_isa_objects_export_only_kernels() -> None:
         "spmv_strips_",
         "spmm_runs_",
         "spmv_sellp_",
+        "spmv_groups_",
         "spmv_bits_",
         "prepare_bits_",
         "pack_panel_",

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <variant>
 
 #include "bindings/arrays.h"
 #include "kernels/spmm_runs/kernel.h"
@@ -189,28 +190,46 @@ Bits bits_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   return w;
 }
 
-void linear_packed(const std::string& packing, const py::array& x,
-                   const std::vector<py::array>& buffers, const std::vector<int64_t>& params,
-                   py::array y, const std::optional<py::array_t<float>>& bias,
-                   const std::optional<py::array>& residual, int activation,
-                   const std::optional<std::string>& isa) {
-  require(x.ndim() == 2 && y.ndim() == 2 && x.shape(0) == y.shape(0),
-          "x and y must be [tokens, .]");
-  const Epilogue e = epilogue_of(y, bias, residual, activation);
-  const Activations a{x.data(), dtype_of(x, "x"), row_stride(x, "x"), x.shape(0), x.shape(1)};
-  const int64_t out = y.shape(1);
-  const Isa level = isa_or_active(isa);
-  const auto run = [&](const auto& w) {
+// A packed weight whose buffers are checked: what a layer keeps between calls.
+class Weight {
+ public:
+  Weight(const std::string& packing, std::vector<py::array> buffers,
+         const std::vector<int64_t>& params, int64_t out, int64_t in)
+      : buffers_(std::move(buffers)), in_(in), out_(out) {
+    require(out >= 0 && in >= 0, "a weight has no negative sides");
+    const Buffers b(buffers_);
+    if (packing == "runs")
+      view_ = runs_view(b, params, out, in);
+    else if (packing == "strips")
+      view_ = strips_view(b, params, out, in);
+    else if (packing == "sellp")
+      view_ = sellp_view(b, params, out, in);
+    else if (packing == "bits")
+      view_ = bits_view(b, params, out, in);
+    else if (packing == "groups")
+      view_ = groups_view(b, params, out, in);
+    else
+      throw std::invalid_argument("unknown packing " + packing);
+  }
+
+  void linear(const py::array& x, py::array y, const std::optional<py::array_t<float>>& bias,
+              const std::optional<py::array>& residual, int activation,
+              const std::optional<std::string>& isa) const {
+    require(x.ndim() == 2 && y.ndim() == 2 && x.shape(0) == y.shape(0) && x.shape(1) == in_ &&
+                y.shape(1) == out_,
+            "x must be [tokens, in] and y [tokens, out]");
+    const Epilogue e = epilogue_of(y, bias, residual, activation);
+    const Activations a{x.data(), dtype_of(x, "x"), row_stride(x, "x"), x.shape(0), in_};
+    const Isa level = isa_or_active(isa);
     py::gil_scoped_release release;
-    linear(w, a, e, level);
-  };
-  if (packing == "runs") return run(runs_view(Buffers(buffers), params, out, a.features));
-  if (packing == "strips") return run(strips_view(Buffers(buffers), params, out, a.features));
-  if (packing == "sellp") return run(sellp_view(Buffers(buffers), params, out, a.features));
-  if (packing == "groups") return run(groups_view(Buffers(buffers), params, out, a.features));
-  if (packing == "bits") return run(bits_view(Buffers(buffers), params, out, a.features));
-  throw std::invalid_argument("unknown packing " + packing);
-}
+    std::visit([&](const auto& w) { se::linear(w, a, e, level); }, view_);
+  }
+
+ private:
+  const std::vector<py::array> buffers_;  // alive as long as the view
+  const int64_t in_, out_;
+  std::variant<Runs, Strips, SellP, Bits, Groups> view_;
+};
 
 py::list kernels() {
   std::vector<KernelInfo> rows;
@@ -249,10 +268,15 @@ std::string linear_kernel(const std::string& packing, const std::string& dtype, 
 }  // namespace
 
 void bind_linear(py::module_& m) {
-  m.def("linear", &linear_packed, py::arg("packing"), py::arg("x").noconvert(), py::arg("buffers"),
-        py::arg("params"), py::arg("y").noconvert(), py::arg("bias") = py::none(),
-        py::arg("residual") = py::none(), py::arg("activation") = 0, py::arg("isa") = py::none(),
-        "y = act(x W^T + bias) + residual; W as a packing of csrc/layouts.");
+  py::class_<Weight>(m, "Weight", "A packing of csrc/layouts over arrays, which it keeps alive.")
+      .def(py::init<const std::string&, std::vector<py::array>, const std::vector<int64_t>&,
+                    int64_t, int64_t>(),
+           py::arg("packing"), py::arg("buffers"), py::arg("params"), py::arg("out"),
+           py::arg("in_features"))
+      .def("linear", &Weight::linear, py::arg("x").noconvert(), py::arg("y").noconvert(),
+           py::arg("bias") = py::none(), py::arg("residual") = py::none(),
+           py::arg("activation") = 0, py::arg("isa") = py::none(),
+           "y = act(x W^T + bias) + residual.");
   m.def("linear_kernel", &linear_kernel, py::arg("packing"), py::arg("dtype"), py::arg("tokens"),
         py::arg("isa") = py::none(), "Name of the kernel that runs a packing.");
   m.def("kernels", &kernels,

@@ -34,6 +34,8 @@ class SparseLinear(nn.Module):
 
     values: Tensor
     bias: Tensor | None
+    _known: Format | None = None
+    """`packed` as it was last asked for, with what the ops keep beside it."""
 
     def __init__(
         self,
@@ -112,8 +114,12 @@ class SparseLinear(nn.Module):
     def packed(self) -> Format:
         """The weight as the kernels read it; shares memory with the layer's buffers."""
         cls, extra = self._packing
+        known, buffers = self._known, self._buffers
+        if known is not None and all(getattr(known, n) is buffers[n] for n in cls.buffer_names):
+            return known
         tensors = {name: getattr(self, name) for name in cls.buffer_names}
-        return cls(shape=(self.out_features, self.in_features), **tensors, **extra)
+        self._known = cls(shape=(self.out_features, self.in_features), **tensors, **extra)
+        return self._known
 
     def kernel(self, tokens: int) -> str:
         """Name of the kernel that runs `tokens` tokens here, e.g. "spmm_runs_f32_avx512"."""
@@ -196,7 +202,8 @@ class SparseLinear(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        mine = {name: value for name, value in self.__dict__.items() if name != "_known"}
+        twin.__dict__.update(copy.deepcopy(mine, memo))
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:

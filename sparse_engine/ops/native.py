@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,39 @@ def _rows(tensor: Tensor, features: int) -> Tensor:
     return flat if flat.stride(-1) == 1 and flat.stride(0) >= features else flat.contiguous()
 
 
+def weight_handle(
+    packing: str, buffers: Sequence[Tensor], params: Sequence[int], out: int, in_features: int
+) -> _core.Weight:
+    """The native view of a packing; it shares the buffers' memory."""
+    arrays = [_array(buffer) for buffer in buffers]
+    return _core.Weight(packing, arrays, list(params), out, in_features)
+
+
+def run(
+    weight: _core.Weight,
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out_features: int,
+    activation: str,
+) -> Tensor:
+    """The op on checked arguments, by the library directly: what a call of a layer comes down to."""
+    x, in_features = x.detach(), x.shape[-1]
+    tokens = x.numel() // in_features if in_features else x.shape[:-1].numel()
+    y = x.new_empty(tokens, out_features)
+    if bias is not None and bias.dtype != torch.float32:
+        bias = bias.float()
+    rows = x.new_empty(tokens, 0) if not in_features else _rows(x, in_features)
+    weight.linear(
+        _array(rows),
+        _array(y),
+        None if bias is None else bias.numpy(),
+        None if residual is None else _array(_rows(residual, out_features)),
+        _CODES[activation],
+    )
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
+
+
 def _linear(
     x: Tensor,
     buffers: list[Tensor],
@@ -43,23 +78,8 @@ def _linear(
     out_features: int,
     activation: str,
 ) -> Tensor:
-    x, in_features = x.detach(), x.shape[-1]
-    tokens = x.numel() // in_features if in_features else x.shape[:-1].numel()
-    y = x.new_empty(tokens, out_features)
-    if bias is not None and bias.dtype != torch.float32:
-        bias = bias.float()
-    rows = x.new_empty(tokens, 0) if not in_features else _rows(x, in_features)
-    _core.linear(
-        packing,
-        _array(rows),
-        [_array(buffer) for buffer in buffers],
-        params,
-        _array(y),
-        None if bias is None else bias.numpy(),
-        None if residual is None else _array(_rows(residual, out_features)),
-        _CODES[activation],
-    )
-    return y.view(*x.shape[:-1], out_features)
+    handle = weight_handle(packing, buffers, params, out_features, x.shape[-1])
+    return run(handle, x, bias, residual, out_features, activation)
 
 
 def _linear_fake(
