@@ -17,7 +17,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 class SparseConfig:
     """How `sparsify_` and `from_dense` store a weight.
 
-    format: "auto" (measured on this machine), "csr", "bsr:RxC", "bitmask", "nm:K:M" or "dense".
+    format: "auto" (measured on this machine), "csr", "bsr:RxC", "bitmask", "nm:K:M", "sellp" or
+        "dense".
     dtype: of the stored values. Activations keep their own: "float32" and "bfloat16" weights meet
         them in float32; for "int8" (symmetric, one scale an output) they are quantised token by
         token while the op runs.

@@ -28,13 +28,13 @@ float copy(const float* x, int64_t in, void* prepared) {
   return 1.0f;
 }
 
-// How a packed weight is split: `parts` units, of which a thread takes a range.
+// How a packed weight is split, and its work in multiply-adds that run one by one: `parts` units, of which a thread takes a range.
 struct SellPWork {
   const SellP& w;
   const SpmvSellPKernel& kernel;
   static constexpr int64_t kAtOnce = kTokens;
 
-  int64_t work() const { return int64_t{w.starts[w.groups]} * 16; }
+  int64_t work() const { return int64_t{w.starts[w.groups]} * 4; }  // 16 at once
   int64_t sums() const { return w.out + 1; }
   int64_t part(int64_t i, int64_t n) const {  // balanced by steps
     const int64_t step = w.starts[w.groups] * i / n;
@@ -52,7 +52,7 @@ struct BitsWork {
   const SpmvBitsKernel& kernel;
   static constexpr int64_t kAtOnce = kTokens;
 
-  int64_t work() const { return w.out * w.in; }
+  int64_t work() const { return w.out * w.in / 8; }
   int64_t sums() const { return w.out; }
   int64_t part(int64_t i, int64_t n) const { return w.out * i / n; }  // a zero costs as much
   float prepare(const float* x, void* prepared) const { return kernel.prepare(x, w.in, prepared); }
@@ -67,7 +67,7 @@ struct GroupsWork {
   const SpmvGroupsKernel& kernel;
   static constexpr int64_t kAtOnce = kTokens;
 
-  int64_t work() const { return w.out * w.steps * 16; }
+  int64_t work() const { return w.out * w.steps * 4; }
   int64_t sums() const { return w.out; }
   int64_t part(int64_t i, int64_t n) const { return w.out * i / n; }
   float prepare(const float* x, void* prepared) const { return copy(x, w.in, prepared); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <vector>
 
 namespace se {
@@ -14,5 +15,22 @@ struct CsrView {
   const void* values;       // [pointers[out]]
   int64_t element;
 };
+
+// body(i) for i in [0, count) on all threads; the first exception comes out when all are done, since
+// none may leave a parallel region.
+template <class Body>
+void in_parallel(int64_t count, Body body) {
+  std::exception_ptr failed;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t i = 0; i < count; ++i) {
+    try {
+      body(i);
+    } catch (...) {
+#pragma omp critical
+      if (!failed) failed = std::current_exception();
+    }
+  }
+  if (failed) std::rethrow_exception(failed);
+}
 
 }  // namespace se

@@ -180,8 +180,7 @@ RunsBuffers pack_runs(const CsrView& w, int64_t chunk, int64_t block) {
   packers.reserve(chunks);
   for (int64_t c = 0; c < chunks; ++c)
     packers.emplace_back(w, c * chunk, std::min(chunk, w.out - c * chunk), chunk, block);
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t c = 0; c < chunks; ++c) packers[c].run();
+  in_parallel(chunks, [&](int64_t c) { packers[c].run(); });
   RunsBuffers all;
   for (ChunkPacker& packer : packers) {
     const int32_t stretch = static_cast<int32_t>(all.stretches.size());

@@ -53,8 +53,7 @@ SellPBuffers pack_sellp(const CsrView& w) {
   std::stable_sort(all.rows.begin(), all.rows.begin() + w.out,
                    [&](int32_t a, int32_t b) { return count(a) > count(b); });
   std::vector<Group> packed(groups);
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t g = 0; g < groups; ++g) packed[g] = pack_group(w, all.rows.data() + g * kLanes);
+  in_parallel(groups, [&](int64_t g) { packed[g] = pack_group(w, all.rows.data() + g * kLanes); });
   all.starts.push_back(0);
   for (Group& g : packed) {
     all.values.insert(all.values.end(), g.values.begin(), g.values.end());

@@ -15,9 +15,9 @@ def convert(
     model: Annotated[str, typer.Argument(help="Hugging Face folder or id, or a package.")],
     out: Annotated[Path, typer.Argument(help="Package folder to write; must not exist.")],
     format: Annotated[
-        str, typer.Option(help="auto (measured), csr, bsr:RxC, bitmask, nm:K:M, dense.")
+        str, typer.Option(help="auto (measured), csr, bsr:RxC, bitmask, nm:K:M, sellp, dense.")
     ] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, int8.")] = "float32",
     tokens: Annotated[
         str, typer.Option(help="Rows per call that auto times: batch x length.")
     ] = "1,128",
@@ -36,6 +36,10 @@ def convert(
       sparse-engine convert pruned package --verify
 
       sparse-engine convert pruned package --format bsr:4x1 --dtype bfloat16
+
+      sparse-engine convert pruned package --dtype int8 --verify      # tells the error of int8
+
+      sparse-engine convert package again                             # measures anew, on this machine
     """
     from sparse_engine.config import SparseConfig
     from sparse_engine.io import load_pretrained, save

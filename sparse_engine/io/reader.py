@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from sparse_engine import _core
 from sparse_engine.errors import UsageError
 from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.skeleton import check_fit, fill, rebuild
@@ -26,7 +28,8 @@ def load(
 
     Weights are mapped, not read: they come from the disk when they are first used, and processes
     that load the same package share one copy. Packages are replaced by renaming, so never rewrite
-    model.safetensors in place while it is loaded.
+    model.safetensors in place while it is loaded. A warning says when the formats were chosen by
+    measurement on another processor.
 
     Raises InvalidFileError, before anything is built, for a package that is damaged or not what it
     says, and UsageError if `model` is missing.
@@ -37,7 +40,21 @@ def load(
         device = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device {device!r}: {str(error).splitlines()[0]}") from None
-    return load_package(open_package(Path(folder), progress), model).to(device)
+    package = open_package(Path(folder), progress)
+    _tell_if_moved(package)
+    return load_package(package, model).to(device)
+
+
+def _tell_if_moved(package: Package) -> None:
+    """Warn, once a package, where its formats were chosen on another processor than this one."""
+    machine = package.manifest.machine
+    chosen = any(choice.times_us for choice in package.manifest.choices)
+    if machine is not None and chosen and machine.cpu != _core.cpu_name():
+        warnings.warn(
+            f"{package.path}: formats were chosen on {machine.cpu}, this is {_core.cpu_name()}; "
+            f"sparse-engine convert {package.path} NEW measures anew",
+            stacklevel=3,
+        )
 
 
 def load_package(package: Package, model: nn.Module | None = None) -> nn.Module:

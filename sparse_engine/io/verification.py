@@ -22,7 +22,7 @@ from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.reader import load_package
 from sparse_engine.io.tensorfile import tensor_bytes
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 0.15}
 # Random inputs take these numbers of tokens in turn, for every kind of kernel.
 LENGTHS = (1, 5, 16, 33, 128)
 
@@ -89,7 +89,7 @@ def verify(
     packed = load_package(package, model)
     error, cosine = compare(packed, dense.eval(), inputs)
     dtypes = {entry.dtype for entry in package.manifest.layers}
-    tolerance = TOLERANCES["bfloat16" if "bfloat16" in dtypes else "float32"]
+    tolerance = max(TOLERANCES[d] for d in {"float32", *dtypes})
     report = VerifyReport(
         report.folder, report.tensors, report.files, size, len(inputs), error, cosine, tolerance
     )
