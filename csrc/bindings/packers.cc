@@ -12,7 +12,7 @@ template <class Member, class Struct>
 py::array_t<Member> members_of(const std::vector<Struct>& v) {
   constexpr py::ssize_t kMembers = sizeof(Struct) / sizeof(Member);
   py::array_t<Member> a({static_cast<py::ssize_t>(v.size()), kMembers});
-  std::memcpy(a.mutable_data(), v.data(), v.size() * sizeof(Struct));
+  if (!v.empty()) std::memcpy(a.mutable_data(), v.data(), v.size() * sizeof(Struct));
   return a;
 }
 

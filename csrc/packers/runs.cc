@@ -13,8 +13,8 @@ namespace {
 // 50 % to 65 % of the non-zeros at 50 % zeros, and from 10 % to 27 % at 90 %.
 constexpr size_t kLookAhead = 64;
 // `shared` is a multiple of this, unless all columns are shared: fewer different lengths, so longer
-// stretches.
-constexpr int kGrain = 4;
+// stretches. Short rows have few different lengths anyway, and can spare less.
+int grain(int count) { return count < 20 ? 2 : 4; }
 
 // One row inside one K-block.
 struct Row {
@@ -101,7 +101,7 @@ class ChunkPacker {
       }
       taken[best] = true;
       const bool all = most == rows_[i].count();
-      pairs_.push_back({&rows_[i], &rows_[best], all ? most : most / kGrain * kGrain});
+      pairs_.push_back({&rows_[i], &rows_[best], all ? most : most - most % grain(rows_[i].count())});
     }
     std::stable_sort(pairs_.begin(), pairs_.end(), [](const Pair& p, const Pair& q) {
       return std::make_tuple(p.b->count(), p.rest(), p.shared) <
