@@ -114,8 +114,10 @@ def test_plan_keeps_token_counts_together(suite: ModuleType) -> None:
     points = suite.Plan().points()
     assert len(points) == len(set(points))
     assert len(suite.QUICK.points()) == 16
-    shapes, others = len(suite.SHAPES), len(suite.FORMATS) - 1
-    packed = len(suite.DTYPES) * shapes * (others * len(suite.SPARSITIES) + 1)
-    assert len(points) == packed * len(suite.TOKENS)
+    few = [m for m in suite.TOKENS if m <= suite.DECODE_TOKENS]
+    decode = (len(suite.DECODE_FORMATS) - 1) * len(suite.SPARSITIES) + 1  # N:M has one sparsity
+    rest = (len(suite.FORMATS) - len(suite.DECODE_FORMATS)) * len(suite.SPARSITIES)
+    packed = len(suite.DTYPES) * len(suite.SHAPES)
+    assert len(points) == packed * (rest * len(suite.TOKENS) + decode * len(few))
     for i in range(0, 50, len(suite.TOKENS)):
         assert [point.m for point in points[i : i + len(suite.TOKENS)]] == list(suite.TOKENS)
