@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ def cache_file() -> Path | None:
     if folder == "":
         return None
     if folder is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:  # a user without a home
+            return None
         folder = str(Path(base) / "sparse_engine")
     return Path(folder) / "choices.json"
 
@@ -57,13 +60,14 @@ def remember(key: dict[str, Any], times: Times) -> None:
     known[_text(key)] = times
     while len(known) > MAX_ENTRIES:  # the oldest goes first
         known.pop(next(iter(known)))
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
-            json.dump(known, draft)
-        os.replace(draft.name, path)
+        draft.write_text(json.dumps(known))
+        os.replace(draft, path)
     except OSError:
-        return
+        with suppress(OSError):
+            draft.unlink()
 
 
 def _text(key: dict[str, Any]) -> str:

@@ -4,13 +4,14 @@ A cost model drops the formats that cannot win; the rest, and dense torch, are t
 score of a format is its time over dense's, both added up over the token counts asked for; dense
 itself scores 1 and stays unless something beats it. A layer holds one packing: ask for the token
 counts that matter, (1,) where a model mostly decodes. Choices are remembered (sparse_engine.choices) for
-weights of the same shape, dtype, sparsity and pattern on the same processor.
+weights of the same shape, dtype and sparsity, that the same formats fit, on the same processor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from time import perf_counter
 from typing import Any
 
@@ -79,8 +80,10 @@ def estimate(spec: str, weight: Tensor, nnz: int, tokens: int, dtype: str) -> fl
     if spec == "sellp":
         return 1.3 * nnz * passes * (0.2 if wide else 1.0)
     if spec == "bitmask":
+        if _core.linear_kernel("bits", dtype, 1).endswith("scalar"):
+            return passes * (weight.numel() / 8 + 1.5 * nnz)
         columns = {"float32": 16, "bfloat16": 32, "int8": 64}[dtype]
-        return passes * (4 * weight.numel() / columns if wide else weight.numel() / 8 + 1.5 * nnz)
+        return passes * 4 * weight.numel() / columns
     if spec.startswith("bsr") and tokens == 1:
         rows = int(spec[4:].split("x")[0])
         return nnz * (0.15 if rows >= 16 else 0.7)
@@ -123,7 +126,9 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     totals = {spec: sum(times[spec][t] for t in config.tokens) for spec in times}
     scores = {spec: total / totals["dense"] for spec, total in totals.items()}
     best = min(specs, key=lambda spec: scores[spec])
-    told = ", ".join(f"{spec} {scores[spec]:.2f}" for spec in sorted(scores, key=scores.__getitem__))
+    told = ", ".join(
+        f"{spec} {scores[spec]:.2f}" for spec in sorted(scores, key=scores.__getitem__)
+    )
     source = ", as measured before" if remembered else ""
     reason = f"time over dense: {told}{source}"
     if dense and scores[best] > 1 - MARGIN:
@@ -138,6 +143,7 @@ def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float
         "isa": _core.active_isa(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "sparse_engine": version("sparse-engine"),
         "shape": list(weight.shape),
         "dense": str(weight.dtype).removeprefix("torch."),
         "dtype": config.dtype,

@@ -25,7 +25,17 @@ from sparse_engine.formats import (
 from sparse_engine.formats.bits import pack_numbers, popcount, unpack_numbers
 
 DTYPES = (torch.float32, torch.bfloat16)
-SPECS = ("csr", "bsr:1x1", "bsr:4x1", "bsr:3x5", "bsr:16x16", "bitmask", "nm:2:4", "nm:1:3", "sellp")
+SPECS = (
+    "csr",
+    "bsr:1x1",
+    "bsr:4x1",
+    "bsr:3x5",
+    "bsr:16x16",
+    "bitmask",
+    "nm:2:4",
+    "nm:1:3",
+    "sellp",
+)
 SHAPES = ((0, 0), (0, 5), (5, 0), (1, 1), (1, 9), (13, 1), (7, 31), (16, 32), (33, 17))
 
 

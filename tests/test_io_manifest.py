@@ -37,7 +37,8 @@ def tensor(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 
 MANIFEST_CASES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("no version", lambda m: m.pop("package_version"), "package_version"),
-    ("newer", lambda m: m.update(package_version=2), "package version 2, .* reads 1: update"),
+    ("newer", lambda m: m.update(package_version=3), "package version 3, .* reads 2: update"),
+    ("older", lambda m: m.update(package_version=1), "version 1, .* reads 2: convert the model"),
     ("text version", lambda m: m.update(package_version="1"), "package_version"),
     ("unknown field", lambda m: m.update(code="import os"), "code: Extra inputs"),
     ("unknown layer field", lambda m: layer(m, "0").update(x=1), "x: Extra inputs"),
@@ -51,7 +52,7 @@ MANIFEST_CASES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("params", lambda m: layer(m, "0").update(params={"height": 1}), "params .* do not fit"),
     ("params 2", lambda m: layer(m, "3").update(params={"keep": 1, "of": 4}), "do not fit"),
     ("params 3", lambda m: layer(m, "2").update(params={"keep": 1}), "do not fit"),
-    ("height", lambda m: layer(m, "1")["params"].update(height=1), "buffers have"),
+    ("chunk", lambda m: layer(m, "1")["params"].update(chunk=7), "runs starts"),
     ("block 0", lambda m: layer(m, "0")["params"].update(block=0), "block must lie in"),
     ("huge block", lambda m: layer(m, "0")["params"].update(block=10**6), "block must lie in"),
     ("negative", lambda m: layer(m, "0").update(shape=[-9, 7]), "shape"),

@@ -50,7 +50,10 @@ def test_environment_forces_an_isa(isa: str) -> None:
 
     if ISAS.index(isa) > ISAS.index(_core.detected_isa()):
         pytest.skip(f"this machine has {_core.detected_isa()}")
-    code = "from sparse_engine import _core; print(_core.active_isa(), _core.linear_kernel('strips', 'bfloat16', 8))"
+    code = (
+        "from sparse_engine import _core\n"
+        "print(_core.active_isa(), _core.linear_kernel('strips', 'bfloat16', 8))"
+    )
     active, kernel = python(code, SPARSE_ENGINE_ISA=isa).split()
     assert active == isa
     expected = "avx512" if isa in ("avx512_vnni", "avx512_vbmi2") else isa

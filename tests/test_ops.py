@@ -11,7 +11,13 @@ from sparse_engine.formats import BSR, CSR, FORMATS, Bitmask, Format, SellP
 from sparse_engine.ops import linear_kernel, reference
 from sparse_engine.packings import Strips, pack
 
-PARAMS = {"csr": {}, "bsr": {"rows": 4, "cols": 2}, "bitmask": {}, "nm": {"keep": 2, "of": 4}, "sellp": {}}
+PARAMS = {
+    "csr": {},
+    "bsr": {"rows": 4, "cols": 2},
+    "bitmask": {},
+    "nm": {"keep": 2, "of": 4},
+    "sellp": {},
+}
 
 
 def weight(out: int = 23, inner: int = 37) -> torch.Tensor:

@@ -30,7 +30,7 @@ def half_empty(out: int = 37, inner: int = 71, dtype: torch.dtype = torch.float3
     """At most two non-zeros in every four columns, some groups with fewer."""
     generator = torch.Generator().manual_seed(out * inner)
     order = torch.rand(out, -(-inner // 4), 4, generator=generator).argsort(-1)
-    keep = (order < 2).reshape(out, -1)[:, :inner]
+    keep = (order < 2).flatten(1)[:, :inner]
     keep &= torch.rand(out, inner, generator=generator) < 0.8
     return (torch.randn(out, inner, generator=generator) * keep).to(dtype)
 

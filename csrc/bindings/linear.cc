@@ -15,8 +15,8 @@ namespace se {
 namespace {
 
 // The buffers of a packing, in the order of its buffer_names in sparse_engine/packings. Views check
-// types, sizes and ends; that pointers rise and columns are in range is checked once, when a packing
-// is built or loaded (validate there), not at every call.
+// types, sizes and ends; that pointers rise and columns are in range is checked once, when a
+// packing is built or loaded (validate there), not at every call.
 class Buffers {
  public:
   explicit Buffers(const std::vector<py::array>& arrays) : arrays_(arrays) {}
@@ -64,7 +64,8 @@ Strips strips_view(Buffers buffers, const std::vector<int64_t>& params, int64_t 
   w.in = in;
   w.height = params[0];
   w.block = params[1];
-  require(w.height > 0 && w.block > 0 && w.block <= 65536, "strips: sizes out of range");
+  require(w.height > 0 && w.height <= 4096 && w.block > 0 && w.block <= 65536,
+          "strips: sizes out of range");
   w.strips = (out + w.height - 1) / w.height;
   w.blocks = std::max<int64_t>(1, (in + w.block - 1) / w.block);
   int64_t values = 0, columns = 0;
@@ -100,7 +101,8 @@ Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   }
   w.columns = buffers.take_any<uint8_t>(&columns, "runs columns");
   w.rows = buffers.take_any<uint16_t>(&rows, "runs rows");
-  w.stretches = reinterpret_cast<const Stretch*>(buffers.take_any<uint16_t>(&stretches, "runs stretches"));
+  w.stretches =
+      reinterpret_cast<const Stretch*>(buffers.take_any<uint16_t>(&stretches, "runs stretches"));
   w.starts = reinterpret_cast<const RunsStart*>(
       buffers.take<int32_t>(4 * (w.chunks * w.blocks + 1), "runs starts"));
   if (quads) {
@@ -109,7 +111,7 @@ Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   }
   buffers.end();
   const RunsStart& end = w.starts[w.chunks * w.blocks];
-  require(4 * end.stretch == stretches && end.row + 2 == rows && end.column == columns &&
+  require(int64_t{4} * end.stretch == stretches && end.row + 2 == rows && end.column == columns &&
               end.value == values,
           "runs: starts must end where the buffers do");
   for (int64_t c = 0; c < w.chunks; ++c) {
@@ -185,7 +187,7 @@ Bits bits_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
     w.corrections = buffers.take<int32_t>(out, "bits corrections");
   }
   buffers.end();
-  require(w.offsets[0] == 0 && w.offsets[out] + 64 == values,
+  require(w.offsets[0] == 0 && int64_t{w.offsets[out]} + 64 == values,
           "bits: offsets must run from 0 to 64 before the end of values");
   return w;
 }

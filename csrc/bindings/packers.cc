@@ -29,8 +29,13 @@ CsrView csr_view(const py::array_t<int32_t>& pointers, const py::array_t<int32_t
             "CSR pointers do not rise");
     last = view.pointers[r];
   }
-  for (int64_t e = 0; e < columns.size(); ++e)
-    require(view.columns[e] >= 0 && view.columns[e] < in, "CSR column out of range");
+  require(last == columns.size(), "CSR pointers do not end with the columns");
+  for (int64_t r = 0; r < out; ++r) {
+    int64_t before = -1;
+    for (int64_t e = view.pointers[r]; e < view.pointers[r + 1]; before = view.columns[e++])
+      require(view.columns[e] > before && view.columns[e] < in,
+              "CSR columns must rise within a row and stay in range");
+  }
   return view;
 }
 
@@ -76,9 +81,9 @@ py::dict pack_runs_py(const py::array_t<int32_t>& pointers, const py::array_t<in
 }  // namespace
 
 void bind_packers(py::module_& m) {
-  m.def("pack_runs", &pack_runs_py, py::arg("pointers").noconvert(),
-        py::arg("columns").noconvert(), py::arg("values").noconvert(), py::arg("out"),
-        py::arg("in_features"), py::arg("chunk"), py::arg("block"),
+  m.def("pack_runs", &pack_runs_py, py::arg("pointers").noconvert(), py::arg("columns").noconvert(),
+        py::arg("values").noconvert(), py::arg("out"), py::arg("in_features"), py::arg("chunk"),
+        py::arg("block"),
         "The buffers of csrc/layouts/runs.h from CSR; values come back as bytes.");
   m.def("pack_sellp", &pack_sellp_py, py::arg("pointers").noconvert(),
         py::arg("columns").noconvert(), py::arg("values").noconvert(), py::arg("out"),

@@ -7,8 +7,8 @@ enum class DType : int { f32 = 0, bf16 = 1, i8 = 2 };
 
 enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
 
-// Ordered: every level contains the ones before it on all processors that exist but Cooper Lake, which
-// has BF16 without VBMI2 and counts as avx512_vnni.
+// Ordered: every level contains the ones before it on all processors that exist but Cooper Lake,
+// which has BF16 without VBMI2 and counts as avx512_vnni.
 enum class Isa : int {
   scalar = 0,
   avx2 = 1,

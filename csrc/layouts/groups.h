@@ -8,8 +8,8 @@
 
 namespace se {
 
-// Every group of `of` columns has `keep` values, of = 2 keep or 4 keep, so 16 values belong to a span
-// of 32 or 64 columns: a step. Value i of a step stands at column
+// Every group of `of` columns has `keep` values, of = 2 keep or 4 keep, so 16 values belong to a
+// span of 32 or 64 columns: a step. Value i of a step stands at column
 //
 //   span * step + of * (i / keep) + position,     position: `bits` = log2(of) bits, lowest first
 //

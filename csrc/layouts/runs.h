@@ -37,17 +37,17 @@ struct RunsStart {
 };
 
 struct Runs {
-  int64_t out, in;             // shape of W; in counts quads for int8
-  int64_t chunk;               // rows of a chunk, at most 65535
-  int64_t block;               // columns of a K-block, at most 256
-  int64_t chunks;              // ceil(out / chunk)
-  int64_t blocks;              // ceil(in / block), at least 1
-  DType dtype;                 // of values
-  const void* values;          // f32, bf16, or quads of int8
+  int64_t out, in;     // shape of W; in counts quads for int8
+  int64_t chunk;       // rows of a chunk, at most 65535
+  int64_t block;       // columns of a K-block, at most 256
+  int64_t chunks;      // ceil(out / chunk)
+  int64_t blocks;      // ceil(in / block), at least 1
+  DType dtype;         // of values
+  const void* values;  // f32, bf16, or quads of int8
   const uint8_t* columns;
-  const uint16_t* rows;        // followed by two more that may be read: the kernel looks ahead
+  const uint16_t* rows;  // followed by two more that may be read: the kernel looks ahead
   const Stretch* stretches;
-  const RunsStart* starts;     // [chunks * blocks + 1]
+  const RunsStart* starts;  // [chunks * blocks + 1]
   // int8 only.
   const float* scales;         // [out]
   const int32_t* corrections;  // [chunks * chunk + 1]: -128 times the sum of a row's values

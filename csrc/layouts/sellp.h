@@ -1,5 +1,5 @@
-// SELL-P: sliced ELLPACK whose columns are picked by a permutation. A POD view; csrc/packers/sellp.cc
-// makes it, sparse_engine/formats/sellp.py holds and checks it.
+// SELL-P: sliced ELLPACK whose columns are picked by a permutation. A POD view;
+// csrc/packers/sellp.cc makes it, sparse_engine/formats/sellp.py holds and checks it.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace se {
 
-// Rows, sorted by their number of non-zeros, are cut into groups of 16: one row a lane. A step takes
-// at most one non-zero of each row, all from a window of 32 columns that two registers hold:
+// Rows, sorted by their number of non-zeros, are cut into groups of 16: one row a lane. A step
+// takes at most one non-zero of each row, all from a window of 32 columns that two registers hold:
 //
 //   step     window [offset, offset + 32)     lane i:  values[step][i] * x[offset + picks[step][i]]
 //

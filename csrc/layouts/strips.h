@@ -9,9 +9,9 @@
 namespace se {
 
 // W [out, in] is cut into strips of `height` output rows and K-blocks of `block` input columns.
-// A column of a strip is stored when any of its rows is non-zero; CSR is height 1, a BSR block of
-// r x c is c columns of a strip of height r. Entry e = (K-block b, strip s, position) in that
-// order:
+// A column of a strip is stored when any of its rows is non-zero: a BSR block of r x c is c columns
+// of a strip of height r. Kernels take any height; packings/__init__.py packs tall blocks so. Entry
+// e = (K-block b, strip s, position) in that order:
 //
 //               K-block 0      K-block 1
 //   strip 0   | a . b . . . | . c . . . . |     height 2: a, b, ... are columns of 2 values

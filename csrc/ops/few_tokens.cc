@@ -1,5 +1,5 @@
-// Up to four tokens at a time: rows of W are split over the threads, each thread's share the same at
-// every call, so that it stays in that core's cache.
+// Up to four tokens at a time: rows of W are split over the threads, each thread's share the same
+// at every call, so that it stays in that core's cache.
 #include <omp.h>
 
 #include <algorithm>
@@ -28,7 +28,8 @@ float copy(const float* x, int64_t in, void* prepared) {
   return 1.0f;
 }
 
-// How a packed weight is split, and its work in multiply-adds that run one by one: `parts` units, of which a thread takes a range.
+// How a packed weight is split, and its work in multiply-adds that run one by one: `parts` units,
+// of which a thread takes a range.
 struct SellPWork {
   const SellP& w;
   const SpmvSellPKernel& kernel;

@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
@@ -14,6 +15,8 @@ namespace {
 // Rows of a chunk: their accumulators (128 x 64 floats = 32 KiB) stay in L1 or L2 until they are
 // stored.
 constexpr int64_t kChunkRows = 128;
+// Results that nobody finds in a cache any more when they are all written.
+constexpr int64_t kCached = int64_t{8} << 20;
 // Panels packed at a time: bounds the working memory, and one pass over the weights serves them
 // all.
 constexpr int64_t kPanelsPerPass = 8;
@@ -27,7 +30,9 @@ struct StripsWork {
   int64_t step;  // strips of a chunk: enough chunks that the threads finish together
 
   StripsWork(const Strips& weight, Isa isa, int threads)
-      : w(weight), kernel(spmm_strips(weight.dtype, isa)), step(strips_per_chunk(weight, threads)) {}
+      : w(weight),
+        kernel(spmm_strips(weight.dtype, isa)),
+        step(strips_per_chunk(weight, threads)) {}
 
   static int64_t strips_per_chunk(const Strips& w, int threads) {
     const int64_t rows = std::clamp<int64_t>(w.out / (4 * threads), 16, kChunkRows);
@@ -73,8 +78,9 @@ int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
 }
 
 template <class Work>
-void linear_panels(const Work& work, const Activations& a, const Epilogue& epilogue, Isa isa,
+void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Isa isa,
                    int threads) {
+  epilogue.stream = a.tokens * work.w.out * 4 > kCached;
   const PanelKernels& panel = panels(isa);
   const bool quads = work.kernel.panel == DType::i8;
   const int64_t element = work.kernel.panel == DType::bf16 ? 2 : 4;
@@ -124,6 +130,8 @@ void linear_panels(const Work& work, const Activations& a, const Epilogue& epilo
         panel.store({acc, width, quads ? scales + p * widest : nullptr}, live_of(p), work.row0(c),
                     work.rows(c), at_token(epilogue, t0 + p * widest));
       }
+      // Stores past the caches are ordered by nothing else.
+      std::atomic_thread_fence(std::memory_order_seq_cst);
     }
   }
 }

@@ -16,8 +16,7 @@ struct Activations {
   DType dtype;
   int64_t stride, tokens, features;
   const char* at(int64_t token, int64_t feature) const {
-    return static_cast<const char*>(x) +
-           (token * stride + feature) * (dtype == DType::f32 ? 4 : 2);
+    return static_cast<const char*>(x) + (token * stride + feature) * (dtype == DType::f32 ? 4 : 2);
   }
 };
 

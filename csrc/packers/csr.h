@@ -16,8 +16,8 @@ struct CsrView {
   int64_t element;
 };
 
-// body(i) for i in [0, count) on all threads; the first exception comes out when all are done, since
-// none may leave a parallel region.
+// body(i) for i in [0, count) on all threads; the first exception comes out when all are done,
+// since none may leave a parallel region.
 template <class Body>
 void in_parallel(int64_t count, Body body) {
   std::exception_ptr failed;

@@ -1,7 +1,6 @@
 #include "packers/runs.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <tuple>
@@ -101,7 +100,8 @@ class ChunkPacker {
       }
       taken[best] = true;
       const bool all = most == rows_[i].count();
-      pairs_.push_back({&rows_[i], &rows_[best], all ? most : most - most % grain(rows_[i].count())});
+      pairs_.push_back(
+          {&rows_[i], &rows_[best], all ? most : most - most % grain(rows_[i].count())});
     }
     std::stable_sort(pairs_.begin(), pairs_.end(), [](const Pair& p, const Pair& q) {
       return std::make_tuple(p.b->count(), p.rest(), p.shared) <
@@ -166,9 +166,9 @@ class ChunkPacker {
 };
 
 template <class T>
-void append(std::vector<T>& to, const std::vector<T>& from) {
+void append(std::vector<T>& to, const std::vector<T>& from, size_t unit = 1) {
   to.insert(to.end(), from.begin(), from.end());
-  if (to.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
+  if (to.size() / unit > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
     throw std::length_error("runs: a buffer outgrows int32; split the weight");
 }
 
@@ -192,7 +192,7 @@ RunsBuffers pack_runs(const CsrView& w, int64_t chunk, int64_t block) {
     append(all.stretches, packer.out.stretches);
     append(all.rows, packer.out.rows);
     append(all.columns, packer.out.columns);
-    append(all.values, packer.out.values);
+    append(all.values, packer.out.values, w.element);
     packer.out = {};
   }
   all.starts.push_back({static_cast<int32_t>(all.stretches.size()),

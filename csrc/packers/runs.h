@@ -19,8 +19,8 @@ struct RunsBuffers {
 
 // Rows of a (chunk, K-block) are sorted by their number of non-zeros; among rows with the same
 // number each takes the partner, of the next few, that shares most columns with it. Pairs are then
-// ordered so that equal lengths follow each other. Runs on omp_get_max_threads() threads; the result
-// does not depend on them. Throws std::length_error when a buffer outgrows int32.
+// ordered so that equal lengths follow each other. Runs on omp_get_max_threads() threads; the
+// result does not depend on them. Throws std::length_error when a buffer outgrows int32.
 RunsBuffers pack_runs(const CsrView& w, int64_t chunk, int64_t block);
 
 }  // namespace se

@@ -21,6 +21,12 @@ inline vf zero() { return _mm256_setzero_ps(); }
 inline vf set1(float a) { return _mm256_set1_ps(a); }
 inline vf load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, vf a) { _mm256_storeu_ps(p, a); }
+inline void stream(float* p, vf a) {
+  if (reinterpret_cast<uintptr_t>(p) % 32 == 0)
+    _mm256_stream_ps(p, a);
+  else
+    store(p, a);
+}
 inline vf load(const bf16* p) {
   return _mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));

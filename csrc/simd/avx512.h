@@ -21,6 +21,13 @@ inline vf zero() { return _mm512_setzero_ps(); }
 inline vf set1(float a) { return _mm512_set1_ps(a); }
 inline vf load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
+// Past the caches where p is aligned to a line.
+inline void stream(float* p, vf a) {
+  if (reinterpret_cast<uintptr_t>(p) % 64 == 0)
+    _mm512_stream_ps(p, a);
+  else
+    store(p, a);
+}
 inline vf load(const bf16* p) {
   return _mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));

@@ -38,6 +38,8 @@ inline vf zero() { return {{0, 0, 0, 0}}; }
 inline vf set1(float a) { return {{a, a, a, a}}; }
 inline vf load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
 inline void store(float* p, vf a) { std::memcpy(p, a.lane, sizeof a.lane); }
+// A store that may bypass the caches.
+inline void stream(float* p, vf a) { store(p, a); }
 inline vf load(const bf16* p) {
   return each([=](int i) { return widen(p[i]); });
 }

@@ -22,7 +22,9 @@ def kernel(
     k: Annotated[str, typer.Option("-k", help="Input features.")] = "768",
     m: Annotated[str, typer.Option("-m", help="Tokens (batch x sequence).")] = "1,16,128",
     sparsity: Annotated[str, typer.Option(help="Fractions of zeros.")] = "0.5,0.8,0.9",
-    format: Annotated[str, typer.Option(help="csr, bsr:RxC, bitmask, nm:K:M.")] = "csr,bsr:4x1",
+    format: Annotated[
+        str, typer.Option(help="csr, bsr:RxC, bitmask, nm:K:M, sellp.")
+    ] = "csr,bsr:4x1",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, int8.")] = "float32",
     against: Annotated[
         str, typer.Option(help="torch, onnxruntime, openvino, scipy, torch-csr, torch-bsr.")

@@ -17,7 +17,9 @@ def convert(
     format: Annotated[
         str, typer.Option(help="auto (measured), csr, bsr:RxC, bitmask, nm:K:M, sellp, dense.")
     ] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, int8.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: float32, bfloat16, int8.")
+    ] = "float32",
     tokens: Annotated[
         str, typer.Option(help="Rows per call that auto times: batch x length.")
     ] = "1,128",

@@ -41,4 +41,14 @@ def parse_format(text: str) -> tuple[type[Format], dict[str, int]]:
     raise UsageError(f"unknown format {text!r}: expected one of {known}")
 
 
-__all__ = ["BSR", "CSR", "FORMATS", "NM", "Bitmask", "Format", "SellP", "block_fill", "parse_format"]
+__all__ = [
+    "BSR",
+    "CSR",
+    "FORMATS",
+    "NM",
+    "Bitmask",
+    "Format",
+    "SellP",
+    "block_fill",
+    "parse_format",
+]

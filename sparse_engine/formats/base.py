@@ -120,6 +120,10 @@ class Format(ABC):
         """Bytes of all buffers together."""
         return sum(buffer.nbytes for buffer in self.tensors().values())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what ops keep beside a packing is not copied with it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def __repr__(self) -> str:
         """One line: spec, shape, dtype, device, stored values and bytes."""
         out_features, in_features = self.shape

@@ -95,8 +95,8 @@ class SellP(Format):
         check_range("sellp picks", self.picks.int(), WINDOW)
         check_range("sellp offsets", self.offsets.int(), max(in_features, 1))
         check_range("sellp rows", self.rows, out_features + 1)
-        ordered = self.rows.sort().values[:out_features]
-        if not torch.equal(ordered.cpu(), torch.arange(out_features, dtype=torch.int32)):
+        wanted = torch.arange(LANES * slices, dtype=torch.int32).clamp(max=out_features)
+        if not torch.equal(self.rows.sort().values.cpu(), wanted):
             raise InvalidFileError("sellp rows: each row must stand once")
         row, column, stored = self._places()
         row, column = row[stored], column[stored]
@@ -121,6 +121,8 @@ def pack_sellp(pattern: CSR, values: Tensor) -> dict[str, Tensor]:
     )
     buffers = {name: torch.from_numpy(array) for name, array in packed.items()}
     got = buffers["values"]
-    buffers["values"] = (got.view(values.dtype) if len(got) else values.new_zeros(0)).view(-1, LANES)
+    buffers["values"] = (got.view(values.dtype) if len(got) else values.new_zeros(0)).view(
+        -1, LANES
+    )
     buffers["picks"] = buffers["picks"].view(-1, LANES)
     return {name: buffer.to(pattern.device) for name, buffer in buffers.items()}

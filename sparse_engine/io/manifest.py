@@ -19,7 +19,7 @@ from sparse_engine.packings import PACKINGS, packing_of
 
 MANIFEST = "sparse_engine.json"
 WEIGHTS = "model.safetensors"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 MAX_BYTES = 64 << 20
 
 # What a weight may be stored as.
@@ -114,7 +114,7 @@ class Manifest(Entry):
     """The whole file; `architecture` is the name of a transformers class, None for plain torch."""
 
     sha256: Digest | Literal[""]
-    package_version: Literal[1]
+    package_version: Literal[2]
     library_version: Text
     source: Literal["transformers", "torch"]
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,128}$")] | None
@@ -136,9 +136,10 @@ class Manifest(Entry):
 def read_manifest(raw: bytes, what: str) -> Manifest:
     """Read and check sparse_engine.json; raises InvalidFileError."""
     version = parse_json(raw, what).get("package_version")
-    if type(version) is int and version > VERSION:
+    if type(version) is int and version != VERSION:
+        told = "update it" if version > VERSION else "convert the model again"
         raise InvalidFileError(
-            f"{what}: package version {version}, this sparse_engine reads {VERSION}: update it"
+            f"{what}: package version {version}, this sparse_engine reads {VERSION}: {told}"
         )
     try:
         manifest = Manifest.model_validate_json(raw)
@@ -194,7 +195,8 @@ def _check_layer(layer: LayerEntry, where: str) -> None:
         raise InvalidFileError(
             f"{where}: format {layer.format} is stored as {stored.name}, not as {layer.stored}"
         )
-    expected = params if stored is format_class else layer.params
+    own = stored is format_class or set(params) == set(stored.param_names)
+    expected = params if own else layer.params
     if set(layer.params) != set(stored.param_names) or layer.params != expected:
         raise InvalidFileError(f"{where}: params {layer.params} do not fit format {layer.format}")
     problem = stored.params_problem(layer.params)

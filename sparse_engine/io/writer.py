@@ -1,4 +1,5 @@
-"""save: a model with sparse layers -> a package folder. Same input, same bytes."""
+"""save: a model with sparse layers -> a package folder. Same input on the same
+processor with the same number of threads, same bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +22,6 @@ from sparse_engine.io.folder import check_free, new_folder
 from sparse_engine.io.hugging import empty_model, model_class, read_config
 from sparse_engine.io.manifest import (
     MANIFEST,
-    stored_as,
     VERSION,
     WEIGHTS,
     ChoiceEntry,
@@ -30,6 +30,7 @@ from sparse_engine.io.manifest import (
     Machine,
     Manifest,
     TensorEntry,
+    stored_as,
 )
 from sparse_engine.io.package import Progress, is_package, open_package
 from sparse_engine.io.skeleton import check_fit, state_of

@@ -154,6 +154,7 @@ class SparseLinear(nn.Module):
         wanted = fn(self.values[:0]).dtype
         if wanted not in VALUE_DTYPES:
             raise UsageError(f"SparseLinear has no {wanted}: use float32 or bfloat16")
+        self._known = None
         scales = self._buffers.get("scales")
         super()._apply(fn, recurse)
         if scales is not None and not scales.is_meta:  # `model.bfloat16()` must not round them
@@ -176,11 +177,13 @@ class SparseLinear(nn.Module):
     ) -> None:
         """Take buffers of any number of non-zeros: copying into the old ones would not fit."""
         state = state_dict.get(prefix + "_extra_state")
+        buffers = {prefix + name for cls in HELD for name in cls.buffer_names}
+        if not isinstance(state, Tensor) and buffers & state_dict.keys():
+            raise InvalidFileError(f"{prefix}_extra_state is missing: it says what the buffers are")
         if isinstance(state, Tensor):
             self._hold(self._read_state(state_dict, prefix, state))
             # The base class finds under the buffers' names what the layer holds by now.
-            names = {prefix + name for cls in HELD for name in cls.buffer_names}
-            kept = {key: value for key, value in state_dict.items() if key not in names}
+            kept = {key: value for key, value in state_dict.items() if key not in buffers}
             held = {prefix + name: tensor for name, tensor in self.packed.tensors().items()}
             state_dict = {**kept, **held}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -24,8 +24,8 @@ def linear(
     weight: [out, in], a format or a packing; a format is packed at every call, so keep
     `sparse_engine.packings.pack(weight)`, or a layer, where speed matters. x: [..., in], float32 or
     bfloat16; bias: [out]; activation: relu, gelu (exact), gelu_tanh or silu; residual: like y.
-    Returns y [..., out] in the dtype of x. Sums run in float32; bfloat16 weights meet activations
-    that are rounded to bfloat16. Raises UsageError.
+    Returns y [..., out] in the dtype of x. Products and sums are float32; int8 packings may quantise x
+    token by token. Raises UsageError.
 
     >>> se.ops.linear(se.CSR.from_dense(weight), x, activation="gelu")
     """
@@ -43,7 +43,7 @@ def run_linear(
     packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
     """The op on a weight that is packed and arguments that are checked."""
-    if isinstance(packed, PACKINGS):
+    if isinstance(packed, PACKINGS) and x.device.type in ("cpu", "meta"):
         if _plain(x):
             handle = _handle(packed)
             return native.run(handle, x, bias, residual, packed.shape[0], activation)
@@ -68,17 +68,25 @@ def run_linear(
 
 def _plain(x: Tensor) -> bool:
     """Whether nothing watches: then the op may skip torch's dispatcher, half the cost of a call."""
-    return type(x) is Tensor and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode()
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not is_in_torch_dispatch_mode()
+    )
 
 
 def _handle(packed: Format) -> native._core.Weight:
-    """The native view of a packing, made at the first call and kept with it."""
-    handle = packed.__dict__.get("_handle")
-    if handle is None:
-        buffers, params = packed.tensors().values(), packed.params().values()
-        handle = native.weight_handle(packed.kind, list(buffers), list(params), *packed.shape)  # type: ignore[attr-defined]
-        packed.__dict__["_handle"] = handle
-    return handle
+    """The native view of a packing, kept with it for as long as its buffers lie where they lay."""
+    buffers = list(packed.tensors().values())
+    places = tuple(buffer.data_ptr() for buffer in buffers)
+    known = packed.__dict__.get("_handle")
+    if known is None or known[0] != places:
+        params = list(packed.params().values())
+        handle = native.weight_handle(packed.kind, buffers, params, *packed.shape)  # type: ignore[attr-defined]
+        known = packed.__dict__["_handle"] = (places, handle)
+    return known[1]
 
 
 def linear_kernel(packed: Format, tokens: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP
 from sparse_engine.packings.bits import Bits
 from sparse_engine.packings.groups import Groups
@@ -14,6 +15,7 @@ from sparse_engine.packings.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.runs import Runs
 from sparse_engine.packings.strips import Strips
 
+INT8 = (QuadRuns, SellP8, Bits8, Groups8)
 PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8, Groups, Groups8)
 
 
@@ -41,7 +43,13 @@ def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> 
     On the CPU what `packing_of` says, for dtype "int8" or the weight's own. The Triton kernel reads
     BSR as it is; other formats have no GPU kernel and stay what they are.
     """
-    if device_type != "cpu" or (isinstance(weight, PACKINGS) and dtype != "int8"):
+    if isinstance(weight, INT8):
+        return weight
+    if device_type != "cpu":
+        if dtype == "int8":
+            raise UsageError(f"int8 has kernels on the CPU only, the weight is on {device_type}")
+        return weight
+    if isinstance(weight, PACKINGS) and dtype != "int8":
         return weight
     cls = packing_of(type(weight), weight.params(), dtype or "")
     if isinstance(weight, cls):

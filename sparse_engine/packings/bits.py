@@ -70,7 +70,9 @@ class Bits(Format):
         check_zero("bits values", self.values[stored:])
         check_pointers("bits offsets", self.offsets, stored)
         used = -(-in_features // 8)
-        if bool(pad_bits(self.mask[:, :used], in_features).any()) or bool(self.mask[:, used:].any()):
+        if bool(pad_bits(self.mask[:, :used], in_features).any()) or bool(
+            self.mask[:, used:].any()
+        ):
             raise InvalidFileError(f"bits mask: bits are set beyond {in_features} columns")
         if popcount(self.mask) != stored:
             raise InvalidFileError(f"bits mask: {popcount(self.mask)} bits for {stored} values")

@@ -51,7 +51,7 @@ class Groups(Format):
     def params_problem(cls, params: Mapping[str, int]) -> str | None:
         """What is wrong with `keep` and `of`, in one line, or None."""
         keep, of = params["keep"], params["of"]
-        if of in (2, 4, 8, 16) and of in (2 * keep, 4 * keep):
+        if type(keep) is type(of) is int and of in (2, 4, 8, 16) and of in (2 * keep, 4 * keep):
             return None
         return f"groups: of must be 2, 4, 8 or 16, and 2 or 4 times keep, got {keep}:{of}"
 
@@ -68,15 +68,16 @@ class Groups(Format):
     def columns(self) -> Tensor:
         """Column of each value, int64 [out, 16 steps]; padding may lie outside."""
         count = self.steps * STEP
-        rows = self.positions[: len(self.positions) - PADDING].view(self.shape[0], -1)
+        size = (self.shape[0], 2 * self.bits * self.steps)
+        rows = self.positions[: len(self.positions) - PADDING].view(size)
         position = unpack_numbers(rows, self.bits, count).long()
-        return torch.arange(count) // self.keep * self.of + position
+        return torch.arange(count, device=self.device) // self.keep * self.of + position
 
     def to_dense(self) -> Tensor:
         """The matrix [out, in]."""
         size = (self.shape[0], self.steps * STEP // self.keep * self.of)
-        dense = torch.zeros(size, dtype=self.values.dtype)
-        starts = torch.arange(size[0])[:, None] * size[1]
+        dense = torch.zeros(size, dtype=self.values.dtype, device=self.device)
+        starts = torch.arange(size[0], device=self.device)[:, None] * size[1]
         kept = self.values != 0
         dense.view(-1)[(starts + self.columns())[kept]] = self.values[kept]
         return dense[:, : self.shape[1]].contiguous()

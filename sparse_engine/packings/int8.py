@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import CSR, NM, SellP
-from sparse_engine.formats.checks import check_buffer, check_weight
+from sparse_engine.formats.checks import check_buffer, check_weight, check_zero
 from sparse_engine.formats.sellp import pack_sellp
 from sparse_engine.packings.bits import Bits, bit_buffers
 from sparse_engine.packings.groups import Groups, group_buffers
@@ -24,6 +24,10 @@ from sparse_engine.packings.runs import Runs, pack_pattern
 def _corrected(out_features: int, chunk: object) -> int:
     assert isinstance(chunk, int)
     return -(-out_features // chunk) * chunk + 1
+
+
+# Sums of int32 stay exact: 65536 x 127 x 127, and 128 x 127 x 65536 of the corrections.
+MAX_INPUTS = 1 << 16
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,6 +65,8 @@ class QuadRuns(Runs):
     def from_dense(cls, weight: Tensor, chunk: int | None = None, block: int | None = None) -> Self:
         """Quantise and pack a weight [out, in], float32 or bfloat16; non-zeros may round to zero."""
         weight = check_weight(weight)
+        if weight.shape[1] > MAX_INPUTS:
+            raise UsageError(f"int8: at most {MAX_INPUTS} inputs, got {weight.shape[1]}")
         quantised, scales = quantise_rows(weight)
         padded = torch.nn.functional.pad(quantised, (0, -weight.shape[1] % 4))
         quads = padded.reshape(-1).view(torch.int32).view(weight.shape[0], -(-weight.shape[1] // 4))
@@ -88,7 +94,7 @@ class QuadRuns(Runs):
         """The integers, int8 [out, in]."""
         dense = self.values.new_zeros(self.shape[0], self.width, 4)
         dense[self.entries()] = self.values
-        return dense.view(self.shape[0], -1)[:, : self.shape[1]]
+        return dense.view(self.shape[0], 4 * self.width)[:, : self.shape[1]]
 
     def _validate_values(self) -> None:
         check_buffer("runs values", self.values, (torch.int8,), ("values", 4))
@@ -99,8 +105,15 @@ class QuadRuns(Runs):
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
         super().validate()
-        sums = -128 * self.quantised().sum(1, dtype=torch.int32)
-        if not torch.equal(self.corrections[: self.shape[0]], sums):
+        _check_width(self.shape[1])
+        _check_symmetric(self.values)
+        row, quad = self.entries()
+        tail = -self.shape[1] % 4
+        if tail:
+            check_zero("runs values", self.values[quad == self.width - 1][:, 4 - tail :])
+        sums = torch.zeros(self.shape[0], dtype=torch.int32)
+        sums.index_add_(0, row, self.values.sum(1, dtype=torch.int32))
+        if not torch.equal(self.corrections[: self.shape[0]], -128 * sums):
             raise InvalidFileError("runs corrections: are not -128 x the sums of the rows")
 
 
@@ -152,6 +165,8 @@ class Bits8(Bits):
     def from_dense(cls, weight: Tensor) -> Self:
         """Quantise and pack a weight [out, in], float32 or bfloat16."""
         quantised, scales = quantise_rows(check_weight(weight))
+        if weight.shape[1] > MAX_INPUTS:
+            raise UsageError(f"int8: at most {MAX_INPUTS} inputs, got {weight.shape[1]}")
         corrections = -128 * quantised.sum(1, dtype=torch.int32)
         shape = (weight.shape[0], weight.shape[1])
         buffers = bit_buffers(quantised)
@@ -165,10 +180,22 @@ class Bits8(Bits):
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
         super().validate()
         _check_scales(self.scales, self.shape[0])
+        _check_width(self.shape[1])
+        _check_symmetric(self.values)
         check_buffer("bits corrections", self.corrections, (torch.int32,), (self.shape[0],))
         sums = -128 * super().to_dense().sum(1, dtype=torch.int32)
         if not torch.equal(self.corrections, sums):
             raise InvalidFileError("bits corrections: are not -128 x the sums of the rows")
+
+
+def _check_width(in_features: int) -> None:
+    if in_features > MAX_INPUTS:
+        raise InvalidFileError(f"int8: at most {MAX_INPUTS} inputs, got {in_features}")
+
+
+def _check_symmetric(values: Tensor) -> None:
+    if bool((values == -128).any()):
+        raise InvalidFileError("int8 values: expected -127..127, got -128")
 
 
 def _check_scales(scales: Tensor, out_features: int) -> None:

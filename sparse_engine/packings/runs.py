@@ -104,21 +104,26 @@ class Runs(Format):
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """Row and column of each value, int64."""
+        place, segment, column = self._places()
+        blocks = self.grid[1]
+        return place + segment // blocks * self.chunk, column + segment % blocks * self.block
+
+    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row inside its chunk, (chunk, K-block), and column inside it, of each value, int64."""
+        device = self.device
         per_pair = self.stretches.long().repeat_interleave(self.stretches[:, 0].long(), 0)
         shared, own, rest = per_pair[:, 1], per_pair[:, 2], per_pair[:, 3]
         counts = 2 * (shared + own) + rest  # values of a pair
-        pair = torch.arange(len(counts)).repeat_interleave(counts)
-        i = torch.arange(len(pair)) - (counts.cumsum(0) - counts)[pair]
+        pair = torch.arange(len(counts), device=device).repeat_interleave(counts)
+        i = torch.arange(len(pair), device=device) - (counts.cumsum(0) - counts)[pair]
         columns = shared + 2 * own + rest
         first = (columns.cumsum(0) - columns)[pair]
         in_shared = i < 2 * shared[pair]
         column = first + torch.where(in_shared, i // 2, i - shared[pair])
         second = torch.where(i < 2 * (shared + own)[pair], i % 2, 1)
-        pairs_of_segment = self.starts[:, 1].long().diff() // 2
-        segment = torch.arange(len(pairs_of_segment)).repeat_interleave(pairs_of_segment)[pair]
-        blocks = self.grid[1]
-        row = self.rows.long()[2 * pair + second] + segment // blocks * self.chunk
-        return row, self.columns.long()[column] + segment % blocks * self.block
+        pairs = self.starts[:, 1].long().diff() // 2  # of each segment
+        segment = torch.arange(len(pairs), device=device).repeat_interleave(pairs)[pair]
+        return self.rows.long()[2 * pair + second], segment, self.columns.long()[column]
 
     def to_dense(self) -> Tensor:
         """The matrix [out, in]."""
@@ -174,23 +179,28 @@ class Runs(Format):
         last = self.width - (blocks - 1) * self.block
         columns = self.columns.long()
         check_range("runs columns", columns, self.block)
-        check_range("runs columns", columns[of_column % max(blocks, 1) == blocks - 1], last)
+        check_range("runs columns", columns[of_column % blocks == blocks - 1], last)
         rows = self.rows[: len(self.rows) - 2].long()
         check_zero("runs rows", self.rows[len(self.rows) - 2 :].int())
         segment = torch.arange(chunks * blocks).repeat_interleave(starts[:, 1].diff())
         alone = rows == self.chunk  # the place that nobody reads
         check_range("runs rows", rows, self.chunk + 1)
-        row = segment // max(blocks, 1) * self.chunk + rows
+        row = segment // blocks * self.chunk + rows
         if bool((row[~alone] >= self.shape[0]).any()):
             raise InvalidFileError(f"runs rows: expected values below {self.shape[0]}")
-        seen = torch.zeros(blocks * self.shape[0], dtype=torch.int32)
-        place = (segment % max(blocks, 1)) * self.shape[0] + row
-        seen.index_add_(0, place[~alone], torch.ones_like(place[~alone], dtype=torch.int32))
-        if bool((seen > 1).any()) or bool((seen[: self.shape[0]] != 1).any()):
+        place = (segment * (self.chunk + 1) + rows)[~alone]
+        if len(place.unique()) != len(place):
+            raise InvalidFileError("runs rows: a row stands twice in a K-block")
+        firsts = starts[:, 1].diff().view(chunks, blocks)[:, 0]
+        sizes = (self.shape[0] - torch.arange(chunks) * self.chunk).clamp(max=self.chunk)
+        if (
+            not torch.equal(firsts, (sizes + 1) // 2 * 2)
+            or int((~alone & (segment % blocks == 0)).sum()) != self.shape[0]
+        ):
             raise InvalidFileError("runs rows: each row must stand once in the first K-block")
-        row, column = self.entries()
-        if bool((row >= self.shape[0]).any()):
+        if bool((self._places()[0] == self.chunk).any()):
             raise InvalidFileError("runs: a value stands in no row")
+        row, column = self.entries()
         keys = row * max(self.width, 1) + column
         if len(keys.unique()) != len(keys):
             raise InvalidFileError("runs: an element is stored twice")

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from sparse_engine.errors import InvalidFileError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats.base import Format, positive_zeros
 from sparse_engine.formats.checks import (
     VALUE_DTYPES,
@@ -33,7 +33,7 @@ K_BLOCK = 192
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Strips(Format):
-    """`height` output rows share the columns of a strip; CSR is height 1, a BSR block rows x 1.
+    """`height` output rows share the columns of a strip: the rows of a BSR block.
 
     Two bytes of index a column, shared by the rows of the strip, plus four bytes a strip and
     K-block. Rows that a strip has beyond the matrix are zero.
@@ -54,6 +54,9 @@ class Strips(Format):
         """Pack a weight [out, in], float32 or bfloat16; a column with a single non-zero is kept whole."""
         weight = check_weight(weight)
         block = block or K_BLOCK
+        problem = cls.params_problem({"height": height, "block": block})
+        if problem:
+            raise UsageError(problem)
         out_features, in_features = weight.shape
         extra = -out_features % height
         padded = torch.nn.functional.pad(weight, (0, 0, 0, extra)) if extra else weight

@@ -10,16 +10,17 @@ void se::pack_panel_avx2(const void* x, DType dtype, int64_t stride, int64_t tok
 }
 
 void se::quantize_panel_avx2(const void* x, DType dtype, int64_t stride, int64_t tokens,
-                              int64_t features, int64_t lanes, int64_t width, void* panel,
-                              float* scales) {
+                             int64_t features, int64_t lanes, int64_t width, void* panel,
+                             float* scales) {
   avx2::quantize(x, dtype, stride, tokens, features, lanes, width, panel, scales);
 }
 
 void se::store_panel_avx2(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
-                           const Epilogue& epilogue) {
+                          const Epilogue& epilogue) {
   avx2::store_panel(sums, tokens, row0, rows, epilogue);
 }
 
-void se::store_token_avx2(const float* acc, float scale, int64_t row0, int64_t rows, const Epilogue& epilogue) {
+void se::store_token_avx2(const float* acc, float scale, int64_t row0, int64_t rows,
+                          const Epilogue& epilogue) {
   avx2::store_token(acc, scale, row0, rows, epilogue);
 }

@@ -39,13 +39,13 @@ void se::pack_panel_avx512(const void* x, DType dtype, int64_t stride, int64_t t
 }
 
 void se::quantize_panel_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
-                              int64_t features, int64_t lanes, int64_t width, void* panel,
-                              float* scales) {
+                               int64_t features, int64_t lanes, int64_t width, void* panel,
+                               float* scales) {
   avx512::quantize(x, dtype, stride, tokens, features, lanes, width, panel, scales);
 }
 
 void se::store_panel_avx512(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
-                           const Epilogue& epilogue) {
+                            const Epilogue& epilogue) {
   avx512::store_panel(sums, tokens, row0, rows, epilogue);
 }
 

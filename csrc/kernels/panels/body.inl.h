@@ -24,8 +24,7 @@ inline void store_some(T* p, vf a, int64_t n) {
 template <class T>
 inline void gather_tile(const T* x, int64_t stride, int64_t tokens, int64_t n, vf (&tile)[kLanes]) {
   SE_UNROLL
-  for (int i = 0; i < kLanes; ++i)
-    tile[i] = i >= tokens ? zero() : load_some(x + i * stride, n);
+  for (int i = 0; i < kLanes; ++i) tile[i] = i >= tokens ? zero() : load_some(x + i * stride, n);
   transpose(tile);
 }
 
@@ -95,7 +94,8 @@ inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t fe
     float inverse[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
       scales[t + i] = t + i < tokens ? token_scale(x + (t + i) * stride, features) : 0.0f;
-      inverse[i] = scales[t + i] > 0 ? 1.0f / scales[t + i] : 0.0f;
+      // Below the smallest normal number the inverse would overflow: such tokens count as zero.
+      inverse[i] = scales[t + i] > 1.2e-38f ? 1.0f / scales[t + i] : 0.0f;
     }
     for (int64_t q = 0; q < quads; q += kLanes) {
       alignas(64) uint8_t bytes[kLanes][4 * kLanes];
@@ -119,6 +119,10 @@ inline vf scaled(const int32_t* acc, const Epilogue& e, int64_t row, const float
   return mul(mul(load(acc), set1(e.row_scales[row])), load(token_scales));
 }
 
+// Half a line, as a bf16 vector is, is better kept in the caches until the other half comes.
+inline void put_whole(float* p, vf a) { stream(p, a); }
+inline void put_whole(bf16* p, vf a) { store(p, a); }
+
 template <class T, class A>
 inline void store_tile(const A* acc, int64_t width, const float* token_scales, int64_t tokens,
                        int64_t rows, const Epilogue& e, int64_t row0, const T* residual, T* y) {
@@ -138,6 +142,11 @@ inline void store_tile(const A* acc, int64_t width, const float* token_scales, i
     SE_UNROLL
     for (int i = 0; i < kLanes; ++i)
       if (i < tokens) tile[i] = add(tile[i], load_some(residual + i * e.residual_stride, rows));
+  }
+  if (e.stream && rows >= kLanes && tokens >= kLanes) {
+    SE_UNROLL
+    for (int i = 0; i < kLanes; ++i) put_whole(y + i * e.y_stride, tile[i]);
+    return;
   }
   SE_UNROLL
   for (int i = 0; i < kLanes; ++i)
@@ -162,7 +171,8 @@ inline void store_rows(const PanelSums& sums, int64_t tokens, int64_t row0, int6
 }
 
 template <class T>
-inline void store_one(const float* acc, float scale, int64_t row0, int64_t rows, const Epilogue& e) {
+inline void store_one(const float* acc, float scale, int64_t row0, int64_t rows,
+                      const Epilogue& e) {
   const T* residual = static_cast<const T*>(e.residual);
   for (int64_t r = 0; r < rows; r += kLanes) {
     const int64_t n = rows - r < kLanes ? rows - r : kLanes;
@@ -205,7 +215,8 @@ inline void store_panel(const PanelSums& sums, int64_t tokens, int64_t row0, int
         : store_rows<bf16, float>(sums, tokens, row0, rows, e);
 }
 
-inline void store_token(const float* acc, float scale, int64_t row0, int64_t rows, const Epilogue& e) {
+inline void store_token(const float* acc, float scale, int64_t row0, int64_t rows,
+                        const Epilogue& e) {
   if (e.dtype == DType::f32)
     store_one<float>(acc, scale, row0, rows, e);
   else

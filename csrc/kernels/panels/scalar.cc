@@ -10,13 +10,13 @@ void se::pack_panel_scalar(const void* x, DType dtype, int64_t stride, int64_t t
 }
 
 void se::quantize_panel_scalar(const void* x, DType dtype, int64_t stride, int64_t tokens,
-                              int64_t features, int64_t lanes, int64_t width, void* panel,
-                              float* scales) {
+                               int64_t features, int64_t lanes, int64_t width, void* panel,
+                               float* scales) {
   scalar::quantize(x, dtype, stride, tokens, features, lanes, width, panel, scales);
 }
 
 void se::store_panel_scalar(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
-                           const Epilogue& epilogue) {
+                            const Epilogue& epilogue) {
   scalar::store_panel(sums, tokens, row0, rows, epilogue);
 }
 

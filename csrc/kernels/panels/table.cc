@@ -4,7 +4,7 @@ namespace se {
 namespace {
 
 constexpr PanelKernels kTable[] = {
-#define SE_PANELS(isa)  \
+#define SE_PANELS(isa) \
   {Isa::isa, pack_panel_##isa, quantize_panel_##isa, store_panel_##isa, store_token_##isa},
 #include "kernels/panels/kernels.inc"
 #undef SE_PANELS

@@ -7,13 +7,13 @@
 
 namespace se {
 
-// The level in use: what SPARSE_ENGINE_ISA forces, else the highest one; but not avx512_bf16 where its
-// products are so slow that widening to float pays (Sapphire and Emerald Rapids: a quarter of the
-// rate that Zen 4 has per cycle). Measured once, in microseconds.
+// The level in use: what SPARSE_ENGINE_ISA forces, else the highest one; but not avx512_bf16 where
+// its products are so slow that widening to float pays (Sapphire and Emerald Rapids: a quarter of
+// the rate that Zen 4 has per cycle). Measured once, in microseconds.
 Isa active_isa();
 
-// Multiply-adds per second x 2, in GFLOP/s (GOP/s for int8), of all threads together, from registers,
-// in the fastest way that there is to multiply `dtype`.
+// Multiply-adds per second x 2, in GFLOP/s (GOP/s for int8), of all threads together, from
+// registers, in the fastest way that there is to multiply `dtype`.
 double peak_gflops(DType dtype, Isa isa);
 
 // GB/s that all threads together read from `bytes` of memory, read over and over.

@@ -15,8 +15,8 @@ void se::spmm_runs_bf16_avx2(const Runs& w, int64_t chunk, const void* x, int64_
 namespace se {
 namespace avx2 {
 
-// A quad is four bytes x + 128 against four int8 weights. vpmaddubsw saturates unless one side stays
-// within 127: |x| times the weight with the sign of x does, exactly (2 x 127 x 127 < 2^15).
+// A quad is four bytes x + 128 against four int8 weights. vpmaddubsw saturates unless one side
+// stays within 127: |x| times the weight with the sign of x does, exactly (2 x 127 x 127 < 2^15).
 struct Quads {
   using vec = __m256i;
   using element = int32_t;
@@ -29,7 +29,8 @@ struct Quads {
   static vec broadcast(const int32_t* p) { return _mm256_set1_epi32(*p); }
   static vec multiply_add(vec w, vec x, vec acc) {
     const vec signed_x = _mm256_xor_si256(x, _mm256_set1_epi8(static_cast<char>(0x80)));
-    const vec pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_x), _mm256_sign_epi8(w, signed_x));
+    const vec pairs =
+        _mm256_maddubs_epi16(_mm256_abs_epi8(signed_x), _mm256_sign_epi8(w, signed_x));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 };

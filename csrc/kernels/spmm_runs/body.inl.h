@@ -1,6 +1,6 @@
 // The algorithm of spmm_runs over the vector layer and one arithmetic; included once per ISA, after
-// simd/<isa>.h. Tokens lie in the lanes. Two rows are in flight, so that eight independent sums hide
-// the latency of the multiply-add, and a shared column is loaded once for both.
+// simd/<isa>.h. Tokens lie in the lanes. Two rows are in flight, so that eight independent sums
+// hide the latency of the multiply-add, and a shared column is loaded once for both.
 //
 // The loops are bound by loads where nothing is shared (V + 1 for V multiply-adds) and by
 // multiply-adds where everything is.
@@ -50,8 +50,7 @@ struct Sums {
   }
   void add(int u, typename A::vec w, const typename A::element* x) {
     SE_UNROLL
-    for (int v = 0; v < V; ++v)
-      acc[u][v] = A::multiply_add(w, A::load(x + v * kLanes), acc[u][v]);
+    for (int v = 0; v < V; ++v) acc[u][v] = A::multiply_add(w, A::load(x + v * kLanes), acc[u][v]);
   }
   void store(typename A::element* y) {
     SE_UNROLL

@@ -9,7 +9,7 @@ namespace se {
 //   x  panel [in][tokens], 64-byte aligned: float, or for int8 quads of bytes x + 128
 //   y  [w.chunk + 1][tokens] floats (int32 for int8), 64-byte aligned, overwritten; the last row is
 //      scratch; must not overlap x
-//   tokens  a power of two from kernel.min_tokens to kernel.max_tokens
+//   tokens  16, 32 or 64, at most kernel.max_tokens
 // Accumulates K-block by K-block in float, int8 exactly in int32. Safe from any number of threads.
 using SpmmRunsFn = void (*)(const Runs& w, int64_t chunk, const void* x, int64_t tokens, void* y);
 
@@ -25,7 +25,7 @@ struct SpmmRunsKernel {
 // The best kernel for `weight` at `isa`: the first row of kernels.inc that fits.
 const SpmmRunsKernel& spmm_runs(DType weight, Isa isa);
 
-#define SE_SPMM_RUNS(weight, isa, panel, max_tokens)                                            \
+#define SE_SPMM_RUNS(weight, isa, panel, max_tokens)                                           \
   void spmm_runs_##weight##_##isa(const Runs& w, int64_t chunk, const void* x, int64_t tokens, \
                                   void* y);
 #include "kernels/spmm_runs/kernels.inc"

@@ -4,11 +4,13 @@
 #include "kernels/widen.inl.h"
 #include "kernels/spmm_runs/body.inl.h"
 
-void se::spmm_runs_f32_scalar(const Runs& w, int64_t chunk, const void* x, int64_t tokens, void* y) {
+void se::spmm_runs_f32_scalar(const Runs& w, int64_t chunk, const void* x, int64_t tokens,
+                              void* y) {
   scalar::spmm_runs<scalar::Floats, scalar::Weights<scalar::Floats>>(w, chunk, x, tokens, y);
 }
 
-void se::spmm_runs_bf16_scalar(const Runs& w, int64_t chunk, const void* x, int64_t tokens, void* y) {
+void se::spmm_runs_bf16_scalar(const Runs& w, int64_t chunk, const void* x, int64_t tokens,
+                               void* y) {
   scalar::spmm_runs<scalar::Floats, scalar::WideWeights>(w, chunk, x, tokens, y);
 }
 

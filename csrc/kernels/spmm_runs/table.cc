@@ -6,8 +6,8 @@ namespace se {
 namespace {
 
 constexpr SpmmRunsKernel kTable[] = {
-#define SE_SPMM_RUNS(weight, isa, panel, max_tokens)                                           \
-  {"spmm_runs_" #weight "_" #isa, DType::weight, Isa::isa, DType::panel, max_tokens,           \
+#define SE_SPMM_RUNS(weight, isa, panel, max_tokens)                                 \
+  {"spmm_runs_" #weight "_" #isa, DType::weight, Isa::isa, DType::panel, max_tokens, \
    spmm_runs_##weight##_##isa},
 #include "kernels/spmm_runs/kernels.inc"
 #undef SE_SPMM_RUNS

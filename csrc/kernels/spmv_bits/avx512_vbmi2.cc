@@ -33,9 +33,9 @@ struct Words {
   static acc start() { return {zero(), zero()}; }
   static expanded expand(Mask bits, const uint16_t* p) {
     const __m512i e = expand_words(bits, _mm512_loadu_si512(p));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 16)),
-            _mm512_castsi512_ps(
-                _mm512_and_si512(e, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+    return {
+        _mm512_castsi512_ps(_mm512_slli_epi32(e, 16)),
+        _mm512_castsi512_ps(_mm512_and_si512(e, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))};
   }
   static void multiply_add(const expanded& e, const char* x, acc& a) {
     const float* p = reinterpret_cast<const float*>(x);
@@ -75,7 +75,7 @@ float se::prepare_bits_bf16_avx512_vbmi2(const float* x, int64_t in, void* prepa
 }
 
 void se::spmv_bits_bf16_avx512_vbmi2(const Bits& w, int64_t begin, int64_t end, const void* x,
-                                    int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+                                     int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
   avx512_vbmi2::spmv_bits<avx512_vbmi2::Words>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }
 
@@ -84,6 +84,6 @@ float se::prepare_bits_i8_avx512_vbmi2(const float* x, int64_t in, void* prepare
 }
 
 void se::spmv_bits_i8_avx512_vbmi2(const Bits& w, int64_t begin, int64_t end, const void* x,
-                                  int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+                                   int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
   avx512_vbmi2::spmv_bits<avx512_vbmi2::Bytes>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }

@@ -64,9 +64,10 @@ inline float copy_floats(const float* x, int64_t in, void* prepared) {
 // Bytes round(x / scale) + 128.
 inline float quantize_bytes(const float* x, int64_t in, void* prepared) {
   uint8_t* to = static_cast<uint8_t*>(prepared);
-  const float scale = scale_of(x, in), inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  const float scale = scale_of(x, in), inverse = scale > 1.2e-38f ? 1.0f / scale : 0.0f;
   for (int64_t k = 0; k < padded(in); ++k)
-    to[k] = static_cast<uint8_t>(static_cast<int>(__builtin_rintf(k < in ? x[k] * inverse : 0.0f)) + 128);
+    to[k] = static_cast<uint8_t>(static_cast<int>(__builtin_rintf(k < in ? x[k] * inverse : 0.0f)) +
+                                 128);
   return scale;
 }
 

@@ -6,8 +6,9 @@ namespace se {
 namespace {
 
 constexpr SpmvBitsKernel kTable[] = {
-#define SE_SPMV_BITS(weight, isa) \
-  {"spmv_bits_" #weight "_" #isa, DType::weight, Isa::isa, prepare_bits_##weight##_##isa, spmv_bits_##weight##_##isa},
+#define SE_SPMV_BITS(weight, isa)                                                         \
+  {"spmv_bits_" #weight "_" #isa, DType::weight, Isa::isa, prepare_bits_##weight##_##isa, \
+   spmv_bits_##weight##_##isa},
 #include "kernels/spmv_bits/kernels.inc"
 #undef SE_SPMV_BITS
 };

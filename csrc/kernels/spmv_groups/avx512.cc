@@ -6,8 +6,8 @@
 namespace se {
 namespace avx512 {
 
-// Lane i's bits begin `bits` x i after the first: two broadcasts of 32 bits hold eight lanes each. A
-// span of 32 columns is two registers, which one permutation picks from; 64 take two and a blend.
+// Lane i's bits begin `bits` x i after the first: two broadcasts of 32 bits hold eight lanes each.
+// A span of 32 columns is two registers, which one permutation picks from; 64 take two and a blend.
 template <int Span>
 struct Registers {
   __m512i shift, mask, base;
@@ -53,14 +53,14 @@ inline void run(const Groups& w, int64_t begin, int64_t end, const float* x, int
 }  // namespace se
 
 void se::spmv_groups_f32_avx512(const Groups& w, int64_t begin, int64_t end, const float* x,
-                             int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+                                int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
   avx512::run<float>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }
 void se::spmv_groups_bf16_avx512(const Groups& w, int64_t begin, int64_t end, const float* x,
-                             int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+                                 int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
   avx512::run<avx512::bf16>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }
 void se::spmv_groups_i8_avx512(const Groups& w, int64_t begin, int64_t end, const float* x,
-                             int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+                               int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
   avx512::run<int8_t>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }

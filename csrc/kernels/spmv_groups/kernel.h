@@ -22,7 +22,7 @@ struct SpmvGroupsKernel {
 
 const SpmvGroupsKernel& spmv_groups(DType weight, Isa isa);
 
-#define SE_SPMV_GROUPS(weight, isa)                                                               \
+#define SE_SPMV_GROUPS(weight, isa)                                                              \
   void spmv_groups_##weight##_##isa(const Groups& w, int64_t begin, int64_t end, const float* x, \
                                     int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
 #include "kernels/spmv_groups/kernels.inc"

@@ -38,14 +38,14 @@ inline void run(const Groups& w, int64_t begin, int64_t end, const float* x, int
 }  // namespace se
 
 void se::spmv_groups_f32_scalar(const Groups& w, int64_t begin, int64_t end, const float* x,
-                             int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+                                int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
   scalar::run<float>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }
 void se::spmv_groups_bf16_scalar(const Groups& w, int64_t begin, int64_t end, const float* x,
-                             int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+                                 int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
   scalar::run<scalar::bf16>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }
 void se::spmv_groups_i8_scalar(const Groups& w, int64_t begin, int64_t end, const float* x,
-                             int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+                               int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
   scalar::run<int8_t>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }

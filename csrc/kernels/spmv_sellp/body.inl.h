@@ -1,7 +1,7 @@
 // The algorithm of spmv_sellp over the vector layer; included once per ISA, after simd/<isa>.h.
 // Rows lie in the lanes: no sums across lanes, no branches inside a group, and where a window fits
-// two registers no gathers either. Even and odd steps have sums of their own, to hide the latency of
-// the multiply-add.
+// two registers no gathers either. Even and odd steps have sums of their own, to hide the latency
+// of the multiply-add.
 
 namespace se {
 namespace SE_ISA {

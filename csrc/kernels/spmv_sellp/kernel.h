@@ -23,7 +23,7 @@ struct SpmvSellPKernel {
 
 const SpmvSellPKernel& spmv_sellp(DType weight, Isa isa);
 
-#define SE_SPMV_SELLP(weight, isa)                                                              \
+#define SE_SPMV_SELLP(weight, isa)                                                             \
   void spmv_sellp_##weight##_##isa(const SellP& w, int64_t begin, int64_t end, const float* x, \
                                    int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
 #include "kernels/spmv_sellp/kernels.inc"
