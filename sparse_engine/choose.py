@@ -25,8 +25,9 @@ from sparse_engine.formats import Format, block_fill, parse_format
 from sparse_engine.ops import run_linear
 from sparse_engine.packings import pack
 
-# Blocks that are tried, tallest first: only where the pattern really is made of them.
-BLOCKS = ((16, 1), (8, 1), (4, 1), (2, 1))
+# Blocks that are tried, tallest first: only where the pattern really is made of them. On the CPU lower
+# ones need no trial: csr is packed to the same runs, which find rows with the same columns anyway.
+BLOCKS = ((32, 1), (16, 1))
 CUDA_BLOCKS = ((64, 64), (32, 32), (16, 16))
 # A pattern counts as made of blocks when at least this share of their elements is non-zero.
 MIN_FILL = 0.95
@@ -85,8 +86,7 @@ def estimate(spec: str, weight: Tensor, nnz: int, tokens: int, dtype: str) -> fl
         columns = {"float32": 16, "bfloat16": 32, "int8": 64}[dtype]
         return passes * 4 * weight.numel() / columns
     if spec.startswith("bsr") and tokens == 1:
-        rows = int(spec[4:].split("x")[0])
-        return nnz * (0.15 if rows >= 16 else 0.7)
+        return nnz * 0.15
     return nnz * max(1.0, 0.6 * vectors)
 
 

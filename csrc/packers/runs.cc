@@ -8,8 +8,8 @@
 namespace se {
 namespace {
 
-// How many rows ahead a partner is looked for. 64 raise the shared columns of random patterns from
-// 50 % to 65 % of the non-zeros at 50 % zeros, and from 10 % to 27 % at 90 %.
+// How many rows ahead a partner is looked for. In a random pattern of 3072 x 768, 55 % of the
+// non-zeros share their column at 50 % zeros (the next row as partner: 48 %), 23 % at 90 % (2 %).
 constexpr size_t kLookAhead = 64;
 // `shared` is a multiple of this, unless all columns are shared: fewer different lengths, so longer
 // stretches. Short rows have few different lengths anyway, and can spare less.
