@@ -16,7 +16,7 @@ from sparse_engine.io import load, save
 from sparse_engine.nn import SparseLinear
 
 torch.set_num_threads(1)
-SPECS = ("csr", "bsr:4x1", "bsr:3x2", "bitmask", "nm:2:4", "nm:1:3")
+SPECS = ("csr", "bsr:4x1", "bsr:3x2", "bsr:16x1", "bitmask", "nm:2:4", "nm:1:3", "sellp")
 
 
 class Net(nn.Module):
@@ -65,7 +65,7 @@ def packed(spec: str, dtype: str = "float32", seed: int = 0) -> tuple[Net, se.Sp
 TOKENS = torch.randint(11, (5,), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("spec", SPECS)
 def test_round_trip(spec: str, dtype: str, tmp_path: Path) -> None:
     net, report = packed(spec, dtype)

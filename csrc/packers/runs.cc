@@ -9,7 +9,7 @@ namespace se {
 namespace {
 
 // How many rows ahead a partner is looked for. In a random pattern of 3072 x 768, 55 % of the
-// non-zeros share their column at 50 % zeros (the next row as partner: 48 %), 23 % at 90 % (2 %).
+// non-zeros share their column at 50 % zeros, 23 % at 90 %.
 constexpr size_t kLookAhead = 64;
 // `shared` is a multiple of this, unless all columns are shared: fewer different lengths, so longer
 // stretches. Short rows have few different lengths anyway, and can spare less.

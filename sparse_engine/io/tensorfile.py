@@ -198,5 +198,7 @@ def write_tensors(
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The data of a tensor, row-major, without a copy where it already is that on the CPU."""
+    if not tensor.numel():  # an empty tensor may have strides that cannot be viewed as bytes
+        return memoryview(b"")
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
