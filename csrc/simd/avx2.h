@@ -32,10 +32,6 @@ inline vf load(const bf16* p) {
       _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
 inline vf broadcast(const float* p) { return _mm256_broadcast_ss(p); }
-inline vf broadcast(const bf16* p) {
-  return _mm256_castsi256_ps(
-      _mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(p->bits) << 16)));
-}
 
 inline vf fmadd(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 inline vf add(vf a, vf b) { return _mm256_add_ps(a, b); }

@@ -33,10 +33,6 @@ inline vf load(const bf16* p) {
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 inline vf broadcast(const float* p) { return _mm512_set1_ps(*p); }
-inline vf broadcast(const bf16* p) {
-  return _mm512_castsi512_ps(
-      _mm512_set1_epi32(static_cast<int>(static_cast<uint32_t>(p->bits) << 16)));
-}
 
 inline vf fmadd(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 inline vf add(vf a, vf b) { return _mm512_add_ps(a, b); }

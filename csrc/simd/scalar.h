@@ -44,7 +44,6 @@ inline vf load(const bf16* p) {
   return each([=](int i) { return widen(p[i]); });
 }
 inline vf broadcast(const float* p) { return set1(*p); }
-inline vf broadcast(const bf16* p) { return set1(widen(*p)); }
 
 inline vf fmadd(vf a, vf b, vf c) {
   return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
