@@ -21,6 +21,16 @@ class Weight:
         isa: str | None = None,
     ) -> None: ...
 
+class Encoder:
+    def __init__(self, config: dict[str, Any], layers: list[dict[str, Any]]) -> None: ...
+    def encode(
+        self,
+        x: np.ndarray[Any, Any],
+        lengths: list[int],
+        y: np.ndarray[Any, Any],
+        isa: str | None = None,
+    ) -> None: ...
+
 def linear_kernel(packing: str, dtype: str, tokens: int, isa: str | None = None) -> str: ...
 def pack_runs(
     pointers: np.ndarray[Any, Any],

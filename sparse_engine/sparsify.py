@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparse_engine.blocks import give_back_, take_over_
 from sparse_engine.choose import MIN_SPARSITY, Choice, choose_format, zeros
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
@@ -39,6 +40,8 @@ class SparsifyReport:
     """What `sparsify_` swapped, what it did not, and why."""
 
     rows: tuple[SparsifyRow, ...]
+    blocks: str = ""
+    """Whether whole layers run natively, and if not, why."""
 
     @property
     def swapped(self) -> tuple[SparsifyRow, ...]:
@@ -61,7 +64,7 @@ class SparsifyReport:
             for row in self.rows
         ]
         total = f"{len(self.swapped)} of {len(self.rows)} linear layers are sparse"
-        return "\n".join([head, *lines, total])
+        return "\n".join([head, *lines, total, *([self.blocks] if self.blocks else [])])
 
 
 def sparsify_(
@@ -71,6 +74,8 @@ def sparsify_(
     progress: Progress | None = None,
 ) -> SparsifyReport:
     """Replace every torch.nn.Linear in `model` by a SparseLinear, in place; returns the report.
+
+    Encoders of known families (sparse_engine/models) then run natively, in one call a stack.
 
     `filter_fn(module, name)` picks layers; all by default. A layer stays dense, with its reason in
     the report, when it is tied to an embedding, is a subclass of Linear with a life of its own, has
@@ -109,14 +114,16 @@ def sparsify_(
             progress(done, len(linears), name)
     for name, layer in swaps:
         _replace(model, name, layer)
-    return SparsifyReport(tuple(rows))
+    return SparsifyReport(tuple(rows), take_over_(model))
 
 
 def densify_(model: nn.Module) -> nn.Module:
-    """Turn every SparseLinear in `model` back into the torch.nn.Linear it stands for, in place.
+    """Turn every SparseLinear in `model` back into the torch.nn.Linear it stands for, in place, and
+    every native encoder into the module it stands for.
 
     Weights come back in the dtype of the model's other parameters.
     """
+    give_back_(model)
     others = (p.dtype for p in model.parameters() if p.is_floating_point())
     dtype = next(others, None)
     for name, module in list(model.named_modules(remove_duplicate=False)):

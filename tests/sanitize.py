@@ -12,7 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "build" / "sanitize"
-TESTS = ("tests/test_kernels_cpu.py", "tests/test_ops.py", "tests/test_packings.py")
+TESTS = (
+    "tests/test_kernels_cpu.py",
+    "tests/test_ops.py",
+    "tests/test_packings.py",
+    "tests/test_encoder.py",
+)
 
 
 def build() -> None:

@@ -1,7 +1,6 @@
 #include <algorithm>
-#include <variant>
 
-#include "bindings/arrays.h"
+#include "bindings/weight.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "kernels/spmv_bits/kernel.h"
@@ -9,7 +8,6 @@
 #include "kernels/spmv_sellp/kernel.h"
 #include "kernels/spmv_strips/kernel.h"
 #include "kernels/table.h"
-#include "ops/linear.h"
 
 namespace se {
 namespace {
@@ -192,46 +190,17 @@ Bits bits_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   return w;
 }
 
-// A packed weight whose buffers are checked: what a layer keeps between calls.
-class Weight {
- public:
-  Weight(const std::string& packing, std::vector<py::array> buffers,
-         const std::vector<int64_t>& params, int64_t out, int64_t in)
-      : buffers_(std::move(buffers)), in_(in), out_(out) {
-    require(out >= 0 && in >= 0, "a weight has no negative sides");
-    const Buffers b(buffers_);
-    if (packing == "runs")
-      view_ = runs_view(b, params, out, in);
-    else if (packing == "strips")
-      view_ = strips_view(b, params, out, in);
-    else if (packing == "sellp")
-      view_ = sellp_view(b, params, out, in);
-    else if (packing == "bits")
-      view_ = bits_view(b, params, out, in);
-    else if (packing == "groups")
-      view_ = groups_view(b, params, out, in);
-    else
-      throw std::invalid_argument("unknown packing " + packing);
-  }
-
-  void linear(const py::array& x, py::array y, const std::optional<py::array_t<float>>& bias,
-              const std::optional<py::array>& residual, int activation,
-              const std::optional<std::string>& isa) const {
-    require(x.ndim() == 2 && y.ndim() == 2 && x.shape(0) == y.shape(0) && x.shape(1) == in_ &&
-                y.shape(1) == out_,
-            "x must be [tokens, in] and y [tokens, out]");
-    const Epilogue e = epilogue_of(y, bias, residual, activation);
-    const Activations a{x.data(), dtype_of(x, "x"), row_stride(x, "x"), x.shape(0), in_};
-    const Isa level = isa_or_active(isa);
-    py::gil_scoped_release release;
-    std::visit([&](const auto& w) { se::linear(w, a, e, level); }, view_);
-  }
-
- private:
-  const std::vector<py::array> buffers_;  // alive as long as the view
-  const int64_t in_, out_;
-  std::variant<Runs, Strips, SellP, Bits, Groups> view_;
-};
+PackedWeight view_of(const std::string& packing, const std::vector<py::array>& buffers,
+                     const std::vector<int64_t>& params, int64_t out, int64_t in) {
+  require(out >= 0 && in >= 0, "a weight has no negative sides");
+  const Buffers b(buffers);
+  if (packing == "runs") return runs_view(b, params, out, in);
+  if (packing == "strips") return strips_view(b, params, out, in);
+  if (packing == "sellp") return sellp_view(b, params, out, in);
+  if (packing == "bits") return bits_view(b, params, out, in);
+  if (packing == "groups") return groups_view(b, params, out, in);
+  throw std::invalid_argument("unknown packing " + packing);
+}
 
 py::list kernels() {
   std::vector<KernelInfo> rows;
@@ -268,6 +237,26 @@ std::string linear_kernel(const std::string& packing, const std::string& dtype, 
 }
 
 }  // namespace
+
+Weight::Weight(const std::string& packing, std::vector<py::array> buffers,
+               const std::vector<int64_t>& params, int64_t out, int64_t in)
+    : buffers_(std::move(buffers)),
+      in_(in),
+      out_(out),
+      view_(view_of(packing, buffers_, params, out, in)) {}
+
+void Weight::linear(const py::array& x, py::array y, const std::optional<py::array_t<float>>& bias,
+                    const std::optional<py::array>& residual, int activation,
+                    const std::optional<std::string>& isa) const {
+  require(x.ndim() == 2 && y.ndim() == 2 && x.shape(0) == y.shape(0) && x.shape(1) == in_ &&
+              y.shape(1) == out_,
+          "x must be [tokens, in] and y [tokens, out]");
+  const Epilogue e = epilogue_of(y, bias, residual, activation);
+  const Activations a{x.data(), dtype_of(x, "x"), row_stride(x, "x"), x.shape(0), in_};
+  const Isa level = isa_or_active(isa);
+  py::gil_scoped_release release;
+  std::visit([&](const auto& w) { se::linear(w, a, e, level); }, view_);
+}
 
 void bind_linear(py::module_& m) {
   py::class_<Weight>(m, "Weight", "A packing of csrc/layouts over arrays, which it keeps alive.")

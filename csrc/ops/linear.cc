@@ -5,77 +5,18 @@
 #include <algorithm>
 #include <atomic>
 
-#include "kernels/spmm_runs/kernel.h"
-#include "kernels/spmm_strips/kernel.h"
+#include "ops/spmm.h"
 #include "ops/workspace.h"
 
 namespace se {
 namespace {
 
-// Rows of a chunk: their accumulators (128 x 64 floats = 32 KiB) stay in L1 or L2 until they are
-// stored.
-constexpr int64_t kChunkRows = 128;
 // Results that nobody finds in a cache any more when they are all written.
 constexpr int64_t kCached = int64_t{8} << 20;
 // Panels packed at a time: bounds the working memory, and one pass over the weights serves them
 // all.
 constexpr int64_t kPanelsPerPass = 8;
 thread_local Workspace panel_memory, accumulator_memory, scale_memory;
-
-// What the panels of an op are multiplied with: how a packed weight is cut into chunks, and its
-// kernel.
-struct StripsWork {
-  const Strips& w;
-  const SpmmStripsKernel& kernel;
-  int64_t step;  // strips of a chunk: enough chunks that the threads finish together
-
-  StripsWork(const Strips& weight, Isa isa, int threads)
-      : w(weight),
-        kernel(spmm_strips(weight.dtype, isa)),
-        step(strips_per_chunk(weight, threads)) {}
-
-  static int64_t strips_per_chunk(const Strips& w, int threads) {
-    const int64_t rows = std::clamp<int64_t>(w.out / (4 * threads), 16, kChunkRows);
-    return std::max<int64_t>(1, rows / w.height);
-  }
-  static int64_t entries(const Strips& w) { return w.pointers[w.blocks * w.strips] * w.height; }
-
-  int64_t chunks() const { return ceil_div(w.strips, step); }
-  int64_t row0(int64_t c) const { return c * step * w.height; }
-  int64_t rows(int64_t c) const { return std::min(step * w.height, w.out - row0(c)); }
-  int64_t sums() const { return step * w.height; }
-  int64_t max_tokens() const { return 64; }
-  int64_t min_tokens() const { return kernel.min_tokens; }
-  void run(int64_t c, const void* x, int64_t width, void* acc) const {
-    kernel.run(w, c * step, std::min((c + 1) * step, w.strips), x, width, static_cast<float*>(acc));
-  }
-};
-
-struct RunsWork {
-  const Runs& w;
-  const SpmmRunsKernel& kernel;
-
-  RunsWork(const Runs& weight, Isa isa) : w(weight), kernel(spmm_runs(weight.dtype, isa)) {}
-
-  static int64_t entries(const Runs& w) { return w.starts[w.chunks * w.blocks].value; }
-
-  int64_t chunks() const { return w.chunks; }
-  int64_t row0(int64_t c) const { return c * w.chunk; }
-  int64_t rows(int64_t c) const { return std::min(w.chunk, w.out - row0(c)); }
-  int64_t sums() const { return w.chunk + 1; }
-  int64_t max_tokens() const { return kernel.max_tokens; }
-  int64_t min_tokens() const { return 16; }
-  void run(int64_t c, const void* x, int64_t width, void* acc) const {
-    kernel.run(w, c, x, width, acc);
-  }
-};
-
-// The narrowest panel that holds `tokens`.
-int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
-  int64_t width = narrowest;
-  while (width < widest && width < tokens) width *= 2;
-  return width;
-}
 
 template <class Work>
 void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Isa isa,

@@ -1,6 +1,8 @@
 // linear: y = act(x W^T + bias) + residual for a packed W and any number of tokens.
 #pragma once
 
+#include <variant>
+
 #include "kernels/panels/kernel.h"
 #include "layouts/bits.h"
 #include "layouts/groups.h"
@@ -9,6 +11,8 @@
 #include "layouts/strips.h"
 
 namespace se {
+
+using PackedWeight = std::variant<Runs, Strips, SellP, Bits, Groups>;
 
 // Row-major activations, float or bf16: [tokens][stride].
 struct Activations {

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparse_engine import _core
+from sparse_engine.blocks import take_over_
 from sparse_engine.errors import UsageError
 from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.skeleton import check_fit, fill, rebuild
@@ -22,8 +23,9 @@ def load(
 ) -> nn.Module:
     """The model of a package, in eval mode, without gradients.
 
-    A transformers model is rebuilt from config.json. For anything else give `model`: the module
-    before `sparsify_`, with any weights (they are replaced, in place) or on the meta device.
+    A transformers model is rebuilt from config.json, and encoders of known families run natively.
+    For anything else give `model`: the module before `sparsify_`, with any weights (they are
+    replaced, in place) or on the meta device.
     progress: called as (done, total, layer name).
 
     Weights are mapped, not read: they come from the disk when they are first used, and processes
@@ -68,4 +70,5 @@ def load_package(package: Package, model: nn.Module | None = None) -> nn.Module:
             f"{package.path} holds a plain torch module: give the module to fill, load(..., model=)"
         )
     fill(model, package)
+    take_over_(model)
     return model.eval().requires_grad_(False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparse_engine.models.base import Family, Residual
+from sparse_engine.models.base import EncoderLayer, EncoderStack, Family, Residual
 from sparse_engine.models.bert import Bert
+from sparse_engine.models.distilbert import DistilBert
+from sparse_engine.models.mpnet import MPNet
 
-FAMILIES: tuple[type[Family], ...] = (Bert,)
+FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet)
 
 
 def find_family(model: nn.Module) -> Family | None:
@@ -15,4 +17,14 @@ def find_family(model: nn.Module) -> Family | None:
     return next((family() for family in FAMILIES if family.matches(model)), None)
 
 
-__all__ = ["FAMILIES", "Bert", "Family", "Residual", "find_family"]
+__all__ = [
+    "FAMILIES",
+    "Bert",
+    "DistilBert",
+    "EncoderLayer",
+    "EncoderStack",
+    "Family",
+    "MPNet",
+    "Residual",
+    "find_family",
+]

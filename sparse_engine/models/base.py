@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
+
+from sparse_engine.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,45 @@ class Residual:
 
     module: str
     argument: int
+
+
+@dataclass(frozen=True)
+class EncoderLayer:
+    """Where one layer of an encoder keeps its modules: names inside the stack.
+
+    norm1 and norm2 belong to attention and feed-forward, before or after them as the stack says.
+    """
+
+    query: str
+    key: str
+    value: str
+    output: str
+    up: str
+    down: str
+    norm1: str
+    norm2: str
+    gate: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderStack:
+    """Encoder layers that one native call can run: see csrc/blocks/encoder.h.
+
+    name:           dotted name of the module that runs them, called with hidden states and a mask
+    activation:     of the feed-forward, as `se.ops.linear` names it
+    position_bias:  (stack, reach) -> [heads, 2 reach - 1], added to scores by query minus key
+    reach:          longest sequence that the position bias serves
+    """
+
+    name: str
+    hidden: int
+    heads: int
+    inner: int
+    activation: str
+    layers: tuple[EncoderLayer, ...]
+    norm_first: bool = False
+    position_bias: Callable[[Any, int], Tensor] | None = None
+    reach: int = 0
 
 
 class Family(ABC):
@@ -38,6 +80,26 @@ class Family(ABC):
     @abstractmethod
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         """For each linear layer that writes into a residual stream: where that stream lies."""
+
+    def encoder(self, model: nn.Module) -> EncoderStack:
+        """The encoder that can run natively; raises UnsupportedModelError with the reason."""
+        raise UnsupportedModelError(f"{self.name} models have no native encoder")
+
+
+def activation_of(name: object) -> str:
+    """The name that `se.ops.linear` has for an activation of transformers."""
+    known = {
+        "relu": "relu",
+        "gelu": "gelu",
+        "gelu_python": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "silu": "silu",
+        "swish": "silu",
+    }
+    if not isinstance(name, str) or name not in known:
+        raise UnsupportedModelError(f"activation {name!r} has no native kernel")
+    return known[name]
 
 
 def model_type(model: nn.Module) -> str:

@@ -5,9 +5,20 @@ Devlin et al. 2019, arXiv:1810.04805; sentence-transformers' MiniLM models are B
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from sparse_engine.models.base import Family, Residual, children_of, model_type
+from sparse_engine.errors import UnsupportedModelError
+from sparse_engine.models.base import (
+    EncoderLayer,
+    EncoderStack,
+    Family,
+    Residual,
+    activation_of,
+    children_of,
+    model_type,
+)
 
 
 class Bert(Family):
@@ -32,3 +43,34 @@ class Bert(Family):
             for part in ("attention.output", "output")
         ]
         return {f"{parent}.dense": Residual(parent, argument=1) for parent in parents}
+
+    def encoder(self, model: nn.Module) -> EncoderStack:
+        config: Any = model.config
+        if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+            raise UnsupportedModelError("is_decoder and add_cross_attention have no native encoder")
+        kind = getattr(config, "position_embedding_type", None) or "absolute"
+        if kind != "absolute":
+            raise UnsupportedModelError(f"position_embedding_type {kind!r} has no native encoder")
+        blocks = self.blocks(model)
+        stack = blocks[0].removesuffix(".layer.0")
+        return EncoderStack(
+            name=stack,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            inner=config.intermediate_size,
+            activation=activation_of(config.hidden_act),
+            layers=tuple(_layer(block.removeprefix(f"{stack}.")) for block in blocks),
+        )
+
+
+def _layer(block: str) -> EncoderLayer:
+    return EncoderLayer(
+        query=f"{block}.attention.self.query",
+        key=f"{block}.attention.self.key",
+        value=f"{block}.attention.self.value",
+        output=f"{block}.attention.output.dense",
+        up=f"{block}.intermediate.dense",
+        down=f"{block}.output.dense",
+        norm1=f"{block}.attention.output.LayerNorm",
+        norm2=f"{block}.output.LayerNorm",
+    )

@@ -45,7 +45,7 @@ def run_linear(
     """The op on a weight that is packed and arguments that are checked."""
     if isinstance(packed, PACKINGS) and x.device.type in ("cpu", "meta"):
         if _plain(x):
-            handle = _handle(packed)
+            handle = weight_handle(packed)
             return native.run(handle, x, bias, residual, packed.shape[0], activation)
         return torch.ops.sparse_engine.linear(
             x,
@@ -77,7 +77,7 @@ def _plain(x: Tensor) -> bool:
     )
 
 
-def _handle(packed: Format) -> native._core.Weight:
+def weight_handle(packed: Format) -> native._core.Weight:
     """The native view of a packing, kept with it for as long as its buffers lie where they lay."""
     buffers = list(packed.tensors().values())
     places = tuple(buffer.data_ptr() for buffer in buffers)
@@ -97,4 +97,4 @@ def linear_kernel(packed: Format, tokens: int) -> str:
     return "linear_bsr_triton" if isinstance(packed, BSR) else "none"
 
 
-__all__ = ["linear", "linear_kernel", "reference"]
+__all__ = ["linear", "linear_kernel", "reference", "weight_handle"]

@@ -1,0 +1,29 @@
+// A packed weight as Python holds it.
+#pragma once
+
+#include "bindings/arrays.h"
+#include "ops/linear.h"
+
+namespace se {
+
+// A packing whose buffers are checked: what a layer keeps between calls.
+class Weight {
+ public:
+  Weight(const std::string& packing, std::vector<py::array> buffers,
+         const std::vector<int64_t>& params, int64_t out, int64_t in);
+
+  void linear(const py::array& x, py::array y, const std::optional<py::array_t<float>>& bias,
+              const std::optional<py::array>& residual, int activation,
+              const std::optional<std::string>& isa) const;
+
+  int64_t in() const { return in_; }
+  int64_t out() const { return out_; }
+  const PackedWeight& view() const { return view_; }
+
+ private:
+  const std::vector<py::array> buffers_;  // alive as long as the view
+  const int64_t in_, out_;
+  const PackedWeight view_;
+};
+
+}  // namespace se

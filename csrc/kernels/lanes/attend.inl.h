@@ -1,0 +1,144 @@
+// Attention over the vector layer: queries lie in the lanes, keys and values are broadcast. Scores
+// of 64 keys at a time stay in L1; the running maximum and sum of each query are lanes, too.
+
+namespace se {
+namespace SE_ISA {
+
+constexpr int64_t kKeys = 64;
+constexpr float kMasked = -1e30f;  // finite: the difference of two is no NaN
+
+// acc[r][v] += sum over n of a[r * a_row + i * a_step] x b[i][v].
+template <int R, int V>
+inline void outer(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t n,
+                  vf (&acc)[R][V]) {
+  for (int64_t i = 0; i < n; ++i) {
+    vf bv[V];
+    SE_UNROLL
+    for (int v = 0; v < V; ++v) bv[v] = load(b + (i * V + v) * kLanes);
+    SE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const vf w = broadcast(a + r * a_row + i * a_step);
+      SE_UNROLL
+      for (int v = 0; v < V; ++v) acc[r][v] = fmadd(w, bv[v], acc[r][v]);
+    }
+  }
+}
+
+// scores[j] = k_j . q for R keys.
+template <int R, int V>
+inline void scores_of(const float* k, int64_t k_feature, const float* q, int64_t head, float* s) {
+  vf acc[R][V];
+  SE_UNROLL
+  for (int i = 0; i < R * V; ++i) acc[i / V][i % V] = zero();
+  outer<R, V>(k, 1, k_feature, q, head, acc);
+  SE_UNROLL
+  for (int i = 0; i < R * V; ++i) store(s + i * kLanes, acc[i / V][i % V]);
+}
+
+// sums[d] = sums[d] x factor + sum over keys of v[d] x p for R features.
+template <int R, int V>
+inline void values_of(const KeySpan& span, const float* v, const float* p, int64_t keys,
+                      const vf (&factor)[V], float* sums) {
+  vf acc[R][V];
+  SE_UNROLL
+  for (int i = 0; i < R * V; ++i) acc[i / V][i % V] = mul(load(sums + i * kLanes), factor[i % V]);
+  outer<R, V>(v, span.v_feature, span.v_position, p, keys, acc);
+  SE_UNROLL
+  for (int i = 0; i < R * V; ++i) store(sums + i * kLanes, acc[i / V][i % V]);
+}
+
+// Bias and mask of scores [keys][V vectors], whose first key is at position `key`.
+template <int V>
+inline void adjust(const Attention& a, int64_t key, int64_t keys, float* s) {
+  constexpr int64_t T = V * kLanes;
+  for (int64_t j = 0; j < keys; ++j) {
+    const int64_t ahead = a.first_query - key - j;  // of query 0
+    if (a.bias)
+      for (int64_t i = 0; i < a.queries; ++i) s[j * T + i] += a.bias[ahead + i];
+    if (!a.causal || (ahead >= 0 && (!a.window || ahead + a.queries - 1 < a.window))) continue;
+    for (int64_t i = 0; i < T; ++i)
+      if (ahead + i < 0 || (a.window && ahead + i >= a.window)) s[j * T + i] = kMasked;
+  }
+}
+
+template <int V>
+inline void attend_tile(const Attention& a, float* q, float* s, float* sums) {
+  constexpr int64_t T = V * kLanes;
+  constexpr int R = kAccumulators / V;
+  for (int64_t d = 0; d < a.head; ++d) SE_UNROLL
+  for (int v = 0; v < V; ++v) {
+    store(q + d * T + v * kLanes, mul(load(a.q + d * a.stride + v * kLanes), set1(a.scale)));
+    store(sums + d * T + v * kLanes, zero());
+  }
+  vf most[V], total[V];
+  for (int v = 0; v < V; ++v) most[v] = set1(kMasked), total[v] = zero();
+  int64_t position = 0;
+  for (int64_t i = 0; i < a.count; ++i) {
+    const KeySpan& span = a.spans[i];
+    for (int64_t j0 = 0; j0 < span.keys; j0 += kKeys) {
+      const int64_t keys = span.keys - j0 < kKeys ? span.keys - j0 : kKeys;
+      int64_t j = 0;
+      for (; j + R <= keys; j += R)
+        scores_of<R, V>(span.k + j0 + j, span.k_feature, q, a.head, s + j * T);
+      for (; j < keys; ++j) scores_of<1, V>(span.k + j0 + j, span.k_feature, q, a.head, s + j * T);
+      adjust<V>(a, position + j0, keys, s);
+      vf factor[V];
+      for (int v = 0; v < V; ++v) {
+        vf top = most[v];
+        for (j = 0; j < keys; ++j) top = at_least(top, load(s + j * T + v * kLanes));
+        factor[v] = exponential(sub(most[v], top));
+        most[v] = top;
+        total[v] = mul(total[v], factor[v]);
+        for (j = 0; j < keys; ++j) {
+          float* at = s + j * T + v * kLanes;
+          const vf p = exponential(sub(load(at), top));
+          total[v] = add(total[v], p);
+          store(at, p);
+        }
+      }
+      const float* values = span.v + j0 * span.v_position;
+      int64_t d = 0;
+      for (; d + R <= a.head; d += R)
+        values_of<R, V>(span, values + d * span.v_feature, s, keys, factor, sums + d * T);
+      for (; d < a.head; ++d)
+        values_of<1, V>(span, values + d * span.v_feature, s, keys, factor, sums + d * T);
+    }
+    position += span.keys;
+  }
+  vf inverse[V];
+  for (int v = 0; v < V; ++v) inverse[v] = div(set1(1.0f), total[v]);
+  for (int64_t d = 0; d < a.head; ++d) SE_UNROLL
+  for (int v = 0; v < V; ++v) {
+    const int64_t left = a.queries - v * kLanes;
+    const vf y = mul(load(sums + d * T + v * kLanes), inverse[v]);
+    float* to = a.y + d * a.stride + v * kLanes;
+    if (left >= kLanes) {
+      store(to, y);
+    } else if (left > 0) {
+      float part[kLanes];
+      store(part, y);
+      for (int64_t l = 0; l < left; ++l) to[l] = part[l];
+    }
+  }
+}
+
+inline void attend(const Attention& a) {
+  float *q = a.scratch, *sums = q + a.head * kQueries, *s = sums + a.head * kQueries;
+  // Wider than four vectors: in turns, each over all keys.
+  for (int64_t i = 0; i < a.queries; i += 4 * kLanes) {
+    Attention part = a;
+    part.q += i;
+    part.y += i;
+    part.first_query += i;
+    part.queries = a.queries - i < 4 * kLanes ? a.queries - i : 4 * kLanes;
+    if (part.queries > 2 * kLanes)
+      attend_tile<4>(part, q, s, sums);
+    else if (part.queries > kLanes)
+      attend_tile<2>(part, q, s, sums);
+    else
+      attend_tile<1>(part, q, s, sums);
+  }
+}
+
+}  // namespace SE_ISA
+}  // namespace se

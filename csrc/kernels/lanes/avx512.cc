@@ -1,0 +1,17 @@
+#define SE_ISA avx512
+#include "simd/avx512.h"
+#include "kernels/lanes/kernel.h"
+#include "kernels/panels/activation.inl.h"
+#include "kernels/lanes/body.inl.h"
+#include "kernels/lanes/attend.inl.h"
+
+void se::finish_panel_avx512(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue) {
+  avx512::finish_panel(sums, rows, epilogue);
+}
+
+void se::norm_panel_avx512(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                           const Norm& norm, float* y) {
+  avx512::norm_panel(x, stride, features, lanes, norm, y);
+}
+
+void se::attend_avx512(const Attention& attention) { avx512::attend(attention); }

@@ -1,0 +1,68 @@
+// Epilogue and norm over the vector layer.
+
+namespace se {
+namespace SE_ISA {
+
+template <class A>
+inline void finish_rows(const PanelSums& sums, int64_t rows, const PanelEpilogue& e) {
+  const int64_t width = sums.width;
+  const A* acc = static_cast<const A*>(sums.acc);
+  for (int64_t r = 0; r < rows; ++r) {
+    const vf bias = set1(e.bias ? e.bias[r] : 0.0f);
+    const vf scale = set1(e.row_scales ? e.row_scales[r] : 1.0f);
+    for (int64_t t = r * width; t < (r + 1) * width; t += kLanes) {
+      vf a = load(acc + t);
+      if (sums.token_scales) a = mul(mul(a, scale), load(sums.token_scales + t - r * width));
+      a = activate(e.activation, add(a, bias));
+      if (e.other) a = e.multiply ? mul(a, load(e.other + t)) : add(a, load(e.other + t));
+      store(e.y + t, a);
+    }
+  }
+}
+
+inline void finish_panel(const PanelSums& sums, int64_t rows, const PanelEpilogue& e) {
+  sums.token_scales ? finish_rows<int32_t>(sums, rows, e) : finish_rows<float>(sums, rows, e);
+}
+
+inline vf square_root(vf a) {
+  float lane[kLanes];
+  store(lane, a);
+  for (int i = 0; i < kLanes; ++i) lane[i] = __builtin_sqrtf(lane[i]);
+  return load(lane);
+}
+
+// Two passes, so that a mean far from zero costs no digits; four partial sums hide the latency.
+template <class F>
+inline vf sum_features(const float* x, int64_t stride, int64_t features, F f) {
+  vf sum[4] = {zero(), zero(), zero(), zero()};
+  int64_t k = 0;
+  for (; k + 4 <= features; k += 4)
+    for (int i = 0; i < 4; ++i) sum[i] = add(sum[i], f(load(x + (k + i) * stride)));
+  for (; k < features; ++k) sum[0] = add(sum[0], f(load(x + k * stride)));
+  return add(add(sum[0], sum[1]), add(sum[2], sum[3]));
+}
+
+inline void norm_panel(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                       const Norm& norm, float* y) {
+  const vf share = set1(1.0f / static_cast<float>(features));
+  for (int64_t t = 0; t < lanes; t += kLanes) {
+    const float* from = x + t;
+    const vf mean = norm.rms
+                        ? zero()
+                        : mul(share, sum_features(from, stride, features, [](vf a) { return a; }));
+    const vf variance = mul(share, sum_features(from, stride, features, [=](vf a) {
+                              const vf d = sub(a, mean);
+                              return mul(d, d);
+                            }));
+    const vf inverse = div(set1(1.0f), square_root(add(variance, set1(norm.epsilon))));
+    for (int64_t k = 0; k < features; ++k) {
+      const vf gamma = set1(norm.gamma ? norm.gamma[k] : 1.0f);
+      const vf beta = set1(norm.beta ? norm.beta[k] : 0.0f);
+      const vf a = mul(sub(load(from + k * stride), mean), inverse);
+      store(y + t + k * stride, fmadd(a, gamma, beta));
+    }
+  }
+}
+
+}  // namespace SE_ISA
+}  // namespace se

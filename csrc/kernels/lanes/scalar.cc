@@ -1,0 +1,17 @@
+#define SE_ISA scalar
+#include "simd/scalar.h"
+#include "kernels/lanes/kernel.h"
+#include "kernels/panels/activation.inl.h"
+#include "kernels/lanes/body.inl.h"
+#include "kernels/lanes/attend.inl.h"
+
+void se::finish_panel_scalar(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue) {
+  scalar::finish_panel(sums, rows, epilogue);
+}
+
+void se::norm_panel_scalar(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                           const Norm& norm, float* y) {
+  scalar::norm_panel(x, stride, features, lanes, norm, y);
+}
+
+void se::attend_scalar(const Attention& attention) { scalar::attend(attention); }

@@ -1,0 +1,20 @@
+#include "kernels/lanes/kernel.h"
+
+namespace se {
+namespace {
+
+constexpr LaneKernels kTable[] = {
+#define SE_LANES(isa) {Isa::isa, finish_panel_##isa, norm_panel_##isa, attend_##isa},
+#include "kernels/lanes/kernels.inc"
+#undef SE_LANES
+};
+
+}  // namespace
+
+const LaneKernels& lanes(Isa isa) {
+  const LaneKernels* row = kTable;
+  while (row->isa > isa) ++row;
+  return *row;
+}
+
+}  // namespace se

@@ -1,0 +1,41 @@
+"""Whole blocks natively: swap the encoder of a known model family for one native call, and back."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sparse_engine.errors import UnsupportedModelError
+from sparse_engine.models import find_family
+from sparse_engine.nn import NativeEncoder, SparseLinear
+
+
+def take_over_(model: nn.Module) -> str:
+    """Let the library run the encoder of `model` in one call, in place; says what was done or why not.
+
+    Names of parameters and buffers stay what they are. Done once a linear layer is sparse.
+    """
+    for module in model.modules():
+        if isinstance(module, NativeEncoder):
+            module.forget()
+            return "the encoder runs natively already"
+    if not any(isinstance(module, SparseLinear) for module in model.modules()):
+        return "layers run one by one: none of them is sparse"
+    family = find_family(model)
+    if family is None:
+        return "layers run one by one: the model is of no family that has native blocks"
+    try:
+        stack = family.encoder(model)
+    except UnsupportedModelError as error:
+        return f"layers run one by one: {error}"
+    parent, _, child = stack.name.rpartition(".")
+    encoder = NativeEncoder(model.get_submodule(stack.name), stack)
+    setattr(model.get_submodule(parent), child, encoder)
+    return f"{stack.name}: {len(stack.layers)} {family.name} layers run natively, in one call"
+
+
+def give_back_(model: nn.Module) -> None:
+    """Put the modules back that `take_over_` stands in for."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, NativeEncoder):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.original)

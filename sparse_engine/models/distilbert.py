@@ -1,0 +1,61 @@
+"""DistilBERT of Hugging Face transformers: a BERT of half the layers (Sanh et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sparse_engine.models.base import (
+    EncoderLayer,
+    EncoderStack,
+    Family,
+    Residual,
+    activation_of,
+    children_of,
+    model_type,
+)
+
+
+class DistilBert(Family):
+    """`transformer.layer.N` with `attention.{q,k,v,out}_lin`, `sa_layer_norm`, `ffn.lin1`,
+    `ffn.lin2` and `output_layer_norm`; the sums are computed between the modules.
+    """
+
+    name = "distilbert"
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        return model_type(model) == "distilbert" and bool(children_of(model, "transformer.layer"))
+
+    def blocks(self, model: nn.Module) -> list[str]:
+        return children_of(model, "transformer.layer")
+
+    def residuals(self, model: nn.Module) -> dict[str, Residual]:
+        return {f"{block}.attention.out_lin": Residual(block, 0) for block in self.blocks(model)}
+
+    def encoder(self, model: nn.Module) -> EncoderStack:
+        config: Any = model.config
+        blocks = self.blocks(model)
+        stack = blocks[0].removesuffix(".layer.0")
+        return EncoderStack(
+            name=stack,
+            hidden=config.dim,
+            heads=config.n_heads,
+            inner=config.hidden_dim,
+            activation=activation_of(config.activation),
+            layers=tuple(_layer(block.removeprefix(f"{stack}.")) for block in blocks),
+        )
+
+
+def _layer(block: str) -> EncoderLayer:
+    return EncoderLayer(
+        query=f"{block}.attention.q_lin",
+        key=f"{block}.attention.k_lin",
+        value=f"{block}.attention.v_lin",
+        output=f"{block}.attention.out_lin",
+        up=f"{block}.ffn.lin1",
+        down=f"{block}.ffn.lin2",
+        norm1=f"{block}.sa_layer_norm",
+        norm2=f"{block}.output_layer_norm",
+    )

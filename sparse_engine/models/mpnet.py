@@ -1,0 +1,76 @@
+"""MPNet of Hugging Face transformers: a BERT with relative positions (Song et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.models.base import (
+    EncoderLayer,
+    EncoderStack,
+    Family,
+    Residual,
+    activation_of,
+    children_of,
+    model_type,
+)
+
+
+class MPNet(Family):
+    """`encoder.layer.N` with `attention.attn.{q,k,v,o}`, `attention.LayerNorm`, `intermediate` and
+    `output`; every layer adds the same bias by distance to its scores.
+    """
+
+    name = "mpnet"
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        return model_type(model) == "mpnet" and bool(children_of(model, "encoder.layer"))
+
+    def blocks(self, model: nn.Module) -> list[str]:
+        return children_of(model, "encoder.layer")
+
+    def residuals(self, model: nn.Module) -> dict[str, Residual]:
+        found = {}
+        for block in self.blocks(model):
+            found[f"{block}.attention.attn.o"] = Residual(f"{block}.attention", argument=0)
+            found[f"{block}.output.dense"] = Residual(f"{block}.output", argument=1)
+        return found
+
+    def encoder(self, model: nn.Module) -> EncoderStack:
+        config: Any = model.config
+        blocks = self.blocks(model)
+        stack = blocks[0].removesuffix(".layer.0")
+        return EncoderStack(
+            name=stack,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            inner=config.intermediate_size,
+            activation=activation_of(config.hidden_act),
+            layers=tuple(_layer(block.removeprefix(f"{stack}.")) for block in blocks),
+            position_bias=_position_bias,
+            reach=config.max_position_embeddings,
+        )
+
+
+def _position_bias(encoder: Any, reach: int) -> Tensor:
+    """[heads, 2 reach - 1] by query minus key, from the encoder's own buckets."""
+    key_minus_query = torch.arange(reach - 1, -reach, -1)
+    table = encoder.relative_attention_bias
+    buckets = encoder.relative_position_bucket(key_minus_query, num_buckets=table.num_embeddings)
+    return table.weight.detach()[buckets].T
+
+
+def _layer(block: str) -> EncoderLayer:
+    return EncoderLayer(
+        query=f"{block}.attention.attn.q",
+        key=f"{block}.attention.attn.k",
+        value=f"{block}.attention.attn.v",
+        output=f"{block}.attention.attn.o",
+        up=f"{block}.intermediate.dense",
+        down=f"{block}.output.dense",
+        norm1=f"{block}.attention.LayerNorm",
+        norm2=f"{block}.output.LayerNorm",
+    )
