@@ -398,16 +398,21 @@ def test_what_runs_layer_by_layer_says_so() -> None:
     torch.testing.assert_close(
         output.last_hidden_state, expected.last_hidden_state, atol=1e-4, rtol=1e-4
     )
-    int8 = hugging("Bert")
-    se.sparsify_(int8, se.SparseConfig("csr", "int8"))
-    with pytest.warns(UserWarning, match="int8"):
-        int8(**inputs)
+
+
+def test_compiled_models_run_layer_by_layer() -> None:
+    model, inputs = hugging("Bert"), batch("none")
+    expected = model(**inputs).last_hidden_state
+    se.sparsify_(model, "csr")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs).last_hidden_state, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_models_without_a_native_encoder_say_why() -> None:
     decoder = hugging("Bert", is_decoder=True)
     assert "is_decoder" in se.sparsify_(decoder, "csr").blocks
     assert "tanh" in se.sparsify_(hugging("Bert", hidden_act="tanh"), "csr").blocks
+    assert "int8" in se.sparsify_(hugging("Bert"), se.SparseConfig("csr", "int8")).blocks
     plain = torch.nn.Sequential(torch.nn.Linear(8, 8))
     plain[0].weight.data[:, :6] = 0
     assert "no family" in se.sparsify_(plain, "csr").blocks

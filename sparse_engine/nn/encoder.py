@@ -32,8 +32,8 @@ class NativeEncoder(nn.Module):
     """Stands in for the module that runs a model's encoder layers, and holds the same submodules.
 
     Activations stay in panels of tokens from the first layer to the last; tokens that the mask hides
-    are left out, and come back as zeros. What the library cannot do (asked for attentions, under
-    torch.compile, int8 layers) runs layer by layer as before, with a warning that says why.
+    are left out, and come back as zeros. What the library cannot do (attentions asked for, int8
+    layers) runs layer by layer, with a warning that says why; so does what torch traces, without.
     """
 
     def __init__(self, original: nn.Module, stack: EncoderStack) -> None:
@@ -64,6 +64,8 @@ class NativeEncoder(nn.Module):
         boolean or additive, the same for every query. Raises UsageError for a sequence that is
         masked as a whole, or if gradients are asked for.
         """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
+            return self.original(hidden_states, attention_mask=attention_mask, **kwargs)
         reason = self.problem(hidden_states, kwargs)
         if reason:
             warnings.warn(f"encoder layers run one by one: {reason}", stacklevel=2)
@@ -78,8 +80,6 @@ class NativeEncoder(nn.Module):
 
     def problem(self, x: Tensor, kwargs: dict[str, Any]) -> str | None:
         """Why the native call cannot serve this one, or None."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return "torch is tracing the model"
         if x.device.type != "cpu":
             return f"the input is on {x.device}"
         for name in UNSUPPORTED:
