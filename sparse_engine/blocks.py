@@ -29,9 +29,6 @@ def take_over_(model: nn.Module) -> str:
         return f"layers run one by one: {error}"
     parent, _, child = stack.name.rpartition(".")
     encoder = NativeEncoder(model.get_submodule(stack.name), stack)
-    native = encoder.native()
-    if isinstance(native, str):
-        return f"layers run one by one: {native}"
     setattr(model.get_submodule(parent), child, encoder)
     return f"{stack.name}: {len(stack.layers)} {family.name} layers run natively, in one call"
 

@@ -86,10 +86,8 @@ class BoundEncoder {
     const auto pair = given.cast<std::pair<py::object, std::optional<Floats>>>();
     const Weight& w = pair.first.cast<const Weight&>();
     require(w.out() == out && w.in() == in, "encoder: a weight has the wrong shape");
-    if (const Runs* runs = std::get_if<Runs>(&w.view()))
-      require(runs->dtype != DType::i8, "encoder: int8 weights have no kernel on panels yet");
-    else
-      require(std::holds_alternative<Strips>(w.view()), "encoder: pack weights as runs or strips");
+    require(std::holds_alternative<Runs>(w.view()) || std::holds_alternative<Strips>(w.view()),
+            "encoder: pack weights as runs or strips");
     kept_.push_back(pair.first);
     const float* bias = nullptr;
     if (pair.second) {

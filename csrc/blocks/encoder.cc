@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "ops/spmm.h"
 #include "ops/workspace.h"
@@ -56,7 +57,8 @@ struct Cut {
 // The activations of a pass, [panels][features][width] each.
 struct Buffers {
   float *x, *h, *mixed, *inner;
-  float* qkv[2];  // in turns: a thread may be a layer ahead of the one that still reads
+  float *quads, *scales;  // of a product with int8 weights; a slot a panel, or a thread if alone
+  float* qkv[2];          // in turns: a thread may be a layer ahead of the one that still reads
 };
 
 // What a thread needs for itself.
@@ -99,9 +101,11 @@ class Pass {
   void layer(int64_t i, const Team& team, int64_t first, int64_t last, const Mine& mine) const {
     const EncoderLayer& l = e_.layers[i];
     float* qkv = b_.qkv[i % 2];
-    if (e_.norm_first) norm(l.norm1, team, first, last, b_.x, b_.h);
-    project(l, team, first, last, e_.norm_first ? b_.h : b_.x, qkv, mine);
-    if (!team.alone) return rest(l, team, first, last, qkv, b_.inner, mine);
+    if (!team.alone) {
+      project(l, team, first, last, qkv, mine);
+      return rest(l, team, first, last, qkv, b_.inner, mine);
+    }
+    for (int64_t p = first; p < last; ++p) project(l, team, p, p + 1, qkv, mine);
 #pragma omp barrier
     for (int64_t p = first; p < last; ++p) {
       float* inner = b_.inner + (omp_get_thread_num() - p) * cut_.widest * e_.inner;
@@ -111,6 +115,10 @@ class Pass {
 
  private:
   int64_t query_rows() const { return e_.heads * e_.head; }
+  bool int8(const BlockLinear& linear) const {
+    const Runs* runs = linear.weight ? std::get_if<Runs>(linear.weight) : nullptr;
+    return runs && runs->dtype == DType::i8;
+  }
   int64_t key_rows() const { return e_.key_heads * e_.head; }
   int64_t qkv_rows() const { return query_rows() + 2 * key_rows(); }
   template <class T>
@@ -118,8 +126,15 @@ class Pass {
     return data + p * cut_.widest * features;
   }
 
-  void project(const EncoderLayer& l, const Team& team, int64_t first, int64_t last, const float* x,
-               float* qkv, const Mine& mine) const {
+  // Up to queries, keys and values: all that other panels of a sequence need.
+  void project(const EncoderLayer& l, const Team& team, int64_t first, int64_t last, float* qkv,
+               const Mine& mine) const {
+    const float* x = b_.x;
+    if (e_.norm_first) {
+      norm(l.norm1, team, first, last, b_.x, b_.h);
+      x = b_.h;
+    }
+    quantize({l.query, l.key, l.value}, team, first, last, x, e_.hidden);
     const auto to = [&](int64_t row) {
       return Target{qkv, qkv_rows(), row, Activation::none, nullptr, false};
     };
@@ -132,10 +147,12 @@ class Pass {
   void rest(const EncoderLayer& l, const Team& team, int64_t first, int64_t last, const float* qkv,
             float* inner, const Mine& mine) const {
     attention(team, first, last, qkv, mine);
+    quantize({l.output}, team, first, last, b_.mixed, query_rows());
     float* sum = e_.norm_first ? b_.x : b_.h;
     product(l.output, team, first, last, b_.mixed, query_rows(),
             {sum, e_.hidden, 0, Activation::none, b_.x, false}, mine, true);
     norm(e_.norm_first ? l.norm2 : l.norm1, team, first, last, sum, b_.h);
+    quantize({l.gate, l.up}, team, first, last, b_.h, e_.hidden);
     if (l.gate.weight)
       product(l.gate, team, first, last, b_.h, e_.hidden,
               {inner, e_.inner, 0, e_.activation, nullptr, false}, mine, true);
@@ -143,31 +160,56 @@ class Pass {
             {inner, e_.inner, 0, l.gate.weight ? Activation::none : e_.activation,
              l.gate.weight ? inner : nullptr, true},
             mine, true);
+    quantize({l.down}, team, first, last, inner, e_.inner);
     product(l.down, team, first, last, inner, e_.inner,
             {b_.x, e_.hidden, 0, Activation::none, sum, false}, mine, true);
     if (!e_.norm_first) norm(l.norm2, team, first, last, b_.x, b_.x);
   }
 
+  int64_t slot(const Team& team, int64_t p) const { return team.alone ? omp_get_thread_num() : p; }
+  int64_t quad_panel() const {
+    return ceil_div(std::max({e_.hidden, query_rows(), e_.inner}), 4) * cut_.widest;
+  }
+
+  // The input of products of which some have int8 weights.
+  void quantize(std::initializer_list<BlockLinear> linears, const Team& team, int64_t first,
+                int64_t last, const float* x, int64_t features) const {
+    if (std::none_of(linears.begin(), linears.end(), [&](const BlockLinear& l) { return int8(l); }))
+      return;
+    const int64_t parts = cut_.widest / 16;
+    team.share((last - first) * parts, true, [&](int64_t i) {
+      const int64_t p = first + i / parts, lane = i % parts * 16, to = slot(team, p);
+      if (lane < cut_.width(p))
+        lanes_.quantize(panel(x, p, features) + lane, cut_.width(p), features, 16,
+                        b_.quads + to * quad_panel() + lane, b_.scales + to * cut_.widest + lane);
+    });
+  }
+
   void product(const BlockLinear& linear, const Team& team, int64_t first, int64_t last,
                const float* x, int64_t in, const Target& to, const Mine& mine, bool wait) const {
     if (const Runs* runs = std::get_if<Runs>(linear.weight))
-      multiply(RunsWork(*runs, isa_), linear.bias, team, first, last, x, in, to, mine, wait);
-    else
-      multiply(StripsWork(std::get<Strips>(*linear.weight), isa_, threads_), linear.bias, team,
+      multiply(RunsWork(*runs, isa_), int8(linear) ? runs->scales : nullptr, linear.bias, team,
                first, last, x, in, to, mine, wait);
+    else
+      multiply(StripsWork(std::get<Strips>(*linear.weight), isa_, threads_), nullptr, linear.bias,
+               team, first, last, x, in, to, mine, wait);
   }
 
   // Panels outside: a panel stays in the cache while the weights, which are fewer bytes, pass by.
   template <class Work>
-  void multiply(const Work& work, const float* bias, const Team& team, int64_t first, int64_t last,
-                const float* x, int64_t in, const Target& to, const Mine& mine, bool wait) const {
+  void multiply(const Work& work, const float* scales, const float* bias, const Team& team,
+                int64_t first, int64_t last, const float* x, int64_t in, const Target& to,
+                const Mine& mine, bool wait) const {
     const int64_t chunks = work.chunks();
     team.share((last - first) * chunks, wait, [&](int64_t i) {
       const int64_t p = first + i / chunks, c = i % chunks, width = cut_.width(p);
       const int64_t row = to.row + work.row0(c);
-      work.run(c, panel(x, p, in), width, mine.sums);
-      lanes_.finish({mine.sums, width, nullptr}, work.rows(c),
-                    {to.activation, nullptr, bias ? bias + work.row0(c) : nullptr,
+      const int64_t quads = slot(team, p);
+      work.run(c, scales ? b_.quads + quads * quad_panel() : panel(x, p, in), width, mine.sums);
+      lanes_.finish({mine.sums, width, scales ? b_.scales + quads * cut_.widest : nullptr},
+                    work.rows(c),
+                    {to.activation, scales ? scales + work.row0(c) : nullptr,
+                     bias ? bias + work.row0(c) : nullptr,
                      to.other ? panel(to.other, p, to.features) + row * width : nullptr,
                      to.multiply, panel(to.y, p, to.features) + row * width});
     });
@@ -232,6 +274,7 @@ class Pass {
 // The widest panel that every weight takes, and the most sums that a chunk of one has.
 struct Sizes {
   int64_t widest = 64, rows = 0;
+  bool int8 = false;
 
   Sizes(const Encoder& e, Isa isa, int threads) {
     for (const EncoderLayer& l : e.layers)
@@ -248,6 +291,7 @@ struct Sizes {
   void add(const Work& work) {
     widest = std::min(widest, work.max_tokens());
     rows = std::max(rows, work.sums());
+    int8 = int8 || work.w.dtype == DType::i8;
   }
 };
 
@@ -265,7 +309,11 @@ void encode_pass(const Encoder& e, const float* x, const int64_t* lengths, int64
   };
   const int64_t hidden = size(e.hidden, panels), mixed = size(e.heads * e.head, panels);
   const int64_t qkv = size(qkv_rows, panels), inner = size(e.inner, team.alone ? threads : panels);
-  float* memory = pass_memory.get<float>(2 * hidden + mixed + 2 * qkv + inner);
+  const int64_t slots = team.alone ? threads : panels;
+  const int64_t quads =
+      sizes.int8 ? size(ceil_div(std::max({e.hidden, e.heads * e.head, e.inner}), 4), slots) : 0;
+  float* memory =
+      pass_memory.get<float>(2 * hidden + mixed + 2 * qkv + inner + quads + slots * cut.widest);
   Buffers b;
   b.x = memory;
   b.h = b.x + hidden;
@@ -273,6 +321,8 @@ void encode_pass(const Encoder& e, const float* x, const int64_t* lengths, int64
   b.qkv[0] = b.mixed + mixed;
   b.qkv[1] = b.qkv[0] + qkv;
   b.inner = b.qkv[1] + qkv;
+  b.quads = b.inner + inner;
+  b.scales = b.quads + quads;
   // Lanes past the last token belong to nobody, but what is read must be written once.
   std::fill(b.mixed + (panels - 1) * cut.widest * e.heads * e.head, b.mixed + mixed, 0.0f);
   int64_t spans = 0;

@@ -9,7 +9,7 @@
 
 namespace se {
 
-// A weight that panels are multiplied with, Runs or Strips of floats, and its bias [out] or null.
+// A weight that panels are multiplied with, Runs or Strips, and its bias [out] or null.
 struct BlockLinear {
   const PackedWeight* weight;
   const float* bias;

@@ -78,6 +78,14 @@ inline void store_offset_bytes(uint8_t* p, vf a) {
       _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
 }
+inline void store_offset_quads(float* p, vf a, vf b, vf c, vf d) {
+  const auto byte = [](vf x) {
+    return _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(128));
+  };
+  const __m256i low = _mm256_or_si256(byte(a), _mm256_slli_epi32(byte(b), 8));
+  const __m256i high = _mm256_or_si256(byte(c), _mm256_slli_epi32(byte(d), 8));
+  _mm256_storeu_si256((__m256i*)p, _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
+}
 
 inline vf load(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));

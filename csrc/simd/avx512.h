@@ -68,6 +68,14 @@ inline void store_offset_bytes(uint8_t* p, vf a) {
   const __m512i wide = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(128));
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(wide));
 }
+inline void store_offset_quads(float* p, vf a, vf b, vf c, vf d) {
+  const auto byte = [](vf x) {
+    return _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(128));
+  };
+  const __m512i low = _mm512_or_si512(byte(a), _mm512_slli_epi32(byte(b), 8));
+  const __m512i high = _mm512_or_si512(byte(c), _mm512_slli_epi32(byte(d), 8));
+  _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
 
 inline vf load(const int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));

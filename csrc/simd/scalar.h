@@ -89,6 +89,16 @@ inline vf load(const int32_t* p) {
 inline void store_offset_bytes(uint8_t* p, vf a) {
   for (int i = 0; i < 4; ++i) p[i] = static_cast<uint8_t>(std::nearbyintf(a.lane[i]) + 128.0f);
 }
+// Lane i becomes the four bytes of a, b, c and d, as store_offset_bytes makes them.
+inline void store_offset_quads(float* p, vf a, vf b, vf c, vf d) {
+  const vf* parts[4] = {&a, &b, &c, &d};
+  for (int i = 0; i < 4; ++i) {
+    uint8_t bytes[4];
+    for (int j = 0; j < 4; ++j)
+      bytes[j] = static_cast<uint8_t>(std::nearbyintf(parts[j]->lane[i]) + 128.0f);
+    std::memcpy(p + i, bytes, 4);
+  }
+}
 
 inline vf load(const int8_t* p) {
   return each([=](int i) { return static_cast<float>(p[i]); });

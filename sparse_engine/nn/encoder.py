@@ -15,7 +15,7 @@ from sparse_engine.models import EncoderLayer, EncoderStack
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.ops import weight_handle
 from sparse_engine.ops.reference import ACTIVATIONS
-from sparse_engine.packings import Runs, Strips
+from sparse_engine.packings import QuadRuns, Runs, Strips
 
 # Arguments of transformers' encoders that change nothing when they are unset.
 UNSUPPORTED = (
@@ -32,8 +32,8 @@ class NativeEncoder(nn.Module):
     """Stands in for the module that runs a model's encoder layers, and holds the same submodules.
 
     Activations stay in panels of tokens from the first layer to the last; tokens that the mask hides
-    are left out, and come back as zeros. What the library cannot do (attentions asked for, int8
-    layers) runs layer by layer, with a warning that says why; so does what torch traces, without.
+    are left out, and come back as zeros. What the library cannot do (attentions asked for) runs
+    layer by layer, with a warning that says why; so does what torch traces, without one.
     """
 
     def __init__(self, original: nn.Module, stack: EncoderStack) -> None:
@@ -43,7 +43,7 @@ class NativeEncoder(nn.Module):
         self.stack = stack
         self.config = getattr(original, "config", None)
         self._original = (original,)  # in a tuple, so that it is no submodule
-        self._native: _core.Encoder | str | None = None
+        self._native: _core.Encoder | None = None
         self._watched: list[tuple[dict[str, Any], str, int]] = []
         self.train(original.training)
 
@@ -87,8 +87,7 @@ class NativeEncoder(nn.Module):
                 return f"{name} was asked for"
         if _captured():
             return "output_attentions or output_hidden_states was asked for"
-        native = self.native()
-        return native if isinstance(native, str) else None
+        return None
 
     def encode(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """x [batch, seq, hidden] through all layers; `keep` [batch, seq] says which tokens exist."""
@@ -117,16 +116,13 @@ class NativeEncoder(nn.Module):
             raise UsageError(f"a sequence is longer than {self.stack.reach} positions")
         rows = rows.contiguous()
         y = torch.empty_like(rows)
-        native = self.native()
-        if isinstance(native, str):
-            raise UsageError(f"no native encoder: {native}")
-        native.encode(rows.numpy(), lengths, y.numpy())
+        self.native().encode(rows.numpy(), lengths, y.numpy())
         if index is not None:
             y = y.new_zeros(batch * seq, hidden).index_copy_(0, index, y)
         return y.to(x.dtype).view(batch, seq, hidden)
 
-    def native(self) -> _core.Encoder | str:
-        """The library's view of the layers, or why it has none; made anew when a weight has moved."""
+    def native(self) -> _core.Encoder:
+        """The library's view of the layers, made anew when a weight has moved."""
         moved = any(_place(tensors, name) != place for tensors, name, place in self._watched)
         if self._native is None or moved:
             self._watched = [
@@ -142,11 +138,8 @@ class NativeEncoder(nn.Module):
         """Look at the layers anew at the next call: to be called after modules were swapped."""
         self._native = None
 
-    def _build(self) -> _core.Encoder | str:
+    def _build(self) -> _core.Encoder:
         stack = self.stack
-        sparse = [layer for layer in self.modules() if isinstance(layer, SparseLinear)]
-        if any(layer.values.dtype == torch.int8 for layer in sparse):
-            return "int8 layers have no native block yet"
         bias = None
         if stack.position_bias is not None:
             bias = stack.position_bias(self.original, stack.reach).float().contiguous().numpy()
@@ -199,8 +192,9 @@ def _linear(layer: nn.Module) -> tuple[_core.Weight, Any]:
     """The weight as panels are multiplied with it, and its bias."""
     if isinstance(layer, SparseLinear):
         packed = layer.packed
-        if not isinstance(packed, Runs | Strips):
-            packed = Runs.from_dense(packed.to_dense())
+        if not isinstance(packed, Runs | Strips):  # QuadRuns are Runs
+            cls = QuadRuns if packed.values.dtype == torch.int8 else Runs
+            packed = cls.from_dense(packed.to_dense())
     else:
         assert isinstance(layer, nn.Linear)
         packed = Runs.from_dense(layer.weight.detach())

@@ -14,4 +14,9 @@ void se::norm_panel_avx2(const float* x, int64_t stride, int64_t features, int64
   avx2::norm_panel(x, stride, features, lanes, norm, y);
 }
 
+void se::quantize_lanes_avx2(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                             float* quads, float* scales) {
+  avx2::quantize_lanes(x, stride, features, lanes, quads, scales);
+}
+
 void se::attend_avx2(const Attention& attention) { avx2::attend(attention); }

@@ -14,4 +14,9 @@ void se::norm_panel_avx512(const float* x, int64_t stride, int64_t features, int
   avx512::norm_panel(x, stride, features, lanes, norm, y);
 }
 
+void se::quantize_lanes_avx512(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                               float* quads, float* scales) {
+  avx512::quantize_lanes(x, stride, features, lanes, quads, scales);
+}
+
 void se::attend_avx512(const Attention& attention) { avx512::attend(attention); }

@@ -64,5 +64,29 @@ inline void norm_panel(const float* x, int64_t stride, int64_t features, int64_t
   }
 }
 
+// Symmetric, one scale a lane; a lane with an Inf or NaN gets the scale NaN (0 x Inf is NaN).
+inline void quantize_lanes(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                           float* quads, float* scales) {
+  for (int64_t t = 0; t < lanes; t += kLanes) {
+    vf most = zero(), poison = zero();
+    for (int64_t k = 0; k < features; ++k) {
+      const vf a = load(x + k * stride + t);
+      most = at_least(most, abs(a));
+      poison = fmadd(a, zero(), poison);
+    }
+    store(scales + t, add(mul(most, set1(1.0f / 127.0f)), poison));
+    float inverse[kLanes];
+    // Below the smallest normal number the inverse would overflow: such tokens count as zero.
+    for (int i = 0; i < kLanes; ++i)
+      inverse[i] = scales[t + i] > 1.2e-38f ? 1.0f / scales[t + i] : 0.0f;
+    const vf scale = load(inverse);
+    const auto at = [&](int64_t k) {
+      return k < features ? mul(load(x + k * stride + t), scale) : zero();
+    };
+    for (int64_t k = 0; k < features; k += 4)
+      store_offset_quads(quads + k / 4 * stride + t, at(k), at(k + 1), at(k + 2), at(k + 3));
+  }
+}
+
 }  // namespace SE_ISA
 }  // namespace se

@@ -58,6 +58,10 @@ struct LaneKernels {
   // x, y [features][stride]; `lanes` of them, a multiple of 16. y may be x.
   void (*norm)(const float* x, int64_t stride, int64_t features, int64_t lanes, const Norm& norm,
                float* y);
+  // x [features][stride] -> quads [ceil(features / 4)][stride] and scales [lanes], as PanelKernels'
+  // quantize makes them from row-major activations. `lanes` of them, a multiple of 16.
+  void (*quantize)(const float* x, int64_t stride, int64_t features, int64_t lanes, float* quads,
+                   float* scales);
   // Softmax over the keys, in one pass over them (Milakov, Gimelshein 2018; Dao et al. 2022).
   void (*attend)(const Attention& attention);
 };
@@ -69,6 +73,8 @@ const LaneKernels& lanes(Isa isa);
   void finish_panel_##isa(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue); \
   void norm_panel_##isa(const float* x, int64_t stride, int64_t features, int64_t lanes,       \
                         const Norm& norm, float* y);                                           \
+  void quantize_lanes_##isa(const float* x, int64_t stride, int64_t features, int64_t lanes,   \
+                            float* quads, float* scales);                                      \
   void attend_##isa(const Attention& attention);
 #include "kernels/lanes/kernels.inc"
 #undef SE_LANES

@@ -14,4 +14,9 @@ void se::norm_panel_scalar(const float* x, int64_t stride, int64_t features, int
   scalar::norm_panel(x, stride, features, lanes, norm, y);
 }
 
+void se::quantize_lanes_scalar(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                               float* quads, float* scales) {
+  scalar::quantize_lanes(x, stride, features, lanes, quads, scales);
+}
+
 void se::attend_scalar(const Attention& attention) { scalar::attend(attention); }

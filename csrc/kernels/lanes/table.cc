@@ -4,7 +4,8 @@ namespace se {
 namespace {
 
 constexpr LaneKernels kTable[] = {
-#define SE_LANES(isa) {Isa::isa, finish_panel_##isa, norm_panel_##isa, attend_##isa},
+#define SE_LANES(isa) \
+  {Isa::isa, finish_panel_##isa, norm_panel_##isa, quantize_lanes_##isa, attend_##isa},
 #include "kernels/lanes/kernels.inc"
 #undef SE_LANES
 };
