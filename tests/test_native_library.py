@@ -81,6 +81,7 @@ def test_isa_objects_export_only_kernels() -> None:
         "store_",
         "finish_panel_",
         "norm_panel_",
+        "quantize_lanes_",
         "attend_",
         "fma_loop_",
         "sum_loop_",
