@@ -30,7 +30,7 @@ def take_over_(model: nn.Module) -> str:
     parent, _, child = stack.name.rpartition(".")
     encoder = NativeEncoder(model.get_submodule(stack.name), stack)
     setattr(model.get_submodule(parent), child, encoder)
-    return f"{stack.name}: {len(stack.layers)} {family.name} layers run natively, in one call"
+    return f"{stack.name}: {len(stack.blocks)} {family.name} layers run natively, in one call"
 
 
 def give_back_(model: nn.Module) -> None:

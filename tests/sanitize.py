@@ -17,6 +17,7 @@ TESTS = (
     "tests/test_ops.py",
     "tests/test_packings.py",
     "tests/test_encoder.py",
+    "tests/test_encoder_models.py",
 )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_engine import _core
 from sparse_engine.formats import Format, SellP
 from sparse_engine.ops import reference
-from sparse_engine.ops.native import _CODES, _array, weight_handle
+from sparse_engine.ops.native import ACTIVATION_CODES, _array, weight_handle
 from sparse_engine.packings import Bits, Bits8, Groups, Groups8, QuadRuns, Runs, SellP8, Strips
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
@@ -73,7 +73,7 @@ def run(packed: Format, x: Tensor, isa: str, **kwargs: object) -> Tensor:
         _array(y),
         None if bias is None else bias.numpy(),
         None if residual is None else _array(residual),
-        _CODES[kwargs.pop("activation", "none")],
+        ACTIVATION_CODES[kwargs.pop("activation", "none")],
         isa,
     )
     return y
@@ -149,7 +149,7 @@ def test_kernel_matches_float64(kernel: dict[str, str], shape: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("kernel", ROWS, ids=lambda k: k["name"])
-@pytest.mark.parametrize("activation", list(_CODES))
+@pytest.mark.parametrize("activation", list(ACTIVATION_CODES))
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_epilogue_matches_float64(
     kernel: dict[str, str], activation: str, x_dtype: torch.dtype

@@ -1,7 +1,5 @@
 #include "blocks/encoder.h"
 
-#include <memory>
-
 #include "bindings/weight.h"
 
 namespace se {

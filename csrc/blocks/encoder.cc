@@ -67,9 +67,13 @@ struct Mine {
   KeySpan* spans;
 };
 
-// The threads that share a stage: all of them, or each alone with panels of its own.
+// Who takes panels [first, last) through a stage: all threads together, or one alone.
 struct Team {
   bool alone;
+  int64_t first, last;
+
+  Team only(int64_t p) const { return {alone, p, p + 1}; }
+  int64_t panels() const { return last - first; }
 
   template <class F>
   void share(int64_t items, bool wait, F f) const {
@@ -98,18 +102,18 @@ class Pass {
   Pass(const Encoder& encoder, const Cut& cut, const Buffers& buffers, Isa isa, int threads)
       : e_(encoder), cut_(cut), b_(buffers), isa_(isa), threads_(threads), lanes_(lanes(isa)) {}
 
-  void layer(int64_t i, const Team& team, int64_t first, int64_t last, const Mine& mine) const {
+  void layer(int64_t i, const Team& team, const Mine& mine) const {
     const EncoderLayer& l = e_.layers[i];
     float* qkv = b_.qkv[i % 2];
     if (!team.alone) {
-      project(l, team, first, last, qkv, mine);
-      return rest(l, team, first, last, qkv, b_.inner, mine);
+      project(l, team, qkv, mine);
+      return rest(l, team, qkv, b_.inner, mine);
     }
-    for (int64_t p = first; p < last; ++p) project(l, team, p, p + 1, qkv, mine);
+    for (int64_t p = team.first; p < team.last; ++p) project(l, team.only(p), qkv, mine);
 #pragma omp barrier
-    for (int64_t p = first; p < last; ++p) {
+    for (int64_t p = team.first; p < team.last; ++p) {
       float* inner = b_.inner + (omp_get_thread_num() - p) * cut_.widest * e_.inner;
-      rest(l, team, p, p + 1, qkv, inner, mine);
+      rest(l, team.only(p), qkv, inner, mine);
     }
   }
 
@@ -127,43 +131,42 @@ class Pass {
   }
 
   // Up to queries, keys and values: all that other panels of a sequence need.
-  void project(const EncoderLayer& l, const Team& team, int64_t first, int64_t last, float* qkv,
-               const Mine& mine) const {
+  void project(const EncoderLayer& l, const Team& team, float* qkv, const Mine& mine) const {
     const float* x = b_.x;
     if (e_.norm_first) {
-      norm(l.norm1, team, first, last, b_.x, b_.h);
+      norm(l.norm1, team, b_.x, b_.h);
       x = b_.h;
     }
-    quantize({l.query, l.key, l.value}, team, first, last, x, e_.hidden);
+    quantize({l.query, l.key, l.value}, team, x, e_.hidden);
     const auto to = [&](int64_t row) {
       return Target{qkv, qkv_rows(), row, Activation::none, nullptr, false};
     };
-    product(l.query, team, first, last, x, e_.hidden, to(0), mine, false);
-    product(l.key, team, first, last, x, e_.hidden, to(query_rows()), mine, false);
-    product(l.value, team, first, last, x, e_.hidden, to(query_rows() + key_rows()), mine, true);
+    product(l.query, team, x, e_.hidden, to(0), mine, false);
+    product(l.key, team, x, e_.hidden, to(query_rows()), mine, false);
+    product(l.value, team, x, e_.hidden, to(query_rows() + key_rows()), mine, true);
   }
 
   // From attention to the end of the layer.
-  void rest(const EncoderLayer& l, const Team& team, int64_t first, int64_t last, const float* qkv,
-            float* inner, const Mine& mine) const {
-    attention(team, first, last, qkv, mine);
-    quantize({l.output}, team, first, last, b_.mixed, query_rows());
+  void rest(const EncoderLayer& l, const Team& team, const float* qkv, float* inner,
+            const Mine& mine) const {
+    attention(team, qkv, mine);
+    quantize({l.output}, team, b_.mixed, query_rows());
     float* sum = e_.norm_first ? b_.x : b_.h;
-    product(l.output, team, first, last, b_.mixed, query_rows(),
+    product(l.output, team, b_.mixed, query_rows(),
             {sum, e_.hidden, 0, Activation::none, b_.x, false}, mine, true);
-    norm(e_.norm_first ? l.norm2 : l.norm1, team, first, last, sum, b_.h);
-    quantize({l.gate, l.up}, team, first, last, b_.h, e_.hidden);
+    norm(e_.norm_first ? l.norm2 : l.norm1, team, sum, b_.h);
+    quantize({l.gate, l.up}, team, b_.h, e_.hidden);
     if (l.gate.weight)
-      product(l.gate, team, first, last, b_.h, e_.hidden,
-              {inner, e_.inner, 0, e_.activation, nullptr, false}, mine, true);
-    product(l.up, team, first, last, b_.h, e_.hidden,
+      product(l.gate, team, b_.h, e_.hidden, {inner, e_.inner, 0, e_.activation, nullptr, false},
+              mine, true);
+    product(l.up, team, b_.h, e_.hidden,
             {inner, e_.inner, 0, l.gate.weight ? Activation::none : e_.activation,
              l.gate.weight ? inner : nullptr, true},
             mine, true);
-    quantize({l.down}, team, first, last, inner, e_.inner);
-    product(l.down, team, first, last, inner, e_.inner,
-            {b_.x, e_.hidden, 0, Activation::none, sum, false}, mine, true);
-    if (!e_.norm_first) norm(l.norm2, team, first, last, b_.x, b_.x);
+    quantize({l.down}, team, inner, e_.inner);
+    product(l.down, team, inner, e_.inner, {b_.x, e_.hidden, 0, Activation::none, sum, false}, mine,
+            true);
+    if (!e_.norm_first) norm(l.norm2, team, b_.x, b_.x);
   }
 
   int64_t slot(const Team& team, int64_t p) const { return team.alone ? omp_get_thread_num() : p; }
@@ -172,37 +175,36 @@ class Pass {
   }
 
   // The input of products of which some have int8 weights.
-  void quantize(std::initializer_list<BlockLinear> linears, const Team& team, int64_t first,
-                int64_t last, const float* x, int64_t features) const {
+  void quantize(std::initializer_list<BlockLinear> linears, const Team& team, const float* x,
+                int64_t features) const {
     if (std::none_of(linears.begin(), linears.end(), [&](const BlockLinear& l) { return int8(l); }))
       return;
     const int64_t parts = cut_.widest / 16;
-    team.share((last - first) * parts, true, [&](int64_t i) {
-      const int64_t p = first + i / parts, lane = i % parts * 16, to = slot(team, p);
+    team.share(team.panels() * parts, true, [&](int64_t i) {
+      const int64_t p = team.first + i / parts, lane = i % parts * 16, to = slot(team, p);
       if (lane < cut_.width(p))
         lanes_.quantize(panel(x, p, features) + lane, cut_.width(p), features, 16,
                         b_.quads + to * quad_panel() + lane, b_.scales + to * cut_.widest + lane);
     });
   }
 
-  void product(const BlockLinear& linear, const Team& team, int64_t first, int64_t last,
-               const float* x, int64_t in, const Target& to, const Mine& mine, bool wait) const {
+  void product(const BlockLinear& linear, const Team& team, const float* x, int64_t in,
+               const Target& to, const Mine& mine, bool wait) const {
     if (const Runs* runs = std::get_if<Runs>(linear.weight))
-      multiply(RunsWork(*runs, isa_), int8(linear) ? runs->scales : nullptr, linear.bias, team,
-               first, last, x, in, to, mine, wait);
+      multiply(RunsWork(*runs, isa_), int8(linear) ? runs->scales : nullptr, linear.bias, team, x,
+               in, to, mine, wait);
     else
       multiply(StripsWork(std::get<Strips>(*linear.weight), isa_, threads_), nullptr, linear.bias,
-               team, first, last, x, in, to, mine, wait);
+               team, x, in, to, mine, wait);
   }
 
   // Panels outside: a panel stays in the cache while the weights, which are fewer bytes, pass by.
   template <class Work>
   void multiply(const Work& work, const float* scales, const float* bias, const Team& team,
-                int64_t first, int64_t last, const float* x, int64_t in, const Target& to,
-                const Mine& mine, bool wait) const {
+                const float* x, int64_t in, const Target& to, const Mine& mine, bool wait) const {
     const int64_t chunks = work.chunks();
-    team.share((last - first) * chunks, wait, [&](int64_t i) {
-      const int64_t p = first + i / chunks, c = i % chunks, width = cut_.width(p);
+    team.share(team.panels() * chunks, wait, [&](int64_t i) {
+      const int64_t p = team.first + i / chunks, c = i % chunks, width = cut_.width(p);
       const int64_t row = to.row + work.row0(c);
       const int64_t quads = slot(team, p);
       work.run(c, scales ? b_.quads + quads * quad_panel() : panel(x, p, in), width, mine.sums);
@@ -215,20 +217,18 @@ class Pass {
     });
   }
 
-  void norm(const Norm& norm, const Team& team, int64_t first, int64_t last, const float* x,
-            float* y) const {
+  void norm(const Norm& norm, const Team& team, const float* x, float* y) const {
     const int64_t parts = cut_.widest / 16;
-    team.share((last - first) * parts, true, [&](int64_t i) {
-      const int64_t p = first + i / parts, lane = i % parts * 16, width = cut_.width(p);
+    team.share(team.panels() * parts, true, [&](int64_t i) {
+      const int64_t p = team.first + i / parts, lane = i % parts * 16, width = cut_.width(p);
       if (lane < width)
         lanes_.norm(panel(x, p, e_.hidden) + lane, width, e_.hidden, 16, norm,
                     panel(y, p, e_.hidden) + lane);
     });
   }
 
-  void attention(const Team& team, int64_t first, int64_t last, const float* qkv,
-                 const Mine& mine) const {
-    const int64_t begin = cut_.begin[first], end = cut_.begin[last];
+  void attention(const Team& team, const float* qkv, const Mine& mine) const {
+    const int64_t begin = cut_.begin[team.first], end = cut_.begin[team.last];
     team.share((end - begin) * e_.heads, true, [&](int64_t i) {
       attend(cut_.segments[begin + i / e_.heads], i % e_.heads, qkv, mine);
     });
@@ -302,14 +302,14 @@ void encode_pass(const Encoder& e, const float* x, const int64_t* lengths, int64
   if (panels == 0) return;
   const int threads = omp_get_max_threads();
   // Alone where that leaves nobody idle for long: then a layer has one barrier, not seven.
-  const Team team{panels % threads == 0 || panels >= 4 * threads};
+  const bool alone = panels % threads == 0 || panels >= 4 * threads;
   const int64_t qkv_rows = (e.heads + 2 * e.key_heads) * e.head;
   const auto size = [&](int64_t features, int64_t count) {
     return count * cut.widest * features + kPad;
   };
+  const int64_t slots = alone ? threads : panels;
   const int64_t hidden = size(e.hidden, panels), mixed = size(e.heads * e.head, panels);
-  const int64_t qkv = size(qkv_rows, panels), inner = size(e.inner, team.alone ? threads : panels);
-  const int64_t slots = team.alone ? threads : panels;
+  const int64_t qkv = size(qkv_rows, panels), inner = size(e.inner, slots);
   const int64_t quads =
       sizes.int8 ? size(ceil_div(std::max({e.hidden, e.heads * e.head, e.inner}), 4), slots) : 0;
   float* memory =
@@ -339,8 +339,8 @@ void encode_pass(const Encoder& e, const float* x, const int64_t* lengths, int64
     float* floats = own + me * (sums + scratch + span_floats);
     const Mine mine{floats, floats + sums, reinterpret_cast<KeySpan*>(floats + sums + scratch)};
     // A team of fewer threads than asked for still takes every panel.
-    const int64_t first = team.alone ? panels * me / all : 0;
-    const int64_t last = team.alone ? panels * (me + 1) / all : panels;
+    const Team team =
+        alone ? Team{true, panels * me / all, panels * (me + 1) / all} : Team{false, 0, panels};
     const auto in = [&](int64_t p) {
       convert.pack(x + p * cut.widest * e.hidden, DType::f32, e.hidden, cut.live(p), e.hidden,
                    cut.width(p), b.x + p * cut.widest * e.hidden, DType::f32);
@@ -353,10 +353,9 @@ void encode_pass(const Encoder& e, const float* x, const int64_t* lengths, int64
       convert.store({b.x + p * cut.widest * e.hidden, cut.width(p), nullptr}, cut.live(p), 0,
                     e.hidden, row_major);
     };
-    team.share(last - first, true, [&](int64_t i) { in(first + i); });
-    for (int64_t l = 0; l < static_cast<int64_t>(e.layers.size()); ++l)
-      pass.layer(l, team, first, last, mine);
-    team.share(last - first, true, [&](int64_t i) { out(first + i); });
+    team.share(team.panels(), true, [&](int64_t i) { in(team.first + i); });
+    for (int64_t l = 0; l < static_cast<int64_t>(e.layers.size()); ++l) pass.layer(l, team, mine);
+    team.share(team.panels(), true, [&](int64_t i) { out(team.first + i); });
   }
 }
 

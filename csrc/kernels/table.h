@@ -23,6 +23,14 @@ const Row& first_that_fits(const Row (&table)[N], DType weight, Isa isa) {
   throw std::logic_error("a table of kernels lacks its scalar row");
 }
 
+// For tables with one row an ISA.
+template <class Row, size_t N>
+const Row& first_that_fits(const Row (&table)[N], Isa isa) {
+  for (const Row& row : table)
+    if (row.isa <= isa) return row;
+  throw std::logic_error("a table of kernels lacks its scalar row");
+}
+
 template <class Row, size_t N>
 void list_table(const Row (&table)[N], const char* op, const char* packing,
                 std::vector<KernelInfo>& out) {

@@ -26,7 +26,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """Where one layer of an encoder keeps its modules: names inside the stack.
+    """Where a layer of an encoder keeps its modules: names inside the layer.
 
     norm1 and norm2 belong to attention and feed-forward, before or after them as the stack says.
     """
@@ -46,21 +46,28 @@ class EncoderLayer:
 class EncoderStack:
     """Encoder layers that one native call can run: see csrc/blocks/encoder.h.
 
-    name:           dotted name of the module that runs them, called with hidden states and a mask
+    blocks:         dotted names of the layers, children of one ModuleList; the module that holds
+                    the list is called with hidden states and a mask
+    layer:          what each of them holds
     activation:     of the feed-forward, as `se.ops.linear` names it
     position_bias:  (stack, reach) -> [heads, 2 reach - 1], added to scores by query minus key
     reach:          longest sequence that the position bias serves
     """
 
-    name: str
+    blocks: tuple[str, ...]
+    layer: EncoderLayer
     hidden: int
     heads: int
     inner: int
     activation: str
-    layers: tuple[EncoderLayer, ...]
     norm_first: bool = False
     position_bias: Callable[[Any, int], Tensor] | None = None
     reach: int = 0
+
+    @property
+    def name(self) -> str:
+        """Dotted name of the module that runs the layers."""
+        return self.blocks[0].rsplit(".", 2)[0]
 
 
 class Family(ABC):

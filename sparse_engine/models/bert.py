@@ -20,6 +20,17 @@ from sparse_engine.models.base import (
     model_type,
 )
 
+LAYER = EncoderLayer(
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    output="attention.output.dense",
+    up="intermediate.dense",
+    down="output.dense",
+    norm1="attention.output.LayerNorm",
+    norm2="output.LayerNorm",
+)
+
 
 class Bert(Family):
     """`encoder.layer.N` with `attention.self.{query,key,value}`, `attention.output`,
@@ -51,26 +62,11 @@ class Bert(Family):
         kind = getattr(config, "position_embedding_type", None) or "absolute"
         if kind != "absolute":
             raise UnsupportedModelError(f"position_embedding_type {kind!r} has no native encoder")
-        blocks = self.blocks(model)
-        stack = blocks[0].removesuffix(".layer.0")
         return EncoderStack(
-            name=stack,
+            blocks=tuple(self.blocks(model)),
+            layer=LAYER,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             inner=config.intermediate_size,
             activation=activation_of(config.hidden_act),
-            layers=tuple(_layer(block.removeprefix(f"{stack}.")) for block in blocks),
         )
-
-
-def _layer(block: str) -> EncoderLayer:
-    return EncoderLayer(
-        query=f"{block}.attention.self.query",
-        key=f"{block}.attention.self.key",
-        value=f"{block}.attention.self.value",
-        output=f"{block}.attention.output.dense",
-        up=f"{block}.intermediate.dense",
-        down=f"{block}.output.dense",
-        norm1=f"{block}.attention.output.LayerNorm",
-        norm2=f"{block}.output.LayerNorm",
-    )

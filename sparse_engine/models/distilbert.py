@@ -16,6 +16,17 @@ from sparse_engine.models.base import (
     model_type,
 )
 
+LAYER = EncoderLayer(
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    output="attention.out_lin",
+    up="ffn.lin1",
+    down="ffn.lin2",
+    norm1="sa_layer_norm",
+    norm2="output_layer_norm",
+)
+
 
 class DistilBert(Family):
     """`transformer.layer.N` with `attention.{q,k,v,out}_lin`, `sa_layer_norm`, `ffn.lin1`,
@@ -36,26 +47,11 @@ class DistilBert(Family):
 
     def encoder(self, model: nn.Module) -> EncoderStack:
         config: Any = model.config
-        blocks = self.blocks(model)
-        stack = blocks[0].removesuffix(".layer.0")
         return EncoderStack(
-            name=stack,
+            blocks=tuple(self.blocks(model)),
+            layer=LAYER,
             hidden=config.dim,
             heads=config.n_heads,
             inner=config.hidden_dim,
             activation=activation_of(config.activation),
-            layers=tuple(_layer(block.removeprefix(f"{stack}.")) for block in blocks),
         )
-
-
-def _layer(block: str) -> EncoderLayer:
-    return EncoderLayer(
-        query=f"{block}.attention.q_lin",
-        key=f"{block}.attention.k_lin",
-        value=f"{block}.attention.v_lin",
-        output=f"{block}.attention.out_lin",
-        up=f"{block}.ffn.lin1",
-        down=f"{block}.ffn.lin2",
-        norm1=f"{block}.sa_layer_norm",
-        norm2=f"{block}.output_layer_norm",
-    )

@@ -17,6 +17,17 @@ from sparse_engine.models.base import (
     model_type,
 )
 
+LAYER = EncoderLayer(
+    query="attention.attn.q",
+    key="attention.attn.k",
+    value="attention.attn.v",
+    output="attention.attn.o",
+    up="intermediate.dense",
+    down="output.dense",
+    norm1="attention.LayerNorm",
+    norm2="output.LayerNorm",
+)
+
 
 class MPNet(Family):
     """`encoder.layer.N` with `attention.attn.{q,k,v,o}`, `attention.LayerNorm`, `intermediate` and
@@ -41,15 +52,13 @@ class MPNet(Family):
 
     def encoder(self, model: nn.Module) -> EncoderStack:
         config: Any = model.config
-        blocks = self.blocks(model)
-        stack = blocks[0].removesuffix(".layer.0")
         return EncoderStack(
-            name=stack,
+            blocks=tuple(self.blocks(model)),
+            layer=LAYER,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             inner=config.intermediate_size,
             activation=activation_of(config.hidden_act),
-            layers=tuple(_layer(block.removeprefix(f"{stack}.")) for block in blocks),
             position_bias=_position_bias,
             reach=config.max_position_embeddings,
         )
@@ -61,16 +70,3 @@ def _position_bias(encoder: Any, reach: int) -> Tensor:
     table = encoder.relative_attention_bias
     buckets = encoder.relative_position_bucket(key_minus_query, num_buckets=table.num_embeddings)
     return table.weight.detach()[buckets].T
-
-
-def _layer(block: str) -> EncoderLayer:
-    return EncoderLayer(
-        query=f"{block}.attention.attn.q",
-        key=f"{block}.attention.attn.k",
-        value=f"{block}.attention.attn.v",
-        output=f"{block}.attention.attn.o",
-        up=f"{block}.intermediate.dense",
-        down=f"{block}.output.dense",
-        norm1=f"{block}.attention.LayerNorm",
-        norm2=f"{block}.output.LayerNorm",
-    )

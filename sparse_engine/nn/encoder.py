@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
-from sparse_engine.models import EncoderLayer, EncoderStack
+from sparse_engine.models import EncoderStack
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.ops import weight_handle
-from sparse_engine.ops.reference import ACTIVATIONS
+from sparse_engine.ops.native import ACTIVATION_CODES
 from sparse_engine.packings import QuadRuns, Runs, Strips
 
 # Arguments of transformers' encoders that change nothing when they are unset.
@@ -22,6 +23,7 @@ UNSUPPORTED = (
     "output_attentions",
     "output_hidden_states",
     "encoder_hidden_states",
+    "head_mask",
     "cache",
     "past_key_values",
     "use_cache",
@@ -44,7 +46,7 @@ class NativeEncoder(nn.Module):
         self.config = getattr(original, "config", None)
         self._original = (original,)  # in a tuple, so that it is no submodule
         self._native: _core.Encoder | None = None
-        self._watched: list[tuple[dict[str, Any], str, int]] = []
+        self._watched: list[tuple[dict[str, Any], str, Tensor | None, tuple[int, int]]] = []
         self.train(original.training)
 
     @property
@@ -80,10 +82,15 @@ class NativeEncoder(nn.Module):
 
     def problem(self, x: Tensor, kwargs: dict[str, Any]) -> str | None:
         """Why the native call cannot serve this one, or None."""
+        if self.training:
+            return "the model is in training mode, call model.eval()"
         if x.device.type != "cpu":
             return f"the input is on {x.device}"
         for name in UNSUPPORTED:
-            if kwargs.get(name) is not None and kwargs[name] is not False:
+            given = kwargs.get(name)
+            if isinstance(given, list | tuple):  # one a layer
+                given = next((one for one in given if one is not None), None)
+            if given is not None and given is not False:
                 return f"{name} was asked for"
         if _captured():
             return "output_attentions or output_hidden_states was asked for"
@@ -122,11 +129,14 @@ class NativeEncoder(nn.Module):
         return y.to(x.dtype).view(batch, seq, hidden)
 
     def native(self) -> _core.Encoder:
-        """The library's view of the layers, made anew when a weight has moved."""
-        moved = any(_place(tensors, name) != place for tensors, name, place in self._watched)
-        if self._native is None or moved:
+        """The library's view of the layers, made anew when a weight was replaced or written to."""
+        changed = any(
+            tensors.get(name) is not tensor or _state(tensor) != state
+            for tensors, name, tensor, state in self._watched
+        )
+        if self._native is None or changed:
             self._watched = [
-                (tensors, name, _place(tensors, name))
+                (tensors, name, tensors[name], _state(tensors[name]))
                 for module in self.modules()
                 for tensors in (module._parameters, module._buffers)
                 for name in tensors
@@ -150,26 +160,25 @@ class NativeEncoder(nn.Module):
             "key_heads": stack.heads,
             "head": head,
             "inner": stack.inner,
-            "activation": ACTIVATIONS_CODE[stack.activation],
+            "activation": ACTIVATION_CODES[stack.activation],
             "norm_first": stack.norm_first,
             "causal": False,
             "window": 0,
             "scale": head**-0.5,
             "bias": bias,
         }
-        return _core.Encoder(config, [self._layer(layer) for layer in stack.layers])
+        at = len(stack.name) + 1 if stack.name else 0
+        return _core.Encoder(config, [self._layer(block[at:]) for block in stack.blocks])
 
-    def _layer(self, layer: EncoderLayer) -> dict[str, Any]:
-        roles = ("query", "key", "value", "output", "up", "down")
-        linears = {role: _linear(self.get_submodule(getattr(layer, role))) for role in roles}
-        gate = None if layer.gate is None else _linear(self.get_submodule(layer.gate))
-        norms = {
-            name: _norm(self.get_submodule(getattr(layer, name))) for name in ("norm1", "norm2")
-        }
-        return {**linears, "gate": gate, **norms}
-
-
-ACTIVATIONS_CODE = {name: code for code, name in enumerate(ACTIVATIONS)}
+    def _layer(self, block: str) -> dict[str, Any]:
+        layer: dict[str, Any] = {}
+        for role, name in asdict(self.stack.layer).items():
+            module = None if name is None else self.get_submodule(f"{block}.{name}")
+            if module is None:
+                layer[role] = None
+            else:
+                layer[role] = _norm(module) if role.startswith("norm") else _linear(module)
+        return layer
 
 
 def key_mask(mask: Tensor) -> Tensor:
@@ -212,9 +221,11 @@ def _floats(tensor: Tensor) -> Any:
     return tensor.detach().float().contiguous().numpy()
 
 
-def _place(tensors: dict[str, Any], name: str) -> int:
-    tensor = tensors.get(name)
-    return 0 if tensor is None else tensor.data_ptr()
+def _state(tensor: Tensor | None) -> tuple[int, int]:
+    """Where a tensor lies, and how often it was written to; inference tensors do not count that."""
+    if tensor is None:
+        return 0, 0
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _captured() -> bool:

@@ -12,7 +12,7 @@ from sparse_engine import _core
 from sparse_engine.errors import UsageError
 from sparse_engine.ops.reference import ACTIVATIONS
 
-_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 # One operator for every packing: what differs is the list of buffers and of parameters.
 _library = torch.library.Library("sparse_engine", "FRAGMENT")
@@ -63,7 +63,7 @@ def run(
         _array(y),
         None if bias is None else bias.numpy(),
         None if residual is None else _array(_rows(residual, out_features)),
-        _CODES[activation],
+        ACTIVATION_CODES[activation],
     )
     return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
 
@@ -107,8 +107,8 @@ def check_linear(
         raise UsageError("sparse layers are inference only: call them under torch.inference_mode()")
     out_features, in_features = shape
     name = activation or "none"
-    if name not in _CODES:
-        raise UsageError(f"activation {activation!r}: use one of {', '.join(_CODES)}")
+    if name not in ACTIVATION_CODES:
+        raise UsageError(f"activation {activation!r}: use one of {', '.join(ACTIVATION_CODES)}")
     if x.dtype not in (torch.float32, torch.bfloat16):
         raise UsageError(f"x is {x.dtype}: cast it to float32 or bfloat16")
     if x.dim() == 0 or x.shape[-1] != in_features:

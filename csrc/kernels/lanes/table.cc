@@ -1,3 +1,5 @@
+#include "kernels/table.h"
+
 #include "kernels/lanes/kernel.h"
 
 namespace se {
@@ -12,10 +14,6 @@ constexpr LaneKernels kTable[] = {
 
 }  // namespace
 
-const LaneKernels& lanes(Isa isa) {
-  const LaneKernels* row = kTable;
-  while (row->isa > isa) ++row;
-  return *row;
-}
+const LaneKernels& lanes(Isa isa) { return first_that_fits(kTable, isa); }
 
 }  // namespace se

@@ -1,3 +1,5 @@
+#include "kernels/table.h"
+
 #include "kernels/panels/kernel.h"
 
 namespace se {
@@ -12,10 +14,6 @@ constexpr PanelKernels kTable[] = {
 
 }  // namespace
 
-const PanelKernels& panels(Isa isa) {
-  const PanelKernels* row = kTable;
-  while (row->isa > isa) ++row;
-  return *row;
-}
+const PanelKernels& panels(Isa isa) { return first_that_fits(kTable, isa); }
 
 }  // namespace se
