@@ -46,6 +46,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 FORMATS = ("csr", "bsr:4x1", "bsr:4x4", "sellp", "bitmask", "nm:2:4")
 # Made for few tokens; right for more, but nothing to measure.
 DECODE_FORMATS, DECODE_TOKENS = ("sellp", "bitmask", "nm:2:4"), 4
+PANELS = " on panels"  # marks the op as native blocks call it, without row-major tensors
 AGAINST = "torch,onnxruntime,openvino"
 
 
@@ -199,8 +200,12 @@ def means(lines: Sequence[dict[str, Any]]) -> Means:
     for line in lines:
         if "target" not in line:
             continue
-        series = found.setdefault((line["dtype"], line["format"], line["m"]), {})
-        series.setdefault(line["target"], []).append(line["speedup"])
+        speedups = {line["format"]: line["speedup"]}
+        if on_panels := line.get("panels_time_us"):
+            speedups[line["format"] + PANELS] = line["dense_time_us"] / on_panels
+        for spec, speedup in speedups.items():
+            series = found.setdefault((line["dtype"], spec, line["m"]), {})
+            series.setdefault(line["target"], []).append(speedup)
     return {
         key: {target: geometric_mean(values) for target, values in sorted(series.items())}
         for key, series in found.items()
@@ -228,7 +233,8 @@ def draw(found: Means, dtype: str, path: Path) -> None:
     for axis, m in zip(axes[0], tokens, strict=True):
         for (kind, spec, count), series in sorted(found.items()):
             if (kind, count) == (dtype, m):
-                axis.plot(list(series), list(series.values()), marker="o", label=spec)
+                style = "--" if spec.endswith(PANELS) else "-"
+                axis.plot(list(series), list(series.values()), style, marker="o", label=spec)
         axis.axhline(1.0, color="grey", linewidth=0.8)
         axis.set(title=f"{m} token{'s' if m > 1 else ''}", xlabel="fraction of zeros")
         axis.set_yscale("log", base=2)

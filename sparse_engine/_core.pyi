@@ -20,6 +20,15 @@ class Weight:
         activation: int = 0,
         isa: str | None = None,
     ) -> None: ...
+    def panel_width(self, tokens: int, isa: str | None = None) -> int: ...
+    def linear_on_panels(
+        self,
+        x: np.ndarray[Any, Any],
+        y: np.ndarray[Any, Any],
+        bias: np.ndarray[Any, Any] | None = None,
+        activation: int = 0,
+        isa: str | None = None,
+    ) -> None: ...
 
 class Encoder:
     def __init__(self, config: dict[str, Any], layers: list[dict[str, Any]]) -> None: ...

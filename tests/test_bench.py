@@ -19,7 +19,7 @@ from sparse_engine.formats import block_fill
 
 FIELDS = (
     "op n k m sparsity format dtype isa threads time_us dense_time_us speedup gflops roof_fraction "
-    "weight_bytes dense_bytes max_rel_err dense_engine peers refused"
+    "weight_bytes dense_bytes max_rel_err panels_time_us dense_engine peers refused"
 )
 
 

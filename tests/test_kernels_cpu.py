@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_engine import _core
+from sparse_engine import _core, ops
 from sparse_engine.formats import Format, SellP
 from sparse_engine.ops import reference
 from sparse_engine.ops.native import ACTIVATION_CODES, _array, weight_handle
@@ -146,6 +146,28 @@ def test_kernel_matches_float64(kernel: dict[str, str], shape: tuple[int, int]) 
         assert found == kernel["name"]
         error = relative_error(run(weight, x, isa), truth_of(weight, x))
         assert error <= tolerance(kernel), (weight, sparsity, tokens, error)
+
+
+@pytest.mark.parametrize("kernel", [k for k in ROWS if k["op"] == "spmm"], ids=lambda k: k["name"])
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_on_panels_matches_float64(kernel: dict[str, str], width: int) -> None:
+    isa = kernel["isa"]
+    for packer, sparsity in itertools.product(packers(kernel), SPARSITIES):
+        packed = packer(sparse_weight(61, 197, sparsity, DTYPES[kernel["dtype"]]))
+        handle = ops.weight_handle(packed)
+        if handle.panel_width(width, isa) != width:
+            wide = np.zeros((1, 197, width), "f4"), np.zeros((1, 61, width), "f4")
+            with pytest.raises(ValueError, match="width"):
+                handle.linear_on_panels(*wide, isa=isa)
+            continue
+        x, bias = torch.randn(3 * width, 197), torch.randn(61)
+        panels = x.view(3, width, 197).transpose(1, 2).contiguous()
+        y = torch.full((3, 61, width), float("nan"))
+        handle.linear_on_panels(
+            panels.numpy(), y.numpy(), bias.numpy(), ACTIVATION_CODES["relu"], isa
+        )
+        rows = y.transpose(1, 2).flatten(0, 1)
+        assert relative_error(rows, truth_of(packed, x, bias, "relu", None)) <= 1e-5
 
 
 @pytest.mark.parametrize("kernel", ROWS, ids=lambda k: k["name"])

@@ -258,6 +258,33 @@ void Weight::linear(const py::array& x, py::array y, const std::optional<py::arr
   std::visit([&](const auto& w) { se::linear(w, a, e, level); }, view_);
 }
 
+int64_t Weight::panel_width(int64_t tokens, const std::optional<std::string>& isa) const {
+  const bool panels = std::holds_alternative<Runs>(view_) || std::holds_alternative<Strips>(view_);
+  return panels ? linear_panel_width(view_, tokens, isa_or_active(isa)) : 0;
+}
+
+void Weight::linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
+                              const std::optional<py::array_t<float>>& bias, int activation,
+                              const std::optional<std::string>& isa) const {
+  require(panel_width(1, isa) != 0, "only runs and strips multiply panels");
+  require(x.ndim() == 3 && y.ndim() == 3 && x.shape(0) == y.shape(0) && x.shape(1) == in_ &&
+              y.shape(1) == out_ && x.shape(2) == y.shape(2) && contiguous(x) && contiguous(y),
+          "x must be [panels, in, width] and y [panels, out, width], contiguous");
+  require(panel_width(x.shape(2), isa) == x.shape(2), "no kernel takes panels of this width");
+  require(!bias || bias->size() == out_, "bias must have `out` values");
+  require(activation >= 0 && activation <= 4, "unknown activation");
+  const LinearPanels panels{x.data(),
+                            x.shape(0),
+                            in_,
+                            x.shape(2),
+                            bias ? bias->data() : nullptr,
+                            static_cast<Activation>(activation),
+                            y.mutable_data()};
+  const Isa level = isa_or_active(isa);
+  py::gil_scoped_release release;
+  se::linear_on_panels(view_, panels, level);
+}
+
 void bind_linear(py::module_& m) {
   py::class_<Weight>(m, "Weight", "A packing of csrc/layouts over arrays, which it keeps alive.")
       .def(py::init<const std::string&, std::vector<py::array>, const std::vector<int64_t>&,
@@ -267,7 +294,13 @@ void bind_linear(py::module_& m) {
       .def("linear", &Weight::linear, py::arg("x").noconvert(), py::arg("y").noconvert(),
            py::arg("bias") = py::none(), py::arg("residual") = py::none(),
            py::arg("activation") = 0, py::arg("isa") = py::none(),
-           "y = act(x W^T + bias) + residual.");
+           "y = act(x W^T + bias) + residual.")
+      .def("panel_width", &Weight::panel_width, py::arg("tokens"), py::arg("isa") = py::none(),
+           "Width of the panels that hold so many tokens; 0 if the packing multiplies none.")
+      .def("linear_on_panels", &Weight::linear_on_panels, py::arg("x").noconvert(),
+           py::arg("y").noconvert(), py::arg("bias") = py::none(), py::arg("activation") = 0,
+           py::arg("isa") = py::none(),
+           "The same on [panels, features, width] float32, as native blocks hold activations.");
   m.def("linear_kernel", &linear_kernel, py::arg("packing"), py::arg("dtype"), py::arg("tokens"),
         py::arg("isa") = py::none(), "Name of the kernel that runs a packing.");
   m.def("kernels", &kernels,

@@ -16,6 +16,11 @@ class Weight {
               const std::optional<py::array>& residual, int activation,
               const std::optional<std::string>& isa) const;
 
+  void linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
+                        const std::optional<py::array_t<float>>& bias, int activation,
+                        const std::optional<std::string>& isa) const;
+  int64_t panel_width(int64_t tokens, const std::optional<std::string>& isa) const;
+
   int64_t in() const { return in_; }
   int64_t out() const { return out_; }
   const PackedWeight& view() const { return view_; }

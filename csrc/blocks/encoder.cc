@@ -205,15 +205,13 @@ class Pass {
     const int64_t chunks = work.chunks();
     team.share(team.panels() * chunks, wait, [&](int64_t i) {
       const int64_t p = team.first + i / chunks, c = i % chunks, width = cut_.width(p);
-      const int64_t row = to.row + work.row0(c);
       const int64_t quads = slot(team, p);
-      work.run(c, scales ? b_.quads + quads * quad_panel() : panel(x, p, in), width, mine.sums);
-      lanes_.finish({mine.sums, width, scales ? b_.scales + quads * cut_.widest : nullptr},
-                    work.rows(c),
-                    {to.activation, scales ? scales + work.row0(c) : nullptr,
-                     bias ? bias + work.row0(c) : nullptr,
-                     to.other ? panel(to.other, p, to.features) + row * width : nullptr,
-                     to.multiply, panel(to.y, p, to.features) + row * width});
+      multiply_chunk(work, lanes_, c, scales ? b_.quads + quads * quad_panel() : panel(x, p, in),
+                     scales ? b_.scales + quads * cut_.widest : nullptr, width,
+                     {to.activation, scales, bias,
+                      to.other ? panel(to.other, p, to.features) + to.row * width : nullptr,
+                      to.multiply, panel(to.y, p, to.features) + to.row * width},
+                     mine.sums);
     });
   }
 

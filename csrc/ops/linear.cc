@@ -77,7 +77,57 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Is
   }
 }
 
+// Blocks hold floats, and so does whoever calls this: bf16 panels, which few processors are good
+// at, have no kernels beside the product.
+Isa with_float_panels(Isa isa) { return std::min(isa, Isa::avx512_vbmi2); }
+
+template <class F>
+auto with_work(const PackedWeight& w, Isa isa, int threads, F f) {
+  if (const Runs* runs = std::get_if<Runs>(&w)) return f(RunsWork(*runs, isa), runs->scales);
+  return f(StripsWork(std::get<Strips>(w), isa, threads), static_cast<const float*>(nullptr));
+}
+
 }  // namespace
+
+int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Isa isa) {
+  return with_work(w, with_float_panels(isa), 1, [&](const auto& work, const float*) {
+    return panel_width(tokens, 16, work.max_tokens());
+  });
+}
+
+void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Isa isa) {
+  const int threads = omp_get_max_threads();
+  const LaneKernels& lane = lanes(isa);
+  const auto all = [&](const auto& work, const float* row_scales) {
+    const int64_t chunks = work.chunks(), in = work.w.in, out = work.w.out;
+    float* sums = accumulator_memory.get<float>(threads * work.sums() * p.width);
+    const bool int8 = row_scales != nullptr;
+    float* quads = int8 ? panel_memory.get<float>(p.panels * in * p.width) : nullptr;
+    float* scales = int8 ? scale_memory.get<float>(p.panels * p.width) : nullptr;
+#pragma omp parallel num_threads(threads)
+    {
+      if (int8) {
+        const int64_t parts = p.width / 16;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < p.panels * parts; ++i) {
+          const int64_t panel = i / parts, lane0 = i % parts * 16;
+          lane.quantize(p.x + panel * p.in * p.width + lane0, p.width, p.in, 16,
+                        quads + panel * in * p.width + lane0, scales + panel * p.width + lane0);
+        }
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t i = 0; i < chunks * p.panels; ++i) {
+        const int64_t c = i / p.panels, panel = i % p.panels;
+        const PanelEpilogue epilogue{p.activation, row_scales, p.bias,
+                                     nullptr,      false,      p.y + panel * out * p.width};
+        multiply_chunk(work, lane, c, (int8 ? quads : p.x) + panel * in * p.width,
+                       int8 ? scales + panel * p.width : nullptr, p.width, epilogue,
+                       sums + omp_get_thread_num() * work.sums() * p.width);
+      }
+    }
+  };
+  with_work(w, with_float_panels(isa), threads, all);
+}
 
 int threads_for(int64_t work) { return work < kSerialWork ? 1 : omp_get_max_threads(); }
 

@@ -36,6 +36,19 @@ void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Isa i
 void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 void linear_one_token(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 
+// The same on panels of floats, as blocks hold them: x [panels][in][width] to y
+// [panels][out][width], with width from linear_panel_width. Runs and strips only.
+struct LinearPanels {
+  const float* x;
+  int64_t panels, in, width;
+  const float* bias;  // [out], may be null
+  Activation activation;
+  float* y;
+};
+void linear_on_panels(const PackedWeight& w, const LinearPanels& panels, Isa isa);
+// The width of panels that hold `tokens`: the narrowest that holds all, or the widest there is.
+int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Isa isa);
+
 // The epilogue for results that begin at `token`.
 Epilogue at_token(const Epilogue& e, int64_t token);
 

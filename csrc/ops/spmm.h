@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kernels/lanes/kernel.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "ops/workspace.h"
@@ -62,6 +63,20 @@ inline int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
   int64_t width = narrowest;
   while (width < widest && width < tokens) width *= 2;
   return width;
+}
+
+// Chunk c of one panel: x, or its quads and their scales, times the rows that the chunk holds.
+// `epilogue` is that of the weight's row 0, sums a thread's own memory.
+template <class Work>
+void multiply_chunk(const Work& work, const LaneKernels& lanes, int64_t c, const void* x,
+                    const float* token_scales, int64_t width, PanelEpilogue epilogue, float* sums) {
+  const int64_t row = work.row0(c);
+  work.run(c, x, width, sums);
+  if (epilogue.row_scales) epilogue.row_scales += row;
+  if (epilogue.bias) epilogue.bias += row;
+  if (epilogue.other) epilogue.other += row * width;
+  epilogue.y += row * width;
+  lanes.finish({sums, width, token_scales}, work.rows(c), epilogue);
 }
 
 }  // namespace se

@@ -2,9 +2,10 @@
 
 Dense is the fastest of the dense peers asked for, in the same dtype, timed in turn with the sparse
 call. The sparse call is the whole op on row-major tensors: activations into panels, the kernel,
-results back out. Weights are as warm as repeated calls leave them. The roof is max(bytes read /
-bandwidth, 2 nnz m / peak FLOP/s), bandwidth and peak measured in the same run on a footprint of the
-same size.
+results back out. `panels_time_us` is the product alone, on activations that already lie in panels
+and stay there, as inside a native block. Weights are as warm as repeated calls leave them. The roof
+is max(bytes read / bandwidth, 2 nnz m / peak FLOP/s), bandwidth and peak measured in the same run on
+a footprint of the same size.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from torch.nn import functional as F
 from sparse_engine import _core
 from sparse_engine.bench.peers import find_peers
 from sparse_engine.bench.rivals import Rivals, max_error
-from sparse_engine.bench.timing import CallSampler, samples_in_turn
+from sparse_engine.bench.timing import CallSampler, Sampler, samples_in_turn
 from sparse_engine.config import DTYPES
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, NM, Format, parse_format
-from sparse_engine.ops import linear_kernel, run_linear
+from sparse_engine.ops import linear_kernel, run_linear, weight_handle
 from sparse_engine.packings import pack
 
 
@@ -52,6 +53,8 @@ class KernelRow:
     dense_bytes: int
     max_rel_err: float
     kernel: str
+    panels_time_us: float | None
+    """The op on panels: float32 activations that no transposition moves; None where there is none."""
     dense_engine: str
     """Whose time `dense_time_us` is: the fastest dense peer of the same dtype."""
     peers: dict[str, float]
@@ -176,6 +179,35 @@ def carrier(dtype: str) -> torch.dtype:
     return torch.float32 if dtype == "int8" else DTYPES[dtype]
 
 
+@dataclass(frozen=True)
+class OnPanels:
+    """The op inside a native block: panels of float32 activations in and out."""
+
+    weight: _core.Weight
+    x: Tensor
+    """[panels, in, width]"""
+    y: Tensor
+    """[panels, out, width]"""
+
+    @classmethod
+    def of(cls, packed: Format, x: Tensor) -> OnPanels | None:
+        """On x [tokens, in]; None for too few tokens, or a packing that multiplies no panels."""
+        weight, (n, k) = weight_handle(packed), packed.shape
+        width = weight.panel_width(len(x))
+        if len(x) < 16 or not width:
+            return None
+        lanes = F.pad(x.float(), (0, 0, 0, -len(x) % width)).view(-1, width, k)
+        panels = lanes.transpose(1, 2).contiguous()
+        return cls(weight, panels, panels.new_empty(len(panels), n, width))
+
+    def __call__(self) -> None:
+        self.weight.linear_on_panels(self.x.numpy(), self.y.numpy())
+
+    def rows(self, tokens: int) -> Tensor:
+        """The result of the last call, [tokens, out]."""
+        return self.y.transpose(1, 2).flatten(0, 1)[:tokens]
+
+
 @torch.inference_mode()
 def measure(layer: Layer, m: int, rivals: Rivals, peak: float, rounds: int) -> KernelRow:
     """One point: `layer` on `m` tokens against `rivals`, `rounds` samples of each.
@@ -190,8 +222,12 @@ def measure(layer: Layer, m: int, rivals: Rivals, peak: float, rounds: int) -> K
 
     y = call()
     error = max_error(y, layer.stored, x, most=128)
+    samplers: dict[str, Sampler] = {"sparse": CallSampler(call)}
+    if (on_panels := OnPanels.of(packed, x)) is not None:
+        samplers["panels"] = CallSampler(on_panels)
+        error = max(error, max_error(on_panels.rows(m), layer.stored, x, most=128))
     peers = rivals.start(layer.weight, x.float(), layer.dtype, layer.block)
-    times = samples_in_turn({"sparse": CallSampler(call), **peers}, rounds)
+    times = samples_in_turn(samplers | dict(peers), rounds)
     dense = [peer.name for peer in rivals.peers if peer.dense and peer.name in times]
     if not dense:
         told = "; ".join(f"{name} {why}" for name, why in rivals.refused.items())
@@ -221,6 +257,7 @@ def measure(layer: Layer, m: int, rivals: Rivals, peak: float, rounds: int) -> K
         dense_bytes=n * k * DTYPES[layer.dtype].itemsize,
         max_rel_err=float(f"{error:.2e}"),
         kernel=linear_kernel(packed, m),
+        panels_time_us=round(times["panels"] * 1e6, 2) if "panels" in times else None,
         dense_engine=fastest,
         peers={p.name: round(times[p.name] * 1e6, 2) for p in rivals.peers if p.name in times},
         refused=dict(rivals.refused),

@@ -40,6 +40,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row with a column for each peer; reasons are for JSON, and for whoever prints a table."""
     peers: dict[str, float] = row.pop("peers", {})
     row.pop("refused", None)
+    row = {name: "" if value is None else value for name, value in row.items()}
     return row | {f"{name}_us": time for name, time in peers.items()}
 
 
