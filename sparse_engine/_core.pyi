@@ -30,13 +30,24 @@ class Weight:
         isa: str | None = None,
     ) -> None: ...
 
-class Encoder:
+class KvCache:
+    def __init__(self, layers: int, key_heads: int, head: int, sequences: int) -> None: ...
+    @property
+    def lengths(self) -> list[int]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def crop(self, lengths: list[int]) -> None: ...
+    def select(self, sequences: list[int]) -> None: ...
+
+class Stack:
     def __init__(self, config: dict[str, Any], layers: list[dict[str, Any]]) -> None: ...
-    def encode(
+    def run(
         self,
         x: np.ndarray[Any, Any],
         lengths: list[int],
         y: np.ndarray[Any, Any],
+        cache: KvCache | None = None,
+        positions: np.ndarray[Any, Any] | None = None,
         isa: str | None = None,
     ) -> None: ...
 

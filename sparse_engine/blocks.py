@@ -1,4 +1,4 @@
-"""Whole blocks natively: swap the encoder of a known model family for one native call, and back."""
+"""Whole blocks natively: swap the layers of a known model family for one native call, and back."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models import find_family
-from sparse_engine.nn import NativeEncoder, SparseLinear
+from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear
 
 
 def take_over_(model: nn.Module) -> str:
-    """Let the library run the encoder of `model` in one call, in place; says what was done or why not.
+    """Let the library run the layers of `model` in one call, in place; says what was done or why not.
 
     Names of parameters and buffers stay what they are. Done once a linear layer is sparse.
     """
     for module in model.modules():
-        if isinstance(module, NativeEncoder):
+        if isinstance(module, NativeStack):
             module.forget()
-            return "the encoder runs natively already"
+            return "the layers run natively already"
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
         return "layers run one by one: none of them is sparse"
     family = find_family(model)
     if family is None:
         return "layers run one by one: the model is of no family that has native blocks"
     try:
-        stack = family.encoder(model)
+        stack = family.stack(model)
     except UnsupportedModelError as error:
         return f"layers run one by one: {error}"
+    if not stack.name:
+        return "layers run one by one: the model is a bare decoder, load it with its head"
     parent, _, child = stack.name.rpartition(".")
-    encoder = NativeEncoder(model.get_submodule(stack.name), stack)
-    setattr(model.get_submodule(parent), child, encoder)
+    native = NativeDecoder if stack.causal else NativeEncoder
+    setattr(model.get_submodule(parent), child, native(model.get_submodule(stack.name), stack))
     return f"{stack.name}: {len(stack.blocks)} {family.name} layers run natively, in one call"
 
 
 def give_back_(model: nn.Module) -> None:
     """Put the modules back that `take_over_` stands in for."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, NativeEncoder):
+        if isinstance(module, NativeStack):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.original)

@@ -16,8 +16,9 @@ TESTS = (
     "tests/test_kernels_cpu.py",
     "tests/test_ops.py",
     "tests/test_packings.py",
-    "tests/test_encoder.py",
+    "tests/test_stack.py",
     "tests/test_encoder_models.py",
+    "tests/test_decoder_models.py",
 )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparse_engine.models.base import EncoderLayer, EncoderStack, Family, Residual
+from sparse_engine.models.base import Family, LayerNames, LayerStack, Residual
 from sparse_engine.models.bert import Bert
 from sparse_engine.models.distilbert import DistilBert
+from sparse_engine.models.llama import Llama
 from sparse_engine.models.mpnet import MPNet
 
-FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet)
+FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet, Llama)
 
 
 def find_family(model: nn.Module) -> Family | None:
@@ -21,9 +22,10 @@ __all__ = [
     "FAMILIES",
     "Bert",
     "DistilBert",
-    "EncoderLayer",
-    "EncoderStack",
     "Family",
+    "LayerNames",
+    "LayerStack",
+    "Llama",
     "MPNet",
     "Residual",
     "find_family",

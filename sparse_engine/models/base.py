@@ -25,49 +25,75 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class EncoderLayer:
-    """Where a layer of an encoder keeps its modules: names inside the layer.
+class LayerNames:
+    """Where a layer keeps its modules: names inside the layer.
 
     norm1 and norm2 belong to attention and feed-forward, before or after them as the stack says.
+    Without key and value, query computes all three, one after another. query_norm and key_norm are
+    for single heads.
     """
 
     query: str
-    key: str
-    value: str
+    key: str | None
+    value: str | None
     output: str
     up: str
     down: str
     norm1: str
     norm2: str
     gate: str | None = None
+    query_norm: str | None = None
+    key_norm: str | None = None
 
 
 @dataclass(frozen=True)
-class EncoderStack:
-    """Encoder layers that one native call can run: see csrc/blocks/encoder.h.
+class LayerStack:
+    """Layers that one native call can run: see csrc/blocks/stack.h.
 
     blocks:         dotted names of the layers, children of one ModuleList; the module that holds
-                    the list is called with hidden states and a mask
+                    the list is called with what it takes in
     layer:          what each of them holds
     activation:     of the feed-forward, as `se.ops.linear` names it
-    position_bias:  (stack, reach) -> [heads, 2 reach - 1], added to scores by query minus key
-    reach:          longest sequence that the position bias serves
+    key_heads:      heads of keys and values; 0 for as many as there are of queries
+    head:           features of a head; 0 for hidden / heads
+    scale:          of scores; None for 1 / sqrt(head)
+    causal:         a decoder: its module takes ids, embeds them and keeps a cache
+    window:         keys that a query sees; 0 for all
+    reach:          longest sequence that position bias, rotary or learned positions serve
+    position_bias:  (module, reach) -> [heads, 2 reach - 1], added to scores by query minus key
+    rotary:         (module, reach) -> cosines and sines, each [reach, rotated features / 2]
+    embedding, positions, last: names below the module, of token and position embeddings and of the
+                    norm after the last layer; None where there are none
     """
 
     blocks: tuple[str, ...]
-    layer: EncoderLayer
+    layer: LayerNames
     hidden: int
     heads: int
     inner: int
     activation: str
     norm_first: bool = False
-    position_bias: Callable[[Any, int], Tensor] | None = None
+    key_heads: int = 0
+    head: int = 0
+    scale: float | None = None
+    causal: bool = False
+    window: int = 0
     reach: int = 0
+    position_bias: Callable[[Any, int], Tensor] | None = None
+    rotary: Callable[[Any, int], tuple[Tensor, Tensor]] | None = None
+    embedding: str | None = None
+    positions: str | None = None
+    last: str | None = None
 
     @property
     def name(self) -> str:
-        """Dotted name of the module that runs the layers."""
-        return self.blocks[0].rsplit(".", 2)[0]
+        """Dotted name of the module that runs the layers; "" for the model itself."""
+        return ".".join(self.blocks[0].split(".")[:-2])
+
+    @property
+    def head_size(self) -> int:
+        """Features of a head."""
+        return self.head or self.hidden // self.heads
 
 
 class Family(ABC):
@@ -88,9 +114,9 @@ class Family(ABC):
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         """For each linear layer that writes into a residual stream: where that stream lies."""
 
-    def encoder(self, model: nn.Module) -> EncoderStack:
-        """The encoder that can run natively; raises UnsupportedModelError with the reason."""
-        raise UnsupportedModelError(f"{self.name} models have no native encoder")
+    def stack(self, model: nn.Module) -> LayerStack:
+        """The layers that can run natively; raises UnsupportedModelError with the reason."""
+        raise UnsupportedModelError(f"{self.name} models have no native layers")
 
 
 def activation_of(name: object) -> str:

@@ -11,16 +11,16 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models.base import (
-    EncoderLayer,
-    EncoderStack,
     Family,
+    LayerNames,
+    LayerStack,
     Residual,
     activation_of,
     children_of,
     model_type,
 )
 
-LAYER = EncoderLayer(
+LAYER = LayerNames(
     query="attention.self.query",
     key="attention.self.key",
     value="attention.self.value",
@@ -55,14 +55,14 @@ class Bert(Family):
         ]
         return {f"{parent}.dense": Residual(parent, argument=1) for parent in parents}
 
-    def encoder(self, model: nn.Module) -> EncoderStack:
+    def stack(self, model: nn.Module) -> LayerStack:
         config: Any = model.config
         if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
             raise UnsupportedModelError("is_decoder and add_cross_attention have no native encoder")
         kind = getattr(config, "position_embedding_type", None) or "absolute"
         if kind != "absolute":
             raise UnsupportedModelError(f"position_embedding_type {kind!r} has no native encoder")
-        return EncoderStack(
+        return LayerStack(
             blocks=tuple(self.blocks(model)),
             layer=LAYER,
             hidden=config.hidden_size,

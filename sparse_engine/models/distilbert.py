@@ -7,16 +7,16 @@ from typing import Any
 from torch import nn
 
 from sparse_engine.models.base import (
-    EncoderLayer,
-    EncoderStack,
     Family,
+    LayerNames,
+    LayerStack,
     Residual,
     activation_of,
     children_of,
     model_type,
 )
 
-LAYER = EncoderLayer(
+LAYER = LayerNames(
     query="attention.q_lin",
     key="attention.k_lin",
     value="attention.v_lin",
@@ -45,9 +45,9 @@ class DistilBert(Family):
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         return {f"{block}.attention.out_lin": Residual(block, 0) for block in self.blocks(model)}
 
-    def encoder(self, model: nn.Module) -> EncoderStack:
+    def stack(self, model: nn.Module) -> LayerStack:
         config: Any = model.config
-        return EncoderStack(
+        return LayerStack(
             blocks=tuple(self.blocks(model)),
             layer=LAYER,
             hidden=config.dim,

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.models.base import (
-    EncoderLayer,
-    EncoderStack,
     Family,
+    LayerNames,
+    LayerStack,
     Residual,
     activation_of,
     children_of,
     model_type,
 )
 
-LAYER = EncoderLayer(
+LAYER = LayerNames(
     query="attention.attn.q",
     key="attention.attn.k",
     value="attention.attn.v",
@@ -50,9 +50,9 @@ class MPNet(Family):
             found[f"{block}.output.dense"] = Residual(f"{block}.output", argument=1)
         return found
 
-    def encoder(self, model: nn.Module) -> EncoderStack:
+    def stack(self, model: nn.Module) -> LayerStack:
         config: Any = model.config
-        return EncoderStack(
+        return LayerStack(
             blocks=tuple(self.blocks(model)),
             layer=LAYER,
             hidden=config.hidden_size,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from sparse_engine.nn.decoder import NativeDecoder
 from sparse_engine.nn.encoder import NativeEncoder
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.stack import NativeStack
 
-__all__ = ["NativeEncoder", "SparseLinear"]
+__all__ = ["NativeDecoder", "NativeEncoder", "NativeStack", "SparseLinear"]

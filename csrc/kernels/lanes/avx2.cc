@@ -14,6 +14,11 @@ void se::norm_panel_avx2(const float* x, int64_t stride, int64_t features, int64
   avx2::norm_panel(x, stride, features, lanes, norm, y);
 }
 
+void se::rotate_panel_avx2(float* x, int64_t stride, int64_t half, int64_t lanes,
+                           const float* cosines, const float* sines) {
+  avx2::rotate_panel(x, stride, half, lanes, cosines, sines);
+}
+
 void se::quantize_lanes_avx2(const float* x, int64_t stride, int64_t features, int64_t lanes,
                              float* quads, float* scales) {
   avx2::quantize_lanes(x, stride, features, lanes, quads, scales);

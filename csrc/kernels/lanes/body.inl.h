@@ -64,6 +64,17 @@ inline void norm_panel(const float* x, int64_t stride, int64_t features, int64_t
   }
 }
 
+inline void rotate_panel(float* x, int64_t stride, int64_t half, int64_t lanes,
+                         const float* cosines, const float* sines) {
+  for (int64_t i = 0; i < half * stride; i += stride)
+    for (int64_t t = i; t < i + lanes; t += kLanes) {
+      float* other = x + half * stride + t;
+      const vf a = load(x + t), b = load(other), c = load(cosines + t), s = load(sines + t);
+      store(x + t, sub(mul(a, c), mul(b, s)));
+      store(other, add(mul(b, c), mul(a, s)));
+    }
+}
+
 // Symmetric, one scale a lane; a lane with an Inf or NaN gets the scale NaN (0 x Inf is NaN).
 inline void quantize_lanes(const float* x, int64_t stride, int64_t features, int64_t lanes,
                            float* quads, float* scales) {

@@ -58,6 +58,10 @@ struct LaneKernels {
   // x, y [features][stride]; `lanes` of them, a multiple of 16. y may be x.
   void (*norm)(const float* x, int64_t stride, int64_t features, int64_t lanes, const Norm& norm,
                float* y);
+  // (x[i], x[half + i]) <- (x[i] c - x[half + i] s, x[half + i] c + x[i] s) for i < half, with
+  // cosines and sines [half][stride] of each lane. x [2 half][stride].
+  void (*rotate)(float* x, int64_t stride, int64_t half, int64_t lanes, const float* cosines,
+                 const float* sines);
   // x [features][stride] -> quads [ceil(features / 4)][stride] and scales [lanes], as PanelKernels'
   // quantize makes them from row-major activations. `lanes` of them, a multiple of 16.
   void (*quantize)(const float* x, int64_t stride, int64_t features, int64_t lanes, float* quads,
@@ -73,6 +77,8 @@ const LaneKernels& lanes(Isa isa);
   void finish_panel_##isa(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue); \
   void norm_panel_##isa(const float* x, int64_t stride, int64_t features, int64_t lanes,       \
                         const Norm& norm, float* y);                                           \
+  void rotate_panel_##isa(float* x, int64_t stride, int64_t half, int64_t lanes,               \
+                          const float* cosines, const float* sines);                           \
   void quantize_lanes_##isa(const float* x, int64_t stride, int64_t features, int64_t lanes,   \
                             float* quads, float* scales);                                      \
   void attend_##isa(const Attention& attention);

@@ -14,6 +14,11 @@ void se::norm_panel_scalar(const float* x, int64_t stride, int64_t features, int
   scalar::norm_panel(x, stride, features, lanes, norm, y);
 }
 
+void se::rotate_panel_scalar(float* x, int64_t stride, int64_t half, int64_t lanes,
+                             const float* cosines, const float* sines) {
+  scalar::rotate_panel(x, stride, half, lanes, cosines, sines);
+}
+
 void se::quantize_lanes_scalar(const float* x, int64_t stride, int64_t features, int64_t lanes,
                                float* quads, float* scales) {
   scalar::quantize_lanes(x, stride, features, lanes, quads, scales);

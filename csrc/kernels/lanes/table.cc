@@ -6,8 +6,9 @@ namespace se {
 namespace {
 
 constexpr LaneKernels kTable[] = {
-#define SE_LANES(isa) \
-  {Isa::isa, finish_panel_##isa, norm_panel_##isa, quantize_lanes_##isa, attend_##isa},
+#define SE_LANES(isa)                                          \
+  {Isa::isa,           finish_panel_##isa,   norm_panel_##isa, \
+   rotate_panel_##isa, quantize_lanes_##isa, attend_##isa},
 #include "kernels/lanes/kernels.inc"
 #undef SE_LANES
 };

@@ -17,7 +17,9 @@ inline void rows(const Bits& m, int64_t begin, int64_t end, const char* x, int64
     typename Step::acc acc[T];
     SE_UNROLL
     for (int t = 0; t < T; ++t) acc[t] = Step::start();
+    for (int64_t i = 0; i < m.stride; i += 64) ask_ahead(mask + i, kAhead / 4);
     for (int64_t s = 0; s < steps; ++s) {
+      ask_ahead(value);
       typename Step::Mask bits;
       __builtin_memcpy(&bits, mask + s * sizeof bits, sizeof bits);
       const typename Step::expanded w = Step::expand(bits, value);

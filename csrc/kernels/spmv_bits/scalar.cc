@@ -1,6 +1,7 @@
 #define SE_ISA scalar
 #include "simd/scalar.h"
 #include "kernels/spmv_bits/kernel.h"
+#include "kernels/ahead.inl.h"
 #include "kernels/spmv_bits/body.inl.h"
 
 namespace se {

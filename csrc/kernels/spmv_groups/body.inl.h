@@ -19,6 +19,8 @@ inline void rows(const Groups& m, int64_t begin, int64_t end, const float* x, in
     SE_UNROLL
     for (int i = 0; i < T * P; ++i) acc[i / P][i % P] = zero();
     for (int64_t s = 0; s < m.steps; ++s) {
+      ask_ahead(values + s * 16);
+      ask_ahead(positions + s * 2 * m.bits, kAhead / 4);
       const auto where = picker.where(positions + s * 2 * m.bits);
       SE_UNROLL
       for (int p = 0; p < P; ++p) {

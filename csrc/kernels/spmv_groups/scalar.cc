@@ -1,6 +1,7 @@
 #define SE_ISA scalar
 #include "simd/scalar.h"
 #include "kernels/spmv_groups/kernel.h"
+#include "kernels/ahead.inl.h"
 #include "kernels/spmv_groups/body.inl.h"
 
 namespace se {

@@ -15,6 +15,8 @@ inline void group(const W* values, const uint8_t* picks, const uint16_t* offsets
   for (int i = 0; i < 2 * T * P; ++i) acc[i / (T * P)][i / P % T][i % P] = zero();
   const auto step = [&](int64_t s, vf(&into)[T][P]) __attribute__((always_inline)) {
     const float* window = x + offsets[s];
+    ask_ahead(values + s * 16);
+    ask_ahead(picks + s * 16, kAhead / 2);
     SE_UNROLL
     for (int p = 0; p < P; ++p) {
       const vf w = load(values + s * 16 + p * kLanes);

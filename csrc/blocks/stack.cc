@@ -1,0 +1,37 @@
+#include "blocks/stack.h"
+
+#include <algorithm>
+#include <numeric>
+#include <variant>
+
+namespace se {
+namespace {
+
+template <class F>
+bool every_linear(const Stack& stack, F f) {
+  return std::all_of(stack.layers.begin(), stack.layers.end(), [&](const Layer& l) {
+    for (const BlockLinear* b : {&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down})
+      if (*b && !f(*b)) return false;
+    return true;
+  });
+}
+
+}  // namespace
+
+bool takes_rows(const Stack& stack) {
+  return every_linear(stack, [](const BlockLinear& b) { return b.rows != nullptr; });
+}
+
+bool takes_panels(const Stack& stack) {
+  return every_linear(stack, [](const BlockLinear& b) { return b.panels != nullptr; });
+}
+
+void run(const Stack& stack, const Batch& batch, Isa isa) {
+  const int64_t tokens = std::accumulate(batch.lengths.begin(), batch.lengths.end(), int64_t{0});
+  if (batch.cache && tokens <= kRowTokens && takes_rows(stack))
+    run_on_rows(stack, batch, isa);
+  else
+    run_on_panels(stack, batch, isa);
+}
+
+}  // namespace se

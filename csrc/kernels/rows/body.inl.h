@@ -1,0 +1,186 @@
+// Norm, rotation and attention of single rows over the vector layer.
+
+namespace se {
+namespace SE_ISA {
+
+inline float sum_lanes(vf a) {
+  float lane[kLanes], sum = 0.0f;
+  store(lane, a);
+  for (int i = 0; i < kLanes; ++i) sum += lane[i];
+  return sum;
+}
+
+inline float most_lanes(vf a) {
+  float lane[kLanes];
+  store(lane, a);
+  float most = lane[0];
+  for (int i = 1; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
+  return most;
+}
+
+// sum of f(x); four partial sums hide the latency.
+template <class F>
+inline float sum_row(const float* x, int64_t n, F f) {
+  vf sum[4] = {zero(), zero(), zero(), zero()};
+  int64_t k = 0;
+  for (; k + 4 * kLanes <= n; k += 4 * kLanes)
+    for (int i = 0; i < 4; ++i) sum[i] = add(sum[i], f(load(x + k + i * kLanes)));
+  for (; k + kLanes <= n; k += kLanes) sum[0] = add(sum[0], f(load(x + k)));
+  float total = sum_lanes(add(add(sum[0], sum[1]), add(sum[2], sum[3])));
+  for (; k < n; ++k) {
+    float lane[kLanes];
+    store(lane, f(set1(x[k])));
+    total += lane[0];
+  }
+  return total;
+}
+
+inline void norm_row(const float* x, int64_t features, const Norm& norm, float* y) {
+  const float share = 1.0f / static_cast<float>(features);
+  const float mean = norm.rms ? 0.0f : share * sum_row(x, features, [](vf a) { return a; });
+  const vf centre = set1(mean);
+  const float variance = share * sum_row(x, features, [=](vf a) {
+                           const vf d = sub(a, centre);
+                           return mul(d, d);
+                         });
+  const float inverse = 1.0f / __builtin_sqrtf(variance + norm.epsilon);
+  int64_t k = 0;
+  for (; k + kLanes <= features; k += kLanes) {
+    const vf gamma = norm.gamma ? load(norm.gamma + k) : set1(1.0f);
+    const vf beta = norm.beta ? load(norm.beta + k) : zero();
+    store(y + k, fmadd(mul(sub(load(x + k), centre), set1(inverse)), gamma, beta));
+  }
+  for (; k < features; ++k)
+    y[k] = (x[k] - mean) * inverse * (norm.gamma ? norm.gamma[k] : 1.0f) +
+           (norm.beta ? norm.beta[k] : 0.0f);
+}
+
+inline void multiply_row(const float* x, int64_t n, float* y) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, mul(load(x + i), load(y + i)));
+  for (; i < n; ++i) y[i] *= x[i];
+}
+
+inline void rotate_row(float* x, int64_t half, const float* cosines, const float* sines) {
+  int64_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const vf a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+    store(x + i, sub(mul(a, c), mul(b, s)));
+    store(x + half + i, add(mul(b, c), mul(a, s)));
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[half + i];
+    x[i] = a * cosines[i] - b * sines[i];
+    x[half + i] = b * cosines[i] + a * sines[i];
+  }
+}
+
+constexpr int64_t kBlock = 64;
+constexpr float kUnseen = -1e30f;  // finite: the difference of two is no NaN
+
+// acc[r][v] += sum over i < n of a[r * a_row + i * a_step] x row i of b, from column 0.
+template <int R, int V>
+inline void rows_times(const float* a, int64_t a_row, int64_t a_step, const float* b,
+                       int64_t b_stride, int64_t n, vf (&acc)[R][V]) {
+  for (int64_t i = 0; i < n; ++i) {
+    vf bv[V];
+    SE_UNROLL
+    for (int v = 0; v < V; ++v) bv[v] = load(b + i * b_stride + v * kLanes);
+    SE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const vf w = broadcast(a + r * a_row + i * a_step);
+      SE_UNROLL
+      for (int v = 0; v < V; ++v) acc[r][v] = fmadd(w, bv[v], acc[r][v]);
+    }
+  }
+}
+
+// s[r][64] = scale x q_r . k for a block of keys.
+template <int R, int V>
+inline void block_scores(const RowAttention& a, const float* q, const float* keys, float* s) {
+  for (int64_t j = 0; j < kBlock; j += V * kLanes) {
+    vf acc[R][V];
+    SE_UNROLL
+    for (int i = 0; i < R * V; ++i) acc[i / V][i % V] = zero();
+    rows_times<R, V>(q, a.head, 1, keys + j, kBlock, a.head, acc);
+    SE_UNROLL
+    for (int i = 0; i < R * V; ++i)
+      store(s + i / V * kBlock + j + i % V * kLanes, mul(acc[i / V][i % V], set1(a.scale)));
+  }
+}
+
+// sums[r] = sums[r] x factor[r] + p_r x values [keys][width], V vectors of features from d on.
+template <int R, int V>
+inline void block_values(const RowAttention& a, const float* p, const float* values, int64_t keys,
+                         const float* factor, int64_t d, float* sums) {
+  vf acc[R][V];
+  SE_UNROLL
+  for (int i = 0; i < R * V; ++i)
+    acc[i / V][i % V] = mul(load(sums + i / V * a.width + d + i % V * kLanes), set1(factor[i / V]));
+  rows_times<R, V>(p, kBlock, 1, values + d, a.width, keys, acc);
+  SE_UNROLL
+  for (int i = 0; i < R * V; ++i)
+    store(sums + i / V * a.width + d + i % V * kLanes, acc[i / V][i % V]);
+}
+
+// Scores that are not seen, and the bias of those that are.
+inline void mask_row(const RowAttention& a, int64_t query, int64_t position, int64_t keys,
+                     float* s) {
+  if (a.bias)
+    for (int64_t j = 0; j < keys; ++j) s[j] += a.bias[query * a.bias_query - position - j];
+  for (int64_t j = keys; j < kBlock; ++j) s[j] = kUnseen;
+  for (int64_t j = 0; position + j < a.begin && j < kBlock; ++j) s[j] = kUnseen;
+}
+
+template <int R>
+inline void attend_heads(const RowAttention& a, int64_t first) {
+  constexpr int kMost = static_cast<int>(kBlock) / kLanes;
+  constexpr int V = kAccumulators / R < kMost ? kAccumulators / R : kMost;
+  float *s = a.scratch, *sums = s + R * kBlock;
+  float most[R], total[R], factor[R];
+  for (int r = 0; r < R; ++r) most[r] = kUnseen, total[r] = 0.0f;
+  for (int64_t i = 0; i < R * a.width; i += kLanes) store(sums + i, zero());
+  for (int64_t at = a.begin / kBlock * kBlock; at < a.end; at += kBlock) {
+    const int64_t keys = a.end - at < kBlock ? a.end - at : kBlock;
+    block_scores<R, V>(a, a.q + first * a.head, a.keys[at / kBlock], s);
+    for (int r = 0; r < R; ++r) {
+      float* row = s + r * kBlock;
+      mask_row(a, first + r, at, keys, row);
+      vf top = set1(most[r]);
+      for (int64_t j = 0; j < kBlock; j += kLanes) top = at_least(top, load(row + j));
+      const float now = most_lanes(top);
+      vf sum = zero();
+      for (int64_t j = 0; j < kBlock; j += kLanes) {
+        const vf p = exponential(sub(load(row + j), set1(now)));
+        sum = add(sum, p);
+        store(row + j, p);
+      }
+      float lane[kLanes];
+      store(lane, exponential(set1(most[r] - now)));
+      factor[r] = lane[0];
+      // What is not seen counts e^-87 each, which is nothing beside the 1 of the largest.
+      total[r] = total[r] * factor[r] + sum_lanes(sum);
+      most[r] = now;
+    }
+    const float* values = a.values[at / kBlock];
+    int64_t d = 0;
+    for (; d + V * kLanes <= a.width; d += V * kLanes)
+      block_values<R, V>(a, s, values, keys, factor, d, sums);
+    for (; d < a.width; d += kLanes) block_values<R, 1>(a, s, values, keys, factor, d, sums);
+  }
+  for (int r = 0; r < R; ++r) {
+    const float inverse = 1.0f / total[r];
+    for (int64_t d = 0; d < a.head; ++d)
+      a.y[(first + r) * a.head + d] = sums[r * a.width + d] * inverse;
+  }
+}
+
+inline void attend_row(const RowAttention& a) {
+  int64_t i = 0;
+  for (; i + 4 <= a.queries; i += 4) attend_heads<4>(a, i);
+  for (; i + 2 <= a.queries; i += 2) attend_heads<2>(a, i);
+  for (; i < a.queries; ++i) attend_heads<1>(a, i);
+}
+
+}  // namespace SE_ISA
+}  // namespace se

@@ -1,0 +1,111 @@
+// How a packed weight that rows are multiplied with is split over threads, and its kernel: what the
+// op for a few tokens and the native blocks share.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/spmv_bits/kernel.h"
+#include "kernels/spmv_groups/kernel.h"
+#include "kernels/spmv_sellp/kernel.h"
+#include "kernels/spmv_strips/kernel.h"
+#include "ops/linear.h"
+#include "ops/workspace.h"
+
+namespace se {
+
+constexpr int64_t kTokens = 4;  // that kernels take at once
+
+inline int64_t padded(int64_t in) { return ceil_div(in, 64) * 64; }
+
+// The x of all but int8 bits: floats, zeros past `in`.
+inline float copy_row(const float* x, int64_t in, void* prepared) {
+  std::memcpy(prepared, x, in * sizeof(float));
+  std::memset(static_cast<float*>(prepared) + in, 0, (padded(in) + 64 - in) * sizeof(float));
+  return 1.0f;
+}
+
+// Bytes of a prepared row, which `prepare` makes of x [in].
+inline int64_t prepared_bytes(int64_t in) { return (padded(in) + 64) * 4; }
+
+// Each says its work in multiply-adds that run one by one, and which units thread i of n takes.
+struct SellPWork {
+  const SellP& w;
+  const SpmvSellPKernel& kernel;
+  static constexpr int64_t kAtOnce = kTokens;
+
+  int64_t work() const { return int64_t{w.starts[w.groups]} * 4; }  // 16 at once
+  int64_t sums() const { return w.out + 1; }
+  int64_t part(int64_t i, int64_t n) const {  // balanced by steps
+    const int64_t step = w.starts[w.groups] * i / n;
+    return i == n ? w.groups : std::lower_bound(w.starts, w.starts + w.groups, step) - w.starts;
+  }
+  float prepare(const float* x, void* prepared) const { return copy_row(x, w.in, prepared); }
+  void run(int64_t begin, int64_t end, const char* x, int64_t stride, int64_t tokens, float* y,
+           int64_t y_stride) const {
+    kernel.run(w, begin, end, reinterpret_cast<const float*>(x), stride / 4, tokens, y, y_stride);
+  }
+};
+
+struct BitsWork {
+  const Bits& w;
+  const SpmvBitsKernel& kernel;
+  static constexpr int64_t kAtOnce = kTokens;
+
+  int64_t work() const { return w.out * w.in / 8; }
+  int64_t sums() const { return w.out; }
+  int64_t part(int64_t i, int64_t n) const { return w.out * i / n; }  // a zero costs as much
+  float prepare(const float* x, void* prepared) const { return kernel.prepare(x, w.in, prepared); }
+  void run(int64_t begin, int64_t end, const char* x, int64_t stride, int64_t tokens, float* y,
+           int64_t y_stride) const {
+    kernel.run(w, begin, end, x, stride, tokens, y, y_stride);
+  }
+};
+
+struct GroupsWork {
+  const Groups& w;
+  const SpmvGroupsKernel& kernel;
+  static constexpr int64_t kAtOnce = kTokens;
+
+  int64_t work() const { return w.out * w.steps * 4; }
+  int64_t sums() const { return w.out; }
+  int64_t part(int64_t i, int64_t n) const { return w.out * i / n; }
+  float prepare(const float* x, void* prepared) const { return copy_row(x, w.in, prepared); }
+  void run(int64_t begin, int64_t end, const char* x, int64_t stride, int64_t tokens, float* y,
+           int64_t y_stride) const {
+    kernel.run(w, begin, end, reinterpret_cast<const float*>(x), stride / 4, tokens, y, y_stride);
+  }
+};
+
+struct RowStripsWork {
+  const Strips& w;
+  const SpmvStripsKernel& kernel;
+  static constexpr int64_t kAtOnce = 1;
+
+  int64_t work() const { return w.pointers[w.blocks * w.strips] * w.height; }
+  int64_t sums() const { return w.strips * w.height; }
+  int64_t part(int64_t i, int64_t n) const { return w.strips * i / n; }
+  float prepare(const float* x, void* prepared) const { return copy_row(x, w.in, prepared); }
+  void run(int64_t begin, int64_t end, const char* x, int64_t, int64_t, float* y, int64_t) const {
+    kernel.run(w, begin, end, reinterpret_cast<const float*>(x), y + begin * w.height);
+  }
+};
+
+inline SellPWork work_on_rows(const SellP& w, Isa isa) { return {w, spmv_sellp(w.dtype, isa)}; }
+inline BitsWork work_on_rows(const Bits& w, Isa isa) { return {w, spmv_bits(w.dtype, isa)}; }
+inline GroupsWork work_on_rows(const Groups& w, Isa isa) { return {w, spmv_groups(w.dtype, isa)}; }
+inline RowStripsWork work_on_rows(const Strips& w, Isa isa) {
+  return {w, spmv_strips(w.dtype, isa)};
+}
+
+// The scale of each output row of an int8 weight, or null.
+template <class W>
+const float* row_scales(const W& w) {
+  if constexpr (std::is_same_v<W, Strips>)
+    return nullptr;
+  else
+    return w.scales;
+}
+
+}  // namespace se

@@ -1,0 +1,190 @@
+"""NativeDecoder: embeddings, layers and last norm of a decoder, run by the library in one call."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparse_engine import _core
+from sparse_engine.errors import UsageError
+from sparse_engine.nn.stack import NativeStack, refuse_gradients
+
+if TYPE_CHECKING:
+    from sparse_engine.nn.cache import NativeCache
+
+
+class NativeDecoder(NativeStack):
+    """Stands in for the decoder of a causal language model, and holds the same submodules.
+
+    Prompts run on panels of tokens, up to seven new tokens at a time on kernels that read each
+    weight once; keys and values stay in the library. `generate` of transformers works as it does,
+    beams and sampling included.
+    """
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """What the original returns; with a cache, or `use_cache`, a NativeCache is part of it.
+
+        input_ids: [batch, seq]; attention_mask: [batch, earlier + seq], zero for padding on either
+        side; position_ids: [batch, seq]; cache (past_key_values): what an earlier call returned.
+        Raises UsageError for ids, positions or caches that do not fit the model.
+        """
+        name = "cache" if "cache" in kwargs else "past_key_values"
+        cache = kwargs.pop(name, None)
+        if use_cache is None:
+            use_cache = bool(getattr(self.config, "use_cache", False)) or cache is not None
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            **({name: cache} if cache is not None else {}),
+            **kwargs,
+        }
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
+            return self.original(**given)
+        source = inputs_embeds if input_ids is None else input_ids
+        if source is None or (input_ids is not None and inputs_embeds is not None):
+            raise UsageError("give either input_ids or inputs_embeds")
+        reason = self.problem(source.device, kwargs) or _mask_problem(attention_mask)
+        reason = reason or _cache_problem(cache)
+        if reason:
+            if _is_native(cache):
+                raise UsageError(f"a native cache cannot go on layer by layer, but {reason}")
+            warnings.warn(f"decoder layers run one by one: {reason}", stacklevel=2)
+            return self.original(**given)
+        if use_cache and not _is_native(cache):
+            cache = self.new_cache(len(source))
+        y = self.decode(input_ids, inputs_embeds, attention_mask, position_ids, cache)
+        return _output(y, cache if use_cache else None, kwargs.get("return_dict") is not False)
+
+    def new_cache(self, sequences: int) -> NativeCache:
+        """An empty cache for so many sequences."""
+        from sparse_engine.nn.cache import NativeCache
+
+        stack = self.stack
+        heads = stack.key_heads or stack.heads
+        native = _core.KvCache(len(stack.blocks), heads, stack.head_size, sequences)
+        return NativeCache(native, self)
+
+    def decode(
+        self,
+        ids: Tensor | None,
+        embedded: Tensor | None,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        cache: NativeCache | None,
+    ) -> Tensor:
+        """States [batch, seq, hidden] of new tokens, zeros for padding; the cache grows by them."""
+        shape = (ids if embedded is None else embedded[..., 0]).shape  # type: ignore[union-attr]
+        if len(shape) != 2:
+            raise UsageError(f"ids are {list(shape)}, expected [batch, seq]")
+        batch, seq = shape
+        before = 0 if cache is None else cache.get_seq_length()
+        if cache is not None:
+            if cache.owner is not self:
+                raise UsageError("the cache is another model's")
+            if cache.layer.batch_size != batch:
+                raise UsageError(f"the cache has {cache.layer.batch_size} sequences, ids {batch}")
+        keep = self._kept(mask, batch, seq, before, cache)
+        if positions is None:
+            positions = torch.arange(before, before + seq)
+        positions = positions.to(torch.int64).expand(batch, seq)
+        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < self.reach:
+            raise UsageError(
+                f"position {int(positions.max())} is past the model's {self.reach} positions "
+                "(max_position_embeddings)"
+            )
+        x = self._embed(ids, embedded, positions)
+        refuse_gradients(x)
+        flat, where = keep.reshape(-1), None
+        rows, places = x.detach().float().reshape(batch * seq, -1), positions.reshape(-1)
+        if not bool(flat.all()):
+            where = flat.nonzero().squeeze(1)
+            rows, places = rows[where], places[where]
+        rows, places = rows.contiguous(), places.contiguous()
+        y = torch.empty_like(rows)
+        native = None if cache is None else cache.native
+        self.native().run(rows.numpy(), keep.sum(1).tolist(), y.numpy(), native, places.numpy())
+        if cache is not None:
+            cache.layer.kept = torch.cat([cache.layer.kept, keep], 1)
+        if where is not None:
+            y = y.new_zeros(batch * seq, y.shape[1]).index_copy_(0, where, y)
+        return y.to(x.dtype).view(batch, seq, -1)
+
+    @property
+    def reach(self) -> int:
+        """Positions that the model has."""
+        return self.stack.reach
+
+    def _kept(
+        self, mask: Tensor | None, batch: int, seq: int, before: int, cache: NativeCache | None
+    ) -> Tensor:
+        """Which new tokens exist, boolean [batch, seq]."""
+        if mask is None:
+            return torch.ones(batch, seq, dtype=torch.bool)
+        if tuple(mask.shape) != (batch, before + seq):
+            raise UsageError(f"the mask is {list(mask.shape)}, expected {[batch, before + seq]}")
+        seen = mask != 0
+        old, keep = seen[:, :before], seen[:, before:]
+        if cache is not None and not torch.equal(old, cache.layer.kept):
+            raise UsageError("the mask hides other earlier tokens than when they were given")
+        if seq and not bool(seen.any(1).all()):
+            row = int(seen.any(1).int().argmin())
+            raise UsageError(f"sequence {row} is masked as a whole")
+        return keep
+
+    def _embed(self, ids: Tensor | None, embedded: Tensor | None, positions: Tensor) -> Tensor:
+        stack = self.stack
+        if embedded is None:
+            assert ids is not None
+            assert stack.embedding is not None
+            table = self.get_submodule(stack.embedding)
+            size = int(table.num_embeddings)  # type: ignore[arg-type]
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+                raise UsageError(f"token ids must be from 0 to {size - 1}")
+            embedded = table(ids)
+        if embedded.shape[-1] != stack.hidden:
+            raise UsageError(f"inputs_embeds must be [batch, seq, {stack.hidden}]")
+        if stack.positions is not None:
+            embedded = embedded + self.get_submodule(stack.positions)(positions)
+        return embedded
+
+
+def _is_native(cache: object) -> bool:
+    return cache is not None and type(cache).__name__ == "NativeCache"
+
+
+def _mask_problem(mask: Tensor | None) -> str | None:
+    return None if mask is None or mask.dim() == 2 else "the mask is not [batch, seq]"
+
+
+def _cache_problem(cache: Any) -> str | None:
+    """An empty cache of transformers' default kind is replaced; any other one is kept."""
+    if cache is None or _is_native(cache):
+        return None
+    if type(cache).__name__ == "DynamicCache" and cache.get_seq_length() == 0:
+        return None
+    return f"a {type(cache).__name__} was given"
+
+
+def _output(y: Tensor, cache: NativeCache | None, as_dict: bool) -> Any:
+    if not as_dict:
+        return (y,) if cache is None else (y, cache)
+    from transformers.modeling_outputs import BaseModelOutputWithPast as Output
+
+    name = "cache" if "cache" in {field.name for field in fields(Output)} else "past_key_values"
+    held: dict[str, Any] = {name: cache}
+    return Output(last_hidden_state=y, **held)
