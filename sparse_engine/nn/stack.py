@@ -156,7 +156,7 @@ def _for_rows(packed: Format) -> Format:
     cls: Any = Bits if expands and packed.sparsity < ROWS_SELLP else SellP
     if _int8(packed):
         cls = {Bits: Bits8, SellP: SellP8}[cls]
-    return cls.from_dense(packed.to_dense())  # type: ignore[no-any-return]
+    return cls.from_dense(packed.to_dense())
 
 
 def _int8(packed: Format) -> bool:
