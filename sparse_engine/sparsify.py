@@ -12,6 +12,7 @@ from sparse_engine.blocks import give_back_, take_over_
 from sparse_engine.choose import MIN_SPARSITY, Choice, choose_format, zeros
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
+from sparse_engine.linears import as_conv1d, as_linear, is_conv1d, is_linear
 from sparse_engine.nn import SparseLinear
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -73,9 +74,10 @@ def sparsify_(
     filter_fn: FilterFn | None = None,
     progress: Progress | None = None,
 ) -> SparsifyReport:
-    """Replace every torch.nn.Linear in `model` by a SparseLinear, in place; returns the report.
+    """Replace every torch.nn.Linear in `model`, and every Conv1D of GPT-2, by a SparseLinear, in
+    place; returns the report.
 
-    Encoders of known families (sparse_engine/models) then run natively, in one call a stack.
+    Layers of known families (sparse_engine/models) then run natively, in one call a stack.
 
     `filter_fn(module, name)` picks layers; all by default. A layer stays dense, with its reason in
     the report, when it is tied to an embedding, is a subclass of Linear with a life of its own, has
@@ -92,7 +94,7 @@ def sparsify_(
         )
     # A module that is reached by two names is swapped at both.
     modules = list(model.named_modules(remove_duplicate=False))
-    linears = [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
+    linears = [(name, module) for name, module in modules if is_linear(module)]
     tied = _tied_weights(model)
     # One sparse layer for modules that share their parameters; swapped in when all are made.
     layers: dict[tuple[int, int], SparseLinear] = {}
@@ -100,16 +102,18 @@ def sparsify_(
     rows = []
     for done, (name, linear) in enumerate(linears, 1):
         kept = _reason_to_keep(linear, name, filter_fn, tied)
-        choice = Choice("dense", 1.0, {}, kept) if kept else _choose(linear, config)
+        plain = as_linear(linear)
+        choice = Choice("dense", 1.0, {}, kept) if kept else _choose(plain, config)
         layer = None
         if choice.format != "dense":
             key = id(linear.weight), id(linear.bias)
             layer = layers.get(key) or SparseLinear.from_dense(
-                linear, SparseConfig(choice.format, config.dtype, config.tokens)
+                plain, SparseConfig(choice.format, config.dtype, config.tokens)
             )
+            layer.is_conv1d = is_conv1d(linear)
             layers[key] = layer
             swaps.append((name, layer.train(linear.training)))
-        rows.append(_row(name, linear, layer, choice, config))
+        rows.append(_row(name, plain, layer, choice, config))
         if progress is not None:
             progress(done, len(linears), name)
     for name, layer in swaps:
@@ -118,8 +122,8 @@ def sparsify_(
 
 
 def densify_(model: nn.Module) -> nn.Module:
-    """Turn every SparseLinear in `model` back into the torch.nn.Linear it stands for, in place, and
-    every native encoder into the module it stands for.
+    """Turn every SparseLinear in `model` back into the layer it stands for, in place, and every native
+    stack into the module it stands for.
 
     Weights come back in the dtype of the model's other parameters.
     """
@@ -128,16 +132,17 @@ def densify_(model: nn.Module) -> nn.Module:
     dtype = next(others, None)
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, SparseLinear):
-            _replace(model, name, module.to_dense(dtype))
+            linear = module.to_dense(dtype)
+            _replace(model, name, as_conv1d(linear) if module.is_conv1d else linear)
     return model
 
 
 def _reason_to_keep(
-    linear: nn.Linear, name: str, filter_fn: FilterFn | None, tied: dict[int, str]
+    linear: Any, name: str, filter_fn: FilterFn | None, tied: dict[int, str]
 ) -> str:
     if filter_fn is not None and not filter_fn(linear, name):
         return "left out by filter_fn"
-    if type(linear) is not nn.Linear:
+    if type(linear) is not nn.Linear and not is_conv1d(linear):
         return f"is a {type(linear).__name__}, whose owner reads its weight"
     if linear.weight.dtype not in DTYPES.values():
         return f"is {linear.weight.dtype}: cast the model to float32 or bfloat16 first"

@@ -15,6 +15,9 @@ from sparse_engine.nn import NativeDecoder
 
 transformers = pytest.importorskip("transformers")
 
+# transformers 5.24 has another name for it.
+OUTPUT = transformers.modeling_outputs.BaseModelOutputWithPast
+CACHE = "cache" if "cache" in OUTPUT.__dataclass_fields__ else "past_key_values"
 SMALL = {
     "hidden_size": 60,
     "num_hidden_layers": 3,
@@ -41,6 +44,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3": ("Llama", {"rope_parameters": LLAMA3, "mlp_bias": True, "head_dim": 16}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral, window": ("Mistral", {"sliding_window": 9}),
+    "gpt2": ("GPT2", {}),
+    "gpt2, no bias of scores": ("GPT2", {"scale_attn_weights": False, "n_inner": 50}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 20}),
 }
@@ -50,6 +55,7 @@ def hugging(kind: str, head: str = "ForCausalLM", **more: Any) -> Any:
     torch.manual_seed(0)
     name, sizes = KINDS[kind]
     config = getattr(transformers, f"{name}Config")(**(SMALL | sizes | more))
+    head = "LMHeadModel" if (name, head) == ("GPT2", "ForCausalLM") else head
     model = getattr(transformers, f"{name}{head}")(config).eval().requires_grad_(False)
     for (
         name,
@@ -59,7 +65,7 @@ def hugging(kind: str, head: str = "ForCausalLM", **more: Any) -> Any:
             parameter.copy_(parameter + 0.3 * torch.randn_like(parameter))
         else:
             parameter.mul_(5)
-            if "layers." in name:
+            if "layers." in name or ".h." in name:
                 parameter[torch.rand_like(parameter) < 0.6] = 0
     return model
 
@@ -162,9 +168,9 @@ def test_a_cache_goes_on_where_it_stopped(steps: list[int]) -> None:
     sparse(model)
     cache, found = None, []
     for part in ids.split(steps, 1):
-        given = {} if cache is None else {"past_key_values": cache}
+        given = {} if cache is None else {CACHE: cache}
         output = model(part, use_cache=True, **given)
-        cache = output.past_key_values
+        cache = output[CACHE]
         found.append(output.logits)
     assert cache.get_seq_length() == sum(steps)
     assert cache.nbytes > 0
@@ -176,15 +182,16 @@ def test_other_dtypes_are_near(dtype: str) -> None:
     model, inputs = hugging("llama"), batch("none", (33, 33))
     expected = model(**inputs).logits
     sparse(model, "csr", dtype)
-    cache = model(**{k: v[:, :30] for k, v in inputs.items()}, use_cache=True).past_key_values
+    cache = model(**{k: v[:, :30] for k, v in inputs.items()}, use_cache=True)[CACHE]
     inputs["input_ids"] = inputs["input_ids"][:, 30:]
-    y = model(**inputs, past_key_values=cache).logits
+    y = model(**inputs, **{CACHE: cache}).logits
     error = (y - expected[:, 30:]).norm() / expected[:, 30:].norm()
     assert error < {"bfloat16": 2e-2, "int8": 1e-1}[dtype]
 
 
-def test_packages_and_heads(tmp_path: Any) -> None:
-    model, inputs = hugging("qwen2", "ForSequenceClassification", num_labels=3), batch("right")
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+def test_packages_and_heads(kind: str, tmp_path: Any) -> None:
+    model, inputs = hugging(kind, "ForSequenceClassification", num_labels=3), batch("right")
     expected = model(**inputs).logits
     model.save_pretrained(tmp_path / "dense")
     sparse(model)
@@ -204,7 +211,7 @@ def test_what_runs_layer_by_layer_says_so() -> None:
     assert len(output.hidden_states) == len(expected.hidden_states) == 4
     static = transformers.StaticCache(config=model.config, max_cache_len=100)
     with pytest.warns(UserWarning, match="StaticCache"):
-        output = model(**inputs, past_key_values=static)
+        output = model(**inputs, **{CACHE: static})
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-3, rtol=1e-4)
 
 
@@ -213,6 +220,7 @@ def test_models_without_native_layers_say_why() -> None:
     for kind, more, why in (
         ("llama", {"rope_parameters": dynamic}, "rope_type 'dynamic'"),
         ("llama", {"hidden_act": "tanh"}, "tanh"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, "layer_types"),
     ):
         assert why in se.sparsify_(hugging(kind, **more), "csr").blocks
@@ -222,8 +230,8 @@ def test_models_without_native_layers_say_why() -> None:
 def test_bad_input_is_refused() -> None:
     model, inputs = sparse(hugging("llama")), batch("left", (5, 3))
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    cache = model(**inputs, use_cache=True).past_key_values
-    other = sparse(hugging("qwen2"))(**inputs, use_cache=True).past_key_values
+    cache = model(**inputs, use_cache=True)[CACHE]
+    other = sparse(hugging("qwen2"))(**inputs, use_cache=True)[CACHE]
     one, three = torch.ones(2, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.long)
     grown = torch.cat([mask, one], 1)
     for given, why in (
@@ -232,17 +240,17 @@ def test_bad_input_is_refused() -> None:
         ({"input_ids": torch.ones(1, 201, dtype=torch.long)}, "past the model's 200 positions"),
         ({"input_ids": ids, "attention_mask": mask * 0}, "masked as a whole"),
         ({"input_ids": ids, "attention_mask": grown}, "the mask is"),
-        ({"input_ids": one, "past_key_values": other}, "another model's"),
-        ({"input_ids": three, "past_key_values": cache}, "sequences"),
+        ({"input_ids": one, CACHE: other}, "another model's"),
+        ({"input_ids": three, CACHE: cache}, "sequences"),
         (
-            {"input_ids": one, "past_key_values": cache, "attention_mask": grown * 0 + 1},
+            {"input_ids": one, CACHE: cache, "attention_mask": grown * 0 + 1},
             "other earlier tokens",
         ),
-        ({"input_ids": one, "past_key_values": cache, "output_attentions": True}, "layer by layer"),
+        ({"input_ids": one, CACHE: cache, "output_attentions": True}, "layer by layer"),
         ({"inputs_embeds": torch.ones(1, 2, 59)}, "inputs_embeds"),
         ({"input_ids": one[0]}, "expected"),
     ):
         with pytest.raises(UsageError, match=why):
             model(**given)
-    model(one, attention_mask=grown, past_key_values=cache)  # nothing was harmed
+    model(one, attention_mask=grown, **{CACHE: cache})  # nothing was harmed
     assert cache.native.lengths == [6, 4]

@@ -13,6 +13,7 @@ from sparse_engine.io.hugging import empty_model, model_class, read_config, tran
 from sparse_engine.io.manifest import LayerEntry
 from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
+from sparse_engine.linears import is_conv1d, is_linear, weight_of
 from sparse_engine.nn import SparseLinear
 
 # Non-persistent buffers are all that a config can make the constructor allocate.
@@ -107,9 +108,10 @@ def _check_layer(model: nn.Module, name: str, entry: LayerEntry, package: Packag
         module = model.get_submodule(name)
     except AttributeError:
         raise InvalidFileError(f"{where} is not in the model") from None
-    if not isinstance(module, nn.Linear | SparseLinear):
+    if not isinstance(module, SparseLinear) and not is_linear(module):
         raise InvalidFileError(f"{where} is a {type(module).__name__} in the model, not a Linear")
-    shape = (module.out_features, module.in_features)
+    weight = module.weight if isinstance(module, SparseLinear) else weight_of(module)
+    shape = tuple(weight.shape)
     if shape != entry.shape:
         raise InvalidFileError(f"{where} is {list(entry.shape)}, the model has {list(shape)}")
     if (module.bias is None) != (entry.bias is None):
@@ -127,7 +129,9 @@ def fill(model: nn.Module, package: Package) -> None:
         layer = SparseLinear.from_format(weight, bias, spec=entry.format)
         for name in (entry.name, *entry.aliases):
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer)
+            holder = model.get_submodule(parent)
+            layer.is_conv1d = is_conv1d(holder.get_submodule(child))
+            setattr(holder, child, layer)
     held: dict[int, nn.Parameter] = {}  # one Parameter for all names of a tied one
     for name, tensor in _dense(package).items():
         parent, _, child = name.rpartition(".")

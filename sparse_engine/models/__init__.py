@@ -7,10 +7,11 @@ from torch import nn
 from sparse_engine.models.base import Family, LayerNames, LayerStack, Residual
 from sparse_engine.models.bert import Bert
 from sparse_engine.models.distilbert import DistilBert
+from sparse_engine.models.gpt2 import GPT2
 from sparse_engine.models.llama import Llama
 from sparse_engine.models.mpnet import MPNet
 
-FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet, Llama)
+FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet, GPT2, Llama)
 
 
 def find_family(model: nn.Module) -> Family | None:
@@ -20,6 +21,7 @@ def find_family(model: nn.Module) -> Family | None:
 
 __all__ = [
     "FAMILIES",
+    "GPT2",
     "Bert",
     "DistilBert",
     "Family",

@@ -183,7 +183,7 @@ def _cache_problem(cache: Any) -> str | None:
 def _output(y: Tensor, cache: NativeCache | None, as_dict: bool) -> Any:
     if not as_dict:
         return (y,) if cache is None else (y, cache)
-    from transformers.modeling_outputs import BaseModelOutputWithPast as Output
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
 
     name = "cache" if "cache" in {field.name for field in fields(Output)} else "past_key_values"
     held: dict[str, Any] = {name: cache}

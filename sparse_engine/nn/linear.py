@@ -34,6 +34,8 @@ class SparseLinear(nn.Module):
 
     values: Tensor
     bias: Tensor | None
+    is_conv1d = False
+    """Whether it stands for GPT-2's Conv1D: `densify_` then makes one."""
     _known: Format | None = None
     """`packed` as it was last asked for, with what the ops keep beside it."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
+from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
 
 Filter = Callable[[nn.Module, str], bool]
@@ -20,14 +21,20 @@ LEFT_ALONE = frozenset(
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer to prune; weight [out, in]."""
+    """A linear layer to prune."""
 
     name: str
-    linear: nn.Linear
+    linear: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]; writing to it changes the layer."""
+        return weight_of(self.linear)
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.linear.out_features, self.linear.in_features
+        out, inner = self.weight.shape
+        return out, inner
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def make_plan(model: nn.Module, filter_fn: Filter | None = None) -> Plan:
     layers: list[Layer] = []
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and chosen(module, name):
+        if is_linear(module) and chosen(module, name):
             if id(module.weight) in seen:
                 continue
             _check_weight(name, module)
@@ -67,7 +74,7 @@ def make_plan(model: nn.Module, filter_fn: Filter | None = None) -> Plan:
     return Plan(layers, _generic_blocks(model, [layer.name for layer in layers]))
 
 
-def _check_weight(name: str, linear: nn.Linear) -> None:
+def _check_weight(name: str, linear: nn.Module) -> None:
     weight: Tensor | None = linear._parameters.get("weight")
     if weight is None or not weight.is_floating_point():
         raise UsageError(
@@ -80,7 +87,7 @@ def _check_weight(name: str, linear: nn.Linear) -> None:
 
 def _default_filter(model: nn.Module, blocks: list[str] | None) -> Filter:
     modules = dict(model.named_modules())
-    linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in modules.items() if is_linear(module)]
     if blocks is None:
         blocks = _generic_blocks(model, linears)
 

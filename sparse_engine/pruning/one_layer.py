@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ def prune_layer(
 ) -> LayerReport:
     """Prune a layer in place."""
     started = time.perf_counter()
-    weight, bias = layer.linear.weight, layer.linear.bias
+    weight = layer.weight
+    bias: Any = layer.linear.bias
     dense = weight.detach().to(torch.float32, copy=True)
     # Without a bias to take up the means, the means are part of what the weights have to fit.
     centred = method.recover and bias is not None
@@ -85,6 +87,4 @@ def prune_layer(
 
 def score_layer(layer: Layer, statistics: Statistics, method: Method) -> Tensor:
     """The criterion's scores [out, in] of a layer as it is."""
-    return method.criterion.score(
-        layer.linear.weight.float(), statistics.inputs(), method.generator
-    )
+    return method.criterion.score(layer.weight.float(), statistics.inputs(), method.generator)

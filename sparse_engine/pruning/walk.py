@@ -28,7 +28,7 @@ class Originals:
     def __init__(self, layers: list[Layer]) -> None:
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         for layer in layers:
-            for parameter in (layer.linear.weight, layer.linear.bias):
+            for parameter in layer.linear._parameters.values():
                 if parameter is not None:
                     self._copies[id(parameter)] = parameter, parameter.detach().clone()
 

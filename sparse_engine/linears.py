@@ -1,0 +1,46 @@
+"""Linear layers as models have them: torch.nn.Linear, and GPT-2's Conv1D, which is one transposed."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` computes x Wᵀ + b from a weight of its own."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether `module` is transformers' Conv1D (Radford et al. 2018), whose weight is [in, out]."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear layer, [out, in]: the parameter itself or a view of it."""
+    weight: Any = module.weight
+    return weight.t() if is_conv1d(module) else weight
+
+
+def as_linear(module: nn.Module) -> nn.Linear:
+    """A torch.nn.Linear with the weight and bias of a linear layer, whose memory it shares."""
+    if isinstance(module, nn.Linear):
+        return module
+    weight = weight_of(module)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    linear.bias = module.bias  # type: ignore[assignment]
+    return linear.train(module.training)
+
+
+def as_conv1d(linear: nn.Linear) -> nn.Module:
+    """transformers' Conv1D with the weight of `linear`, contiguous as its checkpoints have it."""
+    conv: nn.Module = sys.modules["transformers.pytorch_utils"].Conv1D(
+        linear.out_features, linear.in_features
+    )
+    conv.weight = nn.Parameter(linear.weight.detach().t().contiguous(), requires_grad=False)
+    conv.bias = linear.bias
+    return conv
