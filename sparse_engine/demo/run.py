@@ -27,8 +27,8 @@ from sparse_engine.demo.server import ask_server
 from sparse_engine.errors import VerificationError
 from sparse_engine.io import is_package, load, load_pretrained, save
 from sparse_engine.pruning import prune
-from sparse_engine.serve.embedding import Embedder
 from sparse_engine.sparsify import sparsify_
+from sparse_engine.tasks import Embedder
 from sparse_engine.text import encode_batches, load_tokenizer
 
 # Sparsity and granularity of each variant.

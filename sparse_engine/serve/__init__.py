@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_engine.serve.embedding import Embedder, InputError
 from sparse_engine.serve.needs import need
+from sparse_engine.tasks import Embedder, InputError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

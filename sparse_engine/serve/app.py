@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 from sparse_engine.errors import UsageError
 from sparse_engine.serve import v1, v2
 from sparse_engine.serve.compute import Line, compute_thread
-from sparse_engine.serve.embedding import Embedder
 from sparse_engine.serve.metrics import Metrics
 from sparse_engine.serve.middleware import Guard, Traffic
 from sparse_engine.serve.replies import Refusal, error_response, json_response
 from sparse_engine.serve.service import Served, Service
+from sparse_engine.tasks import Embedder
 
 
 def build(models: Mapping[str, Embedder], threads: int | None) -> FastAPI:

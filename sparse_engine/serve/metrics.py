@@ -10,7 +10,7 @@ from torch import nn
 
 from sparse_engine.nn import SparseLinear
 from sparse_engine.serve.compute import Line
-from sparse_engine.serve.embedding import Embedder
+from sparse_engine.tasks import Embedder
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)

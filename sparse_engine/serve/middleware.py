@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparse_engine.serve.embedding import InputError
 from sparse_engine.serve.metrics import Metrics
 from sparse_engine.serve.replies import Refusal, error_response
+from sparse_engine.tasks import InputError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from sparse_engine.errors import UsageError
 from sparse_engine.io import load
 from sparse_engine.serve.app import build
-from sparse_engine.serve.embedding import Embedder
 from sparse_engine.serve.metrics import formats_of
+from sparse_engine.tasks import Embedder
 
 DRAIN_SECONDS = 30.0
 MAX_CONNECTIONS = 512

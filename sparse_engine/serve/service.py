@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_engine.serve.compute import Line
-from sparse_engine.serve.embedding import Embedder
 from sparse_engine.serve.metrics import Metrics
 from sparse_engine.serve.middleware import Traffic
 from sparse_engine.serve.replies import Refusal, shown
+from sparse_engine.tasks import Embedder
 
 MAX_ITEMS = 128
 

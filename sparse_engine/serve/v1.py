@@ -13,9 +13,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
-from sparse_engine.serve.embedding import Embedder
 from sparse_engine.serve.replies import Refusal, floats, json_response, parse_object, shown
 from sparse_engine.serve.service import MAX_ITEMS, Service
+from sparse_engine.tasks import Embedder
 
 ENCODINGS = ("float", "base64")
 Items = list[str] | list[list[int]]

@@ -17,9 +17,9 @@ import torch
 from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
-from sparse_engine.serve.embedding import Embedder
 from sparse_engine.serve.replies import Refusal, floats, json_response, parse_object, shown
 from sparse_engine.serve.service import MAX_ITEMS, Served, Service
+from sparse_engine.tasks import Embedder
 
 MAX_VALUES = 2**22  # of one output: 50 MB of JSON
 

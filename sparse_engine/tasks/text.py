@@ -1,80 +1,55 @@
-"""Text to embedding: a tokenizer, any Hugging Face encoder (sparse or dense), and its pooling."""
+"""Text into token ids and batches: what every task needs of a model's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError, UsageError
-from sparse_engine.serve.pooling import Pooling, read_json
+from sparse_engine.tasks.pooling import read_json
 from sparse_engine.text import load_tokenizer
-
-if TYPE_CHECKING:
-    pass
 
 
 class InputError(UsageError):
     """A text or token list that the model cannot take: too long, empty, not in the vocabulary."""
 
 
-class Embedder:
-    """An encoder with the tokenizer and pooling of its folder.
+class TextModel:
+    """A model with the tokenizer of its folder.
 
-    model:  returns `last_hidden_state` [n, seq, hidden] for `input_ids` and `attention_mask`;
-            put into eval mode. A model with a head is used without it.
-    folder: holds tokenizer.json and config.json, and as the model has them modules.json,
-            1_Pooling/config.json and sentence_bert_config.json.
-    batch_size: texts that run at once.
+    model:  put into eval mode
+    folder: holds tokenizer.json and config.json, and sentence_bert_config.json if the model has one
+    batch_size: texts that run at once
 
-    Raises InvalidFileError for a folder that lacks the tokenizer or holds damaged files,
-    UnsupportedModelError for a model or pooling that gives no embedding.
-
-    >>> embedder = Embedder(se.load("out/"), "out/")
-    >>> embedder.embed(["one text", "another"]).shape
-    torch.Size([2, 384])
+    Raises InvalidFileError for a folder that lacks the tokenizer or holds damaged files.
     """
+
+    task = "text"
 
     def __init__(self, model: nn.Module, folder: str | Path, batch_size: int = 32) -> None:
         folder = Path(folder)
-        base = getattr(model, "base_model", model)
-        self.model: nn.Module = (base if isinstance(base, nn.Module) else model).eval()
+        self.model: nn.Module = model.eval()
         self.batch_size = batch_size
         self.device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
         self.tokenizer = load_tokenizer(folder)
-        self.pooling = Pooling.of(folder)
         sentence = read_json(folder / "sentence_bert_config.json") or {}
-        config = read_json(folder / "config.json") or {}
+        self.config = read_json(folder / "config.json") or {}
         self.lowercase = bool(sentence.get("do_lower_case"))
-        self.vocabulary = _vocabulary(self.model, config)
-        self.max_length = _max_length(self.model, config, sentence)
-        pad = config.get("pad_token_id")
+        self.vocabulary = _vocabulary(self.model, self.config)
+        self.max_length = _max_length(self.model, self.config, sentence)
+        pad = self.config.get("pad_token_id")
         self.pad = pad if type(pad) is int and 0 <= pad < self.vocabulary else 0
-        one = torch.zeros(1, 1, dtype=torch.int64)
-        self.hidden = int(self.hidden_states(one, one + 1).shape[-1])
 
     @property
     def info(self) -> dict[str, Any]:
-        """What a user of the embeddings has to know, as plain values."""
-        return {
-            "hidden": self.hidden,
-            "max_length": self.max_length,
-            "vocabulary": self.vocabulary,
-            "pooling": self.pooling.mode,
-            "pooling_from": self.pooling.source,
-            "normalize": self.pooling.normalize,
-        }
-
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings float32 [n, hidden] on the CPU, in the order of `texts`.
-
-        Raises InputError for a text that is longer than `max_length` tokens: nothing is cut off.
-        """
-        return self.embed_ids(self.encode(texts))
+        """What a user of the answers has to know, as plain values."""
+        return {"task": self.task, "max_length": self.max_length, "vocabulary": self.vocabulary}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds.
@@ -111,10 +86,8 @@ class Embedder:
                     f"{self.vocabulary - 1}"
                 )
 
-    def embed_ids(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Embeddings float32 [n, hidden] of token ids; rows of like length run together."""
-        self.check_ids(rows)
-        out = torch.empty(len(rows), self.hidden)  # an ordinary tensor: training on it is allowed
+    def batches(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Rows of like length together: which they are, input_ids and attention_mask [n, seq]."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
@@ -124,21 +97,12 @@ class Embedder:
             for place, i in enumerate(chosen):
                 ids[place, : len(rows[i])] = torch.tensor(rows[i])
                 mask[place, : len(rows[i])] = 1
-            with torch.inference_mode():
-                out[chosen] = self.pooling(self.hidden_states(ids, mask), mask)
-        return out
+            yield chosen, ids, mask
 
-    @torch.inference_mode()
-    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Last hidden states float32 [n, seq, hidden] on the CPU; ids and mask int64 [n, seq]."""
-        output = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
-        hidden = getattr(output, "last_hidden_state", None)
-        if not isinstance(hidden, Tensor) or hidden.shape[:-1] != ids.shape:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} gives no last_hidden_state [n, seq, hidden]: "
-                "embeddings need an encoder"
-            )
-        return hidden.float().cpu()
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether a model's forward has such an argument."""
+    return argument in inspect.signature(model.forward).parameters
 
 
 def _vocabulary(model: nn.Module, config: dict[str, Any]) -> int:

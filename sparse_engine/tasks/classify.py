@@ -1,0 +1,162 @@
+"""Labels of texts, of pairs of texts, of tokens, and the span of a text that answers a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_engine.errors import UsageError
+from sparse_engine.tasks.text import InputError, TextModel, takes
+
+# Longest answer to a question, in tokens.
+ANSWER_TOKENS = 30
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label and its probability; its score, where a model gives one number and no labels."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch [start, end) of a text, in characters, with its label and probability."""
+
+    text: str
+    label: str
+    score: float
+    start: int
+    end: int
+
+
+class _Headed(TextModel):
+    """A model whose head gives a label to something."""
+
+    def label(self, index: int) -> str:
+        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
+        return str(names.get(index, f"LABEL_{index}"))
+
+    @torch.inference_mode()
+    def outputs(self, encodings: Sequence[Any]) -> list[tuple[Any, dict[str, Tensor]]]:
+        """What the model gives for each encoding of the tokenizer, padding cut off."""
+        rows = [list(encoding.ids) for encoding in encodings]
+        self.check_ids(rows)
+        found: list[Any] = [None] * len(rows)
+        for chosen, ids, mask in self.batches(rows):
+            given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
+            if takes(self.model, "token_type_ids") and any(any(e.type_ids) for e in encodings):
+                types = torch.zeros_like(ids)
+                for place, i in enumerate(chosen):
+                    types[place, : len(rows[i])] = torch.tensor(encodings[i].type_ids)
+                given["token_type_ids"] = types
+            output = self.model(**{name: t.to(self.device) for name, t in given.items()})
+            for place, i in enumerate(chosen):
+                tensors = {
+                    name: tensor[place].float().cpu()
+                    for name, tensor in output.items()
+                    if isinstance(tensor, Tensor)
+                }
+                found[i] = encodings[i], tensors
+        return found
+
+    def _encode(self, texts: Sequence[Any]) -> list[Any]:
+        """Encodings of texts, or of pairs of them."""
+        if not texts:
+            raise InputError("there is no text")
+        flat = [part for text in texts for part in ([text] if isinstance(text, str) else text)]
+        for index, text in enumerate(flat):
+            if not text.strip():
+                raise InputError(f"text {index} is empty")
+        encodings: list[Any] = self.tokenizer.encode_batch(list(texts))
+        return encodings
+
+
+class Classifier(_Headed):
+    """Labels of whole texts, or of pairs: sentiment, topics, entailment, similarity.
+
+    >>> Classifier(model, folder).classify(["a fine film", ("it rains", "the street is wet")])
+    """
+
+    task = "text-classification"
+
+    def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[list[Label]]:
+        """Labels of each text or pair with their probabilities, the likeliest first."""
+        answers = []
+        for _, output in self.outputs(self._encode(texts)):
+            logits = output["logits"]
+            kind = getattr(getattr(self.model, "config", None), "problem_type", None)
+            if len(logits) == 1 and kind != "multi_label_classification":
+                answers.append([Label(self.label(0), float(logits[0]))])
+                continue
+            several = kind == "multi_label_classification"
+            shares = logits.sigmoid() if several else logits.softmax(0)
+            labels = [Label(self.label(i), float(p)) for i, p in enumerate(shares)]
+            answers.append(sorted(labels, key=lambda label: -label.score))
+        return answers
+
+
+class TokenClassifier(_Headed):
+    """Labels of single tokens, neighbours of one kind together: names, parts of speech."""
+
+    task = "token-classification"
+
+    def tag(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Spans of each text that have a label other than "O"; B- and I- begin and continue one."""
+        return [
+            self._spans(text, encoding, output["logits"].softmax(1))
+            for text, (encoding, output) in zip(
+                texts, self.outputs(self._encode(texts)), strict=True
+            )
+        ]
+
+    def _spans(self, text: str, encoding: Any, shares: Tensor) -> list[Span]:
+        spans: list[list[Any]] = []  # kind, start, end, scores
+        last = None  # kind of the token before, where it may go on
+        for place, (start, end) in enumerate(encoding.offsets):
+            if encoding.special_tokens_mask[place] or start == end:
+                last = None
+                continue
+            share, index = shares[place].max(0)
+            prefix, _, kind = self.label(int(index)).rpartition("-")
+            if kind == "O":
+                last = None
+                continue
+            inside = encoding.word_ids[place] is not None and place > 0
+            same_word = inside and encoding.word_ids[place] == encoding.word_ids[place - 1]
+            if last == kind and (prefix != "B" or same_word):
+                spans[-1][2] = end
+                spans[-1][3].append(float(share))
+            else:
+                spans.append([kind, start, end, [float(share)]])
+            last = kind
+        return [
+            Span(text[start:end], kind, sum(scores) / len(scores), start, end)
+            for kind, start, end, scores in spans
+        ]
+
+
+class Answerer(_Headed):
+    """The stretch of a text that answers a question (Devlin et al. 2019, section 4.2)."""
+
+    task = "question-answering"
+
+    def answer(self, question: str, text: str) -> Span:
+        """The likeliest span of at most ANSWER_TOKENS tokens; raises InputError for empty ones."""
+        ((encoding, output),) = self.outputs(self._encode([(question, text)]))
+        inside = torch.tensor([part == 1 for part in encoding.sequence_ids])
+        if not bool(inside.any()):
+            raise UsageError("the tokenizer joins no pairs: it cannot tell question from text")
+        begin, end = (
+            output[name].masked_fill(~inside, -torch.inf).softmax(0)
+            for name in ("start_logits", "end_logits")
+        )
+        joint = torch.outer(begin, end).triu().tril(ANSWER_TOKENS - 1)
+        first, last = divmod(int(joint.argmax()), len(joint))
+        start, stop = encoding.offsets[first][0], encoding.offsets[last][1]
+        return Span(text[start:stop], "answer", float(joint[first, last]), start, stop)

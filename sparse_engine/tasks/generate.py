@@ -1,0 +1,165 @@
+"""Text that goes on from a prompt, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.errors import UsageError
+from sparse_engine.tasks.text import InputError, TextModel
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; by default the likeliest.
+
+    max_tokens:   new tokens at most
+    temperature:  0 is greedy; scores are divided by it
+    top_k, top_p: choose among the k likeliest, or the likeliest that make up p (0 and 1: all)
+    repetition_penalty: scores of tokens that were there are divided by it (Keskar et al. 2019)
+    stop:         texts at which to end; they are not part of the answer
+    seed:         repeats exactly; None draws another text each time
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, fine, wanted in (
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("temperature", 0 <= self.temperature <= 100, "0 to 100"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "more than 0, at most 100"),
+            ("stop", all(self.stop), "texts that are not empty"),
+        ):
+            if not fine:
+                raise UsageError(f"{name} is {getattr(self, name)}: give {wanted}")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text, the number of tokens so far, and why it was the last one: "stop", "length"."""
+
+    text: str
+    tokens: int
+    finish: str | None = None
+
+
+class Generator(TextModel):
+    """A causal language model: GPT-2, Llama, Mistral, Qwen and others of transformers.
+
+    >>> for piece in Generator(model, folder).stream("Once upon a time"): print(piece.text, end="")
+    """
+
+    task = "text-generation"
+
+    def __init__(self, model: nn.Module, folder: str | Path, batch_size: int = 32) -> None:
+        super().__init__(model, folder, batch_size)
+        told = getattr(model, "generation_config", None)
+        ends = getattr(told, "eos_token_id", None)
+        if ends is None:
+            ends = self.config.get("eos_token_id")
+        self.ends = set([] if ends is None else [ends] if isinstance(ends, int) else ends)
+
+    def generate(self, prompt: str, sampling: Sampling | None = None) -> str:
+        """The text that follows `prompt`, which is not repeated."""
+        return "".join(piece.text for piece in self.stream(prompt, sampling))
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt; raises InputError for one without tokens, or with too many."""
+        (ids,) = self.encode([prompt])
+        if len(ids) >= self.max_length:
+            raise InputError(f"the prompt has {len(ids)} tokens, the model {self.max_length}")
+        return ids
+
+    def stream(self, prompt: str, sampling: Sampling | None = None) -> Iterator[Piece]:
+        """The text that follows `prompt`, as it comes; the last piece says why it ended."""
+        from tokenizers.decoders import DecodeStream
+
+        sampling = sampling or Sampling()
+        ids = self.prompt_ids(prompt)
+        room = min(sampling.max_tokens, self.max_length - len(ids))
+        decoder, held, count = DecodeStream(skip_special_tokens=True), "", 0
+        for token in self.tokens(ids, sampling):
+            if token in self.ends:
+                yield Piece(held, count, "stop")
+                return
+            count += 1
+            held += decoder.step(self.tokenizer, token) or ""
+            at = [place for text in sampling.stop if (place := held.find(text)) >= 0]
+            if at:
+                yield Piece(held[: min(at)], count, "stop")
+                return
+            if count == room:
+                break
+            sure = len(held) - _begun(held, sampling.stop)
+            if sure:
+                yield Piece(held[:sure], count)
+                held = held[sure:]
+        yield Piece(held, count, "length")
+
+    def tokens(self, ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
+        """Token ids that follow `ids`, without end but that of the model's positions."""
+        sampling = sampling or Sampling()
+        chosen, source = list(ids), torch.Generator()
+        if sampling.seed is None:
+            source.seed()
+        else:
+            source.manual_seed(sampling.seed)
+        processors = _processors(sampling)
+        cache: dict[str, Any] = {}
+        new = torch.tensor([chosen])
+        while len(chosen) < self.max_length:
+            with torch.inference_mode():
+                output = self.model(new, use_cache=True, **cache)
+                scores = output.logits[:, -1].float().cpu()
+                cache = {
+                    name: output[name] for name in ("cache", "past_key_values") if name in output
+                }
+                if processors:
+                    scores = processors(torch.tensor([chosen]), scores)
+                token = _choose(scores[0], sampling, source)
+            yield token
+            chosen.append(token)
+            new = torch.tensor([[token]])
+
+
+def _processors(sampling: Sampling) -> Any:
+    """transformers' own, in its order."""
+    from transformers import generation
+
+    found = generation.LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        found.append(generation.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature:
+        if sampling.temperature != 1:
+            found.append(generation.TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            found.append(generation.TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            found.append(generation.TopPLogitsWarper(sampling.top_p))
+    return found
+
+
+def _choose(scores: Tensor, sampling: Sampling, source: torch.Generator) -> int:
+    if not sampling.temperature:
+        return int(scores.argmax())
+    return int(torch.multinomial(scores.softmax(0), 1, generator=source))
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of a stop text."""
+    return max(
+        (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+    )
