@@ -49,7 +49,8 @@ ALLOWED = {
         "sparsify",
     },
     "bench": {"_core", "config", "errors", "formats", "io", "nn", "ops", "packings", "sparsify"},
-    "serve": {"errors", "io", "nn", "text"},
+    "tasks": {"errors", "text"},
+    "serve": {"errors", "io", "nn", "tasks"},
     "demo": {
         "_core",
         "bench",
@@ -59,6 +60,7 @@ ALLOWED = {
         "pruning",
         "serve",
         "sparsify",
+        "tasks",
         "text",
         "nn",
     },

@@ -56,7 +56,7 @@ class Running:
         )
         assert self.process.stdout is not None
         line = next((line for line in self.process.stdout if line.startswith("serving")), "nothing")
-        found = re.fullmatch(r"serving tiny \(csr\) at (http://127.0.0.1:\d+)\n", line)
+        found = re.fullmatch(r"serving tiny \(embedding, csr\) at (http://127.0.0.1:\d+)\n", line)
         assert found, line
         self.url = found[1]
 

@@ -6,14 +6,14 @@ import sys
 
 import typer
 
-from sparse_engine.cli import bench, convert, demo, info, inspect, prune, serve
+from sparse_engine.cli import bench, convert, demo, info, inspect, prune, run, serve
 from sparse_engine.cli.common import check_isa
 from sparse_engine.errors import SparseEngineError
 
 app = typer.Typer(
     name="sparse-engine",
     help="Prune language models and run them faster and smaller on ordinary CPUs and GPUs.\n\n"
-    "Typical path: prune MODEL pruned --sparsity 0.9, convert pruned package, serve package.",
+    "Typical path: prune MODEL pruned --sparsity 0.9, convert pruned package, run or serve package.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("prune")(prune.prune)
 app.command("convert")(convert.convert)
+app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(inspect.verify)
 app.command("info")(info.info)

@@ -1,4 +1,4 @@
-"""Serve a model over HTTP: OpenAI embeddings and the Open Inference Protocol.
+"""Serve a model over HTTP: OpenAI embeddings and completions, and the Open Inference Protocol.
 
 FastAPI, uvicorn, prometheus-client and tokenizers come with `pip install sparse-engine[serve]`.
 They are imported on first use, so that `import sparse_engine` needs none of them.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_engine.serve.needs import need
-from sparse_engine.tasks import Embedder, InputError
+from sparse_engine.tasks import Embedder, InputError, Task
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "tokenizers")
 
 
-def create_app(models: Mapping[str, Embedder], threads: int | None = None) -> FastAPI:
+def create_app(models: Mapping[str, Task], threads: int | None = None) -> FastAPI:
     """The ASGI app that serves `models` under their names; `threads` for torch and the kernels.
 
     Raises UsageError when a package is missing, when `models` is empty or a name has a slash.

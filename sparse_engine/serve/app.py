@@ -10,16 +10,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from sparse_engine.errors import UsageError
-from sparse_engine.serve import v1, v2
+from sparse_engine.serve import completions, v1, v2
 from sparse_engine.serve.compute import Line, compute_thread
 from sparse_engine.serve.metrics import Metrics
 from sparse_engine.serve.middleware import Guard, Traffic
 from sparse_engine.serve.replies import Refusal, error_response, json_response
 from sparse_engine.serve.service import Served, Service
-from sparse_engine.tasks import Embedder
+from sparse_engine.tasks import Task
 
 
-def build(models: Mapping[str, Embedder], threads: int | None) -> FastAPI:
+def build(models: Mapping[str, Task], threads: int | None) -> FastAPI:
     """The app; its `state.service` is the Service behind it."""
     if not models:
         raise UsageError("no model to serve: give at least one")
@@ -32,7 +32,7 @@ def build(models: Mapping[str, Embedder], threads: int | None) -> FastAPI:
     served = {name: Served(name, model, Line(thread)) for name, model in models.items()}
     service = Service(served, Traffic(), Metrics(), int(time.time()))
     for model in served.values():
-        service.metrics.add_model(model.name, model.embedder, model.line)
+        service.metrics.add_model(model.name, model.task, model.line)
 
     app = FastAPI(
         title="sparse_engine",
@@ -44,8 +44,14 @@ def build(models: Mapping[str, Embedder], threads: int | None) -> FastAPI:
     app.state.service = service
     app.add_middleware(Guard, traffic=service.traffic, metrics=service.metrics)
     app.add_exception_handler(HTTPException, _no_such_route)
-    for routes in (_health(service), v1.routes(service), v2.routes(service)):
-        app.include_router(routes)
+    routers = (
+        _health(service),
+        v1.routes(service),
+        completions.routes(service),
+        v2.routes(service),
+    )
+    for router in routers:
+        app.include_router(router)
     return app
 
 

@@ -40,15 +40,18 @@ class Line:
     @contextmanager
     def place(self) -> Iterator[None]:
         """A place in the line, held until the answer is made; Refusal 429 when there is none."""
-        if self.length > self.waiting:  # one computes, the others wait
-            raise Refusal(
-                429, f"{self.waiting} requests are waiting already: try again", "queue_full", 1
-            )
+        self.check()
         self.length += 1
         try:
             yield
         finally:
             self.length -= 1
+
+    def check(self) -> None:
+        """Refusal 429 when the line is full."""
+        if self.length > self.waiting:  # one computes, the others wait
+            reason = f"{self.waiting} requests are waiting already: try again"
+            raise Refusal(429, reason, "queue_full", 1)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """function(*args) in the compute thread."""

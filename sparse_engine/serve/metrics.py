@@ -10,7 +10,7 @@ from torch import nn
 
 from sparse_engine.nn import SparseLinear
 from sparse_engine.serve.compute import Line
-from sparse_engine.tasks import Embedder
+from sparse_engine.tasks import Task
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -40,16 +40,17 @@ class Metrics:
         self.models = Gauge(
             "se_model_info",
             "1 for each model served",
-            ["model", "format", "pooling", "hidden"],
+            ["model", "format", "task", "pooling", "hidden"],
             registry=self.registry,
         )
         rss = Gauge("se_rss_bytes", "Resident memory", registry=self.registry)
         rss.set_function(rss_bytes)
 
-    def add_model(self, name: str, embedder: Embedder, line: Line) -> None:
+    def add_model(self, name: str, task: Task, line: Line) -> None:
         """Show a model and the length of its line."""
-        formats = ",".join(formats_of(embedder.model))
-        self.models.labels(name, formats, embedder.pooling.mode, embedder.hidden).set(1)
+        formats, info = ",".join(formats_of(task.model)), task.info
+        told = [info["task"], info.get("pooling", ""), info.get("hidden", "")]
+        self.models.labels(name, formats, *told).set(1)
         self.depth.labels(name).set_function(lambda: line.length)
 
 

@@ -145,9 +145,16 @@ async def while_connected(answering: Awaitable[None], receive: Receive) -> None:
 
 
 def _replay(body: bytes) -> Receive:
-    """A `receive` that gives the body in one message."""
+    """A `receive` that gives the body in one message, then nothing: `while_connected` looks for the
+    client's leaving, and streamed answers, which look themselves, must not spin on it.
+    """
+    given = False
 
     async def receiving() -> Message:
+        nonlocal given
+        if given:
+            await asyncio.Event().wait()
+        given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receiving

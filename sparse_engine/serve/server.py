@@ -17,7 +17,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.io import load
 from sparse_engine.serve.app import build
 from sparse_engine.serve.metrics import formats_of
-from sparse_engine.tasks import Embedder
+from sparse_engine.tasks import open_task
 
 DRAIN_SECONDS = 30.0
 MAX_CONNECTIONS = 512
@@ -38,11 +38,11 @@ def run_package(
     listener = listen(host, port)  # before the model: a taken port should not cost a minute
     try:
         torch.set_num_threads(threads or torch.get_num_threads())
-        embedder = Embedder(load(folder), folder)
-        embedder.embed(["warm up"])
+        task = open_task(load(folder), folder)
+        task.warm_up()
         name = name or Path(folder).resolve().name
-        title = f"{name} ({', '.join(formats_of(embedder.model))})"
-        answer(build({name: embedder}, threads), listener, title, ready)
+        title = f"{name} ({task.task}, {', '.join(formats_of(task.model))})"
+        answer(build({name: task}, threads), listener, title, ready)
     finally:
         listener.close()
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sparse_engine.serve.compute import Line
 from sparse_engine.serve.metrics import Metrics
 from sparse_engine.serve.middleware import Traffic
 from sparse_engine.serve.replies import Refusal, shown
-from sparse_engine.tasks import Embedder
+from sparse_engine.tasks import Embedder, Generator, Task
 
 MAX_ITEMS = 128
+
+T = TypeVar("T", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,23 @@ class Served:
     """A model under its name."""
 
     name: str
-    embedder: Embedder
+    task: Task
     line: Line
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model, if it gives embeddings; Refusal if it does not."""
+        return self._as(Embedder)
+
+    @property
+    def generator(self) -> Generator:
+        """The model, if it goes on from a prompt; Refusal if it does not."""
+        return self._as(Generator)
+
+    def _as(self, kind: type[T]) -> T:
+        if not isinstance(self.task, kind):
+            raise Refusal(400, f"model {self.name} does {self.task.task}, which this is not")
+        return self.task
 
 
 @dataclass(frozen=True)

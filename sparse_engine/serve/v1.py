@@ -33,7 +33,7 @@ def routes(service: Service) -> APIRouter:
                 "object": "model",
                 "created": service.started,
                 "owned_by": "sparse_engine",
-                "info": model.embedder.info,
+                "info": model.task.info,
             }
             for model in service.models.values()
         ]

@@ -3,12 +3,15 @@
 https://github.com/kserve/open-inference-protocol; a model takes token ids or text:
     input_ids, attention_mask  INT64 [n, seq]  ->  last_hidden_state  FP32 [n, seq, hidden]
     text                       BYTES [n]       ->  embedding          FP32 [n, hidden]
+and one with a head
+    text [, question]          BYTES [n]       ->  answer             BYTES [n], JSON: labels or spans
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from itertools import chain
 from math import prod
 from typing import Any
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from sparse_engine.serve.replies import Refusal, floats, json_response, parse_object, shown
 from sparse_engine.serve.service import MAX_ITEMS, Served, Service
-from sparse_engine.tasks import Embedder
+from sparse_engine.tasks import Answerer, Classifier, Embedder, Generator
 
 MAX_VALUES = 2**22  # of one output: 50 MB of JSON
 
@@ -48,6 +51,8 @@ def routes(service: Service) -> APIRouter:
     async def infer(name: str, request: Request) -> Response:
         model = service.find(name)
         body = parse_object(await request.body())
+        if not isinstance(model.task, Embedder):
+            return await infer_head(service, model, body)
         inputs = read_inputs(body)
         output = "embedding" if "text" in inputs else "last_hidden_state"
         check_rest(body, output)
@@ -66,22 +71,71 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
+async def infer_head(service: Service, model: Served, body: dict[str, Any]) -> Response:
+    """Labels of texts or of pairs, spans of texts, answers to questions: a JSON text each."""
+    task = model.task
+    if isinstance(task, Generator | Embedder):
+        raise Refusal(400, f"model {model.name} does {task.task}: POST /v1/completions")
+    given = body.get("inputs")
+    entries = given if isinstance(given, list) else []
+    inputs = {str(e.get("name")): e for e in entries if isinstance(e, dict)}
+    names = {"text", "question"} if isinstance(task, Answerer) else {"text"}
+    pairs = isinstance(task, Classifier) and set(inputs) == {"text", "pair"}
+    if not pairs and (set(inputs) != names or len(entries) != len(names)):
+        raise Refusal(400, f"inputs: give {' and '.join(sorted(names))}, BYTES [n]")
+    check_rest(body, "answer")
+    texts = read_texts(inputs["text"])
+    others = next((read_texts(inputs[n]) for n in ("pair", "question") if n in inputs), texts)
+    if len(others) != len(texts):
+        raise Refusal(400, f"inputs have {len(texts)} and {len(others)} texts: give as many")
+    with model.line.place():
+        found: list[Any]
+        if isinstance(task, Answerer):
+            found = [
+                await model.line.run(task.answer, question, text)
+                for question, text in zip(others, texts, strict=True)
+            ]
+        elif isinstance(task, Classifier):
+            joint = list(zip(texts, others, strict=True)) if pairs else texts
+            found = await model.line.run(task.classify, joint)
+        else:
+            found = await model.line.run(task.tag, texts)
+    service.metrics.rows.observe(len(texts))
+    plain = [
+        [asdict(part) for part in one] if isinstance(one, list) else asdict(one) for one in found
+    ]
+    data = [json.dumps(one, allow_nan=False) for one in plain]
+    output = {"name": "answer", "datatype": "BYTES", "shape": [len(data)], "data": data}
+    head = {"id": body["id"]} if body.get("id") else {}
+    return json_response({"model_name": model.name, **head, "outputs": [output]})
+
+
 def describe(model: Served) -> dict[str, Any]:
     """A model's metadata; -1 is any size. `parameters` holds what the tensors do not say."""
-    hidden = model.embedder.hidden
+    task, texts = model.task, {"name": "text", "datatype": "BYTES", "shape": [-1]}
+    if not isinstance(task, Embedder):
+        more = [texts | {"name": "question"}] if isinstance(task, Answerer) else []
+        return {
+            "name": model.name,
+            "platform": "sparse_engine",
+            "inputs": [texts, *more],
+            "outputs": [texts | {"name": "answer"}],
+            "parameters": task.info,
+        }
+    hidden = task.hidden
     return {
         "name": model.name,
         "platform": "sparse_engine",
         "inputs": [
             {"name": "input_ids", "datatype": "INT64", "shape": [-1, -1]},
             {"name": "attention_mask", "datatype": "INT64", "shape": [-1, -1]},
-            {"name": "text", "datatype": "BYTES", "shape": [-1]},
+            texts,
         ],
         "outputs": [
             {"name": "last_hidden_state", "datatype": "FP32", "shape": [-1, -1, hidden]},
             {"name": "embedding", "datatype": "FP32", "shape": [-1, hidden]},
         ],
-        "parameters": model.embedder.info,
+        "parameters": task.info,
     }
 
 

@@ -50,6 +50,10 @@ class Embedder(TextModel):
             "normalize": self.pooling.normalize,
         }
 
+    def warm_up(self) -> None:
+        """One small answer."""
+        self.embed(["warm up"])
+
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings float32 [n, hidden] on the CPU, in the order of `texts`.
 

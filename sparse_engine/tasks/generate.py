@@ -72,6 +72,11 @@ class Generator(TextModel):
             ends = self.config.get("eos_token_id")
         self.ends = set([] if ends is None else [ends] if isinstance(ends, int) else ends)
 
+    def warm_up(self) -> None:
+        """A few tokens."""
+        tokens = self.tokens([0] * min(9, self.max_length - 3))
+        next(tokens), next(tokens)
+
     def generate(self, prompt: str, sampling: Sampling | None = None) -> str:
         """The text that follows `prompt`, which is not repeated."""
         return "".join(piece.text for piece in self.stream(prompt, sampling))

@@ -46,6 +46,9 @@ class TextModel:
         pad = self.config.get("pad_token_id")
         self.pad = pad if type(pad) is int and 0 <= pad < self.vocabulary else 0
 
+    def warm_up(self) -> None:
+        """One small answer, so that the first request is as fast as any."""
+
     @property
     def info(self) -> dict[str, Any]:
         """What a user of the answers has to know, as plain values."""

@@ -1,0 +1,148 @@
+"""/v1/completions: text that goes on from a prompt, whole or as it comes, as OpenAI's API has it.
+
+https://platform.openai.com/docs/api-reference/completions; beside its fields, top_k and
+repetition_penalty. Tokens of several requests take turns in the compute thread.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from sparse_engine.errors import UsageError
+from sparse_engine.serve.replies import Refusal, json_response, parse_object, shown
+from sparse_engine.serve.service import Served, Service
+from sparse_engine.tasks import Generator, Sampling
+from sparse_engine.tasks.generate import Piece
+
+MAX_PROMPTS = 8
+# Of OpenAI's fields, those that would change the answer and are not there; what leaves it as it is.
+UNKNOWN = {
+    "n": 1,
+    "best_of": 1,
+    "echo": False,
+    "logprobs": None,
+    "suffix": None,
+    "logit_bias": None,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+NUMBERS = {
+    "max_tokens": int,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "repetition_penalty": float,
+    "seed": int,
+}
+# Where OpenAI's defaults differ from those of Sampling.
+DEFAULTS = {"max_tokens": 16, "temperature": 1.0}
+
+
+def routes(service: Service) -> APIRouter:
+    """POST /v1/completions."""
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/completions")
+    async def completions(request: Request) -> Response:
+        body = parse_object(await request.body())
+        model = service.find(body.get("model"))
+        generator, sampling = model.generator, read_sampling(body)
+        prompts = read_prompts(body.get("prompt"))
+        counts = [len(generator.prompt_ids(prompt)) for prompt in prompts]  # refuses long ones
+        service.metrics.rows.observe(len(prompts))
+        head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model.name,
+        }
+        if body.get("stream"):
+            model.line.check()  # a refusal must come before the first byte
+            events = stream(model, generator, prompts, sampling, head)
+            return StreamingResponse(events, media_type="text/event-stream")
+        choices, new = [], 0
+        with model.line.place():
+            for index, prompt in enumerate(prompts):
+                pieces = [p async for p in in_turn(model, generator.stream(prompt, sampling))]
+                text = "".join(piece.text for piece in pieces)
+                choices.append(choice(index, text, pieces[-1].finish))
+                new += pieces[-1].tokens
+        usage = {
+            "prompt_tokens": sum(counts),
+            "completion_tokens": new,
+            "total_tokens": sum(counts) + new,
+        }
+        return json_response({**head, "choices": choices, "usage": usage})
+
+    return router
+
+
+async def stream(
+    model: Served,
+    generator: Generator,
+    prompts: list[str],
+    sampling: Sampling,
+    head: dict[str, Any],
+) -> AsyncIterator[str]:
+    """Server-sent events, one a piece, until [DONE]; the client leaving ends it."""
+    with model.line.place():
+        for index, prompt in enumerate(prompts):
+            async for piece in in_turn(model, generator.stream(prompt, sampling)):
+                event = {**head, "choices": [choice(index, piece.text, piece.finish)]}
+                yield f"data: {json.dumps(event)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+async def in_turn(model: Served, pieces: Iterator[Piece]) -> AsyncIterator[Piece]:
+    """Each piece computed on its own, so that other requests get their turn in between."""
+    while (piece := await model.line.run(next, pieces, None)) is not None:
+        yield piece
+
+
+def choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
+    """One of the answers."""
+    return {"text": text, "index": index, "logprobs": None, "finish_reason": finish}
+
+
+def read_prompts(given: Any) -> list[str]:
+    """`prompt` as a list of texts; Refusal for anything else."""
+    prompts = [given] if isinstance(given, str) else given
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise Refusal(400, f"prompt is {shown(given)}: give a text, or a list of texts")
+    if len(prompts) > MAX_PROMPTS:
+        raise Refusal(400, f"prompt has {len(prompts)} texts, at most {MAX_PROMPTS} go into one")
+    if "" in prompts:
+        raise Refusal(400, f"prompt {prompts.index('')} is empty")
+    return prompts
+
+
+def read_sampling(body: dict[str, Any]) -> Sampling:
+    """How to choose tokens; Refusal for values out of range and for fields that are not there."""
+    for name, neutral in UNKNOWN.items():
+        if body.get(name) not in (None, neutral):
+            raise Refusal(400, f"{name} is {shown(body[name])}: that is not supported here")
+    given: dict[str, Any] = dict(DEFAULTS)
+    for name, kind in NUMBERS.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        if type(value) is not int and (kind is int or type(value) is not float):
+            raise Refusal(400, f"{name} is {shown(value)}: give a number")
+        given[name] = kind(value)
+    if not 0 <= given.get("seed", 0) < 2**63:
+        raise Refusal(400, f"seed is {shown(body['seed'])}: give 0 to 2^63 - 1")
+    stop = body.get("stop") or []
+    stop = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(s, str) for s in stop):
+        raise Refusal(400, f"stop is {shown(body['stop'])}: give a text, or a list of at most 4")
+    try:
+        return Sampling(**given, stop=tuple(stop))
+    except UsageError as error:
+        raise Refusal(400, str(error)) from error
