@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from sparse_engine.nn.attention import SparseMultiheadAttention
+from sparse_engine.nn.conv import SparseConv1d
 from sparse_engine.nn.decoder import NativeDecoder
 from sparse_engine.nn.encoder import NativeEncoder
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.stack import NativeStack
+from sparse_engine.nn.transformer import (
+    SparseTransformerDecoderLayer,
+    SparseTransformerEncoderLayer,
+)
 
-__all__ = ["NativeDecoder", "NativeEncoder", "NativeStack", "SparseLinear"]
+__all__ = [
+    "NativeDecoder",
+    "NativeEncoder",
+    "NativeStack",
+    "SparseConv1d",
+    "SparseLinear",
+    "SparseMultiheadAttention",
+    "SparseTransformerDecoderLayer",
+    "SparseTransformerEncoderLayer",
+]

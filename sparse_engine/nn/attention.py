@@ -1,0 +1,174 @@
+"""SparseMultiheadAttention: torch.nn.MultiheadAttention with sparse projections. Inference only."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparse_engine.config import SparseConfig
+from sparse_engine.errors import UsageError
+from sparse_engine.nn.linear import SparseLinear
+
+
+class SparseMultiheadAttention(nn.Module):
+    """out_proj(softmax(q kᵀ / sqrt(head) + mask) v) (Vaswani et al. 2017), heads side by side.
+
+    Queries, keys and values have a SparseLinear each, q_proj, k_proj and v_proj, so that cross
+    attention computes no more than it needs.
+
+    >>> SparseMultiheadAttention.from_dense(torch.nn.MultiheadAttention(512, 8), "csr")
+    """
+
+    # What torch's own encoder layers look at before they read dense weights past the modules.
+    in_proj_bias = None
+    _qkv_same_embed_dim = False
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        bias: bool = True,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+    ) -> None:
+        """An all-zero layer with the signature of torch.nn.MultiheadAttention."""
+        super().__init__()
+        if embed_dim % num_heads:
+            raise UsageError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+        self.embed_dim, self.num_heads, self.batch_first = embed_dim, num_heads, batch_first
+        self.q_proj = SparseLinear(embed_dim, embed_dim, bias)
+        self.k_proj = SparseLinear(kdim or embed_dim, embed_dim, bias)
+        self.v_proj = SparseLinear(vdim or embed_dim, embed_dim, bias)
+        self.out_proj = SparseLinear(embed_dim, embed_dim, bias)
+
+    @classmethod
+    def from_dense(
+        cls, attention: nn.MultiheadAttention, config: SparseConfig | str | None = None
+    ) -> Self:
+        """Store the four weights of `attention` as `config` says; raises UsageError for options that
+        are not supported: add_bias_kv and add_zero_attn.
+        """
+        if attention.bias_k is not None or attention.add_zero_attn:
+            raise UsageError("add_bias_kv and add_zero_attn are not supported")
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.embed_dim, layer.num_heads = attention.embed_dim, attention.num_heads
+        layer.batch_first = attention.batch_first
+        if attention.in_proj_weight is not None:
+            weights = attention.in_proj_weight.chunk(3)
+        else:
+            weights = tuple(getattr(attention, f"{name}_proj_weight") for name in "qkv")
+        given = attention.in_proj_bias
+        biases = (None, None, None) if given is None else given.chunk(3)
+        for name, weight, bias in zip("qkv", weights, biases, strict=True):
+            setattr(layer, f"{name}_proj", _sparse(weight, bias, config))
+        out = attention.out_proj
+        layer.out_proj = _sparse(out.weight, out.bias, config)
+        return layer.train(attention.training)
+
+    def to_dense(self) -> nn.MultiheadAttention:
+        """A torch.nn.MultiheadAttention with the same weights."""
+        parts = [part.to_dense() for part in (self.q_proj, self.k_proj, self.v_proj, self.out_proj)]
+        q, k, v, out = parts
+        attention = nn.MultiheadAttention(
+            self.embed_dim,
+            self.num_heads,
+            bias=out.bias is not None,
+            kdim=k.in_features,
+            vdim=v.in_features,
+            batch_first=self.batch_first,
+        ).requires_grad_(False)
+        if attention.in_proj_weight is not None:
+            attention.in_proj_weight.copy_(torch.cat([q.weight, k.weight, v.weight]))
+        else:
+            for name, part in zip("qkv", (q, k, v), strict=True):
+                getattr(attention, f"{name}_proj_weight").copy_(part.weight)
+        attention.out_proj.weight.copy_(out.weight)
+        if out.bias is not None:
+            attention.in_proj_bias.copy_(torch.cat([q.bias, k.bias, v.bias]))
+            attention.out_proj.bias.copy_(out.bias)
+        return attention.train(self.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output and, if asked for, the weights [batch, (heads,) queries, keys].
+
+        Shapes and masks are those of torch.nn.MultiheadAttention: [seq, batch, features], batch
+        first, or one sequence; masks are boolean (true hides) or added to scores. `is_causal` is a
+        hint that attn_mask is causal; it needs no mask here.
+        """
+        single = query.dim() == 2
+        if single:
+            query, key, value = query[None], key[None], value[None]
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v = (
+            part(t).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part, t in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        mask = self._mask(q, k, key_padding_mask, attn_mask, is_causal)
+        weights = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            mixed = weights @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, mask)
+        y = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if single:
+            return y[0], None if weights is None else weights[0]
+        return (y if self.batch_first else y.transpose(0, 1)), weights
+
+    def _mask(
+        self,
+        q: Tensor,
+        k: Tensor,
+        padding: Tensor | None,
+        given: Tensor | None,
+        is_causal: bool,
+    ) -> Tensor | None:
+        """What is added to scores, [batch or 1, heads or 1, queries or 1, keys], or None."""
+        batch, heads, queries = q.shape[:3]
+        mask = None
+        if given is not None:
+            mask = _added(given, q)
+            if mask.dim() == 3:  # [batch x heads, queries, keys]
+                mask = mask.view(batch, heads, *mask.shape[1:])
+        elif is_causal:
+            hidden = torch.ones(queries, k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+            mask = _added(hidden, q)
+        if padding is not None:
+            columns = _added(padding, q)[:, None, None]
+            mask = columns if mask is None else mask + columns
+        return mask
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """A boolean mask as what is added to scores."""
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
+
+
+def _sparse(weight: Tensor, bias: Tensor | None, config: SparseConfig | str | None) -> SparseLinear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return SparseLinear.from_dense(linear, config)

@@ -1,0 +1,144 @@
+"""SparseConv1d: torch.nn.Conv1d on packed sparse weights. Inference only."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparse_engine.config import SparseConfig
+from sparse_engine.errors import UsageError
+from sparse_engine.nn.linear import SparseLinear
+
+
+class SparseConv1d(nn.Module):
+    """y[b, o, t] = bias[o] + sum over c, i of W[o, c, i] x[b, c, t stride + i dilation - padding].
+
+    x [batch, in, length] or [in, length], float32 or bfloat16. Windows of x become the rows of one
+    sparse product a group, [out, in x kernel], so zeros pay as they do in a SparseLinear.
+
+    >>> SparseConv1d.from_dense(torch.nn.Conv1d(300, 100, 3), "csr")
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | str = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+    ) -> None:
+        """An all-zero layer with the signature of torch.nn.Conv1d."""
+        super().__init__()
+        conv = nn.Conv1d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device="meta",
+        )
+        self._describe(conv)
+        inner = in_channels // groups * kernel_size
+        self.linears = nn.ModuleList(
+            SparseLinear(inner, out_channels // groups, bias) for _ in range(groups)
+        )
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv1d, config: SparseConfig | str | None = None) -> Self:
+        """Store the weight of `conv`, each group [out, in x kernel] as `config` says."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._describe(conv)
+        weights = conv.weight.detach().flatten(1).chunk(conv.groups)
+        biases = [None] * conv.groups if conv.bias is None else conv.bias.chunk(conv.groups)
+        layer.linears = nn.ModuleList(
+            SparseLinear.from_dense(_linear(weight, bias), config)
+            for weight, bias in zip(weights, biases, strict=True)
+        )
+        return layer.train(conv.training)
+
+    def to_dense(self) -> nn.Conv1d:
+        """A torch.nn.Conv1d with the same weight."""
+        parts: list[nn.Linear] = [part.to_dense() for part in self._parts()]
+        conv = nn.Conv1d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            parts[0].bias is not None,
+            self.padding_mode,
+            device="meta",
+        )
+        weight = torch.cat([part.weight for part in parts])
+        shape = self.out_channels, self.in_channels // self.groups, self.kernel_size
+        conv.weight = nn.Parameter(weight.view(shape), requires_grad=False)
+        if conv.bias is not None:
+            conv.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+        return conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y [batch, out, length'], or without batch as x is; raises UsageError for other shapes."""
+        if x.dim() not in (2, 3) or x.shape[-2] != self.in_channels:
+            wanted = f"[batch, {self.in_channels}, length]"
+            raise UsageError(f"x is {list(x.shape)}, expected {wanted}")
+        batch = x if x.dim() == 3 else x[None]
+        left, right = self._pads()
+        if left or right:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            batch = F.pad(batch, (left, right), mode)
+        reach = self.dilation * (self.kernel_size - 1) + 1
+        if batch.shape[-1] < reach:
+            raise UsageError(f"x is {batch.shape[-1]} long with its padding, the kernel {reach}")
+        # [batch, in, length', kernel]: views of x, copied once as rows [batch, length', in x kernel].
+        windows = batch.unfold(2, reach, self.stride)[..., :: self.dilation]
+        groups = windows.transpose(1, 2).chunk(self.groups, 2)
+        parts = [part(rows.flatten(2)) for part, rows in zip(self._parts(), groups, strict=True)]
+        y = (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).transpose(1, 2)
+        return y if x.dim() == 3 else y[0]
+
+    def extra_repr(self) -> str:
+        """Sizes, as torch.nn.Conv1d shows them."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}, padding_mode={self.padding_mode}"
+        )
+
+    def _parts(self) -> list[SparseLinear]:
+        return list(self.linears)  # type: ignore[arg-type]
+
+    def _describe(self, conv: nn.Conv1d) -> None:
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        (self.kernel_size,), (self.stride,) = conv.kernel_size, conv.stride
+        (self.dilation,), self.groups = conv.dilation, conv.groups
+        self.padding: int | str = conv.padding if isinstance(conv.padding, str) else conv.padding[0]
+        self.padding_mode = conv.padding_mode
+
+    def _pads(self) -> tuple[int, int]:
+        """Values to add on the left and on the right."""
+        if isinstance(self.padding, int):
+            return self.padding, self.padding
+        total = self.dilation * (self.kernel_size - 1) if self.padding == "same" else 0
+        return total // 2, total - total // 2
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear

@@ -1,0 +1,160 @@
+"""torch.nn's Transformer layers on sparse weights; an encoder layer runs in one native call."""
+
+from __future__ import annotations
+
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparse_engine.config import SparseConfig
+from sparse_engine.models import LayerNames, LayerStack
+from sparse_engine.nn.attention import SparseMultiheadAttention
+from sparse_engine.nn.encoder import NativeEncoder
+from sparse_engine.nn.linear import SparseLinear
+
+LAYER = LayerNames(
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.out_proj",
+    up="linear1",
+    down="linear2",
+    norm1="norm1",
+    norm2="norm2",
+)
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
+    """torch.nn.TransformerEncoderLayer with sparse attention and feed-forward.
+
+    Without `src_mask` it runs as one native call, in which padding is not computed and comes back as
+    zeros; with one, or an activation that has no kernel, torch runs it module by module.
+
+    >>> layer = torch.nn.TransformerEncoderLayer(512, 8, batch_first=True).eval()
+    >>> SparseTransformerEncoderLayer.from_dense(layer, "csr")
+    """
+
+    @classmethod
+    def from_dense(
+        cls, layer: nn.TransformerEncoderLayer, config: SparseConfig | str | None = None
+    ) -> Self:
+        """Store the weights of `layer` as `config` says; `layer` is left as it is."""
+        twin: Self = _with_sparse(cls, layer, ("self_attn",), config)
+        twin._encoder = None
+        return twin
+
+    def to_dense(self) -> nn.TransformerEncoderLayer:
+        """A torch.nn.TransformerEncoderLayer with the same weights."""
+        dense = _with_dense(nn.TransformerEncoderLayer, self, ("self_attn",))
+        dense.__dict__.pop("_encoder", None)
+        return dense
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """As torch's: [seq, batch, features], batch first, or one sequence."""
+        encoder = self._native(src, src_mask, src_key_padding_mask, is_causal)
+        if encoder is None:
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        single = src.dim() == 2
+        x = src[None] if single else src if self.self_attn.batch_first else src.transpose(0, 1)
+        keep = None
+        if src_key_padding_mask is not None:
+            keep = (src_key_padding_mask[None] if single else src_key_padding_mask) == 0
+        y = encoder.encode(x, keep)
+        return y[0] if single else y if self.self_attn.batch_first else y.transpose(0, 1)
+
+    def _native(
+        self, x: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool
+    ) -> NativeEncoder | None:
+        """The native call that serves these arguments, or None."""
+        if (
+            mask is not None
+            or is_causal
+            or self.training
+            or x.device.type != "cpu"
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or (x.requires_grad and torch.is_grad_enabled())
+            or self._activation() is None
+        ):
+            return None
+        if self._encoder is None:
+            holder = nn.Module()
+            holder.layers = nn.ModuleList([self])
+            attention = self.self_attn
+            stack = LayerStack(
+                blocks=("layers.0",),
+                layer=LAYER,
+                hidden=attention.embed_dim,
+                heads=attention.num_heads,
+                inner=self.linear1.out_features,
+                activation=str(self._activation()),
+                norm_first=self.norm_first,
+            )
+            self._encoder = (NativeEncoder(holder.eval(), stack),)  # in a tuple: no submodule
+        return self._encoder[0]
+
+    def _activation(self) -> str | None:
+        given: Any = self.activation
+        if given is F.relu or isinstance(given, nn.ReLU):
+            return "relu"
+        if given is F.gelu or (isinstance(given, nn.GELU) and given.approximate == "none"):
+            return "gelu"
+        return None
+
+    _encoder: tuple[NativeEncoder] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}
+
+
+class SparseTransformerDecoderLayer(nn.TransformerDecoderLayer):
+    """torch.nn.TransformerDecoderLayer with sparse attention and feed-forward, module by module."""
+
+    @classmethod
+    def from_dense(
+        cls, layer: nn.TransformerDecoderLayer, config: SparseConfig | str | None = None
+    ) -> Self:
+        """Store the weights of `layer` as `config` says; `layer` is left as it is."""
+        return _with_sparse(cls, layer, ("self_attn", "multihead_attn"), config)
+
+    def to_dense(self) -> nn.TransformerDecoderLayer:
+        """A torch.nn.TransformerDecoderLayer with the same weights."""
+        return _with_dense(nn.TransformerDecoderLayer, self, ("self_attn", "multihead_attn"))
+
+
+def _twin(cls: type[Layer], layer: nn.Module) -> Layer:
+    """A module of class `cls` that shares what `layer` holds; its own modules may be exchanged."""
+    twin = cls.__new__(cls)
+    twin.__dict__.update(layer.__dict__)
+    twin._modules = dict(layer._modules)
+    return twin
+
+
+def _with_sparse(
+    cls: type[Layer],
+    layer: nn.Module,
+    attentions: tuple[str, ...],
+    config: SparseConfig | str | None,
+) -> Layer:
+    twin = _twin(cls, layer)
+    for name in attentions:
+        setattr(twin, name, SparseMultiheadAttention.from_dense(getattr(layer, name), config))
+    for name in ("linear1", "linear2"):
+        setattr(twin, name, SparseLinear.from_dense(getattr(layer, name), config))
+    return twin
+
+
+def _with_dense(cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...]) -> Layer:
+    twin = _twin(cls, layer)
+    for name in (*attentions, "linear1", "linear2"):
+        setattr(twin, name, getattr(layer, name).to_dense())
+    return twin
