@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from sparse_engine import errors, formats, nn, ops, packings
+from sparse_engine import errors, formats, nn, ops, packings, tasks
 from sparse_engine.config import SparseConfig
 from sparse_engine.formats import BSR, CSR, Bitmask
 from sparse_engine.io import load, save
@@ -38,4 +38,5 @@ __all__ = [
     "prune",
     "save",
     "sparsify_",
+    "tasks",
 ]
