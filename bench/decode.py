@@ -128,8 +128,8 @@ def llama_cpp_engine(job: Job) -> Callable[[list[int]], object]:
     def call(ids: list[int]) -> object:
         if not ids:
             return lc.llama_memory_clear(lc.llama_get_memory(context), True)
-        batch = lc.llama_batch_get_one((lc.llama_token * len(ids))(*ids), len(ids))
-        if lc.llama_decode(context, batch):
+        tokens = (lc.llama_token * len(ids))(*ids)  # the batch points into it
+        if lc.llama_decode(context, lc.llama_batch_get_one(tokens, len(ids))):
             raise SparseEngineError("llama.cpp refused a batch")
         return lc.llama_synchronize(context)
 

@@ -48,6 +48,14 @@ class Stack:
         y: np.ndarray[Any, Any],
         cache: KvCache | None = None,
         positions: np.ndarray[Any, Any] | None = None,
+        memory: KvCache | None = None,
+        isa: str | None = None,
+    ) -> None: ...
+    def remember(
+        self,
+        x: np.ndarray[Any, Any],
+        lengths: list[int],
+        memory: KvCache,
         isa: str | None = None,
     ) -> None: ...
 

@@ -24,15 +24,17 @@ def take_over_(model: nn.Module) -> str:
     if family is None:
         return "layers run one by one: the model is of no family that has native blocks"
     try:
-        stack = family.stack(model)
+        stacks = family.stacks(model)
     except UnsupportedModelError as error:
         return f"layers run one by one: {error}"
-    if not stack.name:
+    if not all(stack.name for stack in stacks):
         return "layers run one by one: the model is a bare decoder, load it with its head"
-    parent, _, child = stack.name.rpartition(".")
-    native = NativeDecoder if stack.causal else NativeEncoder
-    setattr(model.get_submodule(parent), child, native(model.get_submodule(stack.name), stack))
-    return f"{stack.name}: {len(stack.blocks)} {family.name} layers run natively, in one call"
+    for stack in stacks:
+        parent, _, child = stack.name.rpartition(".")
+        native = NativeDecoder if stack.causal else NativeEncoder
+        setattr(model.get_submodule(parent), child, native(model.get_submodule(stack.name), stack))
+    told = ", ".join(f"{stack.name}: {len(stack.blocks)}" for stack in stacks)
+    return f"{told} {family.name} layers run natively, in one call"
 
 
 def give_back_(model: nn.Module) -> None:

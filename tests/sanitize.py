@@ -19,6 +19,7 @@ TESTS = (
     "tests/test_stack.py",
     "tests/test_encoder_models.py",
     "tests/test_decoder_models.py",
+    "tests/test_seq2seq_models.py",
 )
 
 

@@ -37,9 +37,11 @@ CONFIG = {
     "head norms": False,
     "last": False,
     "stacked": False,
+    "cross": False,
 }
 # What `native` and `reference` know, and the library is not told by these names.
-OWN = ("rms", "gated", "half", "head norms", "last", "stacked")
+CROSS = ("cross_query", "cross_key", "cross_value", "cross_output", "cross_norm")
+OWN = ("rms", "gated", "half", "head norms", "last", "stacked", "cross")
 LLAMA = {
     "causal": True,
     "heads": 8,
@@ -86,6 +88,9 @@ def make(config: dict[str, Any], layers: int, dtype: torch.dtype) -> list[dict[s
     shapes = {"query": (queries, hidden), "key": (keys, hidden), "value": (keys, hidden)}
     shapes |= {"output": (hidden, queries), "gate": (inner, hidden), "up": (inner, hidden)}
     shapes |= {"down": (hidden, inner)}
+    if config["cross"]:
+        shapes |= {"cross_query": (queries, hidden), "cross_output": (hidden, queries)}
+        shapes |= {"cross_key": (keys, hidden), "cross_value": (keys, hidden)}
     made = []
     for _ in range(layers):
         layer: dict[str, Any] = {}
@@ -96,6 +101,8 @@ def make(config: dict[str, Any], layers: int, dtype: torch.dtype) -> list[dict[s
             layer[name] = weight.to(dtype), bias
         sizes = {"norm1": hidden, "norm2": hidden, "last": hidden}
         sizes |= {"query_norm": config["head"], "key_norm": config["head"]}
+        if config["cross"]:
+            sizes["cross_norm"] = hidden
         for name, size in sizes.items():
             gamma, beta = torch.randn(2, size, generator=generator)
             layer[name] = gamma, None if config["rms"] else beta
@@ -151,6 +158,7 @@ def native(
             one |= {"query_norm": None, "key_norm": None}
         if not config["gated"]:
             one["gate"] = None
+        one = dict.fromkeys(CROSS) | one
         if config["stacked"]:
             pairs = [layer[name] for name in ("query", "key", "value")]
             biases = [torch.zeros(len(w)) if b is None else b for w, b in pairs]
@@ -178,12 +186,16 @@ def run(
     y = torch.full_like(x, math.nan)
     before = cache.lengths if cache else [0] * len(lengths)
     positions = [torch.arange(b, b + n) for b, n in zip(before, lengths, strict=True)]
-    stack.run(x.numpy(), lengths, y.numpy(), cache, torch.cat(positions).numpy(), isa)
+    stack.run(x.numpy(), lengths, y.numpy(), cache, torch.cat(positions).numpy(), isa=isa)
     return y
 
 
 def reference(
-    config: dict[str, Any], layers: list[dict[str, Any]], x: Tensor, int8: bool = False
+    config: dict[str, Any],
+    layers: list[dict[str, Any]],
+    x: Tensor,
+    int8: bool = False,
+    memory: Tensor | None = None,
 ) -> Tensor:
     """One sequence [tokens, hidden], float64, as the formulas say."""
     last = {id(pair[0]) for pair in layers[-1].values() if len(pair[0]) == config["hidden"]}
@@ -231,6 +243,17 @@ def reference(
         mixed = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
         return linear(layer["output"], mixed.reshape(tokens, -1))
 
+    def cross(layer: dict[str, Any], x: Tensor) -> Tensor:
+        assert memory is not None
+        share = config["heads"] // config["key_heads"]
+        q, k, v = (
+            linear(layer[f"cross_{n}"], y).unflatten(1, (-1, config["head"]))
+            for n, y in (("query", x), ("key", memory.double()), ("value", memory.double()))
+        )
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        shares = (torch.einsum("ihd,jhd->hij", q, k) * config["scale"]).softmax(-1)
+        return linear(layer["cross_output"], torch.einsum("hij,jhd->ihd", shares, v).flatten(1))
+
     def feed_forward(layer: dict[str, Any], x: Tensor) -> Tensor:
         if config["gated"]:
             return linear(layer["down"], act(linear(layer["gate"], x)) * linear(layer["up"], x))
@@ -240,9 +263,13 @@ def reference(
     for layer in layers:
         if config["norm_first"]:
             x = x + attention(layer, norm(layer["norm1"], x))
+            if config["cross"]:
+                x = x + cross(layer, norm(layer["cross_norm"], x))
             x = x + feed_forward(layer, norm(layer["norm2"], x))
         else:
             x = norm(layer["norm1"], x + attention(layer, x))
+            if config["cross"]:
+                x = norm(layer["cross_norm"], x + cross(layer, x))
             x = norm(layer["norm2"], x + feed_forward(layer, x))
     return norm(layers[-1]["last"], x) if config["last"] else x
 
@@ -401,6 +428,58 @@ def test_a_few_tokens_run_on_rows_where_there_is_a_cache() -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("sizes", [{}, {"heads": 6, "key_heads": 2, "head": 17}], ids=str)
+def test_cross_attention(norm_first: bool, sizes: dict[str, int], isa: str) -> None:
+    config = CONFIG | {"causal": True, "cross": True, "norm_first": norm_first} | sizes
+    layers = make(config, 3, torch.float32)
+    stack, cache, memory = native(config, layers), cache_of(config, 3, 3), cache_of(config, 3, 3)
+    sources = [torch.randn(n, 20) for n in (1, 130, 64)]
+    stack.remember(torch.cat(sources).numpy(), [1, 130, 64], memory, isa)
+    assert memory.lengths == [1, 130, 64]
+    whole = [torch.randn(sum(step[i] for step in STEPS), 20) for i in range(3)]
+    found: list[list[Tensor]] = [[], [], []]
+    for lengths in STEPS:
+        new = [x[b : b + n] for x, b, n in zip(whole, cache.lengths, lengths, strict=True)]
+        x = torch.cat(new)
+        y = torch.full_like(x, math.nan)
+        stack.run(x.numpy(), lengths, y.numpy(), cache, None, memory, isa)
+        for i, part in enumerate(y.split(lengths)):
+            found[i].append(part)
+    for x, parts, source in zip(whole, found, sources, strict=True):
+        expected = reference(config, layers, x, memory=source)
+        assert error_of(torch.cat(parts), expected) < 2e-5
+    y = torch.empty_like(torch.cat(whole))  # without a cache
+    lengths = [len(x) for x in whole]
+    stack.run(torch.cat(whole).numpy(), lengths, y.numpy(), None, None, memory, isa)
+    expected = [reference(config, layers, x, memory=m) for x, m in zip(whole, sources, strict=True)]
+    assert error_of(y, torch.cat(expected)) < 2e-5
+
+
+def test_bad_memories_are_refused() -> None:
+    config = CONFIG | {"causal": True, "cross": True}
+    stack, x = native(config, make(config, 2, torch.float32)), torch.randn(5, 20).numpy()
+    memory, y = cache_of(config, 2, 1), torch.empty(5, 20).numpy()
+    other = native(CONFIG, make(CONFIG, 2, torch.float32))
+    for call, why in (
+        (lambda: stack.run(x, [5], y), "memory"),
+        (lambda: stack.run(x, [5], y, None, None, memory), "empty"),
+        (lambda: stack.run(x, [5], y, memory, None, memory), "must not be the same"),
+        (lambda: stack.remember(x, [4], memory), "must be"),
+        (lambda: stack.remember(x, [5, 0], cache_of(config, 2, 2)), "1 or more"),
+        (lambda: stack.remember(x, [5], cache_of(config, 3, 1)), "another model"),
+        (lambda: other.remember(x, [5], cache_of(CONFIG, 2, 1)), "no cross attention"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            call()
+    stack.remember(x, [5], memory)
+    with pytest.raises(ValueError, match="not empty"):
+        stack.remember(x, [5], memory)
+    with pytest.raises(ValueError, match="only it"):
+        other.run(x, [5], y, None, None, memory)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_int8_rows_are_near_int8_panels(isa: str) -> None:
     config = CONFIG | LLAMA
     stack = native(config, make(config, 2, torch.float32), int8=True)
@@ -459,6 +538,7 @@ def bad(change: dict[str, Any], layer: dict[str, Any] | None = None) -> None:
         for name, pair in made.items()
         if name != "last"
     }
+    given |= dict.fromkeys(CROSS)
     _core.Stack(told, [{**given, "gate": None, **(layer or {})}])
 
 

@@ -106,18 +106,23 @@ class BoundStack {
   }
 
   void run(const Floats& x, const std::vector<int64_t>& lengths, Floats y, BoundCache* cache,
-           const std::optional<Integers>& positions, const std::optional<std::string>& isa) const {
+           const std::optional<Integers>& positions, BoundCache* memory,
+           const std::optional<std::string>& isa) const {
+    require(cache == nullptr || cache != memory, "stack: cache and memory must not be the same");
     std::unique_lock<std::mutex> lock;
     if (cache) {
       py::gil_scoped_release release;
       lock = std::unique_lock<std::mutex>(cache->mutex);
     }
     KvCache* kv = cache ? &cache->cache : nullptr;
-    if (kv)
-      require(kv->layers() == static_cast<int64_t>(s_.layers.size()) &&
-                  kv->key_heads() == s_.key_heads && kv->head() == s_.head &&
-                  kv->sequences() == static_cast<int64_t>(lengths.size()) && s_.causal,
-              "the cache is another model's, or has another number of sequences");
+    if (kv) require_fits(*kv, lengths.size());
+    const KvCache* from = memory ? &memory->cache : nullptr;
+    require(s_.crosses() == (from != nullptr), "stack: cross attention, and only it, has a memory");
+    if (from) {
+      require_fits(*from, lengths.size());
+      for (int64_t i = 0; i < from->sequences(); ++i)
+        require(from->length(i) > 0, "stack: a sequence of the memory is empty");
+    }
     int64_t tokens = 0;
     for (size_t i = 0; i < lengths.size(); ++i) {
       const int64_t n = lengths[i], before = kv ? kv->length(static_cast<int64_t>(i)) : 0;
@@ -137,15 +142,47 @@ class BoundStack {
     require(takes_panels(s_) || (kv && tokens <= kRowTokens),
             "stack: so many tokens need weights that multiply panels");
     const Isa level = isa_or_active(isa);
-    const Batch batch{x.data(), y.mutable_data(), lengths, positions ? positions->data() : nullptr,
-                      kv};
+    const Batch batch{
+        x.data(), y.mutable_data(), lengths, positions ? positions->data() : nullptr, kv, from};
     py::gil_scoped_release release;
     if (kv)
       for (size_t i = 0; i < lengths.size(); ++i) kv->reserve(static_cast<int64_t>(i), lengths[i]);
     se::run(s_, batch, level);
   }
 
+  void remember(const Floats& x, const std::vector<int64_t>& lengths, BoundCache& memory,
+                const std::optional<std::string>& isa) const {
+    std::unique_lock<std::mutex> lock;
+    {
+      py::gil_scoped_release release;
+      lock = std::unique_lock<std::mutex>(memory.mutex);
+    }
+    require(s_.crosses(), "stack: there is no cross attention that would read a memory");
+    require_fits(memory.cache, lengths.size());
+    int64_t tokens = 0;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      require(lengths[i] > 0 && lengths[i] <= (1 << 24), "lengths must be 1 or more");
+      require(memory.cache.length(static_cast<int64_t>(i)) == 0, "the memory is not empty");
+      tokens += lengths[i];
+    }
+    require(x.ndim() == 2 && x.shape(0) == tokens && x.shape(1) == s_.hidden,
+            "x must be [sum of lengths, hidden]");
+    const Isa level = isa_or_active(isa);
+    const float* from = x.data();
+    py::gil_scoped_release release;
+    for (size_t i = 0; i < lengths.size(); ++i)
+      memory.cache.reserve(static_cast<int64_t>(i), lengths[i]);
+    se::remember(s_, from, lengths, memory.cache, level);
+  }
+
  private:
+  void require_fits(const KvCache& cache, size_t sequences) const {
+    require(cache.layers() == static_cast<int64_t>(s_.layers.size()) &&
+                cache.key_heads() == s_.key_heads && cache.head() == s_.head &&
+                cache.sequences() == static_cast<int64_t>(sequences) && s_.causal,
+            "the cache is another model's, or has another number of sequences");
+  }
+
   const float* keep(const Floats& a) {
     kept_.push_back(a);
     return a.data();
@@ -204,6 +241,18 @@ class BoundStack {
     require(norm1 && norm2, "stack: a layer has two norms");
     l.norm1 = *norm1;
     l.norm2 = *norm2;
+    l.cross_query = linear(f.get<py::object>("cross_query"), queries, s_.hidden);
+    l.cross_key = linear(f.get<py::object>("cross_key"), keys, s_.hidden);
+    l.cross_value = linear(f.get<py::object>("cross_value"), keys, s_.hidden);
+    l.cross_output = linear(f.get<py::object>("cross_output"), s_.hidden, queries);
+    const Norm* cross_norm = norm(f.get<py::object>("cross_norm"), s_.hidden);
+    const bool crosses = static_cast<bool>(l.cross_query);
+    require(static_cast<bool>(l.cross_output) == crosses && (cross_norm != nullptr) == crosses &&
+                (l.cross_key.panels != nullptr) == crosses &&
+                (l.cross_value.panels != nullptr) == crosses &&
+                (s_.layers.empty() || s_.crosses() == crosses),
+            "stack: cross attention has four weights, keys and values for panels, and a norm");
+    if (crosses) l.cross_norm = *cross_norm;
     l.query_norm = norm(f.get<py::object>("query_norm"), s_.head);
     l.key_norm = norm(f.get<py::object>("key_norm"), s_.head);
     f.end();
@@ -231,8 +280,12 @@ void bind_stack(py::module_& m) {
            py::arg("layers"))
       .def("run", &BoundStack::run, py::arg("x").noconvert(), py::arg("lengths"),
            py::arg("y").noconvert(), py::arg("cache") = py::none(),
-           py::arg("positions") = py::none(), py::arg("isa") = py::none(),
-           "Sequences one after another, [sum of lengths, hidden] float32 in and out.");
+           py::arg("positions") = py::none(), py::arg("memory") = py::none(),
+           py::arg("isa") = py::none(),
+           "Sequences one after another, [sum of lengths, hidden] float32 in and out.")
+      .def("remember", &BoundStack::remember, py::arg("x").noconvert(), py::arg("lengths"),
+           py::arg("memory"), py::arg("isa") = py::none(),
+           "Fill an empty cache with what cross attention reads of an encoder's states.");
 }
 
 }  // namespace se

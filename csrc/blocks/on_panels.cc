@@ -63,15 +63,39 @@ struct Target {
 
 class Pass {
  public:
-  Pass(const Stack& stack, KvCache* cache, const Cut& cut, const Buffers& buffers, Isa isa,
-       int threads)
+  Pass(const Stack& stack, KvCache* cache, const KvCache* memory, const Cut& cut,
+       const Buffers& buffers, Isa isa, int threads)
       : s_(stack),
         cache_(cache),
+        memory_(memory),
         cut_(cut),
         b_(buffers),
         isa_(isa),
         threads_(threads),
         lanes_(lanes(isa)) {}
+
+  // The layer's keys and values of an encoder's states, into the cache: all that `remember` is.
+  void memorize(int64_t layer, const Team& team, const Mine& mine) const {
+    if (team.alone && team.panels() != 1) {
+      for (int64_t p = team.first; p < team.last; ++p) memorize(layer, team.only(p), mine);
+      return;
+    }
+    const Layer& l = s_.layers[layer];
+    float* qkv = b_.qkv[layer % 2];
+    quantize({l.cross_key, l.cross_value}, team, b_.x, s_.hidden);
+    const auto to = [&](int64_t row) {
+      return Target{qkv, s_.qkv_rows(), row, Activation::none, nullptr, false};
+    };
+    product(l.cross_key, team, b_.x, s_.hidden, to(s_.query_rows()), mine, false);
+    product(l.cross_value, team, b_.x, s_.hidden, to(s_.query_rows() + s_.key_rows()), mine, true);
+    team.share(team.panels() * s_.key_heads, true, [&](int64_t i) {
+      const int64_t p = team.first + i / s_.key_heads, h = i % s_.key_heads;
+      const int64_t width = cut_.width(p), rows = s_.head * width;
+      const float* k = panel(qkv, p, s_.qkv_rows()) + (s_.heads + h) * rows;
+      for (int64_t j = cut_.begin[p]; j < cut_.begin[p + 1]; ++j)
+        keep(layer, h, cut_.segments[j], width, k, k + s_.key_heads * rows);
+    });
+  }
 
   void layer(int64_t i, const Team& team, const Mine& mine) const {
     float* qkv = b_.qkv[i % 2];
@@ -130,7 +154,7 @@ class Pass {
       turn(p, l.key_norm, k);
       if (!cache_) return;
       for (int64_t j = cut_.begin[p]; j < cut_.begin[p + 1]; ++j)
-        remember(layer, h, cut_.segments[j], width, k, v);
+        keep(layer, h, cut_.segments[j], width, k, v);
     });
   }
 
@@ -142,8 +166,9 @@ class Pass {
       lanes_.rotate(x, width, half, width, panel(b_.cosines, p, half), panel(b_.sines, p, half));
   }
 
-  void remember(int64_t layer, int64_t h, const Segment& s, int64_t width, const float* k,
-                const float* v) const {
+  // Keys and values of one head and segment, into the cache.
+  void keep(int64_t layer, int64_t h, const Segment& s, int64_t width, const float* k,
+            const float* v) const {
     constexpr int64_t B = KvCache::kBlock;
     const int64_t stride = cache_->head_width();
     for (int64_t i = 0; i < s.queries;) {
@@ -159,15 +184,15 @@ class Pass {
   }
 
   // From attention to the end of the layer.
-  void rest(int64_t layer, const Team& team, const float* qkv, float* inner,
-            const Mine& mine) const {
+  void rest(int64_t layer, const Team& team, float* qkv, float* inner, const Mine& mine) const {
     const Layer& l = s_.layers[layer];
     attention(layer, team, qkv, mine);
     quantize({l.output}, team, b_.mixed, s_.query_rows());
     float* sum = s_.norm_first ? b_.x : b_.h;
     product(l.output, team, b_.mixed, s_.query_rows(),
             {sum, s_.hidden, 0, Activation::none, b_.x, false}, mine, true);
-    norm(s_.norm_first ? l.norm2 : l.norm1, team, sum, b_.h);
+    norm(!s_.norm_first ? l.norm1 : l.cross_query ? l.cross_norm : l.norm2, team, sum, b_.h);
+    if (l.cross_query) cross(layer, team, qkv, sum, mine);
     quantize({l.gate, l.up}, team, b_.h, s_.hidden);
     if (l.gate)
       product(l.gate, team, b_.h, s_.hidden, {inner, s_.inner, 0, s_.activation, nullptr, false},
@@ -180,6 +205,23 @@ class Pass {
     product(l.down, team, inner, s_.inner, {b_.x, s_.hidden, 0, Activation::none, sum, false}, mine,
             true);
     if (!s_.norm_first) norm(l.norm2, team, b_.x, b_.x);
+  }
+
+  // Attention to the memory, from b_.h; sums are added to `sum`. Leaves in b_.h what comes next.
+  // Queries lie where those of self-attention lay, which nobody needs any more.
+  void cross(int64_t layer, const Team& team, float* qkv, float* sum, const Mine& mine) const {
+    const Layer& l = s_.layers[layer];
+    quantize({l.cross_query}, team, b_.h, s_.hidden);
+    product(l.cross_query, team, b_.h, s_.hidden,
+            {qkv, s_.qkv_rows(), 0, Activation::none, nullptr, false}, mine, true);
+    const int64_t begin = cut_.begin[team.first], end = cut_.begin[team.last];
+    team.share((end - begin) * s_.heads, true, [&](int64_t i) {
+      attend_memory(layer, cut_.segments[begin + i / s_.heads], i % s_.heads, qkv, mine);
+    });
+    quantize({l.cross_output}, team, b_.mixed, s_.query_rows());
+    product(l.cross_output, team, b_.mixed, s_.query_rows(),
+            {sum, s_.hidden, 0, Activation::none, sum, false}, mine, true);
+    norm(s_.norm_first ? l.norm2 : l.cross_norm, team, sum, b_.h);
   }
 
   int64_t slot(const Team& team, int64_t p) const { return team.alone ? omp_get_thread_num() : p; }
@@ -260,29 +302,24 @@ class Pass {
     return count;
   }
 
-  // The keys of the cache from `first`, where a block begins.
-  int64_t cached_keys(int64_t layer, const Segment& s, int64_t key_head, int64_t first,
-                      int64_t seen, KeySpan* spans) const {
+  // The keys of a cache from `first`, where a block begins, to `end`.
+  static int64_t cached_keys(const KvCache& cache, int64_t layer, int64_t sequence,
+                             int64_t key_head, int64_t first, int64_t end, KeySpan* spans) {
     constexpr int64_t B = KvCache::kBlock;
     int64_t count = 0;
-    for (int64_t at = first; at < seen; at += B)
-      spans[count++] = {cache_->keys(layer, key_head, s.sequence, at / B),
-                        cache_->values(layer, key_head, s.sequence, at / B),
+    for (int64_t at = first; at < end; at += B)
+      spans[count++] = {cache.keys(layer, key_head, sequence, at / B),
+                        cache.values(layer, key_head, sequence, at / B),
                         B,
                         1,
-                        cache_->head_width(),
-                        std::min(B, seen - at)};
+                        cache.head_width(),
+                        std::min(B, end - at)};
     return count;
   }
 
-  void attend(int64_t layer, const Segment& s, int64_t h, const float* qkv,
-              const Mine& mine) const {
-    constexpr int64_t B = KvCache::kBlock;
-    const int64_t key_head = h / (s_.heads / s_.key_heads), width = cut_.width(s.panel);
-    const int64_t end = s.position + s.queries;
-    // Blocks of the cache that lie before every query's window are left out.
-    const int64_t unseen = s_.window ? std::max<int64_t>(0, s.position + 1 - s_.window) : 0;
-    const int64_t first = cache_ ? unseen / B * B : 0;
+  // One head's queries of a segment, and where its output goes.
+  Attention queries_of(const Segment& s, int64_t h, const float* qkv, const Mine& mine) const {
+    const int64_t width = cut_.width(s.panel);
     Attention a{};
     a.q = panel(qkv, s.panel, s_.qkv_rows()) + h * s_.head * width + s.lane;
     a.y = panel(b_.mixed, s.panel, s_.query_rows()) + h * s_.head * width + s.lane;
@@ -291,18 +328,38 @@ class Pass {
     a.head = s_.head;
     a.scale = s_.scale;
     a.spans = mine.spans;
-    a.count = cache_ ? cached_keys(layer, s, key_head, first, end, mine.spans)
+    a.scratch = mine.scratch;
+    return a;
+  }
+
+  void attend(int64_t layer, const Segment& s, int64_t h, const float* qkv,
+              const Mine& mine) const {
+    constexpr int64_t B = KvCache::kBlock;
+    const int64_t key_head = h / (s_.heads / s_.key_heads), end = s.position + s.queries;
+    // Blocks of the cache that lie before every query's window are left out.
+    const int64_t unseen = s_.window ? std::max<int64_t>(0, s.position + 1 - s_.window) : 0;
+    const int64_t first = cache_ ? unseen / B * B : 0;
+    Attention a = queries_of(s, h, qkv, mine);
+    a.count = cache_ ? cached_keys(*cache_, layer, s.sequence, key_head, first, end, mine.spans)
                      : new_keys(s, key_head, s_.causal ? end : end + (1 << 30), qkv, mine.spans);
     a.causal = s_.causal;
     a.first_query = s.position - first;
     a.window = s_.window;
     if (s_.bias) a.bias = s_.bias + h * (2 * s_.reach - 1) + s_.reach - 1;
-    a.scratch = mine.scratch;
+    lanes_.attend(a);
+  }
+
+  void attend_memory(int64_t layer, const Segment& s, int64_t h, const float* qkv,
+                     const Mine& mine) const {
+    Attention a = queries_of(s, h, qkv, mine);
+    a.count = cached_keys(*memory_, layer, s.sequence, h / (s_.heads / s_.key_heads), 0,
+                          memory_->length(s.sequence), mine.spans);
     lanes_.attend(a);
   }
 
   const Stack& s_;
   KvCache* cache_;
+  const KvCache* memory_;
   const Cut& cut_;
   const Buffers b_;
   const Isa isa_;
@@ -317,8 +374,7 @@ struct Sizes {
 
   Sizes(const Stack& stack, Isa isa, int threads) {
     for (const Layer& l : stack.layers)
-      for (const BlockLinear* b :
-           {&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down}) {
+      for (const BlockLinear* b : l.linears()) {
         if (!*b) continue;
         if (const Runs* runs = std::get_if<Runs>(b->panels))
           add(RunsWork(*runs, isa));
@@ -344,7 +400,7 @@ void gather(const float* table, int64_t half, const int64_t* positions, int64_t 
 
 // `pieces` begin at `token0` of the batch.
 void run_pass(const Stack& s, const Batch& batch, const std::vector<Piece>& pieces, int64_t token0,
-              const Sizes& sizes, Isa isa) {
+              const Sizes& sizes, bool memorize, Isa isa) {
   const Cut cut(pieces, sizes.widest);
   const int64_t panels = cut.panels(), half = s.rotary.half;
   if (panels == 0) return;
@@ -379,12 +435,14 @@ void run_pass(const Stack& s, const Batch& batch, const std::vector<Piece>& piec
   for (const Segment& segment : cut.segments) {
     const int64_t blocks = ceil_div(segment.position + segment.queries, KvCache::kBlock);
     spans = std::max(spans, batch.cache ? blocks : segment.segments);
+    if (batch.memory)
+      spans = std::max(spans, ceil_div(batch.memory->length(segment.sequence), KvCache::kBlock));
   }
   const int64_t sums = sizes.rows * cut.widest, scratch = attention_scratch(s.head);
   const int64_t span_floats =
       ceil_div(spans * static_cast<int64_t>(sizeof(KeySpan)), 64) * 16;  // of whole lines
   float* own = thread_memory.get<float>(threads * (sums + scratch + span_floats));
-  const Pass pass(s, batch.cache, cut, b, isa, threads);
+  const Pass pass(s, batch.cache, batch.memory, cut, b, isa, threads);
   const PanelKernels& convert = se::panels(isa);
   const LaneKernels& lane = lanes(isa);
 #pragma omp parallel num_threads(threads)
@@ -399,7 +457,7 @@ void run_pass(const Stack& s, const Batch& batch, const std::vector<Piece>& piec
       const int64_t at = p * cut.widest, live = cut.live(p), width = cut.width(p);
       convert.pack(batch.x + (token0 + at) * s.hidden, DType::f32, s.hidden, live, s.hidden, width,
                    b.x + at * s.hidden, DType::f32);
-      if (!half) return;
+      if (!half || memorize) return;
       const int64_t* positions = batch.positions + token0 + at;
       gather(s.rotary.cosines, half, positions, live, width, b.cosines + at * half);
       gather(s.rotary.sines, half, positions, live, width, b.sines + at * half);
@@ -415,14 +473,13 @@ void run_pass(const Stack& s, const Batch& batch, const std::vector<Piece>& piec
       convert.store({panel, width, nullptr}, cut.live(p), 0, s.hidden, row_major);
     };
     team.share(team.panels(), true, [&](int64_t i) { in(team.first + i); });
-    for (int64_t l = 0; l < static_cast<int64_t>(s.layers.size()); ++l) pass.layer(l, team, mine);
-    team.share(team.panels(), true, [&](int64_t i) { out(team.first + i); });
+    for (int64_t l = 0; l < static_cast<int64_t>(s.layers.size()); ++l)
+      memorize ? pass.memorize(l, team, mine) : pass.layer(l, team, mine);
+    if (!memorize) team.share(team.panels(), true, [&](int64_t i) { out(team.first + i); });
   }
 }
 
-}  // namespace
-
-void run_on_panels(const Stack& stack, const Batch& batch, Isa isa) {
+void run_passes(const Stack& stack, const Batch& batch, bool memorize, Isa isa) {
   // Panels are floats: bf16 panels, for products that few processors are good at, have no kernels
   // beside the product.
   isa = std::min(isa, Isa::avx512_vbmi2);
@@ -431,7 +488,7 @@ void run_on_panels(const Stack& stack, const Batch& batch, Isa isa) {
   std::vector<Piece> pieces;
   int64_t token0 = 0, tokens = 0;
   const auto flush = [&] {
-    run_pass(stack, batch, pieces, token0, sizes, isa);
+    run_pass(stack, batch, pieces, token0, sizes, memorize, isa);
     for (const Piece& piece : pieces)
       if (batch.cache) batch.cache->add(piece.sequence, piece.tokens);
     token0 += tokens;
@@ -450,6 +507,17 @@ void run_on_panels(const Stack& stack, const Batch& batch, Isa isa) {
     }
   }
   flush();
+}
+
+}  // namespace
+
+void run_on_panels(const Stack& stack, const Batch& batch, Isa isa) {
+  run_passes(stack, batch, false, isa);
+}
+
+void remember(const Stack& stack, const float* x, const std::vector<int64_t>& lengths,
+              KvCache& memory, Isa isa) {
+  run_passes(stack, {x, nullptr, lengths, nullptr, &memory, nullptr}, true, isa);
 }
 
 }  // namespace se

@@ -36,7 +36,7 @@ struct Sums {
 // Shared by all threads; every product of a layer has sums of its own, so that none is overwritten
 // before the last thread has read it.
 struct Shared {
-  Sums query, key, value, output, gate, up, down;
+  Sums query, key, value, output, gate, up, down, cross_query, cross_output;
   float* mixed;  // [tokens][query_rows]
 };
 
@@ -56,10 +56,11 @@ struct Token {
 
 class Rows {
  public:
-  Rows(const Stack& stack, KvCache& cache, const std::vector<Token>& tokens,
+  Rows(const Stack& stack, KvCache& cache, const KvCache* memory, const std::vector<Token>& tokens,
        const int64_t* positions, Isa isa)
       : s_(stack),
         cache_(cache),
+        memory_(memory),
         tokens_(tokens),
         positions_(positions),
         isa_(isa),
@@ -82,6 +83,7 @@ class Rows {
 #pragma omp barrier
     finish(l.output, b.output, Activation::none, mine.x, s_.hidden, mine.x);
     if (!s_.norm_first) norm(l.norm1, mine.x, mine.x);
+    if (l.cross_query) cross(i, b, mine);
     x = s_.norm_first ? norm(l.norm2, mine.x, mine.h) : mine.x;
     if (l.gate) product(l.gate, x, s_.hidden, b.gate, mine);
     product(l.up, x, s_.hidden, b.up, mine);
@@ -220,6 +222,45 @@ class Rows {
     return blocks;
   }
 
+  // Attention to the memory, added to mine.x.
+  void cross(int64_t layer, const Shared& b, const Mine& mine) const {
+    const Layer& l = s_.layers[layer];
+    const float* x = s_.norm_first ? norm(l.cross_norm, mine.x, mine.h) : mine.x;
+    product(l.cross_query, x, s_.hidden, b.cross_query, mine);
+#pragma omp barrier
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    const int64_t items = count() * s_.key_heads;
+    for (int64_t i = items * me / all; i < items * (me + 1) / all; ++i)
+      attend_memory(layer, i / s_.key_heads, i % s_.key_heads, b, mine);
+#pragma omp barrier
+    product(l.cross_output, b.mixed, s_.query_rows(), b.cross_output, mine);
+#pragma omp barrier
+    finish(l.cross_output, b.cross_output, Activation::none, mine.x, s_.hidden, mine.x);
+    if (!s_.norm_first) norm(l.cross_norm, mine.x, mine.x);
+  }
+
+  void attend_memory(int64_t layer, int64_t t, int64_t h, const Shared& b, const Mine& mine) const {
+    const int64_t group = s_.heads / s_.key_heads, sequence = tokens_[t].sequence;
+    finish_rows(s_.layers[layer].cross_query, b.cross_query, t, h * group * s_.head,
+                group * s_.head, Activation::none, nullptr, mine.q);
+    for (int64_t i = 0; i < ceil_div(memory_->length(sequence), KvCache::kBlock); ++i) {
+      mine.keys[i] = memory_->keys(layer, h, sequence, i);
+      mine.values[i] = memory_->values(layer, h, sequence, i);
+    }
+    RowAttention a{};
+    a.q = mine.q;
+    a.y = b.mixed + t * s_.query_rows() + h * group * s_.head;
+    a.queries = group;
+    a.head = s_.head;
+    a.scale = s_.scale;
+    a.keys = mine.keys;
+    a.values = mine.values;
+    a.width = memory_->head_width();
+    a.end = memory_->length(sequence);
+    a.scratch = mine.scratch;
+    rows_.attend(a);
+  }
+
   void turn(const Norm* norm, int64_t t, float* x) const {
     const int64_t half = s_.rotary.half;
     if (norm) rows_.norm(x, s_.head, *norm, x);
@@ -230,6 +271,7 @@ class Rows {
 
   const Stack& s_;
   KvCache& cache_;
+  const KvCache* memory_;
   const std::vector<Token>& tokens_;
   const int64_t* positions_;
   const Isa isa_;
@@ -250,14 +292,14 @@ struct Arena {
 
 // The most that a layer's linear needs, and the work of a layer.
 struct Needs {
-  int64_t sums[7] = {}, prepared = 0, work = 0;
+  int64_t sums[Layer::kLinears] = {}, prepared = 0, work = 0;
 
   Needs(const Stack& stack, Isa isa) {
     for (const Layer& l : stack.layers) {
       int i = 0;
-      for (const BlockLinear* b :
-           {&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down}) {
-        if (*b)
+      for (const BlockLinear* b : l.linears()) {
+        // Keys and values of a memory are never multiplied here.
+        if (*b && b != &l.cross_key && b != &l.cross_value)
           with_work(*b, isa, [&](const auto& work) {
             sums[i] = std::max(sums[i], rounded(work.sums()));
             prepared = std::max(prepared, prepared_bytes(work.w.in));
@@ -272,8 +314,11 @@ struct Needs {
 
 Shared share(const Stack& s, const Needs& needs, int64_t tokens, int threads, Arena& arena) {
   Shared b;
-  Sums* all[] = {&b.query, &b.key, &b.value, &b.output, &b.gate, &b.up, &b.down};
-  for (int i = 0; i < 7; ++i) {
+  Sums* all[Layer::kLinears] = {&b.query, &b.key,  &b.value,       &b.output,
+                                &b.gate,  &b.up,   &b.down,        &b.cross_query,
+                                nullptr,  nullptr, &b.cross_output};
+  for (int i = 0; i < Layer::kLinears; ++i) {
+    if (!all[i]) continue;
     all[i]->stride = needs.sums[i];
     all[i]->sums = arena.take(tokens * needs.sums[i]);
     all[i]->scales = arena.take(threads * kRowTokens);
@@ -307,6 +352,8 @@ void run_on_rows(const Stack& stack, const Batch& batch, Isa isa) {
     for (int64_t t = 0; t < batch.lengths[i]; ++t) {
       tokens.push_back({i, cache.length(i) + t});
       blocks = std::max(blocks, ceil_div(tokens.back().place + 1, KvCache::kBlock));
+      if (batch.memory)
+        blocks = std::max(blocks, ceil_div(batch.memory->length(i), KvCache::kBlock));
     }
   const int64_t count = static_cast<int64_t>(tokens.size()), floats = count * stack.hidden;
   if (count == 0) return;
@@ -319,7 +366,7 @@ void run_on_rows(const Stack& stack, const Batch& batch, Isa isa) {
   shared = {shared_memory.get<float>(shared.used)};
   float* memory = thread_memory.get<float>(threads * each);
   const Shared b = share(stack, needs, count, threads, shared);
-  const Rows rows(stack, cache, tokens, batch.positions, isa);
+  const Rows rows(stack, cache, batch.memory, tokens, batch.positions, isa);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const int64_t me = omp_get_thread_num();

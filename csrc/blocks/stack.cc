@@ -10,8 +10,8 @@ namespace {
 template <class F>
 bool every_linear(const Stack& stack, F f) {
   return std::all_of(stack.layers.begin(), stack.layers.end(), [&](const Layer& l) {
-    for (const BlockLinear* b : {&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down})
-      if (*b && !f(*b)) return false;
+    for (const BlockLinear* b : l.linears())
+      if (*b && !f(l, *b)) return false;
     return true;
   });
 }
@@ -19,11 +19,15 @@ bool every_linear(const Stack& stack, F f) {
 }  // namespace
 
 bool takes_rows(const Stack& stack) {
-  return every_linear(stack, [](const BlockLinear& b) { return b.rows != nullptr; });
+  // Keys and values of a memory are many at a time.
+  return every_linear(stack, [](const Layer& l, const BlockLinear& b) {
+    return b.rows || &b == &l.cross_key || &b == &l.cross_value;
+  });
 }
 
 bool takes_panels(const Stack& stack) {
-  return every_linear(stack, [](const BlockLinear& b) { return b.panels != nullptr; });
+  return every_linear(stack,
+                      [](const Layer&, const BlockLinear& b) { return b.panels != nullptr; });
 }
 
 void run(const Stack& stack, const Batch& batch, Isa isa) {

@@ -2,6 +2,7 @@
 // keys and values between calls. Many tokens run on panels, a few on rows; see run.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "blocks/cache.h"
@@ -21,13 +22,24 @@ struct BlockLinear {
 
 // after  post-norm:  x = norm1(x + attention(x));  x = norm2(x + feed_forward(x))
 // before pre-norm:   x = x + attention(norm1(x));  x = x + feed_forward(norm2(x))
-// feed_forward(x) = down(act(up(x))), or down(act(gate(x)) * up(x)) with a gate.
+// feed_forward(x) = down(act(up(x))), or down(act(gate(x)) * up(x)) with a gate. With cross linears
+// a second attention, with a norm of its own, stands between the two, whose keys and values come
+// from the states of an encoder.
 struct Layer {
   BlockLinear query, key, value;  // without key and value, query holds the rows of all three
   BlockLinear output, gate, up, down;
   Norm norm1, norm2;
   const Norm* query_norm;  // of each head, before rotation; null for none (Qwen3)
   const Norm* key_norm;
+  BlockLinear cross_query, cross_key, cross_value, cross_output;
+  Norm cross_norm;
+
+  static constexpr int kLinears = 11;
+  // All of them, present or not.
+  std::array<const BlockLinear*, kLinears> linears() const {
+    return {&query, &key,         &value,     &output,      &gate,        &up,
+            &down,  &cross_query, &cross_key, &cross_value, &cross_output};
+  }
 };
 
 // Rotary positions (Su et al. 2021): features i and half + i of every head turn by an angle of
@@ -51,6 +63,7 @@ struct Stack {
   const Norm* last;  // after the last layer; null for none
   std::vector<Layer> layers;
 
+  bool crosses() const { return !layers.empty() && layers[0].cross_query; }
   int64_t query_rows() const { return heads * head; }
   int64_t key_rows() const { return key_heads * head; }
   int64_t qkv_rows() const { return query_rows() + 2 * key_rows(); }
@@ -65,6 +78,7 @@ struct Batch {
   const int64_t* positions;  // [sum of lengths], for rotary stacks
   // Earlier keys and values of as many sequences, to which the new ones are added; null for none.
   KvCache* cache;
+  const KvCache* memory;  // of as many sequences, what `remember` made; for cross attention
 };
 
 // Whether every weight can multiply rows, or panels.
@@ -75,6 +89,11 @@ bool takes_panels(const Stack& stack);
 // kRowTokens tokens of a stack with a cache run on rows where its weights can, else on panels.
 constexpr int64_t kRowTokens = 7;
 void run(const Stack& stack, const Batch& batch, Isa isa);
+
+// The keys and values that cross attention reads, of an encoder's states x [sum of
+// lengths][hidden]: `memory` is empty before, with room for them.
+void remember(const Stack& stack, const float* x, const std::vector<int64_t>& lengths,
+              KvCache& memory, Isa isa);
 
 void run_on_panels(const Stack& stack, const Batch& batch, Isa isa);
 void run_on_rows(const Stack& stack, const Batch& batch, Isa isa);

@@ -9,9 +9,11 @@ from sparse_engine.models.bert import Bert
 from sparse_engine.models.distilbert import DistilBert
 from sparse_engine.models.gpt2 import GPT2
 from sparse_engine.models.llama import Llama
+from sparse_engine.models.marian import Marian
 from sparse_engine.models.mpnet import MPNet
+from sparse_engine.models.t5 import T5
 
-FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet, GPT2, Llama)
+FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet, GPT2, Llama, T5, Marian)
 
 
 def find_family(model: nn.Module) -> Family | None:
@@ -22,6 +24,7 @@ def find_family(model: nn.Module) -> Family | None:
 __all__ = [
     "FAMILIES",
     "GPT2",
+    "T5",
     "Bert",
     "DistilBert",
     "Family",
@@ -29,6 +32,7 @@ __all__ = [
     "LayerStack",
     "Llama",
     "MPNet",
+    "Marian",
     "Residual",
     "find_family",
 ]

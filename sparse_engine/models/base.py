@@ -30,7 +30,7 @@ class LayerNames:
 
     norm1 and norm2 belong to attention and feed-forward, before or after them as the stack says.
     Without key and value, query computes all three, one after another. query_norm and key_norm are
-    for single heads.
+    for single heads. The cross modules attend to an encoder's states.
     """
 
     query: str
@@ -44,6 +44,11 @@ class LayerNames:
     gate: str | None = None
     query_norm: str | None = None
     key_norm: str | None = None
+    cross_query: str | None = None
+    cross_key: str | None = None
+    cross_value: str | None = None
+    cross_output: str | None = None
+    cross_norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,18 @@ class LayerStack:
     """Layers that one native call can run: see csrc/blocks/stack.h.
 
     blocks:         dotted names of the layers, children of one ModuleList; the module that holds
-                    the list is called with what it takes in
+                    the list is called with ids if it has an embedding, else with hidden states
     layer:          what each of them holds
     activation:     of the feed-forward, as `se.ops.linear` names it
     key_heads:      heads of keys and values; 0 for as many as there are of queries
     head:           features of a head; 0 for hidden / heads
     scale:          of scores; None for 1 / sqrt(head)
-    causal:         a decoder: its module takes ids, embeds them and keeps a cache
+    causal:         a decoder, whose module keeps a cache
     window:         keys that a query sees; 0 for all
     reach:          longest sequence that position bias, rotary or learned positions serve
     position_bias:  (module, reach) -> [heads, 2 reach - 1], added to scores by query minus key
     rotary:         (module, reach) -> cosines and sines, each [reach, rotated features / 2]
+    embedding_scale: what token embeddings are multiplied by
     embedding, positions, last: names below the module, of token and position embeddings and of the
                     norm after the last layer; None where there are none
     """
@@ -82,6 +88,7 @@ class LayerStack:
     position_bias: Callable[[Any, int], Tensor] | None = None
     rotary: Callable[[Any, int], tuple[Tensor, Tensor]] | None = None
     embedding: str | None = None
+    embedding_scale: float = 1.0
     positions: str | None = None
     last: str | None = None
 
@@ -114,8 +121,10 @@ class Family(ABC):
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         """For each linear layer that writes into a residual stream: where that stream lies."""
 
-    def stack(self, model: nn.Module) -> LayerStack:
-        """The layers that can run natively; raises UnsupportedModelError with the reason."""
+    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
+        """The layers that can run natively, all of a stack in one call; raises UnsupportedModelError
+        with the reason.
+        """
         raise UnsupportedModelError(f"{self.name} models have no native layers")
 
 

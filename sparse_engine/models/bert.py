@@ -55,14 +55,14 @@ class Bert(Family):
         ]
         return {f"{parent}.dense": Residual(parent, argument=1) for parent in parents}
 
-    def stack(self, model: nn.Module) -> LayerStack:
+    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
         if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
             raise UnsupportedModelError("is_decoder and add_cross_attention have no native encoder")
         kind = getattr(config, "position_embedding_type", None) or "absolute"
         if kind != "absolute":
             raise UnsupportedModelError(f"position_embedding_type {kind!r} has no native encoder")
-        return LayerStack(
+        stack = LayerStack(
             blocks=tuple(self.blocks(model)),
             layer=LAYER,
             hidden=config.hidden_size,
@@ -70,3 +70,4 @@ class Bert(Family):
             inner=config.intermediate_size,
             activation=activation_of(config.hidden_act),
         )
+        return (stack,)

@@ -45,9 +45,9 @@ class DistilBert(Family):
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         return {f"{block}.attention.out_lin": Residual(block, 0) for block in self.blocks(model)}
 
-    def stack(self, model: nn.Module) -> LayerStack:
+    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
-        return LayerStack(
+        stack = LayerStack(
             blocks=tuple(self.blocks(model)),
             layer=LAYER,
             hidden=config.dim,
@@ -55,3 +55,4 @@ class DistilBert(Family):
             inner=config.hidden_dim,
             activation=activation_of(config.activation),
         )
+        return (stack,)

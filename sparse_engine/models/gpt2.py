@@ -46,12 +46,12 @@ class GPT2(Family):
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         return {f"{block}.attn.c_proj": Residual(block, 0) for block in self.blocks(model)}
 
-    def stack(self, model: nn.Module) -> LayerStack:
+    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
         for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
             if getattr(config, option, False):
                 raise UnsupportedModelError(f"{option} is not native")
-        return LayerStack(
+        stack = LayerStack(
             blocks=tuple(self.blocks(model)),
             layer=LAYER,
             hidden=config.n_embd,
@@ -66,3 +66,4 @@ class GPT2(Family):
             positions="wpe",
             last="ln_f",
         )
+        return (stack,)

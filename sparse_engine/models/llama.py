@@ -57,11 +57,11 @@ class Llama(Family):
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         return {f"{block}.self_attn.o_proj": Residual(block, 0) for block in self.blocks(model)}
 
-    def stack(self, model: nn.Module) -> LayerStack:
+    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
         blocks = tuple(self.blocks(model))
         qwen3 = model_type(model) == "qwen3"
-        return LayerStack(
+        stack = LayerStack(
             blocks=blocks,
             layer=replace(LAYER, **HEAD_NORMS) if qwen3 else LAYER,
             hidden=config.hidden_size,
@@ -78,6 +78,7 @@ class Llama(Family):
             embedding="embed_tokens",
             last="norm",
         )
+        return (stack,)
 
 
 def _window(config: Any) -> int:

@@ -50,9 +50,9 @@ class MPNet(Family):
             found[f"{block}.output.dense"] = Residual(f"{block}.output", argument=1)
         return found
 
-    def stack(self, model: nn.Module) -> LayerStack:
+    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
-        return LayerStack(
+        stack = LayerStack(
             blocks=tuple(self.blocks(model)),
             layer=LAYER,
             hidden=config.hidden_size,
@@ -62,6 +62,7 @@ class MPNet(Family):
             position_bias=_position_bias,
             reach=config.max_position_embeddings,
         )
+        return (stack,)
 
 
 def _position_bias(encoder: Any, reach: int) -> Tensor:

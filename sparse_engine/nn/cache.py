@@ -24,6 +24,7 @@ class _Layer(CacheLayerMixin):
     def __init__(self, native: _core.KvCache) -> None:
         super().__init__()
         self.native = native
+        self.memory: _core.KvCache | None = None
         self.is_initialized = True
         # Which columns of the padded batch the library holds: it keeps no padding.
         self.kept = torch.ones(len(native.lengths), 0, dtype=torch.bool)
@@ -50,6 +51,7 @@ class _Layer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.crop(self.get_seq_length())
+        self.memory = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last columns; a negative number, as older transformers give it, too."""
@@ -68,6 +70,8 @@ class _Layer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these sequences, in this order."""
         self.native.select(indices.tolist())
+        if self.memory is not None:
+            self.memory.select(indices.tolist())
         self.kept = self.kept[indices]
 
     @property
@@ -96,4 +100,5 @@ class NativeCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
-        return self.native.nbytes
+        memory = self.layer.memory
+        return self.native.nbytes + (0 if memory is None else memory.nbytes)

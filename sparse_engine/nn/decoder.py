@@ -32,12 +32,16 @@ class NativeDecoder(NativeStack):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """What the original returns; with a cache, or `use_cache`, a NativeCache is part of it.
 
         input_ids: [batch, seq]; attention_mask: [batch, earlier + seq], zero for padding on either
-        side; position_ids: [batch, seq]; cache (past_key_values): what an earlier call returned.
+        side; position_ids: [batch, seq]; cache (past_key_values): what an earlier call returned;
+        encoder_hidden_states: [batch, source, hidden], read at the first call with a cache, with
+        encoder_attention_mask [batch, source].
         Raises UsageError for ids, positions or caches that do not fit the model.
         """
         name = "cache" if "cache" in kwargs else "past_key_values"
@@ -53,31 +57,70 @@ class NativeDecoder(NativeStack):
             **({name: cache} if cache is not None else {}),
             **kwargs,
         }
+        crosses = self.stack.layer.cross_query is not None
+        source = encoder_hidden_states, encoder_attention_mask
+        told = ("encoder_hidden_states", *source[:1]), ("encoder_attention_mask", *source[1:])
+        given |= {key: value for key, value in told if crosses or value is not None}
+        if not crosses:
+            # No part of every original's signature.
+            given = {key: value for key, value in given.items() if value is not None}
+        elif position_ids is None:
+            given.pop("position_ids")
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
             return self.original(**given)
-        source = inputs_embeds if input_ids is None else input_ids
-        if source is None or (input_ids is not None and inputs_embeds is not None):
+        first = inputs_embeds if input_ids is None else input_ids
+        if first is None:
             raise UsageError("give either input_ids or inputs_embeds")
-        reason = self.problem(source.device, kwargs) or _mask_problem(attention_mask)
-        reason = reason or _cache_problem(cache)
+        reason = self.problem(first.device, kwargs) or _mask_problem(attention_mask)
+        reason = reason or _mask_problem(encoder_attention_mask) or _cache_problem(cache)
+        if not crosses and encoder_hidden_states is not None:
+            reason = "encoder_hidden_states were given"
         if reason:
             if _is_native(cache):
                 raise UsageError(f"a native cache cannot go on layer by layer, but {reason}")
             warnings.warn(f"decoder layers run one by one: {reason}", stacklevel=2)
             return self.original(**given)
         if use_cache and not _is_native(cache):
-            cache = self.new_cache(len(source))
-        y = self.decode(input_ids, inputs_embeds, attention_mask, position_ids, cache)
+            cache = self.new_cache(len(first))
+        memory = self.remember(*source, cache) if crosses else None
+        y = self.decode(input_ids, inputs_embeds, attention_mask, position_ids, cache, memory)
         return _output(y, cache if use_cache else None, kwargs.get("return_dict") is not False)
 
     def new_cache(self, sequences: int) -> NativeCache:
         """An empty cache for so many sequences."""
         from sparse_engine.nn.cache import NativeCache
 
+        return NativeCache(self._room(sequences), self)
+
+    def _room(self, sequences: int) -> _core.KvCache:
         stack = self.stack
         heads = stack.key_heads or stack.heads
-        native = _core.KvCache(len(stack.blocks), heads, stack.head_size, sequences)
-        return NativeCache(native, self)
+        return _core.KvCache(len(stack.blocks), heads, stack.head_size, sequences)
+
+    def remember(
+        self, states: Tensor | None, mask: Tensor | None, cache: NativeCache | None
+    ) -> _core.KvCache:
+        """Keys and values of an encoder's states [batch, source, hidden], once a cache."""
+        if cache is not None and cache.layer.memory is not None:
+            return cache.layer.memory
+        if states is None:
+            raise UsageError("this decoder needs encoder_hidden_states")
+        if states.dim() != 3 or states.shape[-1] != self.stack.hidden:
+            raise UsageError(f"encoder_hidden_states must be [batch, source, {self.stack.hidden}]")
+        refuse_gradients(states)
+        batch, source = states.shape[:2]
+        keep = torch.ones(batch, source, dtype=torch.bool) if mask is None else mask != 0
+        if tuple(keep.shape) != (batch, source):
+            raise UsageError(f"encoder_attention_mask must be {[batch, source]}")
+        lengths = keep.sum(1).tolist()
+        if 0 in lengths:
+            raise UsageError(f"sequence {lengths.index(0)} of the encoder is masked as a whole")
+        rows = states.detach().float()[keep].contiguous()
+        memory = self._room(batch)
+        self.native().remember(rows.numpy(), lengths, memory)
+        if cache is not None:
+            cache.layer.memory = memory
+        return memory
 
     def decode(
         self,
@@ -86,6 +129,7 @@ class NativeDecoder(NativeStack):
         mask: Tensor | None,
         positions: Tensor | None,
         cache: NativeCache | None,
+        memory: _core.KvCache | None = None,
     ) -> Tensor:
         """States [batch, seq, hidden] of new tokens, zeros for padding; the cache grows by them."""
         shape = (ids if embedded is None else embedded[..., 0]).shape  # type: ignore[union-attr]
@@ -117,7 +161,9 @@ class NativeDecoder(NativeStack):
         rows, places = rows.contiguous(), places.contiguous()
         y = torch.empty_like(rows)
         native = None if cache is None else cache.native
-        self.native().run(rows.numpy(), keep.sum(1).tolist(), y.numpy(), native, places.numpy())
+        self.native().run(
+            rows.numpy(), keep.sum(1).tolist(), y.numpy(), native, places.numpy(), memory
+        )
         if cache is not None:
             cache.layer.kept = torch.cat([cache.layer.kept, keep], 1)
         if where is not None:
@@ -146,22 +192,6 @@ class NativeDecoder(NativeStack):
             raise UsageError(f"sequence {row} is masked as a whole")
         return keep
 
-    def _embed(self, ids: Tensor | None, embedded: Tensor | None, positions: Tensor) -> Tensor:
-        stack = self.stack
-        if embedded is None:
-            assert ids is not None
-            assert stack.embedding is not None
-            table = self.get_submodule(stack.embedding)
-            size = int(table.num_embeddings)  # type: ignore[arg-type]
-            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-                raise UsageError(f"token ids must be from 0 to {size - 1}")
-            embedded = table(ids)
-        if embedded.shape[-1] != stack.hidden:
-            raise UsageError(f"inputs_embeds must be [batch, seq, {stack.hidden}]")
-        if stack.positions is not None:
-            embedded = embedded + self.get_submodule(stack.positions)(positions)
-        return embedded
-
 
 def _is_native(cache: object) -> bool:
     return cache is not None and type(cache).__name__ == "NativeCache"
@@ -175,7 +205,8 @@ def _cache_problem(cache: Any) -> str | None:
     """An empty cache of transformers' default kind is replaced; any other one is kept."""
     if cache is None or _is_native(cache):
         return None
-    if type(cache).__name__ == "DynamicCache" and cache.get_seq_length() == 0:
+    kind = type(cache).__name__
+    if kind in ("DynamicCache", "EncoderDecoderCache") and cache.get_seq_length() == 0:
         return None
     return f"a {type(cache).__name__} was given"
 

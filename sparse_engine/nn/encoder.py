@@ -20,25 +20,49 @@ class NativeEncoder(NativeStack):
     """
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """What the original returns, without attentions or states in between.
 
-        hidden_states: [batch, seq, hidden]; attention_mask: [batch, seq] or [batch, 1, seq or 1, seq],
-        boolean or additive, the same for every query. Raises UsageError for a sequence that is
-        masked as a whole, or if gradients are asked for.
+        hidden_states: [batch, seq, hidden], or input_ids [batch, seq] or inputs_embeds of an encoder
+        that embeds them itself; attention_mask: [batch, seq] or [batch, 1, seq or 1, seq], boolean or
+        additive, the same for every query. Raises UsageError for a sequence that is masked as a
+        whole, for ids outside the vocabulary, or if gradients are asked for.
         """
+        embeds = self.stack.embedding is not None
+        if embeds and hidden_states is not None:  # by position
+            input_ids, hidden_states = hidden_states, None
+        given: dict[str, Any] = {"attention_mask": attention_mask, **kwargs}
+        given |= (
+            {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+            if embeds
+            else {"hidden_states": hidden_states}
+        )
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
-            return self.original(hidden_states, attention_mask=attention_mask, **kwargs)
-        reason = self.problem(hidden_states.device, kwargs)
+            return self.original(**given)
+        source = next((t for t in (hidden_states, input_ids, inputs_embeds) if t is not None), None)
+        if source is None:
+            raise UsageError("give either input_ids or inputs_embeds")
+        reason = self.problem(source.device, kwargs)
         if reason is None and any(
             kwargs.get(name) for name in ("cache", "past_key_values", "use_cache")
         ):
             reason = "a cache was asked for"
         if reason:
             warnings.warn(f"encoder layers run one by one: {reason}", stacklevel=2)
-            return self.original(hidden_states, attention_mask=attention_mask, **kwargs)
+            return self.original(**given)
         keep = None if attention_mask is None else key_mask(attention_mask)
+        if embeds:
+            places = torch.arange(source.shape[1]).expand(source.shape[:2])
+            if source.shape[1] > self.stack.reach:
+                raise UsageError(f"a sequence is longer than {self.stack.reach} positions")
+            hidden_states = self._embed(input_ids, inputs_embeds, places)
+        assert hidden_states is not None
         y = self.encode(hidden_states, keep)
         if kwargs.get("return_dict") is False:
             return (y,)

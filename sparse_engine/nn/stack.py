@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
@@ -24,7 +25,6 @@ from sparse_engine.packings import Bits, Bits8, QuadRuns, Runs, SellP8, Strips
 UNSUPPORTED = (
     "output_attentions",
     "output_hidden_states",
-    "encoder_hidden_states",
     "head_mask",
     "token_type_ids",
 )
@@ -58,6 +58,16 @@ class NativeStack(nn.Module):
     def original(self) -> nn.Module:
         """The module that this one stands for."""
         return self._original[0]
+
+    def __getattr__(self, name: str) -> Any:
+        """What callers look for on the original: dtype, main_input_name, get_input_embeddings..."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            original = self.__dict__.get("_original")
+            if original is None or name.startswith("__"):
+                raise
+            return getattr(original[0], name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_native": None, "_watched": []}
@@ -138,25 +148,48 @@ class NativeStack(nn.Module):
             if module is None:
                 layer[role] = None
             else:
-                layer[role] = _norm(module) if "norm" in role else self._linear(module)
+                few = self.stack.causal and role not in ("cross_key", "cross_value")
+                layer[role] = _norm(module) if "norm" in role else _linear(module, few)
         return layer
 
-    def _linear(self, layer: nn.Module) -> tuple[Any, Any, Any]:
-        """The weight as panels are multiplied with it, as rows are, and its bias.
+    def _embed(self, ids: Tensor | None, embedded: Tensor | None, positions: Tensor) -> Tensor:
+        """What the first layer gets; raises UsageError for ids that are not in the vocabulary."""
+        stack = self.stack
+        if (ids is None) == (embedded is None):
+            raise UsageError("give either input_ids or inputs_embeds")
+        if embedded is None:
+            assert ids is not None
+            assert stack.embedding is not None
+            table = self.get_submodule(stack.embedding)
+            size = int(table.num_embeddings)  # type: ignore[arg-type]
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+                raise UsageError(f"token ids must be from 0 to {size - 1}")
+            embedded = table(ids)
+        if embedded.dim() != 3 or embedded.shape[-1] != stack.hidden:
+            raise UsageError(f"inputs_embeds must be [batch, seq, {stack.hidden}]")
+        if stack.embedding_scale != 1:
+            embedded = embedded * stack.embedding_scale
+        if stack.positions is not None:
+            places: Any = self.get_submodule(stack.positions).weight
+            embedded = embedded + F.embedding(positions, places)
+        return embedded
 
-        A decoder has both: many tokens of a prompt and single ones afterwards need other orders.
-        """
-        if isinstance(layer, SparseLinear):
-            held = layer.packed
-        else:
-            held = Runs.from_dense(weight_of(layer).detach().contiguous())
-        panels, rows = _for_panels(held), _for_rows(held) if self.stack.causal else None
-        bias: Any = layer.bias
-        return (
-            weight_handle(panels),
-            None if rows is None else weight_handle(rows),
-            None if bias is None else _floats(bias),
-        )
+
+def _linear(layer: nn.Module, few: bool) -> tuple[Any, Any, Any]:
+    """The weight as panels are multiplied with it, as a `few` rows are if they ever are, the bias.
+
+    Many tokens of a prompt and single ones afterwards need other orders.
+    """
+    if isinstance(layer, SparseLinear):
+        held = layer.packed
+    else:
+        held = Runs.from_dense(weight_of(layer).detach().contiguous())
+    bias: Any = layer.bias
+    return (
+        weight_handle(_for_panels(held)),
+        weight_handle(_for_rows(held)) if few else None,
+        None if bias is None else _floats(bias),
+    )
 
 
 def _for_panels(packed: Format) -> Format:

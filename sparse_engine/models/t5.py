@@ -1,0 +1,116 @@
+"""T5 encoders and decoders of Hugging Face transformers (Raffel et al. 2020, arXiv:1910.10683)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.models.base import (
+    Family,
+    LayerNames,
+    LayerStack,
+    Residual,
+    activation_of,
+    model_type,
+)
+
+ENCODER = LayerNames(
+    query="layer.0.SelfAttention.q",
+    key="layer.0.SelfAttention.k",
+    value="layer.0.SelfAttention.v",
+    output="layer.0.SelfAttention.o",
+    norm1="layer.0.layer_norm",
+    up="layer.1.DenseReluDense.wi",
+    down="layer.1.DenseReluDense.wo",
+    norm2="layer.1.layer_norm",
+)
+DECODER = replace(
+    ENCODER,
+    cross_query="layer.1.EncDecAttention.q",
+    cross_key="layer.1.EncDecAttention.k",
+    cross_value="layer.1.EncDecAttention.v",
+    cross_output="layer.1.EncDecAttention.o",
+    cross_norm="layer.1.layer_norm",
+    up="layer.2.DenseReluDense.wi",
+    down="layer.2.DenseReluDense.wo",
+    norm2="layer.2.layer_norm",
+)
+# Positions are distances, for which any length will do: the table holds those up to here.
+REACH = 4096
+
+
+class T5(Family):
+    """`encoder.block.N` and `decoder.block.N` with `layer.M` of attention or feed-forward each."""
+
+    name = "t5"
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        return model_type(model) == "t5" and bool(_blocks(model, "encoder"))
+
+    def blocks(self, model: nn.Module) -> list[str]:
+        return _blocks(model, "encoder") + _blocks(model, "decoder")
+
+    def residuals(self, model: nn.Module) -> dict[str, Residual]:
+        """Every linear that writes to the stream does so in a `layer.M` that gets the stream."""
+        found = {}
+        for name, _ in model.named_modules():
+            parent, _, child = name.rpartition(".")
+            if child in ("o", "wo") and ".layer." in name:
+                found[name] = Residual(parent.rpartition(".")[0], 0)
+        return found
+
+    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
+        config: Any = model.config
+        stacks = []
+        for part, names in (("encoder", ENCODER), ("decoder", DECODER)):
+            blocks = tuple(_blocks(model, part))
+            if not blocks:  # T5EncoderModel
+                continue
+            if config.is_gated_act:
+                up = names.up
+                names = replace(names, gate=f"{up}_0", up=f"{up}_1")
+            stacks.append(
+                LayerStack(
+                    blocks=blocks,
+                    layer=names,
+                    hidden=config.d_model,
+                    heads=config.num_heads,
+                    head=config.d_kv,
+                    inner=config.d_ff,
+                    activation=activation_of(config.dense_act_fn),
+                    norm_first=True,
+                    scale=1.0,
+                    causal=part == "decoder",
+                    reach=REACH,
+                    position_bias=distance_bias,
+                    embedding="embed_tokens",
+                    last="final_layer_norm",
+                )
+            )
+        return tuple(stacks)
+
+
+def distance_bias(stack: Any, reach: int) -> Tensor:
+    """The first layer's bias by query minus key, [heads, 2 reach - 1], which all layers share."""
+    attention = stack.block[0].layer[0].SelfAttention
+    ahead = -torch.arange(1 - reach, reach)
+    buckets = attention._relative_position_bucket(
+        ahead,
+        bidirectional=not attention.is_decoder,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    table: Tensor = attention.relative_attention_bias.weight
+    return table[buckets].t()
+
+
+def _blocks(model: nn.Module, part: str) -> list[str]:
+    names = dict(model.named_modules())
+    for name in names:
+        if f".{name}".endswith(f".{part}.block"):
+            return [f"{name}.{child}" for child, _ in names[name].named_children()]
+    return []
