@@ -55,6 +55,25 @@ def folder(path: Path, kind: str) -> Path:
         config: Any = transformers.LlamaConfig(
             **SIZES, vocab_size=len(letters), bos_token_id=0, eos_token_id=1, pad_token_id=0
         )
+    elif kind == "T5ForConditionalGeneration":
+        vocabulary = {word: i for i, word in enumerate(["[PAD]", "</s>", "[UNK]", *WORDS])}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            "$A </s>", special_tokens=[("</s>", 1)]
+        )
+        config = transformers.T5Config(
+            vocab_size=len(vocabulary),
+            d_model=24,
+            d_kv=8,
+            d_ff=36,
+            num_layers=2,
+            num_heads=3,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+            eos_token_id=1,
+            initializer_factor=9.0,
+        )
     else:
         vocabulary = {piece: i for i, piece in enumerate(PIECES)}
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -81,6 +100,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "BertForTokenClassification",
         "BertForQuestionAnswering",
         "LlamaForCausalLM",
+        "T5ForConditionalGeneration",
     ):
         source = folder(tmp_path_factory.mktemp("dense") / kind, kind)
         model, _ = se.io.load_pretrained(source)
@@ -177,6 +197,16 @@ def test_generated_text_is_that_of_transformers(packages: dict[str, Path]) -> No
     assert all(piece.finish is None for piece in pieces[:-1])
 
 
+def test_rewritten_text_is_that_of_transformers(packages: dict[str, Path]) -> None:
+    task = opened(packages["T5ForConditionalGeneration"])
+    ids = task.prompt_ids("the cat sat on a mat")
+    expected = task.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, 1:]
+    found = list(islice(task.tokens(ids), 12))
+    assert found[: len(expected)] == expected.tolist()
+    assert task.generate("the cat sat", Sampling(max_tokens=5))
+    assert task.max_length == 512
+
+
 def test_a_stop_text_ends_it_and_is_not_shown(packages: dict[str, Path]) -> None:
     task = opened(packages["LlamaForCausalLM"])
     letters = iter([task.tokenizer.token_to_id(c) for c in "abcabdefgh"])
@@ -228,6 +258,7 @@ def test_what_tasks_refuse(packages: dict[str, Path], tmp_path: Path) -> None:
         ("BertForTokenClassification", ["-o", "json"], "["),
         ("BertForQuestionAnswering", ["--question", "who sat ?"], "answer"),
         ("LlamaForCausalLM", ["--max-tokens", "5", "-o", "json"], "length"),
+        ("T5ForConditionalGeneration", ["--max-tokens", "5", "-o", "json"], "finish"),
     ],
 )
 def test_run_answers_from_the_shell(

@@ -10,10 +10,10 @@ from torch import nn
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.tasks.classify import Answerer, Classifier, TokenClassifier
 from sparse_engine.tasks.embed import Embedder
-from sparse_engine.tasks.generate import Generator, Sampling
+from sparse_engine.tasks.generate import Generator, Rewriter, Sampling
 from sparse_engine.tasks.text import InputError
 
-Task = Embedder | Classifier | TokenClassifier | Answerer | Generator
+Task = Embedder | Classifier | TokenClassifier | Answerer | Generator | Rewriter
 # By the end of the class name, which transformers uses for every architecture alike.
 HEADS: tuple[tuple[str, Any], ...] = (
     ("ForSequenceClassification", Classifier),
@@ -21,6 +21,8 @@ HEADS: tuple[tuple[str, Any], ...] = (
     ("ForQuestionAnswering", Answerer),
     ("ForCausalLM", Generator),
     ("LMHeadModel", Generator),
+    ("ForConditionalGeneration", Rewriter),
+    ("MTModel", Rewriter),
 )
 
 
@@ -48,6 +50,7 @@ __all__ = [
     "Embedder",
     "Generator",
     "InputError",
+    "Rewriter",
     "Sampling",
     "Task",
     "TokenClassifier",

@@ -47,6 +47,10 @@ class Sampling:
                 raise UsageError(f"{name} is {getattr(self, name)}: give {wanted}")
 
 
+# Names that transformers has had for what a model keeps between calls.
+CACHES = ("cache", "past_key_values")
+
+
 @dataclass(frozen=True)
 class Piece:
     """Some more text, the number of tokens so far, and why it was the last one: "stop", "length"."""
@@ -63,6 +67,7 @@ class Generator(TextModel):
     """
 
     task = "text-generation"
+    ids_name = "input_ids"
 
     def __init__(self, model: nn.Module, folder: str | Path, batch_size: int = 32) -> None:
         super().__init__(model, folder, batch_size)
@@ -84,9 +89,13 @@ class Generator(TextModel):
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt; raises InputError for one without tokens, or with too many."""
         (ids,) = self.encode([prompt])
-        if len(ids) >= self.max_length:
+        if self.room(ids) < 1:
             raise InputError(f"the prompt has {len(ids)} tokens, the model {self.max_length}")
         return ids
+
+    def room(self, ids: Sequence[int]) -> int:
+        """Tokens that may follow a prompt."""
+        return self.max_length - len(ids)
 
     def stream(self, prompt: str, sampling: Sampling | None = None) -> Iterator[Piece]:
         """The text that follows `prompt`, as it comes; the last piece says why it ended."""
@@ -94,7 +103,7 @@ class Generator(TextModel):
 
         sampling = sampling or Sampling()
         ids = self.prompt_ids(prompt)
-        room = min(sampling.max_tokens, self.max_length - len(ids))
+        room = min(sampling.max_tokens, self.room(ids))
         decoder, held, count = DecodeStream(skip_special_tokens=True), "", 0
         for token in self.tokens(ids, sampling):
             if token in self.ends:
@@ -116,28 +125,53 @@ class Generator(TextModel):
 
     def tokens(self, ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
         """Token ids that follow `ids`, without end but that of the model's positions."""
-        sampling = sampling or Sampling()
-        chosen, source = list(ids), torch.Generator()
+        yield from self._choose(list(ids), self.max_length, sampling or Sampling(), {})
+
+    def _choose(
+        self, chosen: list[int], most: int, sampling: Sampling, given: dict[str, Any]
+    ) -> Iterator[int]:
+        """Tokens that follow `chosen`, until there are `most`; `given` goes to every call."""
+        source = torch.Generator()
         if sampling.seed is None:
             source.seed()
         else:
             source.manual_seed(sampling.seed)
-        processors = _processors(sampling)
+        processors, ids_name = _processors(sampling), self.ids_name
         cache: dict[str, Any] = {}
         new = torch.tensor([chosen])
-        while len(chosen) < self.max_length:
+        while len(chosen) < most:
             with torch.inference_mode():
-                output = self.model(new, use_cache=True, **cache)
+                output = self.model(**{ids_name: new}, use_cache=True, **given, **cache)
                 scores = output.logits[:, -1].float().cpu()
-                cache = {
-                    name: output[name] for name in ("cache", "past_key_values") if name in output
-                }
+                cache = {name: output[name] for name in CACHES if name in output}
                 if processors:
                     scores = processors(torch.tensor([chosen]), scores)
-                token = _choose(scores[0], sampling, source)
+                token = _likely(scores[0], sampling, source)
             yield token
             chosen.append(token)
             new = torch.tensor([[token]])
+
+
+class Rewriter(Generator):
+    """An encoder-decoder model: it reads a text and writes another, a translation or a summary."""
+
+    task = "text2text-generation"
+    ids_name = "decoder_input_ids"
+
+    def room(self, ids: Sequence[int]) -> int:
+        """Tokens of an answer, which do not depend on the text's."""
+        return self.max_length - 1
+
+    def tokens(self, ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
+        """Token ids of the answer to the text `ids`."""
+        with torch.inference_mode():
+            states = self.model.get_encoder()(input_ids=torch.tensor([list(ids)]))  # type: ignore[operator]
+        told = getattr(self.model, "generation_config", None)
+        start = getattr(told, "decoder_start_token_id", None)
+        if start is None:
+            start = self.config.get("decoder_start_token_id", self.pad)
+        given = {"encoder_outputs": states}
+        yield from self._choose([start], self.max_length, sampling or Sampling(), given)
 
 
 def _processors(sampling: Sampling) -> Any:
@@ -157,7 +191,7 @@ def _processors(sampling: Sampling) -> Any:
     return found
 
 
-def _choose(scores: Tensor, sampling: Sampling, source: torch.Generator) -> int:
+def _likely(scores: Tensor, sampling: Sampling, source: torch.Generator) -> int:
     if not sampling.temperature:
         return int(scores.argmax())
     return int(torch.multinomial(scores.softmax(0), 1, generator=source))

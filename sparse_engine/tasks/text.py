@@ -120,7 +120,13 @@ def _vocabulary(model: nn.Module, config: dict[str, Any]) -> int:
 
 def _max_length(model: nn.Module, config: dict[str, Any], sentence: dict[str, Any]) -> int:
     """Most tokens of a text: the least of what the files and the position table allow."""
-    found = [config.get("max_position_embeddings"), sentence.get("max_seq_length")]
+    # T5 counts distances, and was trained on 512 tokens; its files call them n_positions.
+    distances = 512 if config.get("model_type") == "t5" else None
+    found = [
+        config.get("max_position_embeddings"),
+        config.get("n_positions", distances),
+        sentence.get("max_seq_length"),
+    ]
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
             # RoBERTa's positions start after the padding index.
