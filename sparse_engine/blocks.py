@@ -14,10 +14,11 @@ def take_over_(model: nn.Module) -> str:
 
     Names of parameters and buffers stay what they are. Done once a linear layer is sparse.
     """
-    for module in model.modules():
-        if isinstance(module, NativeStack):
-            module.forget()
-            return "the layers run natively already"
+    known = [module for module in model.modules() if isinstance(module, NativeStack)]
+    for module in known:
+        module.forget()
+    if known:
+        return "the layers run natively already"
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
         return "layers run one by one: none of them is sparse"
     family = find_family(model)

@@ -13,6 +13,10 @@ import sparse_engine as se
 from sparse_engine.errors import UsageError
 from sparse_engine.nn import NativeDecoder
 
+pytest.importorskip("transformers")
+
+from sparse_engine.nn.cache import native_layer
+
 transformers = pytest.importorskip("transformers")
 
 # transformers 5.24 has another name for it.
@@ -253,4 +257,70 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(UsageError, match=why):
             model(**given)
     model(one, attention_mask=grown, **{CACHE: cache})  # nothing was harmed
-    assert cache.native.lengths == [6, 4]
+    assert native_layer(cache).native.lengths == [6, 4]
+
+
+def test_an_empty_cache_of_transformers_is_filled() -> None:
+    """And a copy goes on from the same tokens, with the original none the wiser."""
+    model, ids = hugging("llama"), torch.randint(3, 90, (2, 80))
+    expected = copy.deepcopy(model).double()(ids, use_cache=False).logits
+    sparse(model)
+    cache = transformers.DynamicCache(config=model.config)
+    model(ids[:, :70], **{CACHE: cache})
+    assert cache.get_seq_length() == 70
+    twin = copy.deepcopy(cache)
+    for held in (cache, twin):
+        y = model(ids[:, 70:75], **{CACHE: held}).logits
+        assert (y - expected[:, 70:75]).abs().max() < 1e-5 * expected.abs().max()
+    y = model(ids[:, 75:], **{CACHE: twin}).logits
+    assert (y - expected[:, 75:]).abs().max() < 1e-5 * expected.abs().max()
+    assert (cache.get_seq_length(), twin.get_seq_length()) == (75, 80)
+
+
+def test_sequences_in_one_row_run_layer_by_layer() -> None:
+    model, ids = hugging("llama"), torch.randint(3, 90, (1, 9))
+    given = {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]), "use_cache": False}
+    expected = copy.deepcopy(model)(ids, **given).logits
+    sparse(model)
+    with pytest.warns(UserWarning, match="several sequences"):
+        torch.testing.assert_close(model(ids, **given).logits, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_a_window_is_where_its_family_says() -> None:
+    ids = torch.randint(3, 90, (1, 40))
+    for kind, more in (
+        ("llama", {"sliding_window": 5}),  # has none, whatever its config says
+        ("mistral, window", {"layer_types": ["full_attention"] * 3}),  # has one all the same
+    ):
+        model = hugging(kind)
+        for name, value in more.items():
+            setattr(model.config, name, value)
+        expected = copy.deepcopy(model).double()(ids, use_cache=False).logits
+        y = sparse(model)(ids).logits
+        assert (y - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_padding_between_tokens_is_refused_where_distances_count() -> None:
+    model, ids = sparse(hugging("mistral, window")), torch.randint(3, 90, (1, 20))
+    mask = torch.ones_like(ids)
+    mask[0, 4] = 0
+    with pytest.raises(UsageError, match="between tokens"):
+        model(ids, attention_mask=mask)
+    sparse(hugging("llama"))(ids, attention_mask=mask)
+
+
+def test_a_module_that_is_replaced_is_seen() -> None:
+    model, ids = sparse(hugging("llama")), torch.randint(3, 90, (1, 9))
+    before = model(ids).logits
+    mlp = model.model.layers[1].mlp
+    twice = mlp.up_proj.to_dense()
+    twice.weight.data.mul_(2)
+    mlp.up_proj = se.nn.SparseLinear.from_dense(twice, "csr")
+    assert not torch.allclose(model(ids).logits, before)
+
+
+def test_hidden_states_asked_for_by_the_config() -> None:
+    model, ids = sparse(hugging("llama")), torch.randint(3, 90, (1, 9))
+    model.config.output_hidden_states = True
+    with pytest.warns(UserWarning, match="output_hidden_states"):
+        assert len(model(ids, use_cache=False).hidden_states) == 4

@@ -163,3 +163,29 @@ def test_bad_input_is_refused() -> None:
         decoder(inputs["decoder_input_ids"])
     with pytest.raises(UsageError, match="encoder_hidden_states must be"):
         decoder(inputs["decoder_input_ids"], encoder_hidden_states=torch.randn(3, 5, 59))
+
+
+def test_masks_of_floats_and_given_embeddings() -> None:
+    model, inputs = hugging("marian, scaled"), batch("right")
+    embeds = {"inputs_embeds": torch.randn(3, 70, 60), "attention_mask": inputs["attention_mask"]}
+    expected = copy.deepcopy(model).double()
+    seen = inputs["attention_mask"].bool()
+    states = expected.get_encoder()(
+        inputs_embeds=embeds["inputs_embeds"].double(), attention_mask=embeds["attention_mask"]
+    ).last_hidden_state
+    sparse(model)
+    y = model.get_encoder()(**embeds).last_hidden_state
+    assert (y - states)[seen].abs().max() < 1e-5 * states.abs().max()
+    floats = model.get_encoder()(**embeds | {"attention_mask": embeds["attention_mask"].float()})
+    assert torch.equal(floats.last_hidden_state, y)
+
+
+def test_both_stacks_are_looked_at_anew() -> None:
+    model, inputs = hugging("t5"), batch("none")
+    se.sparsify_(model, "csr", filter_fn=lambda module, name: name.startswith("encoder"))
+    before = model(**inputs).logits
+    se.sparsify_(model, se.SparseConfig("csr", "int8"))
+    after = model(**inputs).logits
+    assert not torch.equal(before, after)
+    expected = se.densify_(copy.deepcopy(model))(**inputs).logits
+    assert (after - expected).norm() < 0.1 * expected.norm()

@@ -1,7 +1,9 @@
 #include "blocks/stack.h"
 
 #include <deque>
+#include <memory>
 #include <mutex>
+#include <numeric>
 
 #include "bindings/weight.h"
 
@@ -32,7 +34,9 @@ using Integers = py::array_t<int64_t, py::array::c_style>;
 // A cache, and a lock: two calls must not write to it at once.
 struct BoundCache {
   KvCache cache;
-  std::mutex mutex;
+  mutable std::mutex mutex;
+
+  explicit BoundCache(const KvCache& from) : cache(from) {}
 
   BoundCache(int64_t layers, int64_t key_heads, int64_t head, int64_t sequences)
       : cache(checked(layers), checked(key_heads), checked(head), checked(sequences)) {}
@@ -41,13 +45,31 @@ struct BoundCache {
     return size;
   }
 
+  // Waiting must not hold the GIL: whoever holds the lock may need it to end.
+  std::unique_lock<std::mutex> lock() const {
+    py::gil_scoped_release release;
+    return std::unique_lock<std::mutex>(mutex);
+  }
+  std::unique_ptr<BoundCache> copy() const {
+    const auto held = lock();
+    auto twin = std::make_unique<BoundCache>(cache);
+    std::vector<int64_t> all(cache.sequences());
+    std::iota(all.begin(), all.end(), int64_t{0});
+    twin->cache.select(all);  // leaves reserved blocks behind
+    return twin;
+  }
+  int64_t bytes() const {
+    const auto held = lock();
+    return cache.bytes();
+  }
   std::vector<int64_t> lengths() const {
+    const auto held = lock();
     std::vector<int64_t> all;
     for (int64_t i = 0; i < cache.sequences(); ++i) all.push_back(cache.length(i));
     return all;
   }
   void crop(const std::vector<int64_t>& lengths) {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const auto held = lock();
     require(static_cast<int64_t>(lengths.size()) == cache.sequences(),
             "cache: a length a sequence");
     for (int64_t i = 0; i < cache.sequences(); ++i)
@@ -55,7 +77,7 @@ struct BoundCache {
     for (int64_t i = 0; i < cache.sequences(); ++i) cache.crop(i, lengths[i]);
   }
   void select(const std::vector<int64_t>& from) {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const auto held = lock();
     require(!from.empty() && from.size() <= (1 << 20), "cache: select at least one sequence");
     for (const int64_t i : from)
       require(i >= 0 && i < cache.sequences(), "cache: there is no such sequence");
@@ -109,10 +131,17 @@ class BoundStack {
            const std::optional<Integers>& positions, BoundCache* memory,
            const std::optional<std::string>& isa) const {
     require(cache == nullptr || cache != memory, "stack: cache and memory must not be the same");
-    std::unique_lock<std::mutex> lock;
-    if (cache) {
+    std::unique_lock<std::mutex> held, held_memory;
+    {
       py::gil_scoped_release release;
-      lock = std::unique_lock<std::mutex>(cache->mutex);
+      if (cache) held = std::unique_lock<std::mutex>(cache->mutex, std::defer_lock);
+      if (memory) held_memory = std::unique_lock<std::mutex>(memory->mutex, std::defer_lock);
+      if (cache && memory)
+        std::lock(held, held_memory);
+      else if (cache)
+        held.lock();
+      else if (memory)
+        held_memory.lock();
     }
     KvCache* kv = cache ? &cache->cache : nullptr;
     if (kv) require_fits(*kv, lengths.size());
@@ -152,12 +181,9 @@ class BoundStack {
 
   void remember(const Floats& x, const std::vector<int64_t>& lengths, BoundCache& memory,
                 const std::optional<std::string>& isa) const {
-    std::unique_lock<std::mutex> lock;
-    {
-      py::gil_scoped_release release;
-      lock = std::unique_lock<std::mutex>(memory.mutex);
-    }
+    const auto held = memory.lock();
     require(s_.crosses(), "stack: there is no cross attention that would read a memory");
+    require(takes_panels(s_), "stack: a memory needs weights that multiply panels");
     require_fits(memory.cache, lengths.size());
     int64_t tokens = 0;
     for (size_t i = 0; i < lengths.size(); ++i) {
@@ -271,7 +297,8 @@ void bind_stack(py::module_& m) {
       .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("layers"), py::arg("key_heads"),
            py::arg("head"), py::arg("sequences"))
       .def_property_readonly("lengths", &BoundCache::lengths)
-      .def_property_readonly("nbytes", [](const BoundCache& c) { return c.cache.bytes(); })
+      .def_property_readonly("nbytes", &BoundCache::bytes)
+      .def("copy", &BoundCache::copy, "Another one, that shares what neither writes to.")
       .def("crop", &BoundCache::crop, py::arg("lengths"), "Keep the first positions of each.")
       .def("select", &BoundCache::select, py::arg("sequences"),
            "Sequence i becomes a copy of sequences[i]; they share what neither writes to.");

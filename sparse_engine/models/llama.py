@@ -72,7 +72,7 @@ class Llama(Family):
             activation=activation_of(config.hidden_act),
             norm_first=True,
             causal=True,
-            window=_window(config),
+            window=_window(model),
             reach=config.max_position_embeddings,
             rotary=_rotary(model, blocks[0].split(".")[:-2]),
             embedding="embed_tokens",
@@ -81,17 +81,21 @@ class Llama(Family):
         return (stack,)
 
 
-def _window(config: Any) -> int:
-    """The sliding window of all layers, or 0."""
-    window = getattr(config, "sliding_window", None) or 0
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if len(kinds) > 1:
-        raise UnsupportedModelError("layer_types that differ from layer to layer are not native")
-    if kinds and kinds != {"sliding_attention"}:
-        if kinds != {"full_attention"}:
-            raise UnsupportedModelError(f"layer_types {kinds.pop()!r} are not native")
+def _window(model: nn.Module) -> int:
+    """The sliding window of all layers, or 0; each family has its own way to say it."""
+    config: Any = model.config
+    window = int(getattr(config, "sliding_window", None) or 0)
+    if model_type(model) == "llama":
         return 0
-    return int(window)
+    if model_type(model) == "mistral":
+        return window
+    kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
+    if kinds == {"full_attention"}:
+        return 0
+    if kinds != {"sliding_attention"}:
+        told = ", ".join(sorted(kinds))
+        raise UnsupportedModelError(f"layer_types {told} are not native: all must be of one kind")
+    return window
 
 
 def _rotary(model: nn.Module, decoder: list[str]) -> Any:

@@ -5,6 +5,7 @@ Imports transformers: only what has a transformers model at hand imports this.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,20 +15,32 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
 
+# Whether `crop` is told how many columns to keep, as before transformers 5.24, not how many to drop.
+KEEPS = "tokens_to_remove" not in inspect.signature(Cache.crop).parameters
 
-class _Layer(CacheLayerMixin):
+
+class NativeLayer(CacheLayerMixin):
     """All layers at once: transformers asks one for lengths, and tells every one what to do."""
 
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, native: _core.KvCache) -> None:
+    def __init__(self, native: _core.KvCache, owner: object) -> None:
         super().__init__()
         self.native = native
+        # The decoder whose keys these are: no other one can read them.
+        self.owner = owner
         self.memory: _core.KvCache | None = None
         self.is_initialized = True
         # Which columns of the padded batch the library holds: it keeps no padding.
         self.kept = torch.ones(len(native.lengths), 0, dtype=torch.bool)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeLayer:
+        """Another one that goes on from the same tokens; blocks are shared until one writes."""
+        twin = NativeLayer(self.native.copy(), self.owner)
+        twin.kept = self.kept.clone()
+        twin.memory = None if self.memory is None else self.memory.copy()
+        return twin
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: there are no tensors."""
@@ -48,14 +61,16 @@ class _Layer(CacheLayerMixin):
         """There is no maximum."""
         return -1
 
+    get_max_cache_shape = get_max_length  # its name before transformers 5.24
+
     def reset(self) -> None:
         """Forget everything."""
-        self.crop(self.get_seq_length())
+        self.crop(0 if KEEPS else self.get_seq_length())
         self.memory = None
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last columns; a negative number, as older transformers give it, too."""
-        columns = self.get_seq_length() - abs(tokens_to_remove)
+    def crop(self, number: int) -> None:
+        """Forget the last `number` columns; in older transformers, all but the first `number`."""
+        columns = number if KEEPS and number >= 0 else self.get_seq_length() - abs(number)
         self.kept = self.kept[:, : max(0, columns)]
         self.native.crop(self.kept.sum(1).tolist())
 
@@ -78,27 +93,37 @@ class _Layer(CacheLayerMixin):
     def batch_size(self) -> int:
         return len(self.kept)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return self.native.nbytes + (0 if self.memory is None else self.memory.nbytes)
+
 
 class NativeCache(Cache):
     """Keys and values of earlier tokens, held by the library without padding (csrc/blocks/cache.h)."""
 
     def __init__(self, native: _core.KvCache, owner: object) -> None:
-        super().__init__(layers=[_Layer(native)])
-        self.owner = owner
-        """The decoder whose keys these are: no other one can read them."""
-
-    @property
-    def layer(self) -> _Layer:
-        layer = self.layers[0]
-        assert isinstance(layer, _Layer)
-        return layer
-
-    @property
-    def native(self) -> _core.KvCache:
-        return self.layer.native
+        super().__init__(layers=[NativeLayer(native, owner)])
 
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
-        memory = self.layer.memory
-        return self.native.nbytes + (0 if memory is None else memory.nbytes)
+        return native_layer(self).nbytes
+
+
+def native_layer(cache: Any) -> NativeLayer:
+    """The one layer of a cache that the library has filled; StopIteration if it has not."""
+    cache = getattr(cache, "self_attention_cache", cache)
+    return next(layer for layer in cache.layers if isinstance(layer, NativeLayer))
+
+
+def adopt(cache: Any, native: _core.KvCache, owner: object) -> Any:
+    """`cache`, an empty one of transformers' own that is now filled by the library; or a new one,
+    where transformers' are not made of layers yet.
+    """
+    inner = getattr(cache, "self_attention_cache", cache)
+    if not hasattr(inner, "layers"):
+        return NativeCache(native, owner)
+    inner.layers = [NativeLayer(native, owner)]
+    inner.layer_class_to_replicate = None
+    return cache

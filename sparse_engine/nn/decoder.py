@@ -14,7 +14,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.nn.stack import NativeStack, refuse_gradients
 
 if TYPE_CHECKING:
-    from sparse_engine.nn.cache import NativeCache
+    from sparse_engine.nn.cache import NativeCache, NativeLayer
 
 
 class NativeDecoder(NativeStack):
@@ -75,15 +75,25 @@ class NativeDecoder(NativeStack):
         reason = reason or _mask_problem(encoder_attention_mask) or _cache_problem(cache)
         if not crosses and encoder_hidden_states is not None:
             reason = "encoder_hidden_states were given"
+        if attention_mask is None and not use_cache and _packed(position_ids):
+            reason = "position_ids are those of several sequences in a row"
         if reason:
             if _is_native(cache):
                 raise UsageError(f"a native cache cannot go on layer by layer, but {reason}")
             warnings.warn(f"decoder layers run one by one: {reason}", stacklevel=2)
             return self.original(**given)
         if use_cache and not _is_native(cache):
-            cache = self.new_cache(len(first))
-        memory = self.remember(*source, cache) if crosses else None
-        y = self.decode(input_ids, inputs_embeds, attention_mask, position_ids, cache, memory)
+            from sparse_engine.nn.cache import adopt
+
+            room = self._room(len(first))
+            cache = self.new_cache(len(first)) if cache is None else adopt(cache, room, self)
+        layer = None
+        if cache is not None:
+            from sparse_engine.nn.cache import native_layer
+
+            layer = native_layer(cache)
+        memory = self.remember(*source, layer) if crosses else None
+        y = self.decode(input_ids, inputs_embeds, attention_mask, position_ids, layer, memory)
         return _output(y, cache if use_cache else None, kwargs.get("return_dict") is not False)
 
     def new_cache(self, sequences: int) -> NativeCache:
@@ -98,11 +108,11 @@ class NativeDecoder(NativeStack):
         return _core.KvCache(len(stack.blocks), heads, stack.head_size, sequences)
 
     def remember(
-        self, states: Tensor | None, mask: Tensor | None, cache: NativeCache | None
+        self, states: Tensor | None, mask: Tensor | None, layer: NativeLayer | None
     ) -> _core.KvCache:
         """Keys and values of an encoder's states [batch, source, hidden], once a cache."""
-        if cache is not None and cache.layer.memory is not None:
-            return cache.layer.memory
+        if layer is not None and layer.memory is not None:
+            return layer.memory
         if states is None:
             raise UsageError("this decoder needs encoder_hidden_states")
         if states.dim() != 3 or states.shape[-1] != self.stack.hidden:
@@ -118,8 +128,8 @@ class NativeDecoder(NativeStack):
         rows = states.detach().float()[keep].contiguous()
         memory = self._room(batch)
         self.native().remember(rows.numpy(), lengths, memory)
-        if cache is not None:
-            cache.layer.memory = memory
+        if layer is not None:
+            layer.memory = memory
         return memory
 
     def decode(
@@ -128,7 +138,7 @@ class NativeDecoder(NativeStack):
         embedded: Tensor | None,
         mask: Tensor | None,
         positions: Tensor | None,
-        cache: NativeCache | None,
+        layer: NativeLayer | None,
         memory: _core.KvCache | None = None,
     ) -> Tensor:
         """States [batch, seq, hidden] of new tokens, zeros for padding; the cache grows by them."""
@@ -136,13 +146,13 @@ class NativeDecoder(NativeStack):
         if len(shape) != 2:
             raise UsageError(f"ids are {list(shape)}, expected [batch, seq]")
         batch, seq = shape
-        before = 0 if cache is None else cache.get_seq_length()
-        if cache is not None:
-            if cache.owner is not self:
+        before = 0 if layer is None else layer.get_seq_length()
+        if layer is not None:
+            if layer.owner is not self:
                 raise UsageError("the cache is another model's")
-            if cache.layer.batch_size != batch:
-                raise UsageError(f"the cache has {cache.layer.batch_size} sequences, ids {batch}")
-        keep = self._kept(mask, batch, seq, before, cache)
+            if layer.batch_size != batch:
+                raise UsageError(f"the cache has {layer.batch_size} sequences, ids {batch}")
+        keep = self._kept(mask, batch, seq, before, layer)
         if positions is None:
             positions = torch.arange(before, before + seq)
         positions = positions.to(torch.int64).expand(batch, seq)
@@ -160,12 +170,17 @@ class NativeDecoder(NativeStack):
             rows, places = rows[where], places[where]
         rows, places = rows.contiguous(), places.contiguous()
         y = torch.empty_like(rows)
-        native = None if cache is None else cache.native
-        self.native().run(
-            rows.numpy(), keep.sum(1).tolist(), y.numpy(), native, places.numpy(), memory
-        )
-        if cache is not None:
-            cache.layer.kept = torch.cat([cache.layer.kept, keep], 1)
+        native = None if layer is None else layer.native
+        try:
+            self.native().run(
+                rows.numpy(), keep.sum(1).tolist(), y.numpy(), native, places.numpy(), memory
+            )
+        except BaseException:  # out of memory, in the middle of a long prompt
+            if layer is not None:
+                layer.native.crop(layer.kept.sum(1).tolist())
+            raise
+        if layer is not None:
+            layer.kept = torch.cat([layer.kept, keep], 1)
         if where is not None:
             y = y.new_zeros(batch * seq, y.shape[1]).index_copy_(0, where, y)
         return y.to(x.dtype).view(batch, seq, -1)
@@ -176,29 +191,50 @@ class NativeDecoder(NativeStack):
         return self.stack.reach
 
     def _kept(
-        self, mask: Tensor | None, batch: int, seq: int, before: int, cache: NativeCache | None
+        self, mask: Tensor | None, batch: int, seq: int, before: int, layer: NativeLayer | None
     ) -> Tensor:
         """Which new tokens exist, boolean [batch, seq]."""
         if mask is None:
-            return torch.ones(batch, seq, dtype=torch.bool)
+            keep = torch.ones(batch, seq, dtype=torch.bool)
+            self._check_holes(keep if layer is None else torch.cat([layer.kept, keep], 1))
+            return keep
         if tuple(mask.shape) != (batch, before + seq):
             raise UsageError(f"the mask is {list(mask.shape)}, expected {[batch, before + seq]}")
         seen = mask != 0
         old, keep = seen[:, :before], seen[:, before:]
-        if cache is not None and not torch.equal(old, cache.layer.kept):
+        self._check_holes(seen)
+        if layer is not None and not torch.equal(old, layer.kept):
             raise UsageError("the mask hides other earlier tokens than when they were given")
         if seq and not bool(seen.any(1).all()):
             row = int(seen.any(1).int().argmin())
             raise UsageError(f"sequence {row} is masked as a whole")
         return keep
 
+    def _check_holes(self, seen: Tensor) -> None:
+        """Raise UsageError where padding lies between tokens whose distance counts: it is not kept."""
+        window = self.stack.window
+        counts = self.stack.position_bias is not None or 0 < window < seen.shape[1]
+        if counts and bool((seen[:, 1:] > seen[:, :-1]).sum(1).gt(~seen[:, 0]).any()):
+            raise UsageError(
+                "padding lies between tokens: pad on the left where distances or windows count"
+            )
 
-def _is_native(cache: object) -> bool:
-    return cache is not None and type(cache).__name__ == "NativeCache"
+
+def _is_native(cache: Any) -> bool:
+    inner = getattr(cache, "self_attention_cache", cache)
+    layers = getattr(inner, "layers", None) or ()
+    return any(type(layer).__name__ == "NativeLayer" for layer in layers)
 
 
-def _mask_problem(mask: Tensor | None) -> str | None:
-    return None if mask is None or mask.dim() == 2 else "the mask is not [batch, seq]"
+def _packed(positions: Tensor | None) -> bool:
+    """Whether positions do not rise by one: transformers then keeps such sequences apart."""
+    return positions is not None and bool((positions.diff(dim=-1) != 1).any())
+
+
+def _mask_problem(mask: object) -> str | None:
+    if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
+        return None
+    return "the mask is not [batch, seq]"
 
 
 def _cache_problem(cache: Any) -> str | None:
@@ -211,7 +247,7 @@ def _cache_problem(cache: Any) -> str | None:
     return f"a {type(cache).__name__} was given"
 
 
-def _output(y: Tensor, cache: NativeCache | None, as_dict: bool) -> Any:
+def _output(y: Tensor, cache: Any, as_dict: bool) -> Any:
     if not as_dict:
         return (y,) if cache is None else (y, cache)
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output

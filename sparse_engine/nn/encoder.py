@@ -102,11 +102,9 @@ class NativeEncoder(NativeStack):
 
 def key_mask(mask: Tensor) -> Tensor:
     """Which keys a mask [batch, seq] or [batch, 1, queries, seq] shows: boolean [batch, seq]."""
-    seen = (
-        mask if mask.dtype == torch.bool else mask == 0 if mask.is_floating_point() else mask != 0
-    )
-    if seen.dim() == 2:
-        return seen
+    if mask.dim() == 2:
+        return mask != 0
+    seen = mask == 0 if mask.is_floating_point() else mask != 0  # floats are added to scores
     if (
         seen.dim() != 4
         or seen.shape[1] != 1

@@ -52,6 +52,7 @@ class NativeStack(nn.Module):
         self._original = (original,)  # in a tuple, so that it is no submodule
         self._native: _core.Stack | None = None
         self._watched: list[Watched] = []
+        self._held: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
         self.train(original.training)
 
     @property
@@ -70,7 +71,7 @@ class NativeStack(nn.Module):
             return getattr(original[0], name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_native": None, "_watched": []}
+        return {**self.__dict__, "_native": None, "_watched": [], "_held": []}
 
     def problem(self, device: torch.device, kwargs: dict[str, Any]) -> str | None:
         """Why the native call cannot serve this one, or None."""
@@ -80,6 +81,8 @@ class NativeStack(nn.Module):
             return f"the input is on {device}"
         for name in UNSUPPORTED:
             given = kwargs.get(name)
+            if given is None and name.startswith("output_"):
+                given = getattr(self.config, name, None)
             if isinstance(given, list | tuple):  # one a layer
                 given = next((one for one in given if one is not None), None)
             if given is not None and given is not False:
@@ -90,13 +93,22 @@ class NativeStack(nn.Module):
 
     def native(self) -> _core.Stack:
         """The library's view of the layers, made anew when a weight was replaced or written to."""
-        if self._native is None or any(
-            tensors.get(name) is not tensor
-            or tensor.data_ptr() != place
-            or (version is not None and tensor._version != version)
-            for tensors, name, tensor, place, version in self._watched
+        if (
+            self._native is None
+            or any(
+                tensors.get(name) is not tensor
+                or tensor.data_ptr() != place
+                or (version is not None and tensor._version != version)
+                for tensors, name, tensor, place, version in self._watched
+            )
+            or any(modules.get(name) is not module for modules, name, module in self._held)
         ):
             self._watched = list(self._to_watch())
+            self._held = [
+                (module._modules, name, child)
+                for module in self.modules()
+                for name, child in module._modules.items()
+            ]
             self._native = self._build()
         return self._native
 
@@ -164,11 +176,13 @@ class NativeStack(nn.Module):
             size = int(table.num_embeddings)  # type: ignore[arg-type]
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
                 raise UsageError(f"token ids must be from 0 to {size - 1}")
-            embedded = table(ids)
+            embedded = (
+                table(ids) * stack.embedding_scale if stack.embedding_scale != 1 else table(ids)
+            )
+        elif stack.causal and stack.embedding_scale != 1:  # Marian's encoder takes them as they are
+            embedded = embedded * stack.embedding_scale
         if embedded.dim() != 3 or embedded.shape[-1] != stack.hidden:
             raise UsageError(f"inputs_embeds must be [batch, seq, {stack.hidden}]")
-        if stack.embedding_scale != 1:
-            embedded = embedded * stack.embedding_scale
         if stack.positions is not None:
             places: Any = self.get_submodule(stack.positions).weight
             embedded = embedded + F.embedding(positions, places)

@@ -77,6 +77,7 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
         """The native call that serves these arguments, or None."""
         if (
             mask is not None
+            or not isinstance(self.self_attn, SparseMultiheadAttention)
             or is_causal
             or self.training
             or x.device.type != "cpu"

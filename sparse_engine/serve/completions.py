@@ -6,6 +6,7 @@ repetition_penalty. Tokens of several requests take turns in the compute thread.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -55,8 +56,10 @@ def routes(service: Service) -> APIRouter:
         model = service.find(body.get("model"))
         generator, sampling = model.generator, read_sampling(body)
         prompts = read_prompts(body.get("prompt"))
-        counts = [len(generator.prompt_ids(prompt)) for prompt in prompts]  # refuses long ones
-        service.metrics.rows.observe(len(prompts))
+        # Refuses long ones; it may take a while.
+        rows = [await asyncio.to_thread(generator.prompt_ids, prompt) for prompt in prompts]
+        count = sum(map(len, rows))
+        service.metrics.rows.observe(len(rows))
         head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -65,19 +68,19 @@ def routes(service: Service) -> APIRouter:
         }
         if body.get("stream"):
             model.line.check()  # a refusal must come before the first byte
-            events = stream(model, generator, prompts, sampling, head)
+            events = stream(model, generator, rows, sampling, head)
             return StreamingResponse(events, media_type="text/event-stream")
         choices, new = [], 0
         with model.line.place():
-            for index, prompt in enumerate(prompts):
-                pieces = [p async for p in in_turn(model, generator.stream(prompt, sampling))]
+            for index, row in enumerate(rows):
+                pieces = [p async for p in in_turn(model, generator.stream(row, sampling))]
                 text = "".join(piece.text for piece in pieces)
                 choices.append(choice(index, text, pieces[-1].finish))
                 new += pieces[-1].tokens
         usage = {
-            "prompt_tokens": sum(counts),
+            "prompt_tokens": count,
             "completion_tokens": new,
-            "total_tokens": sum(counts) + new,
+            "total_tokens": count + new,
         }
         return json_response({**head, "choices": choices, "usage": usage})
 
@@ -87,14 +90,14 @@ def routes(service: Service) -> APIRouter:
 async def stream(
     model: Served,
     generator: Generator,
-    prompts: list[str],
+    rows: list[list[int]],
     sampling: Sampling,
     head: dict[str, Any],
 ) -> AsyncIterator[str]:
     """Server-sent events, one a piece, until [DONE]; the client leaving ends it."""
     with model.line.place():
-        for index, prompt in enumerate(prompts):
-            async for piece in in_turn(model, generator.stream(prompt, sampling)):
+        for index, row in enumerate(rows):
+            async for piece in in_turn(model, generator.stream(row, sampling)):
                 event = {**head, "choices": [choice(index, piece.text, piece.finish)]}
                 yield f"data: {json.dumps(event)}\n\n"
     yield "data: [DONE]\n\n"
@@ -135,7 +138,10 @@ def read_sampling(body: dict[str, Any]) -> Sampling:
             continue
         if type(value) is not int and (kind is int or type(value) is not float):
             raise Refusal(400, f"{name} is {shown(value)}: give a number")
-        given[name] = kind(value)
+        try:
+            given[name] = kind(value)
+        except OverflowError as error:
+            raise Refusal(400, f"{name} is {shown(value)}: that is too large") from error
     if not 0 <= given.get("seed", 0) < 2**63:
         raise Refusal(400, f"seed is {shown(body['seed'])}: give 0 to 2^63 - 1")
     stop = body.get("stop") or []

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_engine.errors import UsageError
 from sparse_engine.tasks.text import InputError, TextModel, takes
 
 # Longest answer to a question, in tokens.
@@ -51,10 +50,14 @@ class _Headed(TextModel):
         """What the model gives for each encoding of the tokenizer, padding cut off."""
         rows = [list(encoding.ids) for encoding in encodings]
         self.check_ids(rows)
+        if self.config.get("pad_token_id") is None:
+            self.batch_size = 1  # decoders look for their last token by it
         found: list[Any] = [None] * len(rows)
         for chosen, ids, mask in self.batches(rows):
             given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
-            if takes(self.model, "token_type_ids") and any(any(e.type_ids) for e in encodings):
+            # GPT-2 would take them for words.
+            typed = getattr(getattr(self.model, "config", None), "type_vocab_size", 0) or 0
+            if typed > 1 and takes(self.model, "token_type_ids"):
                 types = torch.zeros_like(ids)
                 for place, i in enumerate(chosen):
                     types[place, : len(rows[i])] = torch.tensor(encodings[i].type_ids)
@@ -77,7 +80,11 @@ class _Headed(TextModel):
         for index, text in enumerate(flat):
             if not text.strip():
                 raise InputError(f"text {index} is empty")
-        encodings: list[Any] = self.tokenizer.encode_batch(list(texts))
+        cleaned = iter(self.clean(flat))
+        pairs = [
+            next(cleaned) if isinstance(t, str) else (next(cleaned), next(cleaned)) for t in texts
+        ]
+        encodings: list[Any] = self.tokenizer.encode_batch(pairs)
         return encodings
 
 
@@ -127,7 +134,7 @@ class TokenClassifier(_Headed):
                 last = None
                 continue
             share, index = shares[place].max(0)
-            prefix, _, kind = self.label(int(index)).rpartition("-")
+            prefix, kind = _split(self.label(int(index)))
             if kind == "O":
                 last = None
                 continue
@@ -155,7 +162,7 @@ class Answerer(_Headed):
         ((encoding, output),) = self.outputs(self._encode([(question, text)]))
         inside = torch.tensor([part == 1 for part in encoding.sequence_ids])
         if not bool(inside.any()):
-            raise UsageError("the tokenizer joins no pairs: it cannot tell question from text")
+            raise InputError("the text has no tokens, or the tokenizer joins no pairs")
         begin, end = (
             output[name].masked_fill(~inside, -torch.inf).softmax(0)
             for name in ("start_logits", "end_logits")
@@ -164,3 +171,9 @@ class Answerer(_Headed):
         first, last = divmod(int(joint.argmax()), len(joint))
         start, stop = encoding.offsets[first][0], encoding.offsets[last][1]
         return Span(text[start:stop], "answer", float(joint[first, last]), start, stop)
+
+
+def _split(label: str) -> tuple[str, str]:
+    """ "B-LOC" as "B" and "LOC"; a label without such a prefix as "" and itself."""
+    prefix, dash, kind = label.partition("-")
+    return (prefix, kind) if dash and prefix in set("BIESLU") else ("", label)

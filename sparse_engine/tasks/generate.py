@@ -47,6 +47,8 @@ class Sampling:
                 raise UsageError(f"{name} is {getattr(self, name)}: give {wanted}")
 
 
+# Temperatures below this are as good as zero, and would overflow.
+GREEDY = 1e-4
 # Names that transformers has had for what a model keeps between calls.
 CACHES = ("cache", "past_key_values")
 
@@ -97,14 +99,14 @@ class Generator(TextModel):
         """Tokens that may follow a prompt."""
         return self.max_length - len(ids)
 
-    def stream(self, prompt: str, sampling: Sampling | None = None) -> Iterator[Piece]:
-        """The text that follows `prompt`, as it comes; the last piece says why it ended."""
-        from tokenizers.decoders import DecodeStream
-
+    def stream(self, prompt: str | list[int], sampling: Sampling | None = None) -> Iterator[Piece]:
+        """The text that follows `prompt`, a text or what `prompt_ids` made of one, as it comes; the
+        last piece says why it ended.
+        """
         sampling = sampling or Sampling()
-        ids = self.prompt_ids(prompt)
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else prompt
         room = min(sampling.max_tokens, self.room(ids))
-        decoder, held, count = DecodeStream(skip_special_tokens=True), "", 0
+        decoder, held, count = self._decoder(ids), "", 0
         for token in self.tokens(ids, sampling):
             if token in self.ends:
                 yield Piece(held, count, "stop")
@@ -123,6 +125,12 @@ class Generator(TextModel):
                 held = held[sure:]
         yield Piece(held, count, "length")
 
+    def _decoder(self, ids: list[int]) -> Any:
+        """Told what stands before, so that a word that follows it keeps its space."""
+        from tokenizers.decoders import DecodeStream
+
+        return DecodeStream(ids=ids, skip_special_tokens=True)
+
     def tokens(self, ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
         """Token ids that follow `ids`, without end but that of the model's positions."""
         yield from self._choose(list(ids), self.max_length, sampling or Sampling(), {})
@@ -136,7 +144,8 @@ class Generator(TextModel):
             source.seed()
         else:
             source.manual_seed(sampling.seed)
-        processors, ids_name = _processors(sampling), self.ids_name
+        processors = _processors(sampling, getattr(self.model, "generation_config", None))
+        ids_name = self.ids_name
         cache: dict[str, Any] = {}
         new = torch.tensor([chosen])
         while len(chosen) < most:
@@ -162,6 +171,9 @@ class Rewriter(Generator):
         """Tokens of an answer, which do not depend on the text's."""
         return self.max_length - 1
 
+    def _decoder(self, ids: list[int]) -> Any:
+        return super()._decoder([])
+
     def tokens(self, ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
         """Token ids of the answer to the text `ids`."""
         with torch.inference_mode():
@@ -174,25 +186,37 @@ class Rewriter(Generator):
         yield from self._choose([start], self.max_length, sampling or Sampling(), given)
 
 
-def _processors(sampling: Sampling) -> Any:
-    """transformers' own, in its order."""
+def _processors(sampling: Sampling, told: Any) -> Any:
+    """transformers' own, in its order: what the model's generation config forbids, then sampling."""
     from transformers import generation
 
     found = generation.LogitsProcessorList()
+
+    def add(name: str, kind: str, *args: Any) -> None:
+        value = getattr(told, name, None)
+        if value:
+            found.append(getattr(generation, kind)(value, *args))
+
+    add("no_repeat_ngram_size", "NoRepeatNGramLogitsProcessor")
+    ends = getattr(told, "eos_token_id", None)
+    add("bad_words_ids", "NoBadWordsLogitsProcessor", *([] if ends is None else [ends]))
+    add("suppress_tokens", "SuppressTokensLogitsProcessor")
+    add("forced_bos_token_id", "ForcedBOSTokenLogitsProcessor")
     if sampling.repetition_penalty != 1:
-        found.append(generation.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.temperature:
+        penalty = float(sampling.repetition_penalty)
+        found.append(generation.RepetitionPenaltyLogitsProcessor(penalty))
+    if sampling.temperature >= GREEDY:
         if sampling.temperature != 1:
-            found.append(generation.TemperatureLogitsWarper(sampling.temperature))
+            found.append(generation.TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_k:
             found.append(generation.TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
-            found.append(generation.TopPLogitsWarper(sampling.top_p))
+            found.append(generation.TopPLogitsWarper(float(sampling.top_p)))
     return found
 
 
 def _likely(scores: Tensor, sampling: Sampling, source: torch.Generator) -> int:
-    if not sampling.temperature:
+    if sampling.temperature < GREEDY:
         return int(scores.argmax())
     return int(torch.multinomial(scores.softmax(0), 1, generator=source))
 

@@ -59,6 +59,13 @@ class TextModel:
 
         Raises InputError for a text that is not Unicode or longer than `max_length` tokens.
         """
+        texts = self.clean(texts)
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        self.check_ids(rows)
+        return rows
+
+    def clean(self, texts: Sequence[str]) -> list[str]:
+        """Texts as the tokenizer gets them; raises InputError for one that is not Unicode."""
         if isinstance(texts, str):
             raise UsageError("texts is one str: give a list of them, as [text]")
         if self.lowercase:
@@ -68,9 +75,7 @@ class TextModel:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise InputError(f"text {index} holds a lone surrogate: not Unicode") from error
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        self.check_ids(rows)
-        return rows
+        return list(texts)
 
     def check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         """Raise InputError for a row that is empty, too long or not in the vocabulary."""
