@@ -160,7 +160,8 @@ def test_on_panels_matches_float64(kernel: dict[str, str], width: int) -> None:
             with pytest.raises(ValueError, match="width"):
                 handle.linear_on_panels(*wide, isa=isa)
             continue
-        x, bias = torch.randn(3 * width, 197), torch.randn(61)
+        generator = torch.Generator().manual_seed(width)
+        x, bias = (torch.randn(n, generator=generator) for n in ((3 * width, 197), (61,)))
         panels = x.view(3, width, 197).transpose(1, 2).contiguous()
         y = torch.full((3, 61, width), float("nan"))
         handle.linear_on_panels(

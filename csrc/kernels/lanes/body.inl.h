@@ -85,7 +85,7 @@ inline void quantize_lanes(const float* x, int64_t stride, int64_t features, int
       most = at_least(most, abs(a));
       poison = fmadd(a, zero(), poison);
     }
-    store(scales + t, add(mul(most, set1(1.0f / 127.0f)), poison));
+    store(scales + t, add(div(most, set1(127.0f)), poison));
     float inverse[kLanes];
     // Below the smallest normal number the inverse would overflow: such tokens count as zero.
     for (int i = 0; i < kLanes; ++i)
