@@ -35,6 +35,7 @@ from sparse_engine.cli.common import progress_bar, split
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import SparseEngineError, UsageError
 from sparse_engine.sparsify import sparsify_
+from sparse_engine.tasks.generate import CACHES
 
 HIDDEN, INNER, HEADS, KEY_HEADS, WORDS, POSITIONS = 2048, 5632, 32, 4, 32000, 2048
 PROMPT, NEW = 128, 32
@@ -49,6 +50,7 @@ class Job:
     engine: str
     dtype: str
     sparsity: float
+    format: str
     layers: int
     threads: int
     file: str = ""
@@ -60,6 +62,7 @@ class Row:
 
     engine: str
     dtype: str
+    format: str
     sparsity: float
     decode_ms: float
     decode_ratio: float
@@ -97,7 +100,7 @@ def torch_engine(job: Job) -> Callable[[list[int]], object]:
     """A call that gives the model more tokens of one sequence; an empty list begins anew."""
     model = random_llama(job)
     if job.engine == "sparse_engine":
-        report = sparsify_(model, SparseConfig("bitmask", job.dtype))
+        report = sparsify_(model, SparseConfig(job.format, job.dtype))
         if "natively" not in report.blocks:
             raise SparseEngineError(report.blocks)
     kept: dict[str, Any] = {}
@@ -108,7 +111,8 @@ def torch_engine(job: Job) -> Callable[[list[int]], object]:
             return None
         with torch.inference_mode():
             output = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1, **kept)
-        kept.update({n: output[n] for n in ("cache", "past_key_values") if n in output})
+        name = next(name for name in CACHES if name in output)
+        kept[name] = output[name]
         return output.logits
 
     return call
@@ -234,14 +238,15 @@ def jobs_of(given: argparse.Namespace, folder: Path) -> list[Job]:
     jobs = []
     threads = given.threads or torch.get_num_threads()
     for dtype in split(given.dtype, str, "--dtype"):
-        for sparsity in split(given.sparsity, float, "--sparsity"):
-            jobs.append(Job("sparse_engine", dtype, sparsity, given.layers, threads))
+        for spec in split(given.format, str, "--format"):
+            for sparsity in split(given.sparsity, float, "--sparsity"):
+                jobs.append(Job("sparse_engine", dtype, sparsity, spec, given.layers, threads))
         if "torch" in against and dtype != "int8":
-            jobs.append(Job("torch", dtype, 0.0, given.layers, threads))
+            jobs.append(Job("torch", dtype, 0.0, "dense", given.layers, threads))
         if "llama.cpp" in against and dtype in FILES:
             file = folder / f"{FILES[dtype]}.gguf"
             write_gguf(file, FILES[dtype], given.layers)
-            jobs.append(Job("llama.cpp", dtype, 0.0, given.layers, threads, str(file)))
+            jobs.append(Job("llama.cpp", dtype, 0.0, "dense", given.layers, threads, str(file)))
     return jobs
 
 
@@ -270,6 +275,7 @@ def measure(given: argparse.Namespace) -> list[Row]:
             Row(
                 job.engine,
                 job.dtype,
+                job.format,
                 job.sparsity,
                 round(found["decode_ms"], 1),
                 round(found["decode_ms"] / ours["decode_ms"], 2),
@@ -288,6 +294,7 @@ def main() -> None:
     )
     parser.add_argument("--sparsity", default="0.7", help="fractions of zeros; the first counts")
     parser.add_argument("--dtype", default="bfloat16,int8", help="float32, bfloat16, int8")
+    parser.add_argument("--format", default="bitmask", help="of the weights for single tokens")
     parser.add_argument("--against", default="torch", help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--rounds", type=int, default=3)

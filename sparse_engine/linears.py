@@ -29,11 +29,17 @@ def as_linear(module: nn.Module) -> nn.Linear:
     """A torch.nn.Linear with the weight and bias of a linear layer, whose memory it shares."""
     if isinstance(module, nn.Linear):
         return module
-    weight = weight_of(module)
+    bias: Any = module.bias
+    return linear_of(weight_of(module), bias).train(module.training)
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A torch.nn.Linear around a weight [out, in] and a bias [out], whose memory it shares."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    linear.bias = module.bias  # type: ignore[assignment]
-    return linear.train(module.training)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
 
 
 def as_conv1d(linear: nn.Linear) -> nn.Module:

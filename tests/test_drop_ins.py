@@ -166,8 +166,8 @@ def test_encoder_layer(norm_first: bool, batch_first: bool, activation: Any) -> 
     causal = nn.Transformer.generate_square_subsequent_mask(70)
     y = layer(shape, src_mask=causal, is_causal=True)
     close(y, truth(shape.double(), src_mask=causal.double(), is_causal=True))
-    native = layer._native(shape, None, None, False)
-    assert (native is None) == (activation is torch.tanh)
+    assert (layer.problem(shape, None) is None) == (activation is not torch.tanh)
+    assert "mask" in str(layer.problem(shape, causal))
     close(layer.to_dense()(shape), truth(shape.double()))
     other = copy.deepcopy(layer)
     layer.linear1.bias.add_(1.0)  # is seen, here only

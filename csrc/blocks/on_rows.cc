@@ -17,15 +17,6 @@ thread_local Workspace shared_memory, thread_memory;
 
 int64_t rounded(int64_t n) { return ceil_div(n, 16) * 16; }
 
-template <class F>
-auto with_work(const BlockLinear& linear, Isa isa, F f) {
-  const PackedWeight& w = *linear.rows;
-  if (const SellP* sellp = std::get_if<SellP>(&w)) return f(work_on_rows(*sellp, isa));
-  if (const Bits* bits = std::get_if<Bits>(&w)) return f(work_on_rows(*bits, isa));
-  if (const Groups* groups = std::get_if<Groups>(&w)) return f(work_on_rows(*groups, isa));
-  return f(work_on_rows(std::get<Strips>(w), isa));
-}
-
 // Sums of a product, all threads' [tokens][stride], and the scales of its tokens, a thread's own.
 struct Sums {
   float* sums;
@@ -108,7 +99,7 @@ class Rows {
   // This thread's rows of linear x, from x [tokens][in].
   void product(const BlockLinear& linear, const float* x, int64_t in, const Sums& to,
                const Mine& mine) const {
-    with_work(linear, isa_, [&](const auto& work) {
+    with_row_work(*linear.rows, isa_, [&](const auto& work) {
       constexpr int64_t kAtOnce = std::decay_t<decltype(work)>::kAtOnce;
       const int64_t i = omp_get_thread_num(), n = omp_get_num_threads();
       const int64_t stride = prepared_bytes(in);
@@ -128,7 +119,8 @@ class Rows {
                    int64_t rows, Activation activation, const float* residual, float* y) const {
     Epilogue e{};
     e.activation = activation;
-    e.row_scales = std::visit([](const auto& w) { return scales_of(w); }, *linear.rows);
+    e.row_scales =
+        with_row_work(*linear.rows, isa_, [](const auto& work) { return row_scales(work.w); });
     if (e.row_scales) e.row_scales += row;
     e.bias = linear.bias ? linear.bias + row : nullptr;
     e.residual = residual;
@@ -136,11 +128,6 @@ class Rows {
     e.dtype = DType::f32;
     panels_.store_token(from.sums + t * from.stride + row,
                         from.scales[omp_get_thread_num() * kRowTokens + t], 0, rows, e);
-  }
-  static const float* scales_of(const Runs&) { return nullptr; }
-  template <class W>
-  static const float* scales_of(const W& w) {
-    return row_scales(w);
   }
 
   void finish(const BlockLinear& linear, const Sums& from, Activation activation,
@@ -300,7 +287,7 @@ struct Needs {
       for (const BlockLinear* b : l.linears()) {
         // Keys and values of a memory are never multiplied here.
         if (*b && b != &l.cross_key && b != &l.cross_value)
-          with_work(*b, isa, [&](const auto& work) {
+          with_row_work(*b->rows, isa, [&](const auto& work) {
             sums[i] = std::max(sums[i], rounded(work.sums()));
             prepared = std::max(prepared, prepared_bytes(work.w.in));
             this->work += work.work();

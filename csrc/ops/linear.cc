@@ -81,16 +81,10 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Is
 // at, have no kernels beside the product.
 Isa with_float_panels(Isa isa) { return std::min(isa, Isa::avx512_vbmi2); }
 
-template <class F>
-auto with_work(const PackedWeight& w, Isa isa, int threads, F f) {
-  if (const Runs* runs = std::get_if<Runs>(&w)) return f(RunsWork(*runs, isa), runs->scales);
-  return f(StripsWork(std::get<Strips>(w), isa, threads), static_cast<const float*>(nullptr));
-}
-
 }  // namespace
 
 int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Isa isa) {
-  return with_work(w, with_float_panels(isa), 1, [&](const auto& work, const float*) {
+  return with_panel_work(w, with_float_panels(isa), 1, [&](const auto& work) {
     return panel_width(tokens, 16, work.max_tokens());
   });
 }
@@ -98,7 +92,8 @@ int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Isa isa) {
 void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Isa isa) {
   const int threads = omp_get_max_threads();
   const LaneKernels& lane = lanes(isa);
-  const auto all = [&](const auto& work, const float* row_scales) {
+  const auto all = [&](const auto& work) {
+    const float* row_scales = work.row_scales();
     const int64_t chunks = work.chunks(), in = work.w.in, out = work.w.out;
     float* sums = accumulator_memory.get<float>(threads * work.sums() * p.width);
     const bool int8 = row_scales != nullptr;
@@ -126,7 +121,7 @@ void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Isa isa) {
       }
     }
   };
-  with_work(w, with_float_panels(isa), threads, all);
+  with_panel_work(w, with_float_panels(isa), threads, all);
 }
 
 int threads_for(int64_t work) { return work < kSerialWork ? 1 : omp_get_max_threads(); }

@@ -7,6 +7,7 @@
 #include "kernels/lanes/kernel.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
+#include "ops/linear.h"
 #include "ops/workspace.h"
 
 namespace se {
@@ -28,6 +29,7 @@ struct StripsWork {
   }
   static int64_t entries(const Strips& w) { return w.pointers[w.blocks * w.strips] * w.height; }
 
+  const float* row_scales() const { return nullptr; }
   int64_t chunks() const { return ceil_div(w.strips, step); }
   int64_t row0(int64_t c) const { return c * step * w.height; }
   int64_t rows(int64_t c) const { return std::min(step * w.height, w.out - row0(c)); }
@@ -47,6 +49,7 @@ struct RunsWork {
 
   static int64_t entries(const Runs& w) { return w.starts[w.chunks * w.blocks].value; }
 
+  const float* row_scales() const { return w.scales; }  // int8 only
   int64_t chunks() const { return w.chunks; }
   int64_t row0(int64_t c) const { return c * w.chunk; }
   int64_t rows(int64_t c) const { return std::min(w.chunk, w.out - row0(c)); }
@@ -63,6 +66,13 @@ inline int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
   int64_t width = narrowest;
   while (width < widest && width < tokens) width *= 2;
   return width;
+}
+
+// f of the work of a weight that multiplies panels, Runs or Strips.
+template <class F>
+auto with_panel_work(const PackedWeight& w, Isa isa, int threads, F f) {
+  if (const Runs* runs = std::get_if<Runs>(&w)) return f(RunsWork(*runs, isa));
+  return f(StripsWork(std::get<Strips>(w), isa, threads));
 }
 
 // Chunk c of one panel: x, or its quads and their scales, times the rows that the chunk holds.

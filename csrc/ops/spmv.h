@@ -99,6 +99,15 @@ inline RowStripsWork work_on_rows(const Strips& w, Isa isa) {
   return {w, spmv_strips(w.dtype, isa)};
 }
 
+// f of the work of a weight that multiplies rows: any but Runs.
+template <class F>
+auto with_row_work(const PackedWeight& w, Isa isa, F f) {
+  if (const SellP* sellp = std::get_if<SellP>(&w)) return f(work_on_rows(*sellp, isa));
+  if (const Bits* bits = std::get_if<Bits>(&w)) return f(work_on_rows(*bits, isa));
+  if (const Groups* groups = std::get_if<Groups>(&w)) return f(work_on_rows(*groups, isa));
+  return f(work_on_rows(std::get<Strips>(w), isa));
+}
+
 // The scale of each output row of an int8 weight, or null.
 template <class W>
 const float* row_scales(const W& w) {

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
+from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
 
 
@@ -65,9 +66,9 @@ class SparseMultiheadAttention(nn.Module):
         given = attention.in_proj_bias
         biases = (None, None, None) if given is None else given.chunk(3)
         for name, weight, bias in zip("qkv", weights, biases, strict=True):
-            setattr(layer, f"{name}_proj", _sparse(weight, bias, config))
+            setattr(layer, f"{name}_proj", SparseLinear.from_dense(linear_of(weight, bias), config))
         out = attention.out_proj
-        layer.out_proj = _sparse(out.weight, out.bias, config)
+        layer.out_proj = SparseLinear.from_dense(out, config)
         return layer.train(attention.training)
 
     def to_dense(self) -> nn.MultiheadAttention:
@@ -164,11 +165,3 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
-
-
-def _sparse(weight: Tensor, bias: Tensor | None, config: SparseConfig | str | None) -> SparseLinear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return SparseLinear.from_dense(linear, config)

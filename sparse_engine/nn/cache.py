@@ -1,4 +1,4 @@
-"""NativeCache: keys and values that the library keeps, as transformers' generate handles a cache.
+"""NativeLayer: keys and values that the library keeps, as part of a cache of transformers.
 
 Imports transformers: only what has a transformers model at hand imports this.
 """
@@ -99,31 +99,23 @@ class NativeLayer(CacheLayerMixin):
         return self.native.nbytes + (0 if self.memory is None else self.memory.nbytes)
 
 
-class NativeCache(Cache):
-    """Keys and values of earlier tokens, held by the library without padding (csrc/blocks/cache.h)."""
-
-    def __init__(self, native: _core.KvCache, owner: object) -> None:
-        super().__init__(layers=[NativeLayer(native, owner)])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return native_layer(self).nbytes
+def native_layer(cache: Any) -> NativeLayer | None:
+    """What the library has filled of a cache; None if it has not."""
+    layers = getattr(_of_tokens(cache), "layers", None) or ()
+    return next((layer for layer in layers if isinstance(layer, NativeLayer)), None)
 
 
-def native_layer(cache: Any) -> NativeLayer:
-    """The one layer of a cache that the library has filled; StopIteration if it has not."""
-    cache = getattr(cache, "self_attention_cache", cache)
-    return next(layer for layer in cache.layers if isinstance(layer, NativeLayer))
-
-
-def adopt(cache: Any, native: _core.KvCache, owner: object) -> Any:
-    """`cache`, an empty one of transformers' own that is now filled by the library; or a new one,
-    where transformers' are not made of layers yet.
+def filled(cache: Any, layer: NativeLayer) -> Any:
+    """`cache`, an empty one of transformers' own, with `layer` for all of its layers; or a new one,
+    where there is none, or where transformers' are not made of layers yet.
     """
-    inner = getattr(cache, "self_attention_cache", cache)
+    inner = _of_tokens(cache)
     if not hasattr(inner, "layers"):
-        return NativeCache(native, owner)
-    inner.layers = [NativeLayer(native, owner)]
-    inner.layer_class_to_replicate = None
+        return Cache(layers=[layer])
+    inner.layers, inner.layer_class_to_replicate = [layer], None
     return cache
+
+
+def _of_tokens(cache: Any) -> Any:
+    """The part of an encoder-decoder's cache that grows."""
+    return getattr(cache, "self_attention_cache", cache)

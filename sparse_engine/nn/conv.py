@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
+from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
 
 
@@ -63,7 +64,7 @@ class SparseConv1d(nn.Module):
         weights = conv.weight.detach().flatten(1).chunk(conv.groups)
         biases = [None] * conv.groups if conv.bias is None else conv.bias.chunk(conv.groups)
         layer.linears = nn.ModuleList(
-            SparseLinear.from_dense(_linear(weight, bias), config)
+            SparseLinear.from_dense(linear_of(weight, bias), config)
             for weight, bias in zip(weights, biases, strict=True)
         )
         return layer.train(conv.training)
@@ -134,11 +135,3 @@ class SparseConv1d(nn.Module):
             return self.padding, self.padding
         total = self.dilation * (self.kernel_size - 1) if self.padding == "same" else 0
         return total // 2, total - total // 2
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return linear

@@ -14,7 +14,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.nn.stack import NativeStack, refuse_gradients
 
 if TYPE_CHECKING:
-    from sparse_engine.nn.cache import NativeCache, NativeLayer
+    from sparse_engine.nn.cache import NativeLayer
 
 
 class NativeDecoder(NativeStack):
@@ -36,7 +36,7 @@ class NativeDecoder(NativeStack):
         encoder_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """What the original returns; with a cache, or `use_cache`, a NativeCache is part of it.
+        """What the original returns; with `use_cache`, a cache that the library fills is part of it.
 
         input_ids: [batch, seq]; attention_mask: [batch, earlier + seq], zero for padding on either
         side; position_ids: [batch, seq]; cache (past_key_values): what an earlier call returned;
@@ -48,61 +48,52 @@ class NativeDecoder(NativeStack):
         cache = kwargs.pop(name, None)
         if use_cache is None:
             use_cache = bool(getattr(self.config, "use_cache", False)) or cache is not None
-        given = {
+        told = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
-            **({name: cache} if cache is not None else {}),
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            name: cache,
             **kwargs,
         }
-        crosses = self.stack.layer.cross_query is not None
-        source = encoder_hidden_states, encoder_attention_mask
-        told = ("encoder_hidden_states", *source[:1]), ("encoder_attention_mask", *source[1:])
-        given |= {key: value for key, value in told if crosses or value is not None}
-        if not crosses:
-            # No part of every original's signature.
-            given = {key: value for key, value in given.items() if value is not None}
-        elif position_ids is None:
-            given.pop("position_ids")
+        # Not every original has every argument.
+        given = {key: value for key, value in told.items() if value is not None}
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
             return self.original(**given)
         first = inputs_embeds if input_ids is None else input_ids
         if first is None:
             raise UsageError("give either input_ids or inputs_embeds")
-        reason = self.problem(first.device, kwargs) or _mask_problem(attention_mask)
-        reason = reason or _mask_problem(encoder_attention_mask) or _cache_problem(cache)
+        layer = _native_layer(cache)
+        reason = self.problem(first.device, kwargs)
+        reason = reason or _mask_problem(attention_mask) or _mask_problem(encoder_attention_mask)
+        crosses = self.stack.layer.cross_query is not None
         if not crosses and encoder_hidden_states is not None:
             reason = "encoder_hidden_states were given"
         if attention_mask is None and not use_cache and _packed(position_ids):
             reason = "position_ids are those of several sequences in a row"
+        if layer is None and not _replaceable(cache):
+            reason = f"a {type(cache).__name__} was given"
         if reason:
-            if _is_native(cache):
+            if layer is not None:
                 raise UsageError(f"a native cache cannot go on layer by layer, but {reason}")
             warnings.warn(f"decoder layers run one by one: {reason}", stacklevel=2)
             return self.original(**given)
-        if use_cache and not _is_native(cache):
-            from sparse_engine.nn.cache import adopt
+        if use_cache and layer is None:
+            from sparse_engine.nn.cache import NativeLayer, filled
 
-            room = self._room(len(first))
-            cache = self.new_cache(len(first)) if cache is None else adopt(cache, room, self)
-        layer = None
-        if cache is not None:
-            from sparse_engine.nn.cache import native_layer
-
-            layer = native_layer(cache)
-        memory = self.remember(*source, layer) if crosses else None
+            layer = NativeLayer(self._room(len(first)), self)
+            cache = filled(cache, layer)
+        memory = None
+        if crosses:
+            memory = self.remember(encoder_hidden_states, encoder_attention_mask, layer)
         y = self.decode(input_ids, inputs_embeds, attention_mask, position_ids, layer, memory)
         return _output(y, cache if use_cache else None, kwargs.get("return_dict") is not False)
 
-    def new_cache(self, sequences: int) -> NativeCache:
-        """An empty cache for so many sequences."""
-        from sparse_engine.nn.cache import NativeCache
-
-        return NativeCache(self._room(sequences), self)
-
     def _room(self, sequences: int) -> _core.KvCache:
+        """An empty cache for so many sequences."""
         stack = self.stack
         heads = stack.key_heads or stack.heads
         return _core.KvCache(len(stack.blocks), heads, stack.head_size, sequences)
@@ -146,8 +137,9 @@ class NativeDecoder(NativeStack):
         if len(shape) != 2:
             raise UsageError(f"ids are {list(shape)}, expected [batch, seq]")
         batch, seq = shape
-        before = 0 if layer is None else layer.get_seq_length()
+        before = 0
         if layer is not None:
+            before = layer.get_seq_length()
             if layer.owner is not self:
                 raise UsageError("the cache is another model's")
             if layer.batch_size != batch:
@@ -156,9 +148,10 @@ class NativeDecoder(NativeStack):
         if positions is None:
             positions = torch.arange(before, before + seq)
         positions = positions.to(torch.int64).expand(batch, seq)
-        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < self.reach:
+        reach = self.stack.reach
+        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < reach:
             raise UsageError(
-                f"position {int(positions.max())} is past the model's {self.reach} positions "
+                f"position {int(positions.max())} is past the model's {reach} positions "
                 "(max_position_embeddings)"
             )
         x = self._embed(ids, embedded, positions)
@@ -184,11 +177,6 @@ class NativeDecoder(NativeStack):
         if where is not None:
             y = y.new_zeros(batch * seq, y.shape[1]).index_copy_(0, where, y)
         return y.to(x.dtype).view(batch, seq, -1)
-
-    @property
-    def reach(self) -> int:
-        """Positions that the model has."""
-        return self.stack.reach
 
     def _kept(
         self, mask: Tensor | None, batch: int, seq: int, before: int, layer: NativeLayer | None
@@ -220,10 +208,20 @@ class NativeDecoder(NativeStack):
             )
 
 
-def _is_native(cache: Any) -> bool:
-    inner = getattr(cache, "self_attention_cache", cache)
-    layers = getattr(inner, "layers", None) or ()
-    return any(type(layer).__name__ == "NativeLayer" for layer in layers)
+def _native_layer(cache: Any) -> NativeLayer | None:
+    if cache is None:
+        return None
+    from sparse_engine.nn.cache import native_layer
+
+    return native_layer(cache)
+
+
+def _replaceable(cache: Any) -> bool:
+    """Whether there is no cache yet, or an empty one of transformers' default kinds."""
+    if cache is None:
+        return True
+    kinds = ("DynamicCache", "EncoderDecoderCache")
+    return type(cache).__name__ in kinds and cache.get_seq_length() == 0
 
 
 def _packed(positions: Tensor | None) -> bool:
@@ -235,16 +233,6 @@ def _mask_problem(mask: object) -> str | None:
     if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
         return None
     return "the mask is not [batch, seq]"
-
-
-def _cache_problem(cache: Any) -> str | None:
-    """An empty cache of transformers' default kind is replaced; any other one is kept."""
-    if cache is None or _is_native(cache):
-        return None
-    kind = type(cache).__name__
-    if kind in ("DynamicCache", "EncoderDecoderCache") and cache.get_seq_length() == 0:
-        return None
-    return f"a {type(cache).__name__} was given"
 
 
 def _output(y: Tensor, cache: Any, as_dict: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Self, TypeVar
 
 import torch
@@ -60,33 +61,38 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> Tensor:
         """As torch's: [seq, batch, features], batch first, or one sequence."""
-        encoder = self._native(src, src_mask, src_key_padding_mask, is_causal)
-        if encoder is None:
+        graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        reason = self.problem(src, src_mask, is_causal)
+        if graph or reason:
+            if reason and not graph:
+                warnings.warn(f"the layer runs module by module: {reason}", stacklevel=2)
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         single = src.dim() == 2
         x = src[None] if single else src if self.self_attn.batch_first else src.transpose(0, 1)
         keep = None
         if src_key_padding_mask is not None:
             keep = (src_key_padding_mask[None] if single else src_key_padding_mask) == 0
-        y = encoder.encode(x, keep)
+        y = self._native().encode(x, keep)
         return y[0] if single else y if self.self_attn.batch_first else y.transpose(0, 1)
 
-    def _native(
-        self, x: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool
-    ) -> NativeEncoder | None:
-        """The native call that serves these arguments, or None."""
-        if (
-            mask is not None
-            or not isinstance(self.self_attn, SparseMultiheadAttention)
-            or is_causal
-            or self.training
-            or x.device.type != "cpu"
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or (x.requires_grad and torch.is_grad_enabled())
-            or self._activation() is None
-        ):
-            return None
+    def problem(self, src: Tensor, src_mask: Tensor | None, is_causal: bool = False) -> str | None:
+        """Why the native call cannot serve these arguments, or None."""
+        if not isinstance(self.self_attn, SparseMultiheadAttention):
+            return "it was not made by from_dense"
+        if src_mask is not None or is_causal:
+            return "a mask between tokens was given"
+        if self.training:
+            return "it is in training mode, call eval()"
+        if src.device.type != "cpu":
+            return f"the input is on {src.device}"
+        if src.requires_grad and torch.is_grad_enabled():
+            return "gradients are asked for"
+        if self._activation() is None:
+            return "its activation has no native kernel"
+        return None
+
+    def _native(self) -> NativeEncoder:
+        """The layer as a stack of one."""
         if self._encoder is None:
             holder = nn.Module()
             holder.layers = nn.ModuleList([self])

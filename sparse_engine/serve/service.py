@@ -36,7 +36,9 @@ class Served:
 
     def _as(self, kind: type[T]) -> T:
         if not isinstance(self.task, kind):
-            raise Refusal(400, f"model {self.name} does {self.task.task}, which this is not")
+            raise Refusal(
+                400, f"model {self.name} does {self.task.task}, this route needs {kind.task}"
+            )
         return self.task
 
 

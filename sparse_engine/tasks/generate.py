@@ -152,7 +152,8 @@ class Generator(TextModel):
             with torch.inference_mode():
                 output = self.model(**{ids_name: new}, use_cache=True, **given, **cache)
                 scores = output.logits[:, -1].float().cpu()
-                cache = {name: output[name] for name in CACHES if name in output}
+                name = next(name for name in CACHES if name in output)  # one of two is an alias
+                cache = {name: output[name]}
                 if processors:
                     scores = processors(torch.tensor([chosen]), scores)
                 token = _likely(scores[0], sampling, source)

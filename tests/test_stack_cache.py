@@ -1,0 +1,205 @@
+"""Caches and cross attention of native stacks against whole sequences in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from stack_cases import (
+    CONFIG,
+    ISAS,
+    LLAMA,
+    VARIANTS,
+    cache_of,
+    error_of,
+    make,
+    native,
+    reference,
+    run,
+)
+from torch import Tensor
+
+from sparse_engine import _core
+
+# New tokens of three sequences, call by call: rows and panels, in turns.
+STEPS = [
+    [5, 0, 1],
+    [1, 1, 1],
+    [70, 1, 40],
+    [0, 7, 0],
+    [1, 0, 2],
+    [64, 130, 3],
+    [1, 1, 1],
+    [3, 0, 4],
+]
+CAUSAL = [name for name, change in VARIANTS.items() if (CONFIG | change)["causal"]]
+WITH_CACHE = {name: VARIANTS[name] for name in CAUSAL}
+WITH_CACHE["bias"] = {"causal": True, "bias": True}
+WITH_CACHE["post-norm"] = {"causal": True, "head": 19, "heads": 3, "key_heads": 3}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("variant", WITH_CACHE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_cache_gives_what_whole_sequences_give(
+    variant: str, isa: str, dtype: torch.dtype
+) -> None:
+    config = CONFIG | WITH_CACHE[variant]
+    layers, cache = make(config, 3, dtype), cache_of(config, 3, 3)
+    stack = native(config, layers)
+    whole = [torch.randn(sum(step[i] for step in STEPS), config["hidden"]) for i in range(3)]
+    found: list[list[Tensor]] = [[], [], []]
+    for lengths in STEPS:
+        at = cache.lengths
+        new = [x[b : b + n] for x, b, n in zip(whole, at, lengths, strict=True)]
+        y = run(stack, torch.cat(new), lengths, isa, cache)
+        assert cache.lengths == [b + n for b, n in zip(at, lengths, strict=True)]
+        for i, part in enumerate(y.split(lengths)):
+            found[i].append(part)
+    for x, parts in zip(whole, found, strict=True):
+        assert error_of(torch.cat(parts), reference(config, layers, x)) < 2e-5
+
+
+def test_a_few_tokens_run_on_rows_where_there_is_a_cache() -> None:
+    config = CONFIG | LLAMA
+    layers = make(config, 2, torch.float32)
+    both, rows = native(config, layers), native(config, layers, panels=False)
+    x = torch.randn(8, 20)
+    for tokens in (1, 7):
+        y = [run(s, x[:tokens], [tokens], cache=cache_of(config, 2, 1)) for s in (both, rows)]
+        assert torch.equal(*y)
+    for tokens, cache in ((8, cache_of(config, 2, 1)), (1, None)):
+        with pytest.raises(ValueError, match="multiply panels"):
+            run(rows, x[:tokens], [tokens], cache=cache)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("sizes", [{}, {"heads": 6, "key_heads": 2, "head": 17}], ids=str)
+def test_cross_attention(norm_first: bool, sizes: dict[str, int], isa: str) -> None:
+    config = CONFIG | {"causal": True, "cross": True, "norm_first": norm_first} | sizes
+    layers = make(config, 3, torch.float32)
+    stack, cache, memory = native(config, layers), cache_of(config, 3, 3), cache_of(config, 3, 3)
+    sources = [torch.randn(n, 20) for n in (1, 130, 64)]
+    stack.remember(torch.cat(sources).numpy(), [1, 130, 64], memory, isa)
+    assert memory.lengths == [1, 130, 64]
+    whole = [torch.randn(sum(step[i] for step in STEPS), 20) for i in range(3)]
+    found: list[list[Tensor]] = [[], [], []]
+    for lengths in STEPS:
+        new = [x[b : b + n] for x, b, n in zip(whole, cache.lengths, lengths, strict=True)]
+        x = torch.cat(new)
+        y = torch.full_like(x, math.nan)
+        stack.run(x.numpy(), lengths, y.numpy(), cache, None, memory, isa)
+        for i, part in enumerate(y.split(lengths)):
+            found[i].append(part)
+    for x, parts, source in zip(whole, found, sources, strict=True):
+        expected = reference(config, layers, x, memory=source)
+        assert error_of(torch.cat(parts), expected) < 2e-5
+    y = torch.empty_like(torch.cat(whole))  # without a cache
+    lengths = [len(x) for x in whole]
+    stack.run(torch.cat(whole).numpy(), lengths, y.numpy(), None, None, memory, isa)
+    expected = [reference(config, layers, x, memory=m) for x, m in zip(whole, sources, strict=True)]
+    assert error_of(y, torch.cat(expected)) < 2e-5
+
+
+def test_bad_memories_are_refused() -> None:
+    config = CONFIG | {"causal": True, "cross": True}
+    stack, x = native(config, make(config, 2, torch.float32)), torch.randn(5, 20).numpy()
+    memory, y = cache_of(config, 2, 1), torch.empty(5, 20).numpy()
+    other = native(CONFIG, make(CONFIG, 2, torch.float32))
+    for call, why in (
+        (lambda: stack.run(x, [5], y), "memory"),
+        (lambda: stack.run(x, [5], y, None, None, memory), "empty"),
+        (lambda: stack.run(x, [5], y, memory, None, memory), "must not be the same"),
+        (lambda: stack.remember(x, [4], memory), "must be"),
+        (lambda: stack.remember(x, [5, 0], cache_of(config, 2, 2)), "1 or more"),
+        (lambda: stack.remember(x, [5], cache_of(config, 3, 1)), "another model"),
+        (lambda: other.remember(x, [5], cache_of(CONFIG, 2, 1)), "no cross attention"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            call()
+    stack.remember(x, [5], memory)
+    with pytest.raises(ValueError, match="not empty"):
+        stack.remember(x, [5], memory)
+    with pytest.raises(ValueError, match="only it"):
+        other.run(x, [5], y, None, None, memory)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_int8_rows_are_near_int8_panels(isa: str) -> None:
+    config = CONFIG | LLAMA
+    stack = native(config, make(config, 2, torch.float32), int8=True)
+    x, cache = torch.randn(40, 20), cache_of(config, 2, 1)
+    whole = run(stack, x, [40], isa)
+    steps = [run(stack, part, [len(part)], isa, cache) for part in x.split([3, 7, 1, 1, 20, 8])]
+    assert error_of(torch.cat(steps), whole.double()) < 5e-2
+
+
+def test_sequences_of_a_cache_are_copied_and_cropped() -> None:
+    config = CONFIG | LLAMA
+    layers, cache = make(config, 2, torch.float32), cache_of(config, 2, 2)
+    stack = native(config, layers)
+    a, b = torch.randn(2, 70, 20)
+    run(stack, torch.cat([a, b[:67]]), [70, 67], cache=cache)
+    before = cache.nbytes
+    cache.select([1, 0, 1])
+    assert cache.lengths == [67, 70, 67]
+    assert cache.nbytes == before  # shared
+    new = torch.randn(3, 20)
+    y = run(stack, new, [1, 1, 1], cache=cache)
+    assert cache.nbytes == before + before // 4  # the block that two write to
+    for row, old, token in ((0, b[:67], new[:1]), (1, a, new[1:2]), (2, b[:67], new[2:])):
+        expected = reference(config, layers, torch.cat([old, token]))[-1:]
+        assert error_of(y[row : row + 1], expected) < 2e-5
+    cache.crop([10, 0, 68])
+    y = run(stack, new, [1, 1, 1], cache=cache)
+    assert error_of(y[:1], reference(config, layers, torch.cat([b[:10], new[:1]]))[-1:]) < 2e-5
+    assert error_of(y[1:2], reference(config, layers, new[1:2])) < 2e-5
+
+
+def test_long_sequences_are_cut_into_passes() -> None:
+    config = CONFIG | LLAMA
+    layers, cache = make(config, 1, torch.float32), cache_of(config, 1, 2)
+    x = torch.randn(300, 20)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # 512 tokens a pass
+        y = run(native(config, layers), torch.cat([x, x, x[:100]]), [300, 400], cache=cache)
+    finally:
+        torch.set_num_threads(before)
+    assert error_of(y[:300], reference(config, layers, x)) < 2e-5
+    assert error_of(y[300:], reference(config, layers, torch.cat([x, x[:100]]))) < 2e-5
+
+
+def test_bad_caches_and_positions_are_refused() -> None:
+    config = CONFIG | LLAMA
+    layers = make(config, 2, torch.float32)
+    stack, x = native(config, layers), torch.randn(5, 20)
+    for cache in (
+        cache_of(config, 3, 1),
+        cache_of(config, 2, 2),
+        cache_of(config | {"head": 5}, 2, 1),
+        cache_of(config | {"key_heads": 1}, 2, 1),
+    ):
+        with pytest.raises(ValueError, match="cache"):
+            stack.run(x.numpy(), [5], x.numpy(), cache, np.arange(5))
+        assert set(cache.lengths) == {0}
+    for positions in (None, np.arange(4), np.arange(5) - 1, np.arange(5) + 396):
+        with pytest.raises(ValueError, match="position"):
+            stack.run(x.numpy(), [5], x.numpy(), None, positions)
+    encoder = native(CONFIG, make(CONFIG, 1, torch.float32))
+    with pytest.raises(ValueError, match="cache"):  # without a causal mask there is no use for one
+        encoder.run(x.numpy(), [5], x.numpy(), cache_of(CONFIG, 1, 1))
+    cache = cache_of(config, 2, 1)
+    for call in (
+        lambda: cache.crop([1]),
+        lambda: cache.crop([]),
+        lambda: cache.select([1]),
+        lambda: cache.select([]),
+        lambda: _core.KvCache(0, 1, 1, 1),
+        lambda: _core.KvCache(1, 1, 1, -1),
+    ):
+        with pytest.raises(ValueError, match="cache"):
+            call()
