@@ -31,7 +31,11 @@ class Weight:
     ) -> None: ...
 
 class KvCache:
-    def __init__(self, layers: int, key_heads: int, head: int, sequences: int) -> None: ...
+    def __init__(
+        self, layers: int, key_heads: int, head: int, sequences: int, dtype: str = "float32"
+    ) -> None: ...
+    @property
+    def dtype(self) -> str: ...
     @property
     def lengths(self) -> list[int]: ...
     @property
@@ -39,6 +43,30 @@ class KvCache:
     def copy(self) -> KvCache: ...
     def crop(self, lengths: list[int]) -> None: ...
     def select(self, sequences: list[int]) -> None: ...
+
+Linear = tuple[Weight | None, Weight | None, np.ndarray[Any, Any] | None]
+
+class Recurrent:
+    def __init__(
+        self,
+        cell: int,
+        in_features: int,
+        units: int,
+        out: int,
+        directions: int,
+        layers: list[list[tuple[Linear, Linear, Linear | None]]],
+    ) -> None: ...
+    def run(
+        self,
+        x: np.ndarray[Any, Any],
+        sizes: list[int],
+        y: np.ndarray[Any, Any],
+        h0: np.ndarray[Any, Any] | None,
+        c0: np.ndarray[Any, Any] | None,
+        hn: np.ndarray[Any, Any],
+        cn: np.ndarray[Any, Any] | None,
+        isa: str | None = None,
+    ) -> None: ...
 
 class Stack:
     def __init__(self, config: dict[str, Any], layers: list[dict[str, Any]]) -> None: ...

@@ -85,8 +85,8 @@ def estimate(spec: str, weight: Tensor, nnz: int, tokens: int, dtype: str) -> fl
             return passes * (weight.numel() / 8 + 1.5 * nnz)
         columns = {"float32": 16, "bfloat16": 32, "int8": 64}[dtype]
         return passes * 4 * weight.numel() / columns
-    if spec.startswith("bsr") and tokens == 1:
-        return nnz * 0.15
+    if spec.startswith("bsr") and tokens <= 8:
+        return nnz * 0.15 * max(1, tokens / 4)
     return nnz * max(1.0, 0.6 * vectors)
 
 

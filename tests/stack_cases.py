@@ -184,8 +184,9 @@ def reference(
     x: Tensor,
     int8: bool = False,
     memory: Tensor | None = None,
+    kept: torch.dtype = torch.float64,
 ) -> Tensor:
-    """One sequence [tokens, hidden], float64, as the formulas say."""
+    """One sequence [tokens, hidden], float64, as the formulas say; `kept`: of keys and values."""
     last = {id(pair[0]) for pair in layers[-1].values() if len(pair[0]) == config["hidden"]}
 
     def linear(pair: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
@@ -220,7 +221,7 @@ def reference(
         )
         q, k = rotated(layer, "query_norm", q), rotated(layer, "key_norm", k)
         share = config["heads"] // config["key_heads"]
-        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        k, v = (kv.to(kept).double().repeat_interleave(share, 1) for kv in (k, v))
         scores = torch.einsum("ihd,jhd->hij", q, k) * config["scale"]
         if bias is not None:
             scores += bias.double()[:, distance + 199]
@@ -238,7 +239,7 @@ def reference(
             linear(layer[f"cross_{n}"], y).unflatten(1, (-1, config["head"]))
             for n, y in (("query", x), ("key", memory.double()), ("value", memory.double()))
         )
-        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        k, v = (kv.to(kept).double().repeat_interleave(share, 1) for kv in (k, v))
         shares = (torch.einsum("ihd,jhd->hij", q, k) * config["scale"]).softmax(-1)
         return linear(layer["cross_output"], torch.einsum("hij,jhd->ihd", shares, v).flatten(1))
 
@@ -267,5 +268,7 @@ def error_of(y: Tensor, expected: Tensor) -> float:
     return float((y.double() - expected).abs().max() / expected.abs().max()) if len(y) else 0.0
 
 
-def cache_of(config: dict[str, Any], layers: int, sequences: int) -> _core.KvCache:
-    return _core.KvCache(layers, config["key_heads"], config["head"], sequences)
+def cache_of(
+    config: dict[str, Any], layers: int, sequences: int, dtype: str = "float32"
+) -> _core.KvCache:
+    return _core.KvCache(layers, config["key_heads"], config["head"], sequences, dtype)

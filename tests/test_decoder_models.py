@@ -193,6 +193,26 @@ def test_other_dtypes_are_near(dtype: str) -> None:
     assert error < {"bfloat16": 2e-2, "int8": 1e-1}[dtype]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "asked", "kept"),
+    [
+        ("float32", None, "float32"),
+        ("float32", "bfloat16", "bfloat16"),
+        ("int8", None, "bfloat16"),
+        ("bfloat16", "float32", "float32"),
+    ],
+)
+def test_keys_and_values_are_kept_as_weights_are(dtype: str, asked: str | None, kept: str) -> None:
+    model = sparse(hugging("llama"), "csr", dtype)
+    decoder = model.model
+    assert isinstance(decoder, NativeDecoder)
+    decoder.cache_dtype = asked
+    out = model(torch.tensor([[5, 6, 7]]), use_cache=True)
+    layer = native_layer(out[CACHE])
+    assert layer is not None
+    assert layer.native.dtype == kept
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
 def test_packages_and_heads(kind: str, tmp_path: Any) -> None:
     model, inputs = hugging(kind, "ForSequenceClassification", num_labels=3), batch("right")

@@ -52,7 +52,7 @@ def test_environment_forces_an_isa(isa: str) -> None:
         pytest.skip(f"this machine has {_core.detected_isa()}")
     code = (
         "from sparse_engine import _core\n"
-        "print(_core.active_isa(), _core.linear_kernel('strips', 'bfloat16', 8))"
+        "print(_core.active_isa(), _core.linear_kernel('strips', 'bfloat16', 128))"
     )
     active, kernel = python(code, SPARSE_ENGINE_ISA=isa).split()
     assert active == isa
@@ -86,6 +86,7 @@ def test_isa_objects_export_only_kernels() -> None:
         "norm_row_",
         "multiply_row_",
         "attend_",
+        "step_cells_",
         "fma_loop_",
         "sum_loop_",
         "bf16_dot_",

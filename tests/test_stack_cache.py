@@ -62,6 +62,48 @@ def test_a_cache_gives_what_whole_sequences_give(
         assert error_of(torch.cat(parts), reference(config, layers, x)) < 2e-5
 
 
+# One key that is rounded the other way, because its sum was taken in another order, is 2^-8 off.
+ROUNDED = 2e-3
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("variant", ["llama", "bias", "post-norm"])
+def test_a_cache_in_bfloat16_rounds_keys_and_values(variant: str, isa: str) -> None:
+    config = CONFIG | (WITH_CACHE | {"llama": LLAMA})[variant]
+    layers, cache = make(config, 2, torch.float32), cache_of(config, 2, 3, "bfloat16")
+    assert cache.dtype == "bfloat16"
+    stack = native(config, layers)
+    whole = [torch.randn(sum(step[i] for step in STEPS), config["hidden"]) for i in range(3)]
+    found: list[list[Tensor]] = [[], [], []]
+    for lengths in STEPS:
+        new = [x[b : b + n] for x, b, n in zip(whole, cache.lengths, lengths, strict=True)]
+        for i, part in enumerate(run(stack, torch.cat(new), lengths, isa, cache).split(lengths)):
+            found[i].append(part)
+    for x, parts in zip(whole, found, strict=True):
+        y = torch.cat(parts)
+        rounded = error_of(y, reference(config, layers, x, kept=torch.bfloat16))
+        assert rounded < ROUNDED
+        assert rounded < error_of(y, reference(config, layers, x)) / 2  # nearer than without
+    twin = cache_of(config, 2, 3)
+    run(stack, torch.cat(whole), [len(x) for x in whole], isa, twin)
+    assert cache.nbytes == twin.nbytes / 2
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_memory_in_bfloat16(isa: str) -> None:
+    config = CONFIG | {"causal": True, "cross": True, "norm_first": True}
+    layers = make(config, 2, torch.float32)
+    stack, memory = native(config, layers), cache_of(config, 2, 1, "bfloat16")
+    source, x = torch.randn(70, 20), torch.randn(9, 20)
+    stack.remember(source.numpy(), [70], memory, isa)
+    y, cache = torch.empty_like(x), cache_of(config, 2, 1, "bfloat16")
+    for begin, end in ((0, 8), (8, 9)):
+        part = y[begin:end].numpy()
+        stack.run(x[begin:end].numpy(), [end - begin], part, cache, None, memory, isa)
+    expected = reference(config, layers, x, memory=source, kept=torch.bfloat16)
+    assert error_of(y, expected) < ROUNDED
+
+
 def test_a_few_tokens_run_on_rows_where_there_is_a_cache() -> None:
     config = CONFIG | LLAMA
     layers = make(config, 2, torch.float32)
@@ -200,6 +242,7 @@ def test_bad_caches_and_positions_are_refused() -> None:
         lambda: cache.select([]),
         lambda: _core.KvCache(0, 1, 1, 1),
         lambda: _core.KvCache(1, 1, 1, -1),
+        lambda: _core.KvCache(1, 1, 1, 1, "int8"),
     ):
         with pytest.raises(ValueError, match="cache"):
             call()

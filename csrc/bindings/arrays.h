@@ -40,6 +40,7 @@ py::array_t<T> array_of(const std::vector<T>& v) {
 Epilogue epilogue_of(py::array& y, const std::optional<py::array_t<float>>& bias,
                      const std::optional<py::array>& residual, int activation);
 
+void bind_recurrent(py::module_& m);
 void bind_stack(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_packers(py::module_& m);

@@ -233,7 +233,8 @@ std::string linear_kernel(const std::string& packing, const std::string& dtype, 
   if (packing == "groups") return spmv_groups(weight, level).name;
   if (packing == "bits") return spmv_bits(weight, level).name;
   require(packing == "strips" && weight != DType::i8, "no kernels for this packing and dtype");
-  return tokens == 1 ? spmv_strips(weight, level).name : spmm_strips(weight, level).name;
+  return tokens <= kStripsRowTokens ? spmv_strips(weight, level).name
+                                    : spmm_strips(weight, level).name;
 }
 
 }  // namespace

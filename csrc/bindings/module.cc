@@ -5,6 +5,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Native kernels of sparse_engine. Arrays are numpy; bfloat16 travels as uint16.";
   se::bind_linear(m);
   se::bind_stack(m);
+  se::bind_recurrent(m);
   se::bind_packers(m);
   se::bind_machine(m);
 }

@@ -38,8 +38,14 @@ struct BoundCache {
 
   explicit BoundCache(const KvCache& from) : cache(from) {}
 
-  BoundCache(int64_t layers, int64_t key_heads, int64_t head, int64_t sequences)
-      : cache(checked(layers), checked(key_heads), checked(head), checked(sequences)) {}
+  BoundCache(int64_t layers, int64_t key_heads, int64_t head, int64_t sequences,
+             const std::string& dtype)
+      : cache(checked(layers), checked(key_heads), checked(head), checked(sequences),
+              checked(parse_dtype(dtype))) {}
+  static DType checked(DType dtype) {
+    require(dtype != DType::i8, "cache: dtype must be float32 or bfloat16");
+    return dtype;
+  }
   static int64_t checked(int64_t size) {
     require(size > 0 && size <= (1 << 20), "cache: sizes must be 1 or more");
     return size;
@@ -62,6 +68,7 @@ struct BoundCache {
     const auto held = lock();
     return cache.bytes();
   }
+  const char* dtype() const { return dtype_name(cache.dtype()); }
   std::vector<int64_t> lengths() const {
     const auto held = lock();
     std::vector<int64_t> all;
@@ -294,8 +301,10 @@ class BoundStack {
 
 void bind_stack(py::module_& m) {
   py::class_<BoundCache>(m, "KvCache", "Keys and values of csrc/blocks/cache.h.")
-      .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("layers"), py::arg("key_heads"),
-           py::arg("head"), py::arg("sequences"))
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, const std::string&>(), py::arg("layers"),
+           py::arg("key_heads"), py::arg("head"), py::arg("sequences"),
+           py::arg("dtype") = "float32")
+      .def_property_readonly("dtype", &BoundCache::dtype)
       .def_property_readonly("lengths", &BoundCache::lengths)
       .def_property_readonly("nbytes", &BoundCache::bytes)
       .def("copy", &BoundCache::copy, "Another one, that shares what neither writes to.")

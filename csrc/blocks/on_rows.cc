@@ -32,12 +32,12 @@ struct Shared {
 };
 
 struct Mine {
-  float *x, *h;    // [tokens][hidden], the residual stream and what a product reads
-  float* inner;    // [tokens][inner]
-  float *q, *k;    // [query_rows / key_heads], [head] of one token
-  float* scratch;  // of attention
-  char* prepared;  // [kTokens][prepared_bytes]
-  const float **keys, **values;
+  float *x, *h;      // [tokens][hidden], the residual stream and what a product reads
+  float* inner;      // [tokens][inner]
+  float *q, *k, *v;  // [query_rows / key_heads], [head] and [head] of one token
+  float* scratch;    // of attention
+  char* prepared;    // [kTokens][prepared_bytes]
+  const void **keys, **values;
 };
 
 // One of the new tokens.
@@ -177,11 +177,9 @@ class Rows {
 
     finish_rows(key, l.key ? b.key : b.query, t, key_row, head, Activation::none, nullptr, mine.k);
     turn(l.key_norm, t, mine.k);
-    float* keys = cache_.keys(layer, h, token.sequence, place / B) + place % B;
-    for (int64_t d = 0; d < head; ++d) keys[d * B] = mine.k[d];
-    float* values = cache_.values(layer, h, token.sequence, place / B);
     finish_rows(value, l.key ? b.value : b.query, t, value_row, head, Activation::none, nullptr,
-                values + place % B * cache_.head_width());
+                mine.v);
+    cache_.write(layer, h, token.sequence, place, 1, mine.k, mine.v, 1);
     finish_rows(l.query, b.query, t, h * group * head, group * head, Activation::none, nullptr,
                 mine.q);
     for (int64_t g = 0; g < group; ++g) turn(l.query_norm, t, mine.q + g * head);
@@ -199,6 +197,7 @@ class Rows {
     a.scale = s_.scale;
     a.keys = mine.keys;
     a.values = mine.values;
+    a.dtype = cache_.dtype();
     a.width = cache_.head_width();
     a.begin = s_.window ? std::max<int64_t>(0, place + 1 - s_.window) : 0;
     a.end = place + 1;
@@ -242,6 +241,7 @@ class Rows {
     a.scale = s_.scale;
     a.keys = mine.keys;
     a.values = mine.values;
+    a.dtype = memory_->dtype();
     a.width = memory_->head_width();
     a.end = memory_->length(sequence);
     a.scratch = mine.scratch;
@@ -322,10 +322,11 @@ Mine own(const Stack& s, const Needs& needs, int64_t tokens, int64_t blocks, int
   mine.inner = arena.take(tokens * s.inner);
   mine.q = arena.take(s.query_rows() / s.key_heads);
   mine.k = arena.take(s.head);
+  mine.v = arena.take(s.head);
   mine.scratch = arena.take(row_attention_scratch(width));
   mine.prepared = reinterpret_cast<char*>(arena.take(kTokens * needs.prepared / 4));
-  mine.keys = reinterpret_cast<const float**>(arena.take(2 * blocks));
-  mine.values = reinterpret_cast<const float**>(arena.take(2 * blocks));
+  mine.keys = reinterpret_cast<const void**>(arena.take(2 * blocks));
+  mine.values = reinterpret_cast<const void**>(arena.take(2 * blocks));
   return mine;
 }
 

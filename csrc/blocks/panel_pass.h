@@ -164,18 +164,7 @@ class PanelPass {
   // Keys and values of one head and segment, into the cache.
   void keep(int64_t layer, int64_t h, const Segment& s, int64_t width, const float* k,
             const float* v) const {
-    constexpr int64_t B = KvCache::kBlock;
-    const int64_t stride = cache_->head_width();
-    for (int64_t i = 0; i < s.queries;) {
-      const int64_t block = (s.position + i) / B, at = (s.position + i) % B;
-      const int64_t n = std::min(s.queries - i, B - at), lane = s.lane + i;
-      float* keys = cache_->keys(layer, h, s.sequence, block) + at;
-      for (int64_t d = 0; d < s_.head; ++d) std::copy_n(k + d * width + lane, n, keys + d * B);
-      float* values = cache_->values(layer, h, s.sequence, block) + at * stride;
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t d = 0; d < s_.head; ++d) values[j * stride + d] = v[d * width + lane + j];
-      i += n;
-    }
+    cache_->write(layer, h, s.sequence, s.position, s.queries, k + s.lane, v + s.lane, width);
   }
 
   // From attention to the end of the layer.
@@ -291,7 +280,7 @@ class PanelPass {
       const int64_t width = cut_.width(from.panel);
       const float* k = panel(qkv, from.panel, s_.qkv_rows()) +
                        (s_.heads + key_head) * s_.head * width + from.lane;
-      spans[count++] = {k, k + s_.key_rows() * width, width, width, 1, from.queries};
+      spans[count++] = {k, k + s_.key_rows() * width, DType::f32, width, width, 1, from.queries};
     }
     return count;
   }
@@ -304,6 +293,7 @@ class PanelPass {
     for (int64_t at = first; at < end; at += B)
       spans[count++] = {cache.keys(layer, key_head, sequence, at / B),
                         cache.values(layer, key_head, sequence, at / B),
+                        cache.dtype(),
                         B,
                         1,
                         cache.head_width(),

@@ -5,20 +5,11 @@
 #include <array>
 #include <vector>
 
+#include "blocks/block_linear.h"
 #include "blocks/cache.h"
 #include "kernels/lanes/kernel.h"
-#include "ops/linear.h"
 
 namespace se {
-
-// A weight, its bias [out] or null. `panels` (Runs or Strips) multiplies many tokens, `rows` (any
-// packing but Runs) a few; one of them may be null, and is then never used.
-struct BlockLinear {
-  const PackedWeight* panels;
-  const PackedWeight* rows;
-  const float* bias;
-  explicit operator bool() const { return panels || rows; }
-};
 
 // after  post-norm:  x = norm1(x + attention(x));  x = norm2(x + feed_forward(x))
 // before pre-norm:   x = x + attention(norm1(x));  x = x + feed_forward(norm2(x))
@@ -87,7 +78,6 @@ bool takes_panels(const Stack& stack);
 
 // Runs on omp_get_max_threads() threads; the result does not depend on their number. Up to
 // kRowTokens tokens of a stack with a cache run on rows where its weights can, else on panels.
-constexpr int64_t kRowTokens = 7;
 void run(const Stack& stack, const Batch& batch, Isa isa);
 
 // The keys and values that cross attention reads, of an encoder's states x [sum of

@@ -69,7 +69,7 @@ void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Isa
   linear_rows(w, x, epilogue, isa);
 }
 
-void linear_one_token(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
+void linear_on_rows(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
   linear_rows(w, x, epilogue, isa);
 }
 

@@ -137,7 +137,7 @@ Epilogue at_token(const Epilogue& e, int64_t token) {
 
 void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
   if (x.tokens == 0 || w.out == 0) return;
-  if (x.tokens == 1) return linear_one_token(w, x, epilogue, isa);
+  if (x.tokens <= kStripsRowTokens) return linear_on_rows(w, x, epilogue, isa);
   const int threads = threads_for(StripsWork::entries(w) * x.tokens);
   linear_panels(StripsWork(w, isa, threads), x, epilogue, isa, threads);
 }

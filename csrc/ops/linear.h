@@ -30,11 +30,15 @@ struct Activations {
 void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 
-// Made for one to four tokens, right for any number.
+// Made for a few tokens, right for any number.
 void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Isa isa);
 void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Isa isa);
-void linear_one_token(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+void linear_on_rows(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+
+// As many tokens as (tall) strips multiply faster with rows in the lanes: a vector of weights
+// serves them all.
+constexpr int64_t kStripsRowTokens = 8;
 
 // The same on panels of floats, as blocks hold them: x [panels][in][width] to y
 // [panels][out][width], with width from linear_panel_width. Runs and strips only.

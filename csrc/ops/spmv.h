@@ -15,7 +15,7 @@
 
 namespace se {
 
-constexpr int64_t kTokens = 4;  // that kernels take at once
+constexpr int64_t kTokens = 8;  // that some kernel takes at once, no work more
 
 inline int64_t padded(int64_t in) { return ceil_div(in, 64) * 64; }
 
@@ -33,7 +33,7 @@ inline int64_t prepared_bytes(int64_t in) { return (padded(in) + 64) * 4; }
 struct SellPWork {
   const SellP& w;
   const SpmvSellPKernel& kernel;
-  static constexpr int64_t kAtOnce = kTokens;
+  static constexpr int64_t kAtOnce = 4;
 
   int64_t work() const { return int64_t{w.starts[w.groups]} * 4; }  // 16 at once
   int64_t sums() const { return w.out + 1; }
@@ -51,7 +51,7 @@ struct SellPWork {
 struct BitsWork {
   const Bits& w;
   const SpmvBitsKernel& kernel;
-  static constexpr int64_t kAtOnce = kTokens;
+  static constexpr int64_t kAtOnce = 4;
 
   int64_t work() const { return w.out * w.in / 8; }
   int64_t sums() const { return w.out; }
@@ -66,7 +66,7 @@ struct BitsWork {
 struct GroupsWork {
   const Groups& w;
   const SpmvGroupsKernel& kernel;
-  static constexpr int64_t kAtOnce = kTokens;
+  static constexpr int64_t kAtOnce = 4;
 
   int64_t work() const { return w.out * w.steps * 4; }
   int64_t sums() const { return w.out; }
@@ -81,14 +81,15 @@ struct GroupsWork {
 struct RowStripsWork {
   const Strips& w;
   const SpmvStripsKernel& kernel;
-  static constexpr int64_t kAtOnce = 1;
+  static constexpr int64_t kAtOnce = 8;
 
   int64_t work() const { return w.pointers[w.blocks * w.strips] * w.height; }
   int64_t sums() const { return w.strips * w.height; }
   int64_t part(int64_t i, int64_t n) const { return w.strips * i / n; }
   float prepare(const float* x, void* prepared) const { return copy_row(x, w.in, prepared); }
-  void run(int64_t begin, int64_t end, const char* x, int64_t, int64_t, float* y, int64_t) const {
-    kernel.run(w, begin, end, reinterpret_cast<const float*>(x), y + begin * w.height);
+  void run(int64_t begin, int64_t end, const char* x, int64_t stride, int64_t tokens, float* y,
+           int64_t y_stride) const {
+    kernel.run(w, begin, end, reinterpret_cast<const float*>(x), stride / 4, tokens, y, y_stride);
   }
 };
 

@@ -52,7 +52,7 @@ def info() -> None:
     for column in ("op", "packing", "dtype", "ISA", "kernel"):
         table.add_column(column)
     used = {
-        _core.linear_kernel(k["packing"], k["dtype"], 1 if k["op"] == "spmv" else 2)
+        _core.linear_kernel(k["packing"], k["dtype"], 1 if k["op"] == "spmv" else 128)
         for k in _core.kernels()
     }
     for k in _core.kernels():

@@ -7,6 +7,13 @@ from sparse_engine.nn.conv import SparseConv1d
 from sparse_engine.nn.decoder import NativeDecoder
 from sparse_engine.nn.encoder import NativeEncoder
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.recurrent import (
+    SparseGRU,
+    SparseLSTM,
+    SparseRNN,
+    SparseRNNBase,
+)
+from sparse_engine.nn.recurrent_cells import SparseGRUCell, SparseLSTMCell, SparseRNNCell
 from sparse_engine.nn.stack import NativeStack
 from sparse_engine.nn.transformer import (
     SparseTransformerDecoderLayer,
@@ -18,8 +25,15 @@ __all__ = [
     "NativeEncoder",
     "NativeStack",
     "SparseConv1d",
+    "SparseGRU",
+    "SparseGRUCell",
+    "SparseLSTM",
+    "SparseLSTMCell",
     "SparseLinear",
     "SparseMultiheadAttention",
+    "SparseRNN",
+    "SparseRNNBase",
+    "SparseRNNCell",
     "SparseTransformerDecoderLayer",
     "SparseTransformerEncoderLayer",
 ]

@@ -25,6 +25,10 @@ class NativeDecoder(NativeStack):
     beams and sampling included.
     """
 
+    # What keys and values are kept in: "float32", "bfloat16", or None for bfloat16 beside weights
+    # that are bfloat16 or int8. Read when a cache is made.
+    cache_dtype: str | None = None
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -95,8 +99,10 @@ class NativeDecoder(NativeStack):
     def _room(self, sequences: int) -> _core.KvCache:
         """An empty cache for so many sequences."""
         stack = self.stack
-        heads = stack.key_heads or stack.heads
-        return _core.KvCache(len(stack.blocks), heads, stack.head_size, sequences)
+        heads, dtype = stack.key_heads or stack.heads, self.cache_dtype
+        if dtype is None:
+            dtype = "float32" if self.weight_dtypes() <= {torch.float32} else "bfloat16"
+        return _core.KvCache(len(stack.blocks), heads, stack.head_size, sequences, dtype)
 
     def remember(
         self, states: Tensor | None, mask: Tensor | None, layer: NativeLayer | None

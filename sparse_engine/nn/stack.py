@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import Format, SellP
-from sparse_engine.linears import weight_of
+from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import LayerStack
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.ops import weight_handle
 from sparse_engine.ops.native import ACTIVATION_CODES
-from sparse_engine.packings import Bits, Bits8, QuadRuns, Runs, SellP8, Strips
+from sparse_engine.packings import Runs
+from sparse_engine.packings.purposes import for_panels, for_rows
 
 # Arguments of transformers' models that change nothing when they are unset.
 UNSUPPORTED = (
@@ -31,9 +31,6 @@ UNSUPPORTED = (
 
 # The dict that holds a tensor, its name there, the tensor, where it lies, how often it was written to.
 Watched = tuple[dict[str, Any], str, Tensor, int, int | None]
-# From this share of zeros on, SELL-P is read faster than a bitmask: weights of a Llama layer, one
-# token, ms for 80, 85, 90 %: bf16 1.49 1.18 0.60 against 1.10 1.29 0.94; int8 at 90 % 0.36 against 0.47.
-ROWS_SELLP = 0.85
 
 
 class NativeStack(nn.Module):
@@ -125,6 +122,16 @@ class NativeStack(nn.Module):
                     version = None if tensor.is_inference() else tensor._version
                     yield tensors, name, tensor, tensor.data_ptr(), version
 
+    def weight_dtypes(self) -> set[torch.dtype]:
+        """In what the weights of all linear layers are stored."""
+        return {
+            module.packed.values.dtype
+            if isinstance(module, SparseLinear)
+            else weight_of(module).dtype
+            for module in self.modules()
+            if isinstance(module, SparseLinear) or is_linear(module)
+        }
+
     def forget(self) -> None:
         """Look at the layers anew at the next call: to be called after modules were swapped."""
         self._native = None
@@ -200,32 +207,10 @@ def _linear(layer: nn.Module, few: bool) -> tuple[Any, Any, Any]:
         held = Runs.from_dense(weight_of(layer).detach().contiguous())
     bias: Any = layer.bias
     return (
-        weight_handle(_for_panels(held)),
-        weight_handle(_for_rows(held)) if few else None,
+        weight_handle(for_panels(held)),
+        weight_handle(for_rows(held)) if few else None,
         None if bias is None else _floats(bias),
     )
-
-
-def _for_panels(packed: Format) -> Format:
-    if isinstance(packed, Runs | Strips):  # QuadRuns are Runs
-        return packed
-    return (QuadRuns if _int8(packed) else Runs).from_dense(packed.to_dense())
-
-
-def _for_rows(packed: Format) -> Format:
-    """What a few tokens read fastest: as stored, or what has fewer bytes and instructions."""
-    if not isinstance(packed, Runs):
-        return packed
-    dtype = str(packed.values.dtype).removeprefix("torch.")
-    expands = not _core.linear_kernel("bits", dtype, 1).endswith("scalar")
-    cls: Any = Bits if expands and packed.sparsity < ROWS_SELLP else SellP
-    if _int8(packed):
-        cls = {Bits: Bits8, SellP: SellP8}[cls]
-    return cls.from_dense(packed.to_dense())
-
-
-def _int8(packed: Format) -> bool:
-    return packed.values.dtype == torch.int8
 
 
 def _norm(norm: nn.Module) -> tuple[Any, Any, float, bool]:

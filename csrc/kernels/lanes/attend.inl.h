@@ -61,8 +61,17 @@ inline void adjust(const Attention& a, int64_t key, int64_t keys, float* s) {
   }
 }
 
+// The same keys and values as floats: broadcasting from bf16 would cost a shift each.
+inline KeySpan widened(KeySpan span, int64_t head, float* wide) {
+  const int64_t keys = head * kKeys;
+  span.v = widen(static_cast<const bf16*>(span.v), span.keys * span.v_position, wide + keys);
+  span.k = widen(static_cast<const bf16*>(span.k), keys, wide);
+  span.dtype = DType::f32;
+  return span;
+}
+
 template <int V>
-inline void attend_tile(const Attention& a, float* q, float* s, float* sums) {
+inline void attend_tile(const Attention& a, float* q, float* s, float* sums, float* wide) {
   constexpr int64_t T = V * kLanes;
   constexpr int R = kAccumulators / V;
   for (int64_t d = 0; d < a.head; ++d) SE_UNROLL
@@ -74,13 +83,15 @@ inline void attend_tile(const Attention& a, float* q, float* s, float* sums) {
   for (int v = 0; v < V; ++v) most[v] = set1(kMasked), total[v] = zero();
   int64_t position = 0;
   for (int64_t i = 0; i < a.count; ++i) {
-    const KeySpan& span = a.spans[i];
+    const KeySpan span =
+        a.spans[i].dtype == DType::f32 ? a.spans[i] : widened(a.spans[i], a.head, wide);
+    const float *k0 = static_cast<const float*>(span.k), *v0 = static_cast<const float*>(span.v);
     for (int64_t j0 = 0; j0 < span.keys; j0 += kKeys) {
       const int64_t keys = span.keys - j0 < kKeys ? span.keys - j0 : kKeys;
       int64_t j = 0;
       for (; j + R <= keys; j += R)
-        scores_of<R, V>(span.k + j0 + j, span.k_feature, q, a.head, s + j * T);
-      for (; j < keys; ++j) scores_of<1, V>(span.k + j0 + j, span.k_feature, q, a.head, s + j * T);
+        scores_of<R, V>(k0 + j0 + j, span.k_feature, q, a.head, s + j * T);
+      for (; j < keys; ++j) scores_of<1, V>(k0 + j0 + j, span.k_feature, q, a.head, s + j * T);
       adjust<V>(a, position + j0, keys, s);
       vf factor[V];
       for (int v = 0; v < V; ++v) {
@@ -96,7 +107,7 @@ inline void attend_tile(const Attention& a, float* q, float* s, float* sums) {
           store(at, p);
         }
       }
-      const float* values = span.v + j0 * span.v_position;
+      const float* values = v0 + j0 * span.v_position;
       int64_t d = 0;
       for (; d + R <= a.head; d += R)
         values_of<R, V>(span, values + d * span.v_feature, s, keys, factor, sums + d * T);
@@ -124,6 +135,7 @@ inline void attend_tile(const Attention& a, float* q, float* s, float* sums) {
 
 inline void attend(const Attention& a) {
   float *q = a.scratch, *sums = q + a.head * kQueries, *s = sums + a.head * kQueries;
+  float* wide = s + kKeys * kQueries;
   // Wider than four vectors: in turns, each over all keys.
   for (int64_t i = 0; i < a.queries; i += 4 * kLanes) {
     Attention part = a;
@@ -132,11 +144,11 @@ inline void attend(const Attention& a) {
     part.first_query += i;
     part.queries = a.queries - i < 4 * kLanes ? a.queries - i : 4 * kLanes;
     if (part.queries > 2 * kLanes)
-      attend_tile<4>(part, q, s, sums);
+      attend_tile<4>(part, q, s, sums, wide);
     else if (part.queries > kLanes)
-      attend_tile<2>(part, q, s, sums);
+      attend_tile<2>(part, q, s, sums, wide);
     else
-      attend_tile<1>(part, q, s, sums);
+      attend_tile<1>(part, q, s, sums, wide);
   }
 }
 

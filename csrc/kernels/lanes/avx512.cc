@@ -2,6 +2,7 @@
 #include "simd/avx512.h"
 #include "kernels/lanes/kernel.h"
 #include "kernels/panels/activation.inl.h"
+#include "kernels/widen.inl.h"
 #include "kernels/lanes/body.inl.h"
 #include "kernels/lanes/attend.inl.h"
 

@@ -29,8 +29,11 @@ struct Norm {
 };
 
 // Keys and values of consecutive positions: k of position j at feature d is k[d * k_feature + j].
+// Those in bf16 are the at most 64 of a block of a cache: k_feature is 64, v_feature 1, v_position
+// the head rounded up to 16.
 struct KeySpan {
-  const float *k, *v;
+  const void *k, *v;
+  DType dtype;
   int64_t k_feature, v_feature, v_position;
   int64_t keys;
 };
@@ -50,7 +53,9 @@ struct Attention {
   float* scratch;       // attention_scratch(head) floats, 64-byte aligned
 };
 constexpr int64_t kQueries = 64;
-constexpr int64_t attention_scratch(int64_t head) { return (2 * head + 64) * kQueries; }
+constexpr int64_t attention_scratch(int64_t head) {
+  return (2 * head + 64) * kQueries + 64 * (head + (head + 15) / 16 * 16);
+}
 
 struct LaneKernels {
   Isa isa;

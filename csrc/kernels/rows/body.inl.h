@@ -79,9 +79,9 @@ constexpr int64_t kBlock = 64;
 constexpr float kUnseen = -1e30f;  // finite: the difference of two is no NaN
 
 // acc[r][v] += sum over i < n of a[r * a_row + i * a_step] x row i of b, from column 0.
-template <int R, int V>
-inline void rows_times(const float* a, int64_t a_row, int64_t a_step, const float* b,
-                       int64_t b_stride, int64_t n, vf (&acc)[R][V]) {
+template <int R, int V, class T>
+inline void rows_times(const float* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_stride,
+                       int64_t n, vf (&acc)[R][V]) {
   for (int64_t i = 0; i < n; ++i) {
     vf bv[V];
     SE_UNROLL
@@ -96,8 +96,8 @@ inline void rows_times(const float* a, int64_t a_row, int64_t a_step, const floa
 }
 
 // s[r][64] = scale x q_r . k for a block of keys.
-template <int R, int V>
-inline void block_scores(const RowAttention& a, const float* q, const float* keys, float* s) {
+template <int R, int V, class T>
+inline void block_scores(const RowAttention& a, const float* q, const T* keys, float* s) {
   for (int64_t j = 0; j < kBlock; j += V * kLanes) {
     vf acc[R][V];
     SE_UNROLL
@@ -110,8 +110,8 @@ inline void block_scores(const RowAttention& a, const float* q, const float* key
 }
 
 // sums[r] = sums[r] x factor[r] + p_r x values [keys][width], V vectors of features from d on.
-template <int R, int V>
-inline void block_values(const RowAttention& a, const float* p, const float* values, int64_t keys,
+template <int R, int V, class T>
+inline void block_values(const RowAttention& a, const float* p, const T* values, int64_t keys,
                          const float* factor, int64_t d, float* sums) {
   vf acc[R][V];
   SE_UNROLL
@@ -132,7 +132,7 @@ inline void mask_row(const RowAttention& a, int64_t query, int64_t position, int
   for (int64_t j = 0; position + j < a.begin && j < kBlock; ++j) s[j] = kUnseen;
 }
 
-template <int R>
+template <int R, class T>
 inline void attend_heads(const RowAttention& a, int64_t first) {
   constexpr int kMost = static_cast<int>(kBlock) / kLanes;
   constexpr int V = kAccumulators / R < kMost ? kAccumulators / R : kMost;
@@ -142,7 +142,7 @@ inline void attend_heads(const RowAttention& a, int64_t first) {
   for (int64_t i = 0; i < R * a.width; i += kLanes) store(sums + i, zero());
   for (int64_t at = a.begin / kBlock * kBlock; at < a.end; at += kBlock) {
     const int64_t keys = a.end - at < kBlock ? a.end - at : kBlock;
-    block_scores<R, V>(a, a.q + first * a.head, a.keys[at / kBlock], s);
+    block_scores<R, V>(a, a.q + first * a.head, static_cast<const T*>(a.keys[at / kBlock]), s);
     for (int r = 0; r < R; ++r) {
       float* row = s + r * kBlock;
       mask_row(a, first + r, at, keys, row);
@@ -162,7 +162,7 @@ inline void attend_heads(const RowAttention& a, int64_t first) {
       total[r] = total[r] * factor[r] + sum_lanes(sum);
       most[r] = now;
     }
-    const float* values = a.values[at / kBlock];
+    const T* values = static_cast<const T*>(a.values[at / kBlock]);
     int64_t d = 0;
     for (; d + V * kLanes <= a.width; d += V * kLanes)
       block_values<R, V>(a, s, values, keys, factor, d, sums);
@@ -175,11 +175,16 @@ inline void attend_heads(const RowAttention& a, int64_t first) {
   }
 }
 
-inline void attend_row(const RowAttention& a) {
+template <class T>
+inline void attend_blocks(const RowAttention& a) {
   int64_t i = 0;
-  for (; i + 4 <= a.queries; i += 4) attend_heads<4>(a, i);
-  for (; i + 2 <= a.queries; i += 2) attend_heads<2>(a, i);
-  for (; i < a.queries; ++i) attend_heads<1>(a, i);
+  for (; i + 4 <= a.queries; i += 4) attend_heads<4, T>(a, i);
+  for (; i + 2 <= a.queries; i += 2) attend_heads<2, T>(a, i);
+  for (; i < a.queries; ++i) attend_heads<1, T>(a, i);
+}
+
+inline void attend_row(const RowAttention& a) {
+  a.dtype == DType::f32 ? attend_blocks<float>(a) : attend_blocks<bf16>(a);
 }
 
 }  // namespace SE_ISA

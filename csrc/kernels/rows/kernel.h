@@ -15,11 +15,12 @@ struct RowAttention {
   float* y;        // [queries][head]
   int64_t queries, head;
   float scale;
-  const float* const* keys;    // a block each: [head][64]
-  const float* const* values;  // a block each: [64][width], zeros past head
-  int64_t width;               // of a row of values, a multiple of 16
-  int64_t begin, end;          // positions that are seen, counted from the first block
-  const float* bias;  // added to scores: bias[query * bias_query - position]; null for none
+  const void* const* keys;    // a block each: [head][64]
+  const void* const* values;  // a block each: [64][width], zeros past head
+  DType dtype;                // of both, f32 or bf16
+  int64_t width;              // of a row of values, a multiple of 16
+  int64_t begin, end;         // positions that are seen, counted from the first block
+  const float* bias;          // added to scores: bias[query * bias_query - position]; null for none
   int64_t bias_query;
   float* scratch;  // row_attention_scratch(width) floats
 };

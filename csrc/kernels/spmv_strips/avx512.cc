@@ -4,11 +4,11 @@
 #include "kernels/spmv_strips/body.inl.h"
 
 void se::spmv_strips_f32_avx512(const Strips& w, int64_t begin, int64_t end, const float* x,
-                                float* y) {
-  avx512::spmv_strips<float>(w, begin, end, x, y);
+                                int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+  avx512::spmv_strips<float>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }
 
 void se::spmv_strips_bf16_avx512(const Strips& w, int64_t begin, int64_t end, const float* x,
-                                 float* y) {
-  avx512::spmv_strips<avx512::bf16>(w, begin, end, x, y);
+                                 int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+  avx512::spmv_strips<avx512::bf16>(w, begin, end, x, x_stride, tokens, y, y_stride);
 }

@@ -1,6 +1,6 @@
-// The algorithm of spmv_strips over the vector layer. With one token there is nothing to put into
-// the lanes but output rows: tall strips run in vectors, single rows in four independent scalar
-// sums.
+// The algorithm of spmv_strips over the vector layer. With few tokens there is nothing to put into
+// the lanes but output rows: tall strips run in vectors, whose weights serve all tokens, single
+// rows in four independent scalar sums.
 
 namespace se {
 namespace SE_ISA {
@@ -25,18 +25,31 @@ inline float row(const W* w, const uint16_t* columns, int64_t entries, const flo
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// kLanes rows of a strip at once; two sums hide the latency of the multiply-add.
-template <class W>
-inline vf lanes_of_rows(const W* w, const uint16_t* columns, int64_t entries, int64_t height,
-                        const float* x) {
-  vf even = zero(), odd = zero();
+// kLanes rows of a strip at once, added to y; two sums a token hide the latency of the
+// multiply-add.
+template <class W, int T>
+inline void lanes_of_rows(const W* w, const uint16_t* columns, int64_t entries, int64_t height,
+                          const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+  constexpr int U = T > 4 ? 1 : 2;
+  vf acc[U][T];
+  SE_UNROLL
+  for (int t = 0; t < T; ++t)
+    acc[0][t] = load(y + t * y_stride), acc[U - 1][t] = U > 1 ? zero() : acc[0][t];
+  const auto entry = [&](int64_t e, vf(&into)[T]) __attribute__((always_inline)) {
+    const vf wv = load(w + e * height);
+    SE_UNROLL
+    for (int t = 0; t < T; ++t)
+      into[t] = fmadd(wv, broadcast(x + columns[e] + t * x_stride), into[t]);
+  };
   int64_t e = 0;
-  for (; e + 2 <= entries; e += 2) {
-    even = fmadd(load(w + e * height), broadcast(x + columns[e]), even);
-    odd = fmadd(load(w + (e + 1) * height), broadcast(x + columns[e + 1]), odd);
+  for (; e + U <= entries; e += U) {
+    entry(e, acc[0]);
+    if (U > 1) entry(e + 1, acc[U - 1]);
   }
-  if (e < entries) even = fmadd(load(w + e * height), broadcast(x + columns[e]), even);
-  return add(even, odd);
+  if (U > 1 && e < entries) entry(e, acc[0]);
+  SE_UNROLL
+  for (int t = 0; t < T; ++t)
+    store(y + t * y_stride, U > 1 ? add(acc[0][t], acc[U - 1][t]) : acc[0][t]);
 }
 
 template <class W, int R>
@@ -50,33 +63,63 @@ inline void few_rows(const W* w, const uint16_t* columns, int64_t entries, int64
   for (int r = 0; r < R; ++r) y[r] += sum[r];
 }
 
+// What is left of a strip's height, from row r on, for one token.
 template <class W>
-inline void strip(const W* w, const uint16_t* columns, int64_t entries, int64_t height,
-                  const float* x, float* y) {
+inline void last_rows(const W* w, const uint16_t* columns, int64_t entries, int64_t height,
+                      int64_t r, const float* x, float* y) {
   if (height == 1) {
     *y += row(w, columns, entries, x);
     return;
   }
-  int64_t r = 0;
-  for (; r + kLanes <= height; r += kLanes)
-    store(y + r, add(load(y + r), lanes_of_rows(w + r, columns, entries, height, x)));
   for (; r + 4 <= height; r += 4) few_rows<W, 4>(w + r, columns, entries, height, x, y + r);
   for (; r + 2 <= height; r += 2) few_rows<W, 2>(w + r, columns, entries, height, x, y + r);
   for (; r < height; ++r) few_rows<W, 1>(w + r, columns, entries, height, x, y + r);
 }
 
-template <class W>
-inline void spmv_strips(const Strips& m, int64_t begin, int64_t end, const float* x, float* y) {
+template <class W, int T>
+inline void strips(const Strips& m, int64_t begin, int64_t end, const float* x, int64_t x_stride,
+                   float* y, int64_t y_stride) {
   const W* values = static_cast<const W*>(m.values);
-  for (int64_t i = 0; i < (end - begin) * m.height; ++i) y[i] = 0;
+  const int64_t height = m.height;
+  for (int t = 0; t < T; ++t)
+    for (int64_t i = begin * height; i < end * height; ++i) y[t * y_stride + i] = 0;
   for (int64_t b = 0; b < m.blocks; ++b, x += m.block) {
     const int32_t* pointers = m.pointers + b * m.strips;
     for (int64_t s = begin; s < end; ++s) {
       const int64_t e = pointers[s], entries = pointers[s + 1] - e;
-      if (entries)
-        strip(values + e * m.height, m.columns + e, entries, m.height, x,
-              y + (s - begin) * m.height);
+      if (!entries) continue;
+      const W* w = values + e * height;
+      const uint16_t* columns = m.columns + e;
+      float* to = y + s * height;
+      int64_t r = 0;
+      for (; r + kLanes <= height; r += kLanes)
+        lanes_of_rows<W, T>(w + r, columns, entries, height, x, x_stride, to + r, y_stride);
+      for (int t = 0; t < T && r < height; ++t)
+        last_rows(w, columns, entries, height, r, x + t * x_stride, to + t * y_stride);
     }
+  }
+}
+
+template <class W>
+inline void spmv_strips(const Strips& m, int64_t begin, int64_t end, const float* x,
+                        int64_t x_stride, int64_t tokens, float* y, int64_t y_stride) {
+  switch (tokens) {
+    case 1:
+      return strips<W, 1>(m, begin, end, x, x_stride, y, y_stride);
+    case 2:
+      return strips<W, 2>(m, begin, end, x, x_stride, y, y_stride);
+    case 3:
+      return strips<W, 3>(m, begin, end, x, x_stride, y, y_stride);
+    case 4:
+      return strips<W, 4>(m, begin, end, x, x_stride, y, y_stride);
+    case 5:
+      return strips<W, 5>(m, begin, end, x, x_stride, y, y_stride);
+    case 6:
+      return strips<W, 6>(m, begin, end, x, x_stride, y, y_stride);
+    case 7:
+      return strips<W, 7>(m, begin, end, x, x_stride, y, y_stride);
+    default:
+      return strips<W, 8>(m, begin, end, x, x_stride, y, y_stride);
   }
 }
 

@@ -1,0 +1,145 @@
+"""SparseLSTMCell, SparseGRUCell, SparseRNNCell: single time steps, as torch.nn's of the same names."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.config import SparseConfig
+from sparse_engine.errors import UsageError
+from sparse_engine.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN, SparseRNNBase, State
+
+PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class _Cell(nn.Module):
+    """One step of a network of one layer, which it holds."""
+
+    network: SparseRNNBase
+    dense_cell: type[Any]
+
+    def __init__(self, network: SparseRNNBase) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def input_size(self) -> int:
+        """Features of the input."""
+        return self.network.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Features of the state."""
+        return self.network.hidden_size
+
+    @classmethod
+    def _dense_network(cls, cell: Any) -> nn.RNNBase:
+        """torch.nn's network of one layer with the weights of `cell`."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dense(cls, cell: nn.RNNCellBase, config: SparseConfig | str | None = None) -> Self:
+        """Store the weights of torch.nn's cell as `config.format` in `config.dtype`."""
+        if type(cell) is not cls.dense_cell:
+            raise UsageError(f"{cls.__name__} stands for another class than {type(cell).__name__}")
+        made = cls.__new__(cls)
+        kind: Any = cls
+        network = cls._dense_network(cell)
+        for part in PARTS:
+            tensor = getattr(cell, part)
+            if tensor is not None:
+                parameter = nn.Parameter(tensor.detach(), requires_grad=False)
+                setattr(network, f"{part}_l0", parameter)
+        _Cell.__init__(made, kind.sparse_network.from_dense(network, config))
+        return made.train(cell.training)
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> Any:
+        """torch.nn's cell with the same weights."""
+        network = self.network.to_dense(dtype)
+        cell = self._empty_dense(network)
+        for part in PARTS:
+            if getattr(cell, part) is not None:
+                parameter = nn.Parameter(getattr(network, f"{part}_l0"), requires_grad=False)
+                setattr(cell, part, parameter)
+        return cell.train(self.training)
+
+    def _empty_dense(self, network: Any) -> nn.Module:
+        made: nn.Module = self.dense_cell(
+            network.input_size, network.hidden_size, network.bias, device="meta"
+        )
+        return made
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """The new state, h or (h, c) [batch, hidden], of input [batch, in] or [in]."""
+        batched = input.dim() == 2
+        x = input if batched else input.unsqueeze(0)
+        state: Any = None
+        if hx is not None:
+            pair = isinstance(hx, tuple)
+            state = tuple(_as_layer(t, batched).clone() for t in (hx if pair else (hx,)))  # type: ignore[arg-type]
+            state = state if pair else state[0]
+        _, last = self.network.step(x, state)
+        if isinstance(last, tuple):
+            h, c = (t[0] if batched else t[0, 0] for t in last)
+            return h, c
+        return last[0] if batched else last[0, 0]
+
+
+def _as_layer(state: Tensor, batched: bool) -> Tensor:
+    if state.dim() != (2 if batched else 1):
+        raise UsageError(f"state is {list(state.shape)}, the input's batch has another shape")
+    return state.detach().view(1, *((1,) if not batched else ()), *state.shape)
+
+
+class SparseLSTMCell(_Cell):
+    """torch.nn.LSTMCell on packed sparse weights."""
+
+    dense_cell = nn.LSTMCell
+    sparse_network = SparseLSTM
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+        """An all-zero cell with the signature of torch.nn.LSTMCell."""
+        super().__init__(SparseLSTM(input_size, hidden_size, bias=bias))
+
+    @classmethod
+    def _dense_network(cls, cell: Any) -> nn.RNNBase:
+        return nn.LSTM(cell.input_size, cell.hidden_size, bias=cell.bias, device="meta")
+
+
+class SparseGRUCell(_Cell):
+    """torch.nn.GRUCell on packed sparse weights."""
+
+    dense_cell = nn.GRUCell
+    sparse_network = SparseGRU
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+        """An all-zero cell with the signature of torch.nn.GRUCell."""
+        super().__init__(SparseGRU(input_size, hidden_size, bias=bias))
+
+    @classmethod
+    def _dense_network(cls, cell: Any) -> nn.RNNBase:
+        return nn.GRU(cell.input_size, cell.hidden_size, bias=cell.bias, device="meta")
+
+
+class SparseRNNCell(_Cell):
+    """torch.nn.RNNCell on packed sparse weights."""
+
+    dense_cell = nn.RNNCell
+    sparse_network = SparseRNN
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh"
+    ) -> None:
+        """An all-zero cell with the signature of torch.nn.RNNCell."""
+        super().__init__(SparseRNN(input_size, hidden_size, 1, nonlinearity, bias))
+
+    @classmethod
+    def _dense_network(cls, cell: Any) -> nn.RNNBase:
+        sizes = (cell.input_size, cell.hidden_size, 1, cell.nonlinearity, cell.bias)
+        return nn.RNN(*sizes, device="meta")
+
+    def _empty_dense(self, network: Any) -> nn.Module:
+        sizes = (network.input_size, network.hidden_size, network.bias, network.nonlinearity)
+        return nn.RNNCell(*sizes, device="meta")
