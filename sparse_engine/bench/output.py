@@ -23,6 +23,8 @@ def render(rows: Sequence[Any], output: str) -> str:
         return json.dumps(plain, indent=1)
     plain = [_flat(row) for row in plain]
     names = list(dict.fromkeys(name for row in plain for name in row))
+    if output == "md":  # for people: a column that is empty tells them nothing
+        names = [name for name in names if any(row.get(name, "") != "" for row in plain)]
     if output == "csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
@@ -40,6 +42,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row with a column for each peer; reasons are for JSON, and for whoever prints a table."""
     peers: dict[str, float] = row.pop("peers", {})
     row.pop("refused", None)
+    row.pop("problem", None)
     row = {name: "" if value is None else value for name, value in row.items()}
     return row | {f"{name}_us": time for name, time in peers.items()}
 

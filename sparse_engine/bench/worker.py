@@ -1,6 +1,6 @@
 """One engine, one process: time a folder's model and print one JSON line. Started by bench.model.
 
-python -m sparse_engine.bench.worker FOLDER ENGINE BATCH SEQ RUNS THREADS
+python -m sparse_engine.bench.worker FOLDER ENGINE BATCH SEQ NEW RUNS THREADS
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ import gc
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sparse_engine.bench.engines import (
+    OURS,
+    Call,
+    Engine,
+    Inputs,
+    exported_call,
+    in_torch,
+    torch_call,
+)
+from sparse_engine.bench.model import Figures
 from sparse_engine.errors import SparseEngineError, UnsupportedModelError, UsageError
 from sparse_engine.io import load_pretrained
 from sparse_engine.sparsify import densify_
 
-Inputs = dict[str, Tensor]
+NEW = 32  # tokens after the prompt, of a causal language model
 
 
 def resident_mb() -> float:
@@ -40,102 +47,99 @@ def release_memory() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def torch_call(model: nn.Module, inputs: Inputs) -> Callable[[], object]:
-    """The model as torch runs it."""
-
-    def call() -> object:
-        with torch.inference_mode():
-            return model(**inputs)
-
-    return call
-
-
-def onnx_file(model: nn.Module, inputs: Inputs) -> str:
-    """Export the dense model to a temporary ONNX file."""
-
-    class FirstOutput(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
-
-    handle, path = tempfile.mkstemp(suffix=".onnx")
-    os.close(handle)
-    names = ["input_ids", "attention_mask"]
-    values = tuple(inputs[name] for name in names)
-    torch.onnx.export(
-        FirstOutput(), values, path, input_names=names, opset_version=17, dynamo=False
-    )
-    return path
-
-
-def random_inputs(model: nn.Module, batch: int, seq: int) -> Inputs:
-    """Token ids from the model's own vocabulary, all of them attended to."""
+def random_inputs(model: nn.Module, batch: int, seq: int, new: int = 0) -> Inputs:
+    """Token ids from the model's own vocabulary, all of them attended to; with room for new ones."""
     config: Any = getattr(model, "config", None)
     words = getattr(config, "vocab_size", None)
-    if words is None:
-        raise UnsupportedModelError("bench model needs a model that reads token ids")
-    longest = getattr(config, "max_position_embeddings", seq)
-    if seq > longest:
-        raise UsageError(f"--seq {seq}: the model takes {longest} tokens at most")
+    if words is None or getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            "bench model needs a model that reads token ids, and is not an encoder with a decoder"
+        )
+    longest = getattr(config, "max_position_embeddings", seq + new)
+    if seq + new > longest:
+        raise UsageError(f"--seq {seq} --new {new}: the model takes {longest} tokens at most")
     ids = torch.randint(0, words, (batch, seq), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def make_call(engine: str, folder: str, batch: int, seq: int, threads: int) -> Callable[[], object]:
-    """A function that runs the folder's model once on `batch` random sequences of `seq` tokens."""
+def is_decoder(model: Any) -> bool:
+    """Whether the model is a causal language model of transformers."""
+    return hasattr(model, "generate") and bool(model.can_generate())
+
+
+def decode_call(model: nn.Module, inputs: Inputs) -> Call:
+    """One more token a sequence, greedily, at each call; the prompt is read here."""
+    from sparse_engine.tasks.generate import CACHES
+
+    kept: dict[str, Any] = {}
+    ids = inputs["input_ids"]
+
+    def call() -> object:
+        nonlocal ids
+        with torch.inference_mode():
+            output: Any = model(input_ids=ids, use_cache=True, **kept)
+        ids = output.logits[:, -1:].argmax(-1)
+        name = next(name for name in CACHES if name in output)
+        kept[name] = output[name]
+        return ids
+
+    call()
+    return call
+
+
+def times_of(call: Call, runs: int) -> list[float]:
+    """Milliseconds of `runs` calls."""
+    times = []
+    for _ in range(runs):
+        start = perf_counter()
+        call()
+        times.append((perf_counter() - start) * 1e3)
+    return times
+
+
+def measure(
+    folder: str, engine: Engine, batch: int, seq: int, new: int | None, runs: int
+) -> Figures:
+    """Times of a pass over `batch` random sequences of `seq` tokens, and of each of `new` tokens
+    after it (None for NEW where the model is a decoder); what is resident at the end.
+    """
     model, _ = load_pretrained(folder)
-    inputs = random_inputs(model, batch, seq)
-    if engine == "sparse_engine":
-        return torch_call(model, inputs)
-    for module in () if engine == "torch" else ("onnx", engine):
-        if find_spec(module) is None:
-            raise UsageError(f"{module} is not installed: pip install sparse-engine[bench]")
-    densify_(model)
+    if new is None:
+        new = NEW if is_decoder(model) else 0
+    if new and not is_decoder(model):
+        raise UsageError("--new: only causal language models give new tokens")
+    inputs = random_inputs(model, batch, seq, new)
+    if engine.name != OURS:
+        densify_(model)
+        model = in_torch(model, engine.dtype if engine.name == "torch" else "float32")
+        release_memory()
+    in_process = engine.name in (OURS, "torch")
+    call = torch_call(model, inputs) if in_process else exported_call(engine, model, inputs)
+    times = times_of(call, 3 + runs)[3:]
+    # Exported models have no cache.
+    decode = times_of(decode_call(model, inputs), new) if new and in_process else None
     release_memory()
-    if engine == "torch":
-        return torch_call(model, inputs)
-    path = onnx_file(model, inputs)
-    feed = {name: value.numpy() for name, value in inputs.items()}
-    try:
-        if engine == "onnxruntime":
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(path, options)
-            return lambda: session.run(None, feed)
-        import openvino
-
-        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
-        compiled = openvino.Core().compile_model(path, "CPU", settings)
-        return lambda: compiled(feed)
-    finally:
-        Path(path).unlink()
+    return {
+        "median_ms": median(times),
+        "min_ms": min(times),
+        "decode_ms": None if decode is None else median(decode),
+        "resident_mb": resident_mb(),
+    }
 
 
-def main(folder: str, engine: str, batch: str, seq: str, runs: str, threads: str) -> None:
+def main(folder: str, engine: str, batch: str, seq: str, new: str, runs: str, threads: str) -> None:
     """Load, warm up, time, print."""
     if int(threads):
         torch.set_num_threads(int(threads))
+    asked = Engine.parse(engine)
+    asked.require_installed()
     # A first load brings in every module that the model needs: those are not the model's memory.
     load_pretrained(folder)
     release_memory()
     before = resident_mb()
-    call = make_call(engine, folder, int(batch), int(seq), torch.get_num_threads())
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(int(runs)):
-        start = perf_counter()
-        call()
-        times.append((perf_counter() - start) * 1e3)
-    release_memory()
-    grown = resident_mb() - before
-    print(json.dumps({"median_ms": median(times), "min_ms": min(times), "resident_mb": grown}))
+    found = measure(folder, asked, int(batch), int(seq), int(new) if new else None, int(runs))
+    found["resident_mb"] -= before
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
