@@ -6,7 +6,7 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models import find_family
-from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear
+from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear, SparseRNNBase
 
 
 def take_over_(model: nn.Module) -> str:
@@ -21,6 +21,11 @@ def take_over_(model: nn.Module) -> str:
         return "the layers run natively already"
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
         return "layers run one by one: none of them is sparse"
+    networks = [name for name, m in model.named_modules() if isinstance(m, SparseRNNBase)]
+    if networks:
+        return (
+            f"recurrent networks run natively, whole sequences in one call: {', '.join(networks)}"
+        )
     family = find_family(model)
     if family is None:
         return "layers run one by one: the model is of no family that has native blocks"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparse_engine.blocks import give_back_, take_over_
@@ -13,7 +15,11 @@ from sparse_engine.choose import MIN_SPARSITY, Choice, choose_format, zeros
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import as_conv1d, as_linear, is_conv1d, is_linear
-from sparse_engine.nn import SparseLinear
+from sparse_engine.nn import SparseLinear, SparseRNNBase
+from sparse_engine.nn.recurrent import NETWORKS
+
+# Of the sequence on which "auto" times recurrent networks.
+STEPS = 32
 
 FilterFn = Callable[[nn.Module, str], bool]
 Progress = Callable[[int, int, str], None]
@@ -74,8 +80,8 @@ def sparsify_(
     filter_fn: FilterFn | None = None,
     progress: Progress | None = None,
 ) -> SparsifyReport:
-    """Replace every torch.nn.Linear in `model`, and every Conv1D of GPT-2, by a SparseLinear, in
-    place; returns the report.
+    """Replace every torch.nn.Linear in `model`, and every Conv1D of GPT-2, by a SparseLinear, and
+    torch.nn.LSTM, GRU and RNN by their sparse twins, in place; returns the report.
 
     Layers of known families (sparse_engine/models) then run natively, in one call a stack.
 
@@ -88,17 +94,20 @@ def sparsify_(
     >>> print(se.sparsify_(model, se.SparseConfig(format="csr")))
     """
     config = SparseConfig.of(config)
-    if isinstance(model, nn.Linear):
+    if isinstance(model, nn.Linear | nn.RNNBase):
+        kind = type(model).__name__
         raise UsageError(
-            "the model is a single Linear: use SparseLinear.from_dense(linear, config)"
+            f"the model is a single {kind}: use Sparse{kind}.from_dense(model, config)"
         )
     # A module that is reached by two names is swapped at both.
     modules = list(model.named_modules(remove_duplicate=False))
     linears = [(name, module) for name, module in modules if is_linear(module)]
+    networks = [(name, module) for name, module in modules if isinstance(module, nn.RNNBase)]
+    total = len(linears) + len(networks)
     tied = _tied_weights(model)
     # One sparse layer for modules that share their parameters; swapped in when all are made.
     layers: dict[tuple[int, int], SparseLinear] = {}
-    swaps: list[tuple[str, SparseLinear]] = []
+    swaps: list[tuple[str, nn.Module]] = []
     rows = []
     for done, (name, linear) in enumerate(linears, 1):
         kept = _reason_to_keep(linear, name, filter_fn, tied)
@@ -115,9 +124,20 @@ def sparsify_(
             swaps.append((name, layer.train(linear.training)))
         rows.append(_row(name, plain, layer, choice, config))
         if progress is not None:
-            progress(done, len(linears), name)
-    for name, layer in swaps:
-        _replace(model, name, layer)
+            progress(done, total, name)
+    made: dict[int, tuple[SparseRNNBase | None, str]] = {}  # one for all names of a network
+    for done, (name, network) in enumerate(networks, len(linears) + 1):
+        if id(network) not in made:
+            kept = _reason_to_keep_network(network, name, filter_fn)
+            made[id(network)] = (None, kept) if kept else _sparse_network(network, config)
+        twin, why = made[id(network)]
+        rows += _network_rows(name, network, twin, why)
+        if twin is not None:
+            swaps.append((name, twin))
+        if progress is not None:
+            progress(done, total, name)
+    for name, swapped in swaps:
+        _replace(model, name, swapped)
     return SparsifyReport(tuple(rows), take_over_(model))
 
 
@@ -130,6 +150,9 @@ def densify_(model: nn.Module) -> nn.Module:
     give_back_(model)
     others = (p.dtype for p in model.parameters() if p.is_floating_point())
     dtype = next(others, None)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, SparseRNNBase):
+            _replace(model, name, module.to_dense(dtype))
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, SparseLinear):
             linear = module.to_dense(dtype)
@@ -176,6 +199,64 @@ def _row(
         reason=choice.reason,
         times_us=choice.times_us,
     )
+
+
+def _reason_to_keep_network(network: Any, name: str, filter_fn: FilterFn | None) -> str:
+    if filter_fn is not None and not filter_fn(network, name):
+        return "left out by filter_fn"
+    if type(network) not in NETWORKS:
+        return f"is a {type(network).__name__}, which may run in its own way"
+    if network.weight_hh_l0.dtype not in DTYPES.values():
+        return f"is {network.weight_hh_l0.dtype}: cast the model to float32 or bfloat16 first"
+    weights = [p for n, p in network.named_parameters() if n.startswith("weight")]
+    share = 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+    if share < MIN_SPARSITY:
+        return f"{share:.0%} zeros, no gain below {MIN_SPARSITY:.0%}"
+    return ""
+
+
+def _sparse_network(network: Any, config: SparseConfig) -> tuple[SparseRNNBase | None, str]:
+    """The sparse twin, or None if "auto" measures that the network is faster; and why."""
+    if config.format == "dense":
+        return None, "asked for"
+    twin = NETWORKS[type(network)].from_dense(network, config)
+    if config.format != "auto":
+        return twin, "asked for"
+    dtype = network.weight_hh_l0.dtype
+    x = torch.randn(STEPS, network.input_size, dtype=dtype)
+    best = [float("inf")] * 2
+    with torch.inference_mode():
+        for i, run in [(0, network), (1, twin)] * 5:
+            start = perf_counter()
+            run(x)
+            best[i] = min(best[i], perf_counter() - start)
+    dense, ours = best
+    told = f"{STEPS} steps of one sequence: dense {dense * 1e3:.2f} ms, sparse {ours * 1e3:.2f} ms"
+    return (twin if ours < dense else None), told
+
+
+def _network_rows(
+    name: str, network: Any, twin: SparseRNNBase | None, why: str
+) -> list[SparsifyRow]:
+    rows = []
+    for part, parameter in network.named_parameters():
+        if not part.startswith("weight"):
+            continue
+        which = part.removeprefix("weight_")
+        layer: Any = None if twin is None else twin.get_submodule(which)
+        rows.append(
+            SparsifyRow(
+                name=f"{name}.{which}",
+                shape=tuple(parameter.shape),
+                sparsity=zeros(parameter),
+                format="dense" if layer is None else layer.format,
+                kernel="" if layer is None else layer.kernel(128 if which[:2] == "ih" else 1),
+                dense_bytes=parameter.nbytes,
+                bytes=parameter.nbytes if layer is None else layer.packed.nbytes,
+                reason=why,
+            )
+        )
+    return rows
 
 
 def _tied_weights(model: nn.Module) -> dict[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,26 +166,50 @@ def test_what_tasks_refuse(packages: dict[str, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "seen"),
+    ("kind", "options", "check"),
     [
-        ("BertModel", [], "0."),
-        ("BertForSequenceClassification", ["--pair", "a dog"], "PER"),
-        ("BertForTokenClassification", ["-o", "json"], "["),
-        ("BertForQuestionAnswering", ["--question", "who sat ?"], "answer"),
-        ("LlamaForCausalLM", ["--max-tokens", "5", "-o", "json"], "length"),
-        ("T5ForConditionalGeneration", ["--max-tokens", "5", "-o", "json"], "finish"),
+        ("BertModel", [], lambda found: len(found) == 24),
+        (
+            "BertForSequenceClassification",
+            ["--pair", "a dog"],
+            lambda found: {row["label"] for row in found} == set(LABELS.values()),
+        ),
+        (
+            "BertForTokenClassification",
+            [],
+            lambda found: all(row["text"] in "the cat sat" for row in found),
+        ),
+        (
+            "BertForQuestionAnswering",
+            ["--question", "who sat ?"],
+            lambda found: found["text"] in "the cat sat",
+        ),
+        (
+            "LlamaForCausalLM",
+            ["--max-tokens", "5"],
+            lambda found: found["finish"] in ("length", "stop") and found["tokens"] <= 5,
+        ),
+        (
+            "T5ForConditionalGeneration",
+            ["--max-tokens", "5"],
+            lambda found: found["finish"] in ("length", "stop") and found["tokens"] <= 5,
+        ),
     ],
 )
 def test_run_answers_from_the_shell(
-    packages: dict[str, Path], kind: str, options: list[str], seen: str
+    packages: dict[str, Path], kind: str, options: list[str], check: Callable[[Any], bool]
 ) -> None:
     from typer.testing import CliRunner
 
     from sparse_engine.cli import app
 
-    result = CliRunner().invoke(app, ["run", str(packages[kind]), "-t", "the cat sat", *options])
+    asked = ["run", str(packages[kind]), "-t", "the cat sat", *options]
+    result = CliRunner().invoke(app, [*asked, "-o", "json"])
     assert result.exit_code == 0, result.output
-    assert seen in result.output
+    assert check(json.loads(result.stdout)), result.stdout
+    result = CliRunner().invoke(app, asked)  # for people
+    assert result.exit_code == 0
+    assert result.stdout.strip()
 
 
 def test_run_refuses_what_does_not_fit(packages: dict[str, Path]) -> None:

@@ -34,6 +34,8 @@ DROPPED = frozenset(
 # Keys that make a model something this package cannot rebuild; fine when null or false.
 REFUSED = ("quantization_config", "use_pretrained_backbone", "use_timm_backbone", "backbone")
 MAX_DEPTH = 16
+# The model_type of sparse_engine.models.rnn, which transformers has no models for.
+RECURRENT = "sparse_engine_rnn"
 
 
 def transformers_module() -> Any:
@@ -54,6 +56,14 @@ def model_class(config: dict[str, Any], architecture: str | None) -> type[nn.Mod
     """
     transformers = transformers_module()
     kind = config.get("model_type")
+    if kind == RECURRENT:
+        from sparse_engine.models.rnn import MODELS
+
+        if architecture not in MODELS:
+            raise UnsupportedModelError(
+                f"architecture {str(architecture)[:80]!r}: {kind} has {', '.join(MODELS)}"
+            )
+        return MODELS[architecture]
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"transformers {transformers.__version__} knows no model_type {str(kind)[:80]!r}"
@@ -84,11 +94,19 @@ def read_config(plain: dict[str, Any]) -> Any:
     values that transformers refuses.
     """
     cleaned = _clean(plain)
-    kind = transformers_module().CONFIG_MAPPING[plain["model_type"]]
+    kind = _config_class(plain["model_type"])
     try:
         return kind.from_dict(cleaned)
     except Exception as error:
         raise InvalidFileError(f"config.json: {_line(error)}") from None
+
+
+def _config_class(kind: str) -> Any:
+    if kind == RECURRENT:
+        from sparse_engine.models.rnn import RnnConfig
+
+        return RnnConfig
+    return transformers_module().CONFIG_MAPPING[kind]
 
 
 def _clean(value: Any, depth: int = 0) -> Any:

@@ -15,6 +15,7 @@ from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
 from sparse_engine.linears import is_conv1d, is_linear, weight_of
 from sparse_engine.nn import SparseLinear
+from sparse_engine.nn.recurrent import NETWORKS
 
 # Non-persistent buffers are all that a config can make the constructor allocate.
 MAX_BUFFER_BYTES = 1 << 30
@@ -50,6 +51,7 @@ def rebuild(package: Package) -> nn.Module:
     if size > MAX_BUFFER_BYTES:
         raise InvalidFileError(f"{where}: buffers of {size} bytes, at most {MAX_BUFFER_BYTES}")
     model = empty_model(cls, read_config(plain), limit, buffers=True)
+    place_networks(model, set(_layers(package)))
     _read_generation_config(model, package)
     return model
 
@@ -68,6 +70,7 @@ def _read_generation_config(model: Any, package: Package) -> None:
 def check_fit(model: nn.Module, package: Package) -> None:
     """Raise InvalidFileError unless the package holds exactly the state of `model`."""
     layers = _layers(package)
+    place_networks(model, set(layers))
     for name, entry in layers.items():
         _check_layer(model, name, entry, package)
     expected = {}
@@ -88,6 +91,16 @@ def check_fit(model: nn.Module, package: Package) -> None:
                 f"{package.path}: tensor {name!r} is {dtype_name(tensor.dtype)} "
                 f"{list(tensor.shape)}, the model has {dtype_name(want.dtype)} {list(want.shape)}"
             )
+
+
+def place_networks(model: nn.Module, layers: set[str]) -> None:
+    """Put sparse recurrent networks, still without weights, where the package's layers belong to them."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        prefix = f"{name}." if name else ""
+        if type(module) in NETWORKS and f"{prefix}hh_l0" in layers and name:
+            parent, _, child = name.rpartition(".")
+            empty = NETWORKS[type(module)].like(module, device="meta")
+            setattr(model.get_submodule(parent), child, empty)
 
 
 def _layers(package: Package) -> dict[str, LayerEntry]:

@@ -179,8 +179,9 @@ def _architecture(model: nn.Module) -> str | None:
     if transformers is None or not isinstance(model, transformers.PreTrainedModel):
         return None
     name = type(model).__name__
-    same = getattr(transformers, name, None) is type(model)
-    return name if same else None
+    own = sys.modules.get("sparse_engine.models.rnn")
+    known = getattr(transformers, name, None), own and own.MODELS.get(name)
+    return name if type(model) in known else None
 
 
 def _companions(

@@ -78,8 +78,9 @@ class SparseRNNBase(nn.Module):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
+        device: torch.device | str | None = None,
     ) -> None:
-        """A network of zeros; see from_dense."""
+        """A network of zeros; on the device "meta" one that has places for weights only."""
         super().__init__()
         for name, size in (
             ("input_size", input_size),
@@ -97,13 +98,16 @@ class SparseRNNBase(nn.Module):
         self._natives: dict[str, tuple[tuple[Any, ...], _core.Recurrent]] = {}
         self._packings: dict[tuple[str, str], tuple[Any, Format]] = {}
         rows = -(-hidden_size // BLOCK) * BLOCK * self.gates
+        linear: Any = nn.Linear if str(device) == "meta" else SparseLinear
         for layer in range(num_layers):
             for end in self._ends:
                 width = input_size if layer == 0 else self.directions * self.out_size
-                self.add_module(f"ih_l{layer}{end}", SparseLinear(width, rows, bias))
-                self.add_module(f"hh_l{layer}{end}", SparseLinear(self.out_size, rows, bias))
+                self.add_module(f"ih_l{layer}{end}", linear(width, rows, bias, device=device))
+                self.add_module(
+                    f"hh_l{layer}{end}", linear(self.out_size, rows, bias, device=device)
+                )
                 if proj_size:
-                    projection = SparseLinear(hidden_size, proj_size, bias=False)
+                    projection = linear(hidden_size, proj_size, False, device=device)
                     self.add_module(f"hr_l{layer}{end}", projection)
 
     @property
@@ -126,8 +130,8 @@ class SparseRNNBase(nn.Module):
         return ("", "_reverse")[: self.directions]
 
     @classmethod
-    def _empty(cls, like: Any) -> Self:
-        """A network with the sizes of a torch.nn or sparse one."""
+    def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
+        """A network without weights, with the sizes of a torch.nn one."""
         raise NotImplementedError
 
     @classmethod
@@ -144,7 +148,7 @@ class SparseRNNBase(nn.Module):
                 f"{cls.__name__} stands for another class than {type(network).__name__}"
             )
         config = SparseConfig.of(config)
-        made = cls._empty(network).train(network.training)
+        made = cls.like(network, "meta").train(network.training)
         for name, child in made.named_children():
             kind = name[:2]
             weight = getattr(network, f"weight_{name}").detach()
@@ -407,14 +411,15 @@ class SparseLSTM(SparseRNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
+        device: torch.device | str | None = None,
     ) -> None:
         """An all-zero network with the signature of torch.nn.LSTM."""
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__("LSTM", *sizes, proj_size)
+        super().__init__("LSTM", *sizes, proj_size, device)
 
     @classmethod
-    def _empty(cls, like: Any) -> Self:
-        return cls(**_sizes(like), proj_size=like.proj_size)
+    def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
+        return cls(**_sizes(network), proj_size=network.proj_size, device=device)
 
     def _dense(self, **kwargs: Any) -> nn.RNNBase:
         return nn.LSTM(**_sizes(self), proj_size=self.proj_size, **kwargs)
@@ -434,14 +439,15 @@ class SparseGRU(SparseRNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        device: torch.device | str | None = None,
     ) -> None:
         """An all-zero network with the signature of torch.nn.GRU."""
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__("GRU", *sizes)
+        super().__init__("GRU", *sizes, device=device)
 
     @classmethod
-    def _empty(cls, like: Any) -> Self:
-        return cls(**_sizes(like))
+    def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
+        return cls(**_sizes(network), device=device)
 
     def _dense(self, **kwargs: Any) -> nn.RNNBase:
         return nn.GRU(**_sizes(self), **kwargs)
@@ -462,17 +468,18 @@ class SparseRNN(SparseRNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        device: torch.device | str | None = None,
     ) -> None:
         """An all-zero network with the signature of torch.nn.RNN."""
         if nonlinearity not in ("tanh", "relu"):
             raise UsageError(f"nonlinearity {nonlinearity!r}: use tanh or relu")
         self.nonlinearity = nonlinearity
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__(f"RNN_{nonlinearity.upper()}", *sizes)
+        super().__init__(f"RNN_{nonlinearity.upper()}", *sizes, device=device)
 
     @classmethod
-    def _empty(cls, like: Any) -> Self:
-        return cls(**_sizes(like), nonlinearity=like.nonlinearity)
+    def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
+        return cls(**_sizes(network), nonlinearity=network.nonlinearity, device=device)
 
     def _dense(self, **kwargs: Any) -> nn.RNNBase:
         return nn.RNN(**_sizes(self), nonlinearity=self.nonlinearity, **kwargs)

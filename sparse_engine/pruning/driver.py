@@ -19,6 +19,7 @@ from sparse_engine.pruning.granularity import Granularity, Tiles, parse_granular
 from sparse_engine.pruning.layers import Filter, Layer, Plan, make_plan
 from sparse_engine.pruning.one_layer import Method, Statistics, prune_layer, score_layer
 from sparse_engine.pruning.report import PruneReport
+from sparse_engine.pruning.unroll import unrolled
 from sparse_engine.pruning.walk import Need, Originals, Walk
 
 
@@ -36,7 +37,9 @@ def prune(
 ) -> PruneReport:
     """Set a fraction of the weights of a model's linear layers to zero, in place.
 
-    model:        any nn.Module; the nn.Linear layers of its blocks are pruned (see `make_plan`)
+    model:        any nn.Module; the nn.Linear layers of its blocks are pruned (see `make_plan`), and
+                  the weights of nn.LSTM, nn.GRU and nn.RNN, as layers ih_l0, hh_l0, ... (of which the
+                  latter are seen at every step: calibration runs step by step)
     sparsity:     fraction of groups to prune, 0 <= sparsity < 1; with NM the pattern says it
     granularity:  Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "2:4"
     criterion:    "random", "magnitude", "wanda", "sparsegpt", or a Criterion
@@ -57,6 +60,33 @@ def prune(
         report = se.prune(model, 0.9, "4x1", "sparsegpt", recovery="lsq", calibration=batches)
         print(report)
     """
+    with unrolled(model) as model:
+        return _prune(
+            model,
+            sparsity,
+            granularity,
+            criterion,
+            recovery,
+            calibration,
+            scope,
+            filter_fn,
+            seed,
+            progress,
+        )
+
+
+def _prune(
+    model: nn.Module,
+    sparsity: float | None,
+    granularity: str | Granularity,
+    criterion: str | Criterion,
+    recovery: str | None,
+    calibration: Iterable[Any] | None,
+    scope: str,
+    filter_fn: Filter | None,
+    seed: int,
+    progress: Callable[[int, int, str], None] | None,
+) -> PruneReport:
     started = time.perf_counter()
     granularity, criterion = parse_granularity(granularity), find_criterion(criterion)
     sparsity = _check_sparsity(sparsity, granularity)

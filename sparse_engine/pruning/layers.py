@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
+from sparse_engine.pruning.unroll import Unrolled
 
 Filter = Callable[[nn.Module, str], bool]
 
 # Parts of a dotted name that mean: this turns hidden states into an answer, or ids into states.
 LEFT_ALONE = frozenset(
-    ("classifier", "pooler", "lm_head", "score", "qa_outputs", "embedding", "embeddings")
+    (
+        *("classifier", "pooler", "lm_head", "score", "qa_outputs", "softmax"),
+        *("embedding", "embeddings"),
+    )
 )
 
 
@@ -103,7 +107,11 @@ def _default_filter(model: nn.Module, blocks: list[str] | None) -> Filter:
 
 
 def _generic_blocks(model: nn.Module, linears: list[str]) -> list[str]:
-    """Children of the outermost nn.ModuleList that holds the most linear layers; [] without one."""
+    """Children of the outermost nn.ModuleList that holds the most linear layers; [] without one, and
+    where recurrent networks are what the model is made of.
+    """
+    if any(isinstance(module, Unrolled) for module in model.modules()):
+        return []
     best: list[str] = []
     most = 0
     for name, module in model.named_modules():

@@ -1,0 +1,186 @@
+"""Language models and taggers on recurrent networks, as models of transformers: a folder with config.json,
+safetensors and a tokenizer is pruned, converted and served as any other.
+
+Imports transformers: only sparse_engine.io.hugging, and who builds such a model, imports this.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast, TokenClassifierOutput
+
+CELLS: dict[str, tuple[type[nn.RNNBase], dict[str, Any]]] = {
+    "lstm": (nn.LSTM, {}),
+    "gru": (nn.GRU, {}),
+    "rnn_tanh": (nn.RNN, {"nonlinearity": "tanh"}),
+    "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
+}
+# What transformers calls the state that a model goes on from: another name since 5.24.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+class RnnConfig(PretrainedConfig):
+    """Sizes of a recurrent model.
+
+    cell:            lstm, gru, rnn_tanh, rnn_relu
+    inner_sizes:     features of linear layers with a ReLU between the network and the classifier
+    cutoffs:         of an adaptive softmax (Grave et al. 2017); empty for a full one
+    tie_word_embeddings: the language model's head is the embedding
+    max_position_embeddings: longest text; the network itself has no limit
+    """
+
+    model_type = "sparse_engine_rnn"
+
+    def __init__(
+        self,
+        vocab_size: int = 1000,
+        embedding_size: int = 64,
+        hidden_size: int = 64,
+        num_hidden_layers: int = 1,
+        cell: str = "lstm",
+        bidirectional: bool = False,
+        inner_sizes: tuple[int, ...] = (),
+        cutoffs: tuple[int, ...] = (),
+        tie_word_embeddings: bool = False,
+        max_position_embeddings: int = 4096,
+        pad_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if cell not in CELLS:
+            raise ValueError(f"cell {cell!r}: use one of {', '.join(CELLS)}")
+        if tie_word_embeddings and (cutoffs or embedding_size != hidden_size):
+            raise ValueError(
+                "tie_word_embeddings needs embedding_size equal to hidden_size, and no cutoffs"
+            )
+        kwargs |= {"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings}
+        super().__init__(**kwargs)
+        self.vocab_size, self.embedding_size = vocab_size, embedding_size
+        self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
+        self.cell, self.bidirectional = cell, bidirectional
+        self.inner_sizes, self.cutoffs = list(inner_sizes), list(cutoffs)
+        self.max_position_embeddings = max_position_embeddings
+
+
+class RnnPreTrainedModel(PreTrainedModel):
+    """An embedding and a recurrent network, of which heads read the states."""
+
+    config_class = RnnConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: RnnConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
+        cls: Any
+        cls, extra = CELLS[config.cell]
+        self.rnn: nn.Module = cls(
+            config.embedding_size,
+            config.hidden_size,
+            config.num_hidden_layers,
+            batch_first=True,
+            bidirectional=config.bidirectional,
+            **extra,
+        )
+
+    @property
+    def width(self) -> int:
+        """Features of a state, both directions together."""
+        return int(self.config.hidden_size) * (2 if self.config.bidirectional else 1)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """What turns ids into vectors."""
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace it."""
+        self.embedding = value  # type: ignore[assignment]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """torch's own initialisation is kept."""
+
+
+class RnnForTokenClassification(RnnPreTrainedModel):
+    """A label for each token (Huang, Xu, Yu 2015, without the random field)."""
+
+    def __init__(self, config: RnnConfig) -> None:
+        super().__init__(config)
+        widths = [self.width, *config.inner_sizes]
+        self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.classifier = nn.Linear(widths[-1], int(config.num_labels or 0))
+        self.post_init()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> TokenClassifierOutput:
+        """logits [batch, seq, labels]; padding, where attention_mask is 0, is on the right."""
+        x = self.embedding(input_ids)
+        if attention_mask is None or bool(attention_mask.all()):
+            states, _ = self.rnn(x)
+        else:
+            # A network that reads backwards must begin at the end of each text.
+            lengths = attention_mask.sum(1).clamp(min=1).cpu()
+            if not torch.equal(attention_mask != 0, torch.arange(x.shape[1]) < lengths[:, None]):
+                raise ValueError("padding must be on the right")
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            states, _ = pad_packed_sequence(
+                self.rnn(packed)[0], batch_first=True, total_length=x.shape[1]
+            )
+        for layer in self.inner:
+            states = F.relu(layer(states))
+        return TokenClassifierOutput(logits=self.classifier(states))
+
+
+class RnnForCausalLM(RnnPreTrainedModel):
+    """The next token (Mikolov et al. 2010)."""
+
+    def __init__(self, config: RnnConfig) -> None:
+        if config.bidirectional:
+            raise ValueError("a language model reads in one direction")
+        super().__init__(config)
+        if config.cutoffs:
+            self.softmax = nn.AdaptiveLogSoftmaxWithLoss(
+                self.width, config.vocab_size, config.cutoffs
+            )
+        elif not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(self.width, config.vocab_size)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """logits [batch, seq, vocabulary], and the state, as past_key_values if cache is None else cache, to go on from.
+
+        Padding on the right changes nothing before it; on the left it would be read as text.
+        """
+        if attention_mask is not None and bool((attention_mask.diff(dim=1) > 0).any()):
+            raise ValueError("padding must be on the right")
+        states, last = self.rnn(
+            self.embedding(input_ids), past_key_values if cache is None else cache
+        )
+        kept: dict[str, Any] = {CACHE: last if use_cache else None}
+        return CausalLMOutputWithPast(logits=self._scores(states), **kept)
+
+    def _scores(self, states: Tensor) -> Tensor:
+        if self.config.cutoffs:
+            flat: Tensor = self.softmax.log_prob(states.flatten(0, 1))
+            return flat.unflatten(0, states.shape[:2])
+        if self.config.tie_word_embeddings:
+            return F.linear(states, self.embedding.weight)
+        scores: Tensor = self.lm_head(states)
+        return scores
+
+
+MODELS = {cls.__name__: cls for cls in (RnnForTokenClassification, RnnForCausalLM)}

@@ -1,0 +1,171 @@
+"""Recurrent taggers and language models from folder to answer: prune, convert, load, tag, generate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sparse_engine as se
+from sparse_engine.cli import app
+from sparse_engine.errors import InvalidFileError, UnsupportedModelError
+
+pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from sparse_engine.models.rnn import RnnConfig, RnnForCausalLM, RnnForTokenClassification
+from sparse_engine.tasks import Generator, Sampling, TokenClassifier, open_task
+
+WORDS = ["[PAD]", "[UNK]", *"the a cat dog sat on mat who why . ?".split()]
+TAGGERS: dict[str, dict[str, Any]] = {
+    "lstm": {"bidirectional": True, "inner_sizes": [20]},
+    "gru": {"cell": "gru", "num_hidden_layers": 2},
+    "rnn": {"cell": "rnn_relu", "bidirectional": True},
+}
+SPEAKERS: dict[str, dict[str, Any]] = {
+    "lstm": {"num_hidden_layers": 2},
+    "gru, tied": {"cell": "gru", "tie_word_embeddings": True, "embedding_size": 32},
+    "lstm, adaptive": {"cutoffs": [4, 8]},
+}
+
+
+def folder(path: Path, cls: Any, **sizes: Any) -> Path:
+    """A model as Hugging Face writes it, with a word tokenizer."""
+    torch.manual_seed(0)
+    labels = (
+        {"id2label": {0: "O", 1: "NOUN", 2: "VERB"}} if cls is RnnForTokenClassification else {}
+    )
+    config = RnnConfig(vocab_size=len(WORDS), hidden_size=32, **(sizes | labels))
+    model = cls(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    model.save_pretrained(path)
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+def ok(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Whether tags, places and, nearly, probabilities are the same."""
+    flat = [
+        [(s.text, s.label, s.start, s.end) for row in rows for s in row]
+        for rows in (found, expected)
+    ]
+    scores = [torch.tensor([s.score for row in rows for s in row]) for rows in (found, expected)]
+    return flat[0] == flat[1] and torch.allclose(*scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TAGGERS)
+def test_a_tagger_from_folder_to_answer(kind: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "dense", RnnForTokenClassification, **TAGGERS[kind])
+    texts = ["the cat sat on the mat .", "why ?", "a dog sat"]
+    dense, _ = se.io.load_pretrained(source)
+    assert isinstance(dense, RnnForTokenClassification)
+    expected = TokenClassifier(dense, source).tag(texts)
+    ok("prune", source, tmp_path / "pruned", "--sparsity", 0.5)
+    told = ok("convert", tmp_path / "pruned", tmp_path / "package", "--format", "csr", "--verify")
+    assert "max relative error" in told
+    model = se.load(tmp_path / "package")
+    assert isinstance(model.rnn, se.nn.SparseRNNBase)
+    pruned, _ = se.io.load_pretrained(tmp_path / "pruned")
+    assert float((pruned.rnn.weight_hh_l0 == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    task = open_task(model, tmp_path / "package")
+    assert isinstance(task, TokenClassifier)
+    assert same(task.tag(texts), TokenClassifier(pruned, source).tag(texts))
+    # Texts of different length together say what each says alone.
+    assert same(task.tag(texts), [task.tag([text])[0] for text in texts])
+    found = json.loads(ok("run", tmp_path / "package", "--text", texts[0], "-o", "json"))
+    assert {span["label"] for span in found} <= {"O", "NOUN", "VERB"}
+    # Unpruned, the answers are the dense model's.
+    se.sparsify_(dense, "csr", filter_fn=lambda module, name: True)
+    assert same(TokenClassifier(dense, source).tag(texts), expected)
+
+
+@pytest.mark.parametrize("kind", SPEAKERS)
+def test_a_language_model_from_folder_to_text(kind: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "dense", RnnForCausalLM, **SPEAKERS[kind])
+    ok("prune", source, tmp_path / "pruned", "--sparsity", 0.6)
+    ok("convert", tmp_path / "pruned", tmp_path / "package", "--format", "csr", "--verify")
+    pruned, _ = se.io.load_pretrained(tmp_path / "pruned")
+    model = se.load(tmp_path / "package")
+    ids = torch.randint(2, len(WORDS), (3, 12))
+    difference = model(ids).logits - pruned(ids).logits
+    assert difference.abs().max() < 1e-5 * pruned(ids).logits.abs().max()
+    one, two = (open_task(m, tmp_path / "package") for m in (model, pruned))
+    assert isinstance(one, Generator)
+    for sampling in (Sampling(max_tokens=9), Sampling(max_tokens=9, temperature=0.8, seed=1)):
+        assert one.generate("the cat", sampling) == two.generate("the cat", sampling)
+    # What a prompt leaves behind is what its words one by one leave.
+    whole = pruned(ids, use_cache=True)
+    halves = pruned(ids[:, :5], use_cache=True)
+    rest = pruned(ids[:, 5:], past_key_values=halves.past_key_values, use_cache=True)
+    assert torch.allclose(whole.logits[:, 5:], rest.logits, atol=1e-5)
+    assert ok("run", tmp_path / "package", "--text", "the cat", "--max-tokens", 4)
+
+
+def test_bad_models_are_refused(tmp_path: Path) -> None:
+    for more, why in (
+        ({"cell": "tcn"}, "cell"),
+        ({"tie_word_embeddings": True, "embedding_size": 3}, "tie"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            RnnConfig(**more)
+    with pytest.raises(ValueError, match="one direction"):
+        RnnForCausalLM(RnnConfig(bidirectional=True))
+    model = RnnForTokenClassification(RnnConfig(vocab_size=9, hidden_size=8, bidirectional=True))
+    ids, mask = torch.ones(2, 4, dtype=torch.int64), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    with pytest.raises(ValueError, match="right"):
+        model(ids, mask)
+    source = folder(tmp_path / "dense", RnnForCausalLM)
+    config = source / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace("RnnForCausalLM", "RnnForEverything"))
+    with pytest.raises(UnsupportedModelError, match="RnnForCausalLM"):
+        se.io.load_pretrained(source)
+    config.write_text(text.replace('"cell": "lstm"', '"cell": "tcn"'))
+    with pytest.raises(InvalidFileError, match="tcn"):
+        se.io.load_pretrained(source)
+
+
+def test_packages_of_plain_modules(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.GRU(8, 20, 2, bidirectional=True)
+            self.head = torch.nn.Linear(40, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.head(self.rnn(x)[0])
+            return y
+
+    net = Net().eval().requires_grad_(False)
+    se.prune(net, 0.5)
+    x = torch.randn(5, 2, 8)
+    expected = net(x)
+    report = se.sparsify_(net, "csr")
+    se.save(net, tmp_path / "package", report=report)
+    loaded = se.load(tmp_path / "package", model=Net())
+    assert isinstance(loaded.rnn, se.nn.SparseGRU)
+    assert (loaded(x) - expected).abs().max() < 1e-5
+    assert "hh_l1_reverse" in ok("inspect", tmp_path / "package")
+
+    class Wider(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.GRU(8, 40, 2, bidirectional=True)
+
+    with pytest.raises(InvalidFileError, match="rnn"):
+        se.load(tmp_path / "package", model=Wider())
