@@ -161,7 +161,7 @@ class RnnForCausalLM(RnnPreTrainedModel):
         cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """logits [batch, seq, vocabulary], and the state, as past_key_values if cache is None else cache, to go on from.
+        """logits [batch, seq, vocabulary], and the state, as cache or past_key_values, to go on from.
 
         Padding on the right changes nothing before it; on the left it would be read as text.
         """
