@@ -90,7 +90,7 @@ def in_torch(model: nn.Module, dtype: str) -> nn.Module:
     if dtype == "float32":
         return model.float()
     with warnings.catch_warnings():  # deprecated, with no successor in torch itself
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         quantized: nn.Module = torch.ao.quantization.quantize_dynamic(
             model.float(), {nn.Linear}, torch.qint8
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -120,14 +121,7 @@ def bench_kernel(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[KernelRow]:
     """Measure every point of `grid`, on `isa` if given; raises UsageError for one not at hand."""
-    previous = os.environ.get("SPARSE_ENGINE_ISA")
-    if isa is not None:
-        os.environ["SPARSE_ENGINE_ISA"] = isa
-    try:
-        try:
-            _core.active_isa()
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+    with forced_isa(isa):
         peaks = {dtype: _core.peak_gflops(dtype) for dtype in grid.dtype}
         layers = product(grid.dtype, grid.n, grid.k, grid.format, grid.sparsity)
         with Rivals(grid.against) as rivals:
@@ -138,6 +132,20 @@ def bench_kernel(
                     if progress is not None:
                         progress(i * len(grid.m) + j, len(grid), f"{name} m={m}")
                     yield measure(layer, m, rivals, peaks[dtype], grid.rounds)
+
+
+@contextmanager
+def forced_isa(isa: str | None) -> Iterator[None]:
+    """The kernels of `isa` until the end; raises UsageError for one that this machine has not."""
+    previous = os.environ.get("SPARSE_ENGINE_ISA")
+    if isa is not None:
+        os.environ["SPARSE_ENGINE_ISA"] = isa
+    try:
+        try:
+            _core.active_isa()
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        yield
     finally:
         if isa is not None:
             os.environ.pop("SPARSE_ENGINE_ISA")

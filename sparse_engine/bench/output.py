@@ -47,7 +47,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return row | {f"{name}_us": time for name, time in peers.items()}
 
 
-def reasons(rows: Sequence[KernelRow]) -> list[str]:
+def reasons(rows: Sequence[Any]) -> list[str]:
     """Why peers did not run, each reason once."""
     told = (f"{name} ({r.dtype}) {why}" for r in rows for name, why in r.refused.items())
     return list(dict.fromkeys(told))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,9 +18,19 @@ Threads = Annotated[int | None, typer.Option(help="Cores to use; torch's default
 
 @app.command("kernel")
 def kernel(
-    n: Annotated[str, typer.Option("-n", help="Output features.")] = "3072",
-    k: Annotated[str, typer.Option("-k", help="Input features.")] = "768",
-    m: Annotated[str, typer.Option("-m", help="Tokens (batch x sequence).")] = "1,16,128",
+    op: Annotated[str, typer.Option(help="linear, lstm, gru or rnn.")] = "linear",
+    n: Annotated[
+        str | None, typer.Option("-n", help="Output features, 3072; of networks units, 1024.")
+    ] = None,
+    k: Annotated[
+        str, typer.Option("-k", help="Input features; of networks as many as units.")
+    ] = "768",
+    m: Annotated[
+        str | None,
+        typer.Option(
+            "-m", help="Tokens (batch x sequence), 1,16,128; of networks sequences, 1,8,32."
+        ),
+    ] = None,
     sparsity: Annotated[str, typer.Option(help="Fractions of zeros.")] = "0.5,0.8,0.9",
     format: Annotated[
         str, typer.Option(help="csr, bsr:RxC, bitmask, nm:K:M, sellp.")
@@ -32,6 +42,8 @@ def kernel(
     isa: Annotated[
         str | None, typer.Option(help="Levels to force, e.g. scalar,avx2, or all.")
     ] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Of a network.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Of a network's sequences.")] = 64,
     threads: Threads = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each; the median counts.")] = 9,
     output: Output = "md",
@@ -49,19 +61,42 @@ def kernel(
       sparse-engine bench kernel -m 128 --format csr,bsr:4x1 --dtype bfloat16 --plot speed.png
 
       sparse-engine bench kernel -m 128 --dtype int8 --against torch,onnxruntime,openvino
+
+      sparse-engine bench kernel --op lstm -n 1024 -m 1,8 --sparsity 0.9 --dtype float32,bfloat16
     """
-    from sparse_engine.bench.kernel import KernelGrid, KernelRow, bench_kernel, conditions
-    from sparse_engine.bench.output import OUTPUTS, check_chart, plot_kernels, reasons, render
+    from sparse_engine.bench.kernel import KernelGrid, KernelRow, bench_kernel
+    from sparse_engine.bench.output import OUTPUTS, check_chart, plot_kernels
 
     if plot is not None:
         check_chart(plot)
     if output not in OUTPUTS:
         raise UsageError(f"output {output!r}: use one of {', '.join(OUTPUTS)}")
     set_threads(threads)
+    if op != "linear":
+        from sparse_engine.bench.recurrent import NetworkGrid, bench_recurrent
+
+        if plot is not None or against != "torch":
+            raise UsageError("--plot and --against are for linear layers: networks meet torch")
+        network = NetworkGrid(
+            op=op,
+            n=split(n or "1024", int, "-n"),
+            m=split(m or "1,8,32", int, "-m"),
+            sparsity=split(sparsity, float, "--sparsity"),
+            format=split(format, str, "--format"),
+            dtype=split(dtype, str, "--dtype"),
+            layers=layers,
+            steps=steps,
+            rounds=rounds,
+        )
+        found: list[Any] = []
+        for level in isa_levels(isa):
+            with progress_bar(f"measuring {level or ''}") as report:
+                found += bench_recurrent(network, level, report)
+        return _tell(found, output)
     grid = KernelGrid(
-        n=split(n, int, "-n"),
+        n=split(n or "3072", int, "-n"),
         k=split(k, int, "-k"),
-        m=split(m, int, "-m"),
+        m=split(m or "1,16,128", int, "-m"),
         sparsity=split(sparsity, float, "--sparsity"),
         format=split(format, str, "--format"),
         dtype=split(dtype, str, "--dtype"),
@@ -72,14 +107,22 @@ def kernel(
     for level in isa_levels(isa):
         with progress_bar(f"measuring {level or ''}") as report:
             rows += bench_kernel(grid, level, report)
+    _tell(rows, output)
+    if plot is not None:
+        plot_kernels(rows, plot)
+        console.print(f"chart: {plot}", style="dim")
+
+
+def _tell(rows: list[Any], output: str) -> None:
+    """Figures on stdout; why some are missing, and on what they were taken, beside them."""
+    from sparse_engine.bench.kernel import conditions
+    from sparse_engine.bench.output import reasons, render
+
     print(render(rows, output))
     for reason in reasons(rows):
         console.print(f"not measured: {reason}", style="dim", soft_wrap=True)
     told = conditions()
     console.print(", ".join(f"{key} {value}" for key, value in told.items()), style="dim")
-    if plot is not None:
-        plot_kernels(rows, plot)
-        console.print(f"chart: {plot}", style="dim")
 
 
 def isa_levels(isa: str | None) -> tuple[str | None, ...]:
