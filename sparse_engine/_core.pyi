@@ -2,6 +2,8 @@ from typing import Any
 
 import numpy as np
 
+ROW_TOKENS: int
+
 class Weight:
     def __init__(
         self,

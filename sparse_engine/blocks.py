@@ -22,11 +22,10 @@ def take_over_(model: nn.Module) -> str:
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
         return "layers run one by one: none of them is sparse"
     networks = [name for name, m in model.named_modules() if isinstance(m, SparseRNNBase)]
-    if networks:
-        return (
-            f"recurrent networks run natively, whole sequences in one call: {', '.join(networks)}"
-        )
     family = find_family(model)
+    if family is None and networks:
+        names = ", ".join(networks)
+        return f"recurrent networks run natively, whole sequences in one call: {names}"
     if family is None:
         return "layers run one by one: the model is of no family that has native blocks"
     try:

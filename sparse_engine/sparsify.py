@@ -15,10 +15,14 @@ from sparse_engine.choose import MIN_SPARSITY, Choice, choose_format, zeros
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import as_conv1d, as_linear, is_conv1d, is_linear
-from sparse_engine.nn import SparseLinear, SparseRNNBase
+from sparse_engine.nn import SparseLinear, SparseRNNBase, SparseRNNCellBase
 from sparse_engine.nn.recurrent import NETWORKS
+from sparse_engine.nn.recurrent_cells import CELLS
 
-# Of the sequence on which "auto" times recurrent networks.
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+TWINS: dict[Any, Any] = {**NETWORKS, **CELLS}
+Twin = SparseRNNBase | SparseRNNCellBase
+# Of the sequences on which "auto" times recurrent networks: `tokens` are spread over as many.
 STEPS = 32
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -81,7 +85,7 @@ def sparsify_(
     progress: Progress | None = None,
 ) -> SparsifyReport:
     """Replace every torch.nn.Linear in `model`, and every Conv1D of GPT-2, by a SparseLinear, and
-    torch.nn.LSTM, GRU and RNN by their sparse twins, in place; returns the report.
+    torch.nn.LSTM, GRU, RNN and their cells by their sparse twins, in place; returns the report.
 
     Layers of known families (sparse_engine/models) then run natively, in one call a stack.
 
@@ -94,7 +98,7 @@ def sparsify_(
     >>> print(se.sparsify_(model, se.SparseConfig(format="csr")))
     """
     config = SparseConfig.of(config)
-    if isinstance(model, nn.Linear | nn.RNNBase):
+    if isinstance(model, (nn.Linear, *RECURRENT)):
         kind = type(model).__name__
         raise UsageError(
             f"the model is a single {kind}: use Sparse{kind}.from_dense(model, config)"
@@ -102,7 +106,7 @@ def sparsify_(
     # A module that is reached by two names is swapped at both.
     modules = list(model.named_modules(remove_duplicate=False))
     linears = [(name, module) for name, module in modules if is_linear(module)]
-    networks = [(name, module) for name, module in modules if isinstance(module, nn.RNNBase)]
+    networks = [(name, module) for name, module in modules if isinstance(module, RECURRENT)]
     total = len(linears) + len(networks)
     tied = _tied_weights(model)
     # One sparse layer for modules that share their parameters; swapped in when all are made.
@@ -125,7 +129,7 @@ def sparsify_(
         rows.append(_row(name, plain, layer, choice, config))
         if progress is not None:
             progress(done, total, name)
-    made: dict[int, tuple[SparseRNNBase | None, str]] = {}  # one for all names of a network
+    made: dict[int, tuple[Twin | None, str]] = {}  # one for all names of a network
     for done, (name, network) in enumerate(networks, len(linears) + 1):
         if id(network) not in made:
             kept = _reason_to_keep_network(network, name, filter_fn)
@@ -150,6 +154,9 @@ def densify_(model: nn.Module) -> nn.Module:
     give_back_(model)
     others = (p.dtype for p in model.parameters() if p.is_floating_point())
     dtype = next(others, None)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, SparseRNNCellBase):
+            _replace(model, name, module.to_dense(dtype))
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, SparseRNNBase):
             _replace(model, name, module.to_dense(dtype))
@@ -204,45 +211,58 @@ def _row(
 def _reason_to_keep_network(network: Any, name: str, filter_fn: FilterFn | None) -> str:
     if filter_fn is not None and not filter_fn(network, name):
         return "left out by filter_fn"
-    if type(network) not in NETWORKS:
+    if type(network) not in TWINS:
         return f"is a {type(network).__name__}, which may run in its own way"
-    if network.weight_hh_l0.dtype not in DTYPES.values():
-        return f"is {network.weight_hh_l0.dtype}: cast the model to float32 or bfloat16 first"
     weights = [p for n, p in network.named_parameters() if n.startswith("weight")]
+    if weights[0].dtype not in DTYPES.values():
+        return f"is {weights[0].dtype}: cast the model to float32 or bfloat16 first"
+    if weights[0].device.type != "cpu":
+        return f"is on {weights[0].device}: recurrent networks have kernels on the CPU only"
     share = 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
     if share < MIN_SPARSITY:
         return f"{share:.0%} zeros, no gain below {MIN_SPARSITY:.0%}"
     return ""
 
 
-def _sparse_network(network: Any, config: SparseConfig) -> tuple[SparseRNNBase | None, str]:
-    """The sparse twin, or None if "auto" measures that the network is faster; and why."""
+def _sparse_network(network: Any, config: SparseConfig) -> tuple[Twin | None, str]:
+    """The sparse twin, or None if "auto" measures that the network is faster; and why.
+
+    What it times: sequences of STEPS, as many as have the tokens asked for; of a cell one step.
+    """
     if config.format == "dense":
         return None, "asked for"
-    twin = NETWORKS[type(network)].from_dense(network, config)
+    twin: Twin = TWINS[type(network)].from_dense(network, config)
     if config.format != "auto":
         return twin, "asked for"
-    dtype = network.weight_hh_l0.dtype
-    x = torch.randn(STEPS, network.input_size, dtype=dtype)
-    best = [float("inf")] * 2
-    with torch.inference_mode():
-        for i, run in [(0, network), (1, twin)] * 5:
-            start = perf_counter()
-            run(x)
-            best[i] = min(best[i], perf_counter() - start)
-    dense, ours = best
-    told = f"{STEPS} steps of one sequence: dense {dense * 1e3:.2f} ms, sparse {ours * 1e3:.2f} ms"
-    return (twin if ours < dense else None), told
+    batches = sorted({max(1, tokens // STEPS) for tokens in config.tokens})
+    total = [0.0, 0.0]
+    for batch in batches:
+        shape = (batch,) if isinstance(network, nn.RNNCellBase) else (STEPS, batch)
+        if getattr(network, "batch_first", False):
+            shape = (batch, STEPS)
+        weight = next(network.parameters())
+        x = torch.randn(*shape, network.input_size, dtype=weight.dtype)
+        best = [float("inf")] * 2
+        with torch.inference_mode():
+            for i, run in [(0, network), (1, twin)] * 5:
+                start = perf_counter()
+                run(x)
+                best[i] = min(best[i], perf_counter() - start)
+        total = [a + b for a, b in zip(total, best, strict=True)]
+    told = (
+        f"{', '.join(map(str, batches))} sequences of {STEPS} steps: dense {total[0] * 1e3:.2f} ms"
+    )
+    return (twin if total[1] < total[0] else None), f"{told}, sparse {total[1] * 1e3:.2f} ms"
 
 
-def _network_rows(
-    name: str, network: Any, twin: SparseRNNBase | None, why: str
-) -> list[SparsifyRow]:
+def _network_rows(name: str, network: Any, twin: Twin | None, why: str) -> list[SparsifyRow]:
     rows = []
     for part, parameter in network.named_parameters():
         if not part.startswith("weight"):
             continue
         which = part.removeprefix("weight_")
+        if isinstance(network, nn.RNNCellBase):  # its twin holds a network of one layer
+            which = f"network.{which}_l0"
         layer: Any = None if twin is None else twin.get_submodule(which)
         rows.append(
             SparsifyRow(
@@ -250,7 +270,9 @@ def _network_rows(
                 shape=tuple(parameter.shape),
                 sparsity=zeros(parameter),
                 format="dense" if layer is None else layer.format,
-                kernel="" if layer is None else layer.kernel(128 if which[:2] == "ih" else 1),
+                kernel=""
+                if layer is None
+                else layer.kernel(128 if part.startswith("weight_ih") else 1),
                 dense_bytes=parameter.nbytes,
                 bytes=parameter.nbytes if layer is None else layer.packed.nbytes,
                 reason=why,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 import threading
@@ -251,6 +252,11 @@ def test_single_steps_give_what_sequences_give(kind: str, batch: int) -> None:
     assert half.dtype == torch.bfloat16
     held = [t.clone() for t in flat((half, state))[1:]]
     again, state = layer.step(x[1].bfloat16(), state)
+    exact = layer(x[:1])[1]  # a float32 state stays float32 beside bfloat16 inputs
+    _, kept_state = layer.step(x[1].bfloat16(), exact)
+    assert {t.dtype for t in flat((y, kept_state))[1:]} == {torch.float32}
+    want = layer.step(x[1].bfloat16().float(), layer(x[:1])[1])[1]
+    assert error_of((y, kept_state), (y, want)) == 0
     assert not any(torch.equal(a, b) for a, b in zip(held, flat((again, state))[1:], strict=True))
 
 
@@ -302,11 +308,48 @@ def test_state_dicts_copies_and_weights_that_change() -> None:
     changed = layer(x)
     assert error_of(changed, expected) > 1e-3
     assert error_of(changed, truth(layer.to_dense(), x)) < 3e-6
+    layer.hh_l1.bias = layer.hh_l1.bias + 1.0
+    assert error_of(layer(x), truth(layer.to_dense(), x)) < 3e-6
     layer.hh_l1.bias.add_(1.0)
     assert error_of(layer(x), truth(layer.to_dense(), x)) < 3e-6
     assert error_of(twin(x), expected) == 0
     half = twin.bfloat16()
     assert error_of(half(x), truth(half.to_dense(torch.float32), x)) < 3e-6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_large_states_and_gates(
+    kind: str, batch: int, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_ENGINE_ISA", isa)
+    network = dense(kind)
+    state = random_state(network, batch)
+    scales = torch.tensor([-500.0, -80, -45, -1, 0, 1, 45, 80, 500])
+    state = tuple(50 * t for t in state) if isinstance(state, tuple) else 50 * state
+    x = torch.randn(9, batch, 9) * scales[:, None, None]
+    found, expected = sparse(kind, network)(x, state), truth(network, x, state)
+    for a, b in zip(flat(found), flat(expected), strict=True):
+        assert torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+def test_nested_thread_counts_do_not_change_chunks() -> None:
+    code = (
+        "import torch, sparse_engine as se\n"
+        "net = torch.nn.GRU(64, 256).requires_grad_(False)\n"
+        "for n, w in net.named_parameters():\n"
+        "    if n.startswith('weight'):\n"
+        "        w[(torch.rand(w.shape[0] // 16, w.shape[1]) < 0.5).repeat_interleave(16, 0)] = 0\n"
+        "layer = se.nn.SparseGRU.from_dense(net, 'bsr:16x1')\n"
+        "x = torch.randn(9, 17, 64)\n"
+        "assert (layer(x)[0] - net(x)[0]).abs().max() < 1e-5\n"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "16,1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=120, capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -336,6 +379,8 @@ def test_bad_input_is_refused() -> None:
         (lambda: layer(x.clone().requires_grad_()), "inference"),
         (lambda: layer.step(x), "takes"),
         (lambda: sparse("gru", dense("gru"))(x, (h, c)), "a tensor"),
+        (lambda: layer(x, (h,)), "pair"),
+        (lambda: layer(x, (h, c, c)), "pair"),
         (lambda: sparse("gru", dense("gru", bidirectional=True)).step(x[0]), "whole"),
         (lambda: se.nn.SparseGRU.from_dense(dense("lstm")), "another class"),
         (lambda: se.nn.SparseLSTM(3, 0), "1 or more"),

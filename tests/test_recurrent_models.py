@@ -167,5 +167,69 @@ def test_packages_of_plain_modules(tmp_path: Path) -> None:
             super().__init__()
             self.rnn = torch.nn.GRU(8, 40, 2, bidirectional=True)
 
+    wider = Wider()
+    before = wider.rnn
     with pytest.raises(InvalidFileError, match="rnn"):
-        se.load(tmp_path / "package", model=Wider())
+        se.load(tmp_path / "package", model=wider)
+    assert wider.rnn is before
+
+
+@pytest.mark.parametrize("cell", [torch.nn.LSTMCell, torch.nn.GRUCell, torch.nn.RNNCell])
+def test_packages_of_cells(cell: Any, tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell(8, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state = None
+            for step in x:
+                state = self.cell(step, state)
+            return state[0] if isinstance(state, tuple) else state  # type: ignore[return-value]
+
+    net = Net().eval().requires_grad_(False)
+    for name, weight in net.named_parameters():
+        if "weight" in name:
+            weight[torch.rand_like(weight) < 0.5] = 0
+    x = torch.randn(5, 2, 8)
+    expected = net(x)
+    report = se.sparsify_(net, "csr")
+    assert {row.name for row in report.rows} == {"cell.network.ih_l0", "cell.network.hh_l0"}
+    assert (net(x) - expected).abs().max() < 1e-5
+    se.save(net, tmp_path / "package", report=report)
+    loaded = se.load(tmp_path / "package", model=Net())
+    assert isinstance(loaded.cell, se.nn.SparseRNNCellBase)
+    assert (loaded(x) - expected).abs().max() < 1e-5
+    se.densify_(loaded)
+    assert type(loaded.cell) is cell
+    assert (loaded(x) - expected).abs().max() < 1e-5
+
+
+def test_a_network_that_is_half_packed_is_refused(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.GRU(8, 16)
+
+    net = Net().eval().requires_grad_(False)
+    se.prune(net, 0.5)
+    se.sparsify_(net, "csr")
+    net.rnn.ih_l0 = net.rnn.ih_l0.to_dense()
+    se.save(net, tmp_path / "package")
+    with pytest.raises(InvalidFileError, match="ih_l0"):
+        se.load(tmp_path / "package", model=Net())
+
+
+def test_padding_of_language_models() -> None:
+    model = RnnForCausalLM(RnnConfig(vocab_size=9, hidden_size=8)).eval()
+    ids, mask = torch.ones(2, 4, dtype=torch.int64), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    expected = model(ids[:, :2]).logits
+    for kind in (torch.int64, torch.bool, torch.uint8):
+        assert torch.allclose(model(ids, mask.to(kind)).logits[:, :2], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="several lengths"):
+        model(ids, mask, use_cache=True)
+    with pytest.raises(ValueError, match="right"):
+        model(ids, mask.flip(1))
+    tagger = RnnForTokenClassification(RnnConfig(vocab_size=9, hidden_size=8, bidirectional=True))
+    mask[0] = 0  # padding only
+    assert tagger(ids, mask).logits.isfinite().all()

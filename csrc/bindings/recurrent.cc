@@ -19,7 +19,7 @@ class BoundRecurrent {
                  const std::vector<GivenLayer>& layers) {
     require(cell >= 0 && cell <= 3, "recurrent: unknown cell");
     for (const int64_t size : {in, units, out})
-      require(size > 0 && size <= (1 << 20), "recurrent: sizes must be 1 or more");
+      require(size > 0 && size <= (1 << 20), "recurrent: sizes must be from 1 to 2^20");
     require(directions == 1 || directions == 2, "recurrent: one direction or two");
     require(!layers.empty(), "recurrent: there are no layers");
     n_.cell = static_cast<Cell>(cell);
@@ -112,6 +112,7 @@ class BoundRecurrent {
 }  // namespace
 
 void bind_recurrent(py::module_& m) {
+  m.attr("ROW_TOKENS") = kRowTokens;
   py::class_<BoundRecurrent>(m, "Recurrent", "Networks of csrc/blocks/recurrent.h.")
       .def(py::init<int, int64_t, int64_t, int64_t, int64_t, const std::vector<GivenLayer>&>(),
            py::arg("cell"), py::arg("in_features"), py::arg("units"), py::arg("out"),

@@ -15,8 +15,6 @@ namespace {
 
 thread_local Workspace shared_memory, thread_memory;
 
-int64_t rounded(int64_t n) { return ceil_div(n, 16) * 16; }
-
 // Sums of a product, all threads' [tokens][stride], and the scales of its tokens, a thread's own.
 struct Sums {
   float* sums;
@@ -264,17 +262,6 @@ class Rows {
   const Isa isa_;
   const RowKernels& rows_;
   const PanelKernels& panels_;
-};
-
-// Stretches of one allocation, 64-byte aligned.
-struct Arena {
-  float* next;
-  int64_t used = 0;
-  float* take(int64_t floats) {
-    float* at = next ? next + used : nullptr;
-    used += rounded(floats);
-    return at;
-  }
 };
 
 // The most that a layer's linear needs, and the work of a layer.

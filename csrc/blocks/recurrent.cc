@@ -17,8 +17,6 @@ constexpr int64_t kHoisted = 256;
 
 thread_local Workspace shared_memory, thread_memory, second_memory;
 
-int64_t rounded(int64_t n) { return ceil_div(n, 16) * 16; }
-
 // The steps of a network, looked at from either end.
 struct Steps {
   const std::vector<int64_t>& sizes;
@@ -42,7 +40,7 @@ struct Flow {
 };
 
 // Which thread of how many, and where they meet.
-struct Team {
+struct Worker {
   int64_t me, threads;
   SpinBarrier& barrier;
 };
@@ -82,19 +80,7 @@ class Direction {
   const PanelKernels& panels_;
 };
 
-// Memory is measured first, with null pointers, and handed out then; each stretch is 64-byte
-// aligned.
-struct Arena {
-  float* next;
-  int64_t used = 0;
-  float* take(int64_t floats) {
-    float* at = next ? next + used : nullptr;
-    used += rounded(floats);
-    return at;
-  }
-};
-
-// Up to kRowTokens sequences: the lanes hold units, and every thread reads its share of the
+// A few sequences: the lanes hold units, and every thread reads its share of the
 // weights.
 class OnRows : public Direction {
  public:
@@ -168,14 +154,14 @@ class OnRows : public Direction {
                few ? *l_.input.rows : *l_.input.panels);
   }
 
-  void step(int64_t k, const Team& team, float* own) const {
+  void step(int64_t k, const Worker& worker, float* own) const {
     const int64_t t = time(k), live = steps_.sizes[t], batch = steps_.sequences();
     const float* from = h_[k % 2];
     float* to = h_[(k + 1) % 2];
     float* scales = own + rounded(kTokens * prepared_stride() / 4);
     float* ready = scales + rounded(steps_.sequences());
     const Rows mine = product(l_.hidden, from, h_stride_, live, n_.block_rows(), sums_,
-                              sums_stride_, team, own, scales);
+                              sums_stride_, worker, own, scales);
     const int64_t row = mine.begin * n_.block_rows(), unit = mine.begin * 16;
     const int64_t rows = mine.end * n_.block_rows() - row, units = mine.end * 16 - unit;
     for (int64_t b = 0; b < batch; ++b) {
@@ -197,8 +183,8 @@ class OnRows : public Direction {
       cells_.step(s);
       if (!projects()) give(t, b, to, unit, own_units(mine));
     }
-    if (projects()) project_states(t, live, from, to, team, own, scales);
-    team.barrier.wait();
+    if (projects()) project_states(t, live, from, to, worker, own, scales);
+    worker.barrier.wait();
   }
 
  private:
@@ -210,12 +196,12 @@ class OnRows : public Direction {
   }
 
   // h = W_hr m, where m are the units that the cells made.
-  void project_states(int64_t t, int64_t live, const float* from, float* to, const Team& team,
+  void project_states(int64_t t, int64_t live, const float* from, float* to, const Worker& worker,
                       float* own, float* scales) const {
-    team.barrier.wait();
+    worker.barrier.wait();
     float* ready = scales + rounded(steps_.sequences());
-    const Rows mine =
-        product(l_.project, m_, c_stride_, live, 16, project_, project_stride_, team, own, scales);
+    const Rows mine = product(l_.project, m_, c_stride_, live, 16, project_, project_stride_,
+                              worker, own, scales);
     const int64_t row = mine.begin * 16, rows = std::min(mine.end * 16, n_.out) - row;
     for (int64_t b = 0; b < steps_.sequences() && rows > 0; ++b) {
       const float* h = b < live ? scaled(l_.project, project_ + b * project_stride_ + row,
@@ -229,18 +215,20 @@ class OnRows : public Direction {
   // Which blocks of `block` rows this thread owns: sums of these rows are there when it returns. A
   // packing with rows in order is split there; else all threads must have done their part.
   Rows product(const BlockLinear& linear, const float* x, int64_t x_stride, int64_t tokens,
-               int64_t block, float* sums, int64_t stride, const Team& team, float* own,
+               int64_t block, float* sums, int64_t stride, const Worker& worker, float* own,
                float* scales) const {
     return with_row_work(*linear.rows, isa_, [&](const auto& work) {
       constexpr int64_t kAtOnce = std::decay_t<decltype(work)>::kAtOnce;
       const int64_t blocks = ceil_div(work.w.out, block), prepared = prepared_stride();
-      const Rows mine{blocks * team.me / team.threads, blocks * (team.me + 1) / team.threads};
+      const Rows mine{blocks * worker.me / worker.threads,
+                      blocks * (worker.me + 1) / worker.threads};
       const int64_t height = unit_height(work.w);
       const bool ordered = height && block % height == 0;
       const auto unit = [&](int64_t b) { return std::min(b * block, work.w.out) / height; };
       const Rows part =
           ordered ? Rows{unit(mine.begin), ceil_div(std::min(mine.end * block, work.w.out), height)}
-                  : Rows{work.part(team.me, team.threads), work.part(team.me + 1, team.threads)};
+                  : Rows{work.part(worker.me, worker.threads),
+                         work.part(worker.me + 1, worker.threads)};
       for (int64_t t0 = 0; t0 < tokens; t0 += kAtOnce) {
         const int64_t count = std::min(tokens - t0, kAtOnce);
         for (int64_t t = 0; t < count; ++t)
@@ -249,7 +237,7 @@ class OnRows : public Direction {
         work.run(part.begin, part.end, reinterpret_cast<char*>(own), prepared, count,
                  sums + t0 * stride, stride);
       }
-      if (!ordered) team.barrier.wait();
+      if (!ordered) worker.barrier.wait();
       return mine;
     });
   }
@@ -286,7 +274,7 @@ class OnPanels : public Direction {
   template <class F>
   auto with_work(const BlockLinear& linear, int64_t block, F f) const {
     if (const Runs* runs = std::get_if<Runs>(linear.panels)) return f(RunsWork(*runs, isa_));
-    StripsWork work(std::get<Strips>(*linear.panels), isa_, omp_get_max_threads());
+    StripsWork work(std::get<Strips>(*linear.panels), isa_, threads_);
     const int64_t strips = std::max<int64_t>(1, block / work.w.height);
     work.step = ceil_div(work.step, strips) * strips;
     return f(work);
@@ -296,7 +284,8 @@ class OnPanels : public Direction {
   OnPanels(const Recurrent& network, const RecurrentLinears& linears, const Steps& steps,
            const Flow& flow, bool backward, Isa isa)
       : Direction(network, linears, steps, flow, backward, std::min(isa, Isa::avx512_vbmi2)),
-        lanes_(lanes(isa_)) {
+        lanes_(lanes(isa_)),
+        threads_(omp_get_max_threads()) {
     // Panels of the input projection are as wide as can be, and hold several steps if sequences are
     // few.
     wide_ = linear_panel_width(*l_.input.panels, 64, isa_);
@@ -323,7 +312,7 @@ class OnPanels : public Direction {
     x_ = shared.take(panels * flow_.in * wide_);
     // The last step of a panel may be read as if it were as wide as others.
     inputs_ = shared.take(panels * n_.rows() * wide_ + width_);
-    staged_ = shared.take(omp_get_max_threads() * wide_ * flow_.in);
+    staged_ = shared.take(threads_ * wide_ * flow_.in);
   }
   // sums, sums with scales and bias, and a panel of quads with its scales.
   int64_t own_floats() const {
@@ -359,7 +348,7 @@ class OnPanels : public Direction {
   void project(int64_t k0, int64_t k1) {
     first_step_ = k0;
     const int64_t panels = ceil_div(k1 - k0, steps_a_panel_) * count_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads_)
     for (int64_t i = 0; i < panels; ++i) {
       float* rows = staged_ + omp_get_thread_num() * wide_ * flow_.in;
       for (int64_t l = 0; l < wide_; ++l) {
@@ -378,13 +367,13 @@ class OnPanels : public Direction {
                      {x_, panels, flow_.in, wide_, l_.input.bias, Activation::none, inputs_}, isa_);
   }
 
-  void step(int64_t k, const Team& team, float* own) const {
+  void step(int64_t k, const Worker& worker, float* own) const {
     const int64_t t = time(k), live = steps_.sizes[t];
     const float* from = h_[k % 2];
     float* to = h_[(k + 1) % 2];
     const int64_t wide_row = ((k - first_step_) / steps_a_panel_) * count_ * n_.rows();
     const int64_t wide_lane = (k - first_step_) % steps_a_panel_ * lanes_a_step_;
-    product(l_.hidden, from, h_rows_, n_.block_rows(), live, team, own,
+    product(l_.hidden, from, h_rows_, n_.block_rows(), live, worker, own,
             [&](int64_t p, int64_t row, int64_t rows, const float* sums) {
               const int64_t unit = row / n_.block_rows() * 16, units = rows / n_.block_rows() * 16;
               const int64_t at = (p * c_rows_ + unit) * width_, h = (p * h_rows_ + unit) * width_;
@@ -408,8 +397,8 @@ class OnPanels : public Direction {
               if (!projects()) give(t, p, here, to + h, unit, std::min(units, n_.units - unit));
             });
     if (projects()) {
-      team.barrier.wait();
-      product(l_.project, m_, c_rows_, 1, live, team, own,
+      worker.barrier.wait();
+      product(l_.project, m_, c_rows_, 1, live, worker, own,
               [&](int64_t p, int64_t row, int64_t rows, const float* sums) {
                 const int64_t at = (p * h_rows_ + row) * width_, here = live_of(live, p);
                 for (int64_t i = 0; i < rows; ++i)
@@ -418,7 +407,7 @@ class OnPanels : public Direction {
                 if (here) give(t, p, here, to + at, row, rows);
               });
     }
-    team.barrier.wait();
+    worker.barrier.wait();
   }
 
  private:
@@ -446,15 +435,15 @@ class OnPanels : public Direction {
   // live.
   template <class F>
   void product(const BlockLinear& linear, const float* x, int64_t x_rows, int64_t block,
-               int64_t live, const Team& team, float* own, F f) const {
+               int64_t live, const Worker& worker, float* own, F f) const {
     with_work(linear, block, [&](const auto& work) {
       const int64_t chunks = work.chunks(), in = work.w.in;  // in counts quads for int8
       const float* row_scales = work.row_scales();
       float *sums = own, *ready = sums + most_sums() * width_,
             *quads = ready + most_sums() * width_;
       float* scales = quads + count_ * ceil_div(std::max(n_.out, n_.units), 4) * width_;
-      const int64_t c0 = chunks * team.me / team.threads;
-      const int64_t c1 = chunks * (team.me + 1) / team.threads;
+      const int64_t c0 = chunks * worker.me / worker.threads;
+      const int64_t c1 = chunks * (worker.me + 1) / worker.threads;
       // What is so little is done by each thread for itself.
       for (int64_t p = 0; row_scales && c0 < c1 && p < count_; ++p)
         for (int64_t l = 0; live_of(live, p) && l < width_; l += 16)
@@ -482,6 +471,7 @@ class OnPanels : public Direction {
   }
 
   const LaneKernels& lanes_;
+  const int threads_;  // asked once: chunks must be the same whoever asks, inside a region or out
   int64_t wide_, width_, count_, lanes_a_step_, steps_a_panel_;
   int64_t h_rows_, c_rows_, first_step_ = 0;
   float *h_[2], *c_, *m_, *x_, *inputs_, *staged_;
@@ -521,7 +511,7 @@ void run_layer(const Recurrent& network, const std::vector<RecurrentLinears>& la
       for (int64_t team = 0; team < teams; ++team)
         barriers[team].expect(first(team + 1) - first(team));
       const int64_t team = me * teams / all;
-      const Team mine{me - first(team), first(team + 1) - first(team), barriers[team]};
+      const Worker mine{me - first(team), first(team + 1) - first(team), barriers[team]};
       for (size_t d = team; d < directions.size(); d += teams)
         for (int64_t k = k0; k < k1; ++k) directions[d].step(k, mine, memory + me * own);
     }

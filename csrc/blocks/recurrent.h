@@ -49,12 +49,12 @@ struct Sequences {
   float *hn, *cn;  // the same at the end of each sequence; cn of the LSTM only
 };
 
-// Up to kRowTokens sequences run on rows where the hidden weights can, else on panels with a
-// sequence in each lane. Input projections are hoisted: of as many steps at once as make a good
-// product, so that memory beyond x and y does not grow with the steps (but for a second y where a
-// network of two directions has several layers). Each thread has the same share of the hidden
-// weights at every step, and the threads meet once a step (SELL-P: twice, since its rows are in no
-// order). The result does not depend on the number of threads.
+// Up to kRowTokens sequences, or any number if hidden weights multiply rows only, run on rows, else
+// on panels with a sequence in each lane. Input projections are hoisted: of as many steps at once
+// as make a good product, so that memory beyond x and y does not grow with the steps (but for a
+// second y where a network of two directions has several layers). Each thread has the same share of
+// the hidden weights at every step, and the threads meet once a step (SELL-P: twice, since its rows
+// are in no order). The result does not depend on the number of threads.
 void run(const Recurrent& network, const Sequences& sequences, Isa isa);
 
 }  // namespace se

@@ -38,5 +38,18 @@ constexpr int64_t kSerialWork = 1 << 16;
 int threads_for(int64_t work);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t rounded(int64_t floats) { return ceil_div(floats, 16) * 16; }  // to whole lines
+
+// Stretches of one allocation, 64-byte aligned: measured first, with a null pointer, then handed
+// out.
+struct Arena {
+  float* next;
+  int64_t used = 0;
+  float* take(int64_t floats) {
+    float* at = next ? next + used : nullptr;
+    used += rounded(floats);
+    return at;
+  }
+};
 
 }  // namespace se

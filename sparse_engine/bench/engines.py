@@ -92,7 +92,7 @@ def in_torch(model: nn.Module, dtype: str) -> nn.Module:
     with warnings.catch_warnings():  # deprecated, with no successor in torch itself
         warnings.simplefilter("ignore")
         quantized: nn.Module = torch.ao.quantization.quantize_dynamic(
-            model.float(), {nn.Linear}, torch.qint8
+            model.float(), {nn.Linear, nn.LSTM, nn.GRU}, torch.qint8
         )
     return quantized
 
@@ -125,7 +125,7 @@ def _quantized(path: Path) -> Path:
         to,
         weight_type=QuantType.QInt8,
         per_channel=True,
-        op_types_to_quantize=["MatMul", "Gemm"],
+        op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
         extra_options={"MatMulConstBOnly": True},
     )
     return to

@@ -26,7 +26,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.formats import parse_format
 from sparse_engine.nn.recurrent import NETWORKS, SparseRNNBase
 
-OPS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+OPS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def bench_recurrent(
                 yield measure(grid, network, sparse, spec, dtype, m, peaks[dtype])
 
 
-def random_network(op: str, n: int, layers: int, sparsity: float, spec: str) -> nn.RNNBase:
+def random_network(op: str, n: int, layers: int, sparsity: float, spec: str) -> Any:
     """torch's network of `n` units on as many inputs, with `sparsity` zeros in the format's pattern,
     and weights as large as trained ones: the state neither dies out nor explodes.
     """
-    network: Any = OPS[op](n, n, layers).eval().requires_grad_(False)
+    network = OPS[op](n, n, layers).eval().requires_grad_(False)
     gates = network.weight_hh_l0.shape[0] // n
     for name, parameter in network.named_parameters():
         if name.startswith("weight"):

@@ -64,7 +64,7 @@ def random_inputs(model: nn.Module, batch: int, seq: int, new: int = 0) -> Input
 
 def is_decoder(model: Any) -> bool:
     """Whether the model is a causal language model of transformers."""
-    return hasattr(model, "generate") and bool(model.can_generate())
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def decode_call(model: nn.Module, inputs: Inputs) -> Call:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from sparse_engine.errors import InvalidFileError, UnsupportedModelError
+from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.hugging import empty_model, model_class, read_config, transformers_module
 from sparse_engine.io.manifest import LayerEntry
@@ -15,7 +15,7 @@ from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
 from sparse_engine.linears import is_conv1d, is_linear, weight_of
 from sparse_engine.nn import SparseLinear
-from sparse_engine.nn.recurrent import NETWORKS
+from sparse_engine.sparsify import TWINS
 
 # Non-persistent buffers are all that a config can make the constructor allocate.
 MAX_BUFFER_BYTES = 1 << 30
@@ -51,7 +51,6 @@ def rebuild(package: Package) -> nn.Module:
     if size > MAX_BUFFER_BYTES:
         raise InvalidFileError(f"{where}: buffers of {size} bytes, at most {MAX_BUFFER_BYTES}")
     model = empty_model(cls, read_config(plain), limit, buffers=True)
-    place_networks(model, set(_layers(package)))
     _read_generation_config(model, package)
     return model
 
@@ -70,12 +69,15 @@ def _read_generation_config(model: Any, package: Package) -> None:
 def check_fit(model: nn.Module, package: Package) -> None:
     """Raise InvalidFileError unless the package holds exactly the state of `model`."""
     layers = _layers(package)
-    place_networks(model, set(layers))
+    twins = _twins(model, package)
+    inside = {
+        f"{path}.{name}": m for path, twin in twins.items() for name, m in twin.named_modules()
+    }
     for name, entry in layers.items():
-        _check_layer(model, name, entry, package)
+        _check_layer(model, inside, name, entry, package)
     expected = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if path not in layers:
+        if path not in layers and path not in twins:
             prefix = f"{path}." if path else ""
             expected.update({prefix + key: tensor for key, tensor in state_of(module)})
     given = _dense(package)
@@ -93,14 +95,23 @@ def check_fit(model: nn.Module, package: Package) -> None:
             )
 
 
-def place_networks(model: nn.Module, layers: set[str]) -> None:
-    """Put sparse recurrent networks, still without weights, where the package's layers belong to them."""
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        prefix = f"{name}." if name else ""
-        if type(module) in NETWORKS and f"{prefix}hh_l0" in layers and name:
-            parent, _, child = name.rpartition(".")
-            empty = NETWORKS[type(module)].like(module, device="meta")
-            setattr(model.get_submodule(parent), child, empty)
+def _twins(model: nn.Module, package: Package) -> dict[str, nn.Module]:
+    """Sparse twins, without weights, of the recurrent networks whose weights the package has packed."""
+    layers, found = _layers(package), {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        kind = TWINS.get(type(module))
+        first = f"{name}.hh_l0" if isinstance(module, nn.RNNBase) else f"{name}.network.hh_l0"
+        if kind is None or first not in layers:
+            continue
+        try:
+            twin = kind.like(module, device="meta")
+        except UsageError as error:
+            raise InvalidFileError(f"{package.path}: {name}: {error}") from None
+        for part, child in twin.named_modules():
+            if is_linear(child) and f"{name}.{part}" not in layers:
+                raise InvalidFileError(f"{package.path}: layer {name}.{part} is missing")
+        found[name] = twin
+    return found
 
 
 def _layers(package: Package) -> dict[str, LayerEntry]:
@@ -115,10 +126,16 @@ def _dense(package: Package) -> dict[str, Tensor]:
     return {name: tensors[stored] for stored, name in names if stored in tensors}
 
 
-def _check_layer(model: nn.Module, name: str, entry: LayerEntry, package: Package) -> None:
+def _check_layer(
+    model: nn.Module,
+    inside: Mapping[str, nn.Module],
+    name: str,
+    entry: LayerEntry,
+    package: Package,
+) -> None:
     where = f"{package.path}: layer {name!r}"
     try:
-        module = model.get_submodule(name)
+        module = inside.get(name) or model.get_submodule(name)
     except AttributeError:
         raise InvalidFileError(f"{where} is not in the model") from None
     if not isinstance(module, SparseLinear) and not is_linear(module):
@@ -137,6 +154,9 @@ def fill(model: nn.Module, package: Package) -> None:
 
     Raises InvalidFileError if a non-persistent buffer of `model` has no data.
     """
+    for name, twin in _twins(model, package).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, twin)
     for entry in package.manifest.layers:
         weight, bias = package.layers[entry.name], package.bias(entry)
         layer = SparseLinear.from_format(weight, bias, spec=entry.format)

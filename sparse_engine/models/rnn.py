@@ -125,9 +125,7 @@ class RnnForTokenClassification(RnnPreTrainedModel):
             states, _ = self.rnn(x)
         else:
             # A network that reads backwards must begin at the end of each text.
-            lengths = attention_mask.sum(1).clamp(min=1).cpu()
-            if not torch.equal(attention_mask != 0, torch.arange(x.shape[1]) < lengths[:, None]):
-                raise ValueError("padding must be on the right")
+            lengths = _lengths(attention_mask).clamp(min=1)
             packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
             states, _ = pad_packed_sequence(
                 self.rnn(packed)[0], batch_first=True, total_length=x.shape[1]
@@ -163,10 +161,13 @@ class RnnForCausalLM(RnnPreTrainedModel):
     ) -> CausalLMOutputWithPast:
         """logits [batch, seq, vocabulary], and the state, as cache or past_key_values, to go on from.
 
-        Padding on the right changes nothing before it; on the left it would be read as text.
+        Padding on the right changes nothing before it, but would be part of the state; on the left it
+        would be read as text.
         """
-        if attention_mask is not None and bool((attention_mask.diff(dim=1) > 0).any()):
-            raise ValueError("padding must be on the right")
+        if attention_mask is not None and not bool(attention_mask.all()):
+            _lengths(attention_mask)
+            if use_cache:
+                raise ValueError("texts of several lengths have no state to go on from together")
         states, last = self.rnn(
             self.embedding(input_ids), past_key_values if cache is None else cache
         )
@@ -181,6 +182,15 @@ class RnnForCausalLM(RnnPreTrainedModel):
             return F.linear(states, self.embedding.weight)
         scores: Tensor = self.lm_head(states)
         return scores
+
+
+def _lengths(mask: Tensor) -> Tensor:
+    """Of texts padded on the right; raises ValueError for other padding."""
+    seen = (mask != 0).cpu()
+    lengths = seen.sum(1)
+    if not torch.equal(seen, torch.arange(seen.shape[1]) < lengths[:, None]):
+        raise ValueError("padding must be on the right")
+    return lengths
 
 
 MODELS = {cls.__name__: cls for cls in (RnnForTokenClassification, RnnForCausalLM)}

@@ -13,7 +13,12 @@ from sparse_engine.nn.recurrent import (
     SparseRNN,
     SparseRNNBase,
 )
-from sparse_engine.nn.recurrent_cells import SparseGRUCell, SparseLSTMCell, SparseRNNCell
+from sparse_engine.nn.recurrent_cells import (
+    SparseGRUCell,
+    SparseLSTMCell,
+    SparseRNNCell,
+    SparseRNNCellBase,
+)
 from sparse_engine.nn.stack import NativeStack
 from sparse_engine.nn.transformer import (
     SparseTransformerDecoderLayer,
@@ -34,6 +39,7 @@ __all__ = [
     "SparseRNN",
     "SparseRNNBase",
     "SparseRNNCell",
+    "SparseRNNCellBase",
     "SparseTransformerDecoderLayer",
     "SparseTransformerEncoderLayer",
 ]

@@ -29,7 +29,7 @@ from sparse_engine.packings.purposes import (
 
 BLOCK = 16
 """Units whose gates lie together: as many as a vector has lanes."""
-FEW, FEW_ON_STRIPS = 7, 16
+FEW, FEW_ON_STRIPS = _core.ROW_TOKENS, 16
 """As many sequences as run on kernels for few tokens, and with tall blocks; more have a lane each."""
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
@@ -79,6 +79,7 @@ class SparseRNNBase(nn.Module):
         bidirectional: bool = False,
         proj_size: int = 0,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """A network of zeros; on the device "meta" one that has places for weights only."""
         super().__init__()
@@ -99,15 +100,14 @@ class SparseRNNBase(nn.Module):
         self._packings: dict[tuple[str, str], tuple[Any, Format]] = {}
         rows = -(-hidden_size // BLOCK) * BLOCK * self.gates
         linear: Any = nn.Linear if str(device) == "meta" else SparseLinear
+        made = {"device": device, "dtype": dtype}
         for layer in range(num_layers):
             for end in self._ends:
                 width = input_size if layer == 0 else self.directions * self.out_size
-                self.add_module(f"ih_l{layer}{end}", linear(width, rows, bias, device=device))
-                self.add_module(
-                    f"hh_l{layer}{end}", linear(self.out_size, rows, bias, device=device)
-                )
+                self.add_module(f"ih_l{layer}{end}", linear(width, rows, bias, **made))
+                self.add_module(f"hh_l{layer}{end}", linear(self.out_size, rows, bias, **made))
                 if proj_size:
-                    projection = linear(hidden_size, proj_size, False, device=device)
+                    projection = linear(hidden_size, proj_size, False, **made)
                     self.add_module(f"hr_l{layer}{end}", projection)
 
     @property
@@ -255,10 +255,10 @@ class SparseRNNBase(nn.Module):
         pair = self.mode == "LSTM"
         if hx is None:
             return None, None
-        if pair != isinstance(hx, tuple):
+        given = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        if pair != isinstance(hx, tuple | list) or len(given) != 1 + pair:
             wanted = "a pair of tensors" if pair else "a tensor"
             raise UsageError(f"the state of {type(self).__name__} is {wanted}")
-        given = hx if isinstance(hx, tuple) else (hx,)
         found = []
         for name, tensor, size in zip("hc", given, (self.out_size, self.hidden_size), strict=False):
             states = self.num_layers * self.directions
@@ -300,13 +300,13 @@ class SparseRNNBase(nn.Module):
             hn, cn = (None if t is None else t.numpy() for t in (*last, None)[:2])
             assert hn is not None
             self.native(sizes[0], len(x)).run(rows.numpy(), sizes, y.numpy(), h0, c0, hn, cn)
-        last = [t.to(x.dtype) for t in last]
-        if in_place:
-            for given, t in zip(state, last, strict=False):
-                if given is not None and given.data_ptr() != t.data_ptr():
-                    given.copy_(t)
-            last = [given for given in state if given is not None]
-        return y.to(x.dtype), last
+        if not in_place:
+            return y.to(x.dtype), [t.to(x.dtype) for t in last]
+        given = [t for t in state if t is not None]
+        for kept, t in zip(given, last, strict=True):
+            if kept.data_ptr() != t.data_ptr():  # of another dtype, or not contiguous
+                kept.copy_(t)
+        return y.to(x.dtype), given
 
     def native(self, batch: int, tokens: int) -> _core.Recurrent:
         """The library's view of the network for so many sequences, made anew when a weight was
@@ -318,15 +318,20 @@ class SparseRNNBase(nn.Module):
         few = batch <= (FEW_ON_STRIPS if strips else FEW)
         kind = "panels" if not few else "rows" if tokens > FEW else "steps"
         seen = tuple(
-            (child.packed, _version(child.values), bias.data_ptr(), _version(bias))
+            (child.packed, child.bias, *map(_version, child.buffers()))
             for _, child in self._layers()
-            for bias in (child.values if child.bias is None else child.bias,)
         )
         known = self._natives.get(kind)
-        if known is None or known[0] != seen:
+        if known is None or not _same(known[0], seen):
             known = seen, self._build(kind)
             self._natives[kind] = known
         return known[1]
+
+    def forget(self) -> None:
+        """Make everything anew at the next call: after weights that were made under
+        torch.inference_mode were written to, which nothing else shows.
+        """
+        self._natives, self._packings = {}, {}
 
     def _build(self, kind: str) -> _core.Recurrent:
         layers = [
@@ -363,8 +368,8 @@ class SparseRNNBase(nn.Module):
         packed: Any = self.get_submodule(name).packed
         key = name, "rows" if rows else "panels"
         made = self._packings.get(key)
-        seen = packed, _version(packed.values)
-        if made is None or made[0] != seen:
+        seen = (packed, *map(_version, packed.tensors().values()))
+        if made is None or not _same(made[0], seen):
             if name.startswith("hh"):
                 together = BLOCK * self.gates
                 turned = (
@@ -378,7 +383,7 @@ class SparseRNNBase(nn.Module):
         return (None, handle, plain) if rows else (handle, None, plain)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._natives, self._packings = {}, {}
+        self.forget()
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -412,10 +417,11 @@ class SparseLSTM(SparseRNNBase):
         bidirectional: bool = False,
         proj_size: int = 0,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """An all-zero network with the signature of torch.nn.LSTM."""
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__("LSTM", *sizes, proj_size, device)
+        super().__init__("LSTM", *sizes, proj_size, device, dtype)
 
     @classmethod
     def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
@@ -440,10 +446,11 @@ class SparseGRU(SparseRNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """An all-zero network with the signature of torch.nn.GRU."""
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__("GRU", *sizes, device=device)
+        super().__init__("GRU", *sizes, device=device, dtype=dtype)
 
     @classmethod
     def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
@@ -469,13 +476,14 @@ class SparseRNN(SparseRNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """An all-zero network with the signature of torch.nn.RNN."""
         if nonlinearity not in ("tanh", "relu"):
             raise UsageError(f"nonlinearity {nonlinearity!r}: use tanh or relu")
         self.nonlinearity = nonlinearity
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__(f"RNN_{nonlinearity.upper()}", *sizes, device=device)
+        super().__init__(f"RNN_{nonlinearity.upper()}", *sizes, device=device, dtype=dtype)
 
     @classmethod
     def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
@@ -497,8 +505,15 @@ def _sizes(network: Any) -> dict[str, Any]:
     return {name: getattr(network, name) for name in (*names, "bidirectional")}
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether two nested tuples hold the same objects and numbers."""
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(_same, a, b))
+    return a is b or (type(a) is int and a == b)
+
+
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; inference tensors do not count."""
+    """How often a tensor was written to; inference tensors do not count: call `forget` then."""
     return 0 if tensor.is_inference() else tensor._version
 
 

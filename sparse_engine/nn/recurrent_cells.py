@@ -14,7 +14,7 @@ from sparse_engine.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN, SparseR
 PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class _Cell(nn.Module):
+class SparseRNNCellBase(nn.Module):
     """One step of a network of one layer, which it holds."""
 
     network: SparseRNNBase
@@ -34,6 +34,19 @@ class _Cell(nn.Module):
         """Features of the state."""
         return self.network.hidden_size
 
+    @property
+    def bias(self) -> bool:
+        """Whether there are biases."""
+        return self.network.bias
+
+    @classmethod
+    def like(cls, cell: Any, device: torch.device | str | None = None) -> Self:
+        """A cell without weights, with the sizes of a torch.nn one."""
+        extra = {"nonlinearity": cell.nonlinearity} if isinstance(cell, nn.RNNCell) else {}
+        kind: Any = cls
+        made: Self = kind(cell.input_size, cell.hidden_size, cell.bias, device=device, **extra)
+        return made
+
     @classmethod
     def _dense_network(cls, cell: Any) -> nn.RNNBase:
         """torch.nn's network of one layer with the weights of `cell`."""
@@ -52,7 +65,7 @@ class _Cell(nn.Module):
             if tensor is not None:
                 parameter = nn.Parameter(tensor.detach(), requires_grad=False)
                 setattr(network, f"{part}_l0", parameter)
-        _Cell.__init__(made, kind.sparse_network.from_dense(network, config))
+        SparseRNNCellBase.__init__(made, kind.sparse_network.from_dense(network, config))
         return made.train(cell.training)
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Any:
@@ -93,47 +106,74 @@ def _as_layer(state: Tensor, batched: bool) -> Tensor:
     return state.detach().view(1, *((1,) if not batched else ()), *state.shape)
 
 
-class SparseLSTMCell(_Cell):
+class SparseLSTMCell(SparseRNNCellBase):
     """torch.nn.LSTMCell on packed sparse weights."""
 
     dense_cell = nn.LSTMCell
     sparse_network = SparseLSTM
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """An all-zero cell with the signature of torch.nn.LSTMCell."""
-        super().__init__(SparseLSTM(input_size, hidden_size, bias=bias))
+        super().__init__(SparseLSTM(input_size, hidden_size, bias=bias, device=device, dtype=dtype))
 
     @classmethod
     def _dense_network(cls, cell: Any) -> nn.RNNBase:
         return nn.LSTM(cell.input_size, cell.hidden_size, bias=cell.bias, device="meta")
 
 
-class SparseGRUCell(_Cell):
+class SparseGRUCell(SparseRNNCellBase):
     """torch.nn.GRUCell on packed sparse weights."""
 
     dense_cell = nn.GRUCell
     sparse_network = SparseGRU
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """An all-zero cell with the signature of torch.nn.GRUCell."""
-        super().__init__(SparseGRU(input_size, hidden_size, bias=bias))
+        super().__init__(SparseGRU(input_size, hidden_size, bias=bias, device=device, dtype=dtype))
 
     @classmethod
     def _dense_network(cls, cell: Any) -> nn.RNNBase:
         return nn.GRU(cell.input_size, cell.hidden_size, bias=cell.bias, device="meta")
 
 
-class SparseRNNCell(_Cell):
+class SparseRNNCell(SparseRNNCellBase):
     """torch.nn.RNNCell on packed sparse weights."""
 
     dense_cell = nn.RNNCell
     sparse_network = SparseRNN
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh"
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """An all-zero cell with the signature of torch.nn.RNNCell."""
-        super().__init__(SparseRNN(input_size, hidden_size, 1, nonlinearity, bias))
+        made: Any = {"device": device, "dtype": dtype}
+        super().__init__(SparseRNN(input_size, hidden_size, 1, nonlinearity, bias, **made))
+
+    @property
+    def nonlinearity(self) -> str:
+        """tanh or relu."""
+        network: Any = self.network
+        return str(network.nonlinearity)
 
     @classmethod
     def _dense_network(cls, cell: Any) -> nn.RNNBase:
@@ -143,3 +183,10 @@ class SparseRNNCell(_Cell):
     def _empty_dense(self, network: Any) -> nn.Module:
         sizes = (network.input_size, network.hidden_size, network.bias, network.nonlinearity)
         return nn.RNNCell(*sizes, device="meta")
+
+
+CELLS: dict[type[nn.RNNCellBase], type[SparseRNNCellBase]] = {
+    nn.LSTMCell: SparseLSTMCell,
+    nn.GRUCell: SparseGRUCell,
+    nn.RNNCell: SparseRNNCell,
+}

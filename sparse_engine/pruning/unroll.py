@@ -118,8 +118,8 @@ def unrolled(model: nn.Module) -> Iterator[nn.Module]:
     places = [
         (parent, child, network)
         for parent in model.modules()
-        for child, network in parent.named_children()
-        if id(network) in made
+        for child, network in parent._modules.items()
+        if network is not None and id(network) in made
     ]
     try:
         for parent, child, network in places:

@@ -8,10 +8,12 @@ inline vf hyperbolic_tangent(vf x) {
   return div(sub(set1(1.0f), e), add(set1(1.0f), e));
 }
 
-// sigmoid(a) tanh(b) with one division.
+// sigmoid(a) tanh(b) with one division. Where e^-2b would make the product of the denominators
+// overflow, tanh has long been -1.
 inline vf gated_tangent(vf a, vf b) {
   const vf one = set1(1.0f);
-  const vf ea = exponential(sub(zero(), a)), eb = exponential(mul(b, set1(-2.0f)));
+  const vf ea = exponential(sub(zero(), a));
+  const vf eb = exponential(at_most(set1(30.0f), mul(b, set1(-2.0f))));
   return div(sub(one, eb), mul(add(one, ea), add(one, eb)));
 }
 
