@@ -214,6 +214,24 @@ def test_the_result_does_not_depend_on_the_threads(batch: int) -> None:
         assert error_of(other, found[0]) == 0
 
 
+@pytest.mark.parametrize("spec", ["csr", "sellp", "bsr:16x1"])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_units_of_very_different_size(batch: int, spec: str) -> None:
+    """Shares of the threads are by non-zeros: some units have all weights, most have none."""
+    network = dense("lstm", 512, 512, sparsity=0.0)
+    for name, weight in network.named_parameters():
+        if name.startswith("weight"):
+            weight.view(4, 512, -1)[:, 16:480] = 0
+    layer, x = sparse("lstm", network, spec), torch.randn(9, batch, 512)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 6):
+            torch.set_num_threads(threads)
+            assert error_of(layer(x), truth(network, x)) < 1e-5
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_errors_do_not_grow_over_many_steps(dtype: str) -> None:
     torch.manual_seed(0)

@@ -49,6 +49,19 @@ struct Rows {
   int64_t begin, end;
 };
 
+// The first of `count` items that thread i of n takes, where before(k) is what the first k cost.
+template <class F>
+int64_t share(int64_t count, int64_t i, int64_t n, F before) {
+  if (i == n) return count;
+  const int64_t goal = before(count) * i / n;
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    before(middle) < goal ? low = middle + 1 : high = middle;
+  }
+  return low;
+}
+
 // One direction of a layer. Subclasses differ in how sequences lie: one a row, or one a lane.
 class Direction {
  public:
@@ -220,8 +233,9 @@ class OnRows : public Direction {
     return with_row_work(*linear.rows, isa_, [&](const auto& work) {
       constexpr int64_t kAtOnce = std::decay_t<decltype(work)>::kAtOnce;
       const int64_t blocks = ceil_div(work.w.out, block), prepared = prepared_stride();
-      const Rows mine{blocks * worker.me / worker.threads,
-                      blocks * (worker.me + 1) / worker.threads};
+      const auto cost = [&](int64_t b) { return cost_of_rows(work.w, b * block); };
+      const Rows mine{share(blocks, worker.me, worker.threads, cost),
+                      share(blocks, worker.me + 1, worker.threads, cost)};
       const int64_t height = unit_height(work.w);
       const bool ordered = height && block % height == 0;
       const auto unit = [&](int64_t b) { return std::min(b * block, work.w.out) / height; };
@@ -240,6 +254,16 @@ class OnRows : public Direction {
       if (!ordered) worker.barrier.wait();
       return mine;
     });
+  }
+
+  // What the first rows of a packing cost: a zero as much as any weight, but in strips, which skip
+  // it.
+  template <class W>
+  static int64_t cost_of_rows(const W&, int64_t rows) {
+    return rows;
+  }
+  static int64_t cost_of_rows(const Strips& w, int64_t rows) {
+    return entries_before(w, std::min(ceil_div(rows, w.height), w.strips));
   }
 
   // Rows of a unit of work, if they are in order; 0 if not.
@@ -442,8 +466,9 @@ class OnPanels : public Direction {
       float *sums = own, *ready = sums + most_sums() * width_,
             *quads = ready + most_sums() * width_;
       float* scales = quads + count_ * ceil_div(std::max(n_.out, n_.units), 4) * width_;
-      const int64_t c0 = chunks * worker.me / worker.threads;
-      const int64_t c1 = chunks * (worker.me + 1) / worker.threads;
+      const auto cost = [&](int64_t c) { return work.entries_before(c); };
+      const int64_t c0 = share(chunks, worker.me, worker.threads, cost);
+      const int64_t c1 = share(chunks, worker.me + 1, worker.threads, cost);
       // What is so little is done by each thread for itself.
       for (int64_t p = 0; row_scales && c0 < c1 && p < count_; ++p)
         for (int64_t l = 0; live_of(live, p) && l < width_; l += 16)

@@ -32,4 +32,12 @@ struct Strips {
   const int32_t* pointers;  // [blocks * strips + 1]
 };
 
+// Entries of the first `strips` strips, in all K-blocks.
+inline int64_t entries_before(const Strips& w, int64_t strips) {
+  int64_t entries = 0;
+  for (int64_t b = 0; b < w.blocks; ++b)
+    entries += w.pointers[b * w.strips + strips] - w.pointers[b * w.strips];
+  return entries;
+}
+
 }  // namespace se

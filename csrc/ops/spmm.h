@@ -31,6 +31,9 @@ struct StripsWork {
 
   const float* row_scales() const { return nullptr; }
   int64_t chunks() const { return ceil_div(w.strips, step); }
+  int64_t entries_before(int64_t c) const {
+    return se::entries_before(w, std::min(c * step, w.strips));
+  }
   int64_t row0(int64_t c) const { return c * step * w.height; }
   int64_t rows(int64_t c) const { return std::min(step * w.height, w.out - row0(c)); }
   int64_t sums() const { return step * w.height; }
@@ -51,6 +54,7 @@ struct RunsWork {
 
   const float* row_scales() const { return w.scales; }  // int8 only
   int64_t chunks() const { return w.chunks; }
+  int64_t entries_before(int64_t c) const { return w.starts[c * w.blocks].value; }
   int64_t row0(int64_t c) const { return c * w.chunk; }
   int64_t rows(int64_t c) const { return std::min(w.chunk, w.out - row0(c)); }
   int64_t sums() const { return w.chunk + 1; }
