@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 import sparse_engine as se
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
-from sparse_engine.nn.recurrent import in_order, interleaved
+from sparse_engine.nn.recurrent_weights import in_order, interleaved
 
 NETWORKS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "lstm": (nn.LSTM, se.nn.SparseLSTM, {}),

@@ -11,8 +11,8 @@ from sparse_engine.nn.recurrent import (
     SparseGRU,
     SparseLSTM,
     SparseRNN,
-    SparseRNNBase,
 )
+from sparse_engine.nn.recurrent_base import SparseRNNBase
 from sparse_engine.nn.recurrent_cells import (
     SparseGRUCell,
     SparseLSTMCell,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
-from sparse_engine.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN, SparseRNNBase, State
+from sparse_engine.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN
+from sparse_engine.nn.recurrent_base import SparseRNNBase, State
 
 PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
