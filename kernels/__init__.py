@@ -10,6 +10,20 @@ if __name__ == "kernels":
     # this name; libraries that look for it must see that this is not it.
     __version__ = "0.0"
 else:
-    from .linear_bsr import linear_bsr
+    from .linear_bsr import linear_bsr, linear_bsr_name
+    from .linear_ell import expand_ell, linear_ell
+    from .linear_nm import expand_nm, linear_nm
+    from .plan import BsrPlan, plan_bsr
+    from .recurrent_step import recurrent_step
 
-    __all__ = ["linear_bsr"]
+    __all__ = [
+        "BsrPlan",
+        "expand_ell",
+        "expand_nm",
+        "linear_bsr",
+        "linear_bsr_name",
+        "linear_ell",
+        "linear_nm",
+        "plan_bsr",
+        "recurrent_step",
+    ]

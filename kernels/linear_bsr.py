@@ -2,37 +2,97 @@
 
 y[m, rows b + r] = act(sum over blocks j of block row b and columns c of
 x[m, cols indices[j] + c] values[j, r, c], plus bias) + residual, summed up in float32.
+
+One kernel for one token and for many: where a row of blocks is too much for one program, or there are
+fewer rows than processors, several programs share it and a second launch adds up what they found.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_SIDES = (16, 32, 64, 128)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+from .epilogue import finish
+from .launch import (
+    INTERPRETED,
+    SHARED_BYTES,
+    Config,
+    Epilogue,
+    check,
+    finish_partials,
+    shared_bytes,
+)
+from .linear_bsr_tma import has_tma, linear_bsr_tma, tma_problem, tma_shape_problem
+from .plan import BsrPlan, plan_bsr
 
-# Shared memory that the tiles in flight may fill, of the 227 KB that one program may have on sm_90.
-PIPELINE_BYTES = 192 * 1024
+BLOCK_ROWS = (16, 32, 64, 128)
+BLOCK_COLS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+# Shared memory beside the tiles in flight.
+EPILOGUE_BYTES = 16 * 1024
+# Up to as many tokens the time is that of reading the weight: rows of blocks are shared out.
+FEW_TOKENS = 64
 
 
 @triton.jit
-def _activate(v: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
-    if ACTIVATION == "relu":
-        v = tl.where(v < 0, 0.0, v)  # unlike maximum, keeps NaN
-    elif ACTIVATION == "gelu":
-        v = 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":
-        # (1 + tanh(u)) / 2 = sigmoid(2 u)
-        v = v * tl.sigmoid(1.5957691216057308 * (v + 0.044715 * v * v * v))
-    elif ACTIVATION == "silu":
-        v = v * tl.sigmoid(v)
-    return v
+def multiply(
+    acc: tl.tensor,  # [TILE, ROWS] float32
+    x_rows: tl.tensor,  # [TILE, 1], where the rows of x start
+    inside: tl.tensor,  # [TILE], whether there is such a row
+    x_stride: tl.tensor,  # from one column of x to the next
+    values: tl.tensor,  # [blocks, ROWS, COLS]
+    indices: tl.tensor,  # [blocks]
+    begin: tl.tensor,
+    end: tl.tensor,
+    in_features: tl.tensor,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> tl.tensor:
+    """acc + x Wᵀ for the blocks begin .. end - 1 of one row of blocks; UPCAST multiplies in float32.
+
+    A step takes STEP columns: a part of a block, or several blocks. Where they start is loaded one step
+    ahead: as a load inside its own iteration it would be one more level of indirection, and the
+    pipeliner would halve the number of tiles in flight.
+    """
+    k = tl.arange(0, STEP)  # [STEP]
+    i = tl.arange(0, ROWS)  # [ROWS]
+    if STEP <= COLS:
+        STEPS: tl.constexpr = COLS // STEP  # of a block
+        first = begin.to(tl.int64) * STEPS
+        last = end.to(tl.int64) * STEPS
+        w_cols = values + i[None, :] * COLS + k[:, None]  # [STEP, ROWS]
+        column = tl.load(indices + begin, mask=begin < end, other=0)
+        for s in range(first, last):
+            at = column * COLS + s % STEPS * STEP + k  # [STEP]
+            mask = inside[:, None] & (at < in_features)[None, :]
+            a = tl.load(x_rows + at[None, :] * x_stride, mask=mask, other=0.0)  # [TILE, STEP]
+            w = tl.load(w_cols + (s // STEPS * (ROWS * COLS) + s % STEPS * STEP))  # [STEP, ROWS]
+            column = tl.load(indices + (s + 1) // STEPS, mask=s + 1 < last, other=0)
+            if UPCAST:
+                a = a.to(tl.float32)
+            acc = tl.dot(a, w.to(a.dtype), acc, input_precision=PRECISION)
+    else:
+        BLOCKS: tl.constexpr = STEP // COLS  # of a step
+        block = k // COLS  # [STEP]
+        w_cols = values + i[None, :] * COLS + (block * (ROWS * COLS) + k % COLS)[:, None]
+        columns = tl.load(indices + begin + block, mask=begin + block < end, other=0)  # [STEP]
+        for j in range(begin.to(tl.int64), end.to(tl.int64), BLOCKS):
+            live = j + block < end  # [STEP]
+            at = columns * COLS + k % COLS
+            mask = inside[:, None] & (live & (at < in_features))[None, :]
+            a = tl.load(x_rows + at[None, :] * x_stride, mask=mask, other=0.0)
+            w = tl.load(w_cols + j * (ROWS * COLS), mask=live[:, None], other=0.0)
+            ahead = j + BLOCKS + block
+            columns = tl.load(indices + ahead, mask=ahead < end, other=0)
+            if UPCAST:
+                a = a.to(tl.float32)
+            acc = tl.dot(a, w.to(a.dtype), acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
@@ -40,14 +100,17 @@ def linear_bsr_kernel(
     x: tl.tensor,  # [tokens, in_features]
     values: tl.tensor,  # [blocks, ROWS, COLS]
     indices: tl.tensor,  # [blocks]
-    pointers: tl.tensor,  # [block_rows + 1]
-    bias: tl.tensor,  # [out_features]
-    residual: tl.tensor,  # [tokens, out_features]
-    y: tl.tensor,  # [tokens, out_features]
+    pointers: tl.tensor,  # [block rows + 1]
+    order: tl.tensor,  # [block rows of y]
+    scales: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    y: tl.tensor,
     tokens: tl.tensor,
     in_features: tl.tensor,
-    out_features: tl.tensor,
-    x_stride: tl.tensor,
+    out_features: tl.tensor,  # of y
+    x_row_stride: tl.tensor,
+    x_col_stride: tl.tensor,
     residual_stride: tl.tensor,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -55,12 +118,14 @@ def linear_bsr_kernel(
     STEP: tl.constexpr,
     GROUP: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    """One program: TILE tokens x one row of blocks; UPCAST makes dot multiply float32."""
+    """One program: TILE tokens x one row of blocks of y, for which a gated weight has two."""
     # GROUP tiles of tokens take all block rows before the next GROUP: their x stays in L2.
     tiles = tl.cdiv(tokens, TILE)
     block_rows = tl.cdiv(out_features, ROWS)
@@ -68,71 +133,104 @@ def linear_bsr_kernel(
     first = program // (GROUP * block_rows) * GROUP
     height = tl.minimum(tiles - first, GROUP)
     within = program % (GROUP * block_rows)
-    tile = first + within % height
-    block_row = within // height
+    block_row = tl.load(order + within // height)
 
-    m = tile * TILE + tl.arange(0, TILE)  # [TILE]
-    k = tl.arange(0, STEP)  # [STEP]
-    i = tl.arange(0, ROWS)  # [ROWS]
+    m = (first + within % height) * TILE + tl.arange(0, TILE)  # [TILE]
+    n = block_row * ROWS + tl.arange(0, ROWS)  # [ROWS]
     inside = m < tokens
-    x_rows = x + m.to(tl.int64)[:, None] * x_stride  # [TILE, 1]
-
-    # A block is taken in STEPS steps of STEP columns.
-    STEPS: tl.constexpr = COLS // STEP
-    begin = tl.load(pointers + block_row).to(tl.int64) * STEPS
-    end = tl.load(pointers + block_row + 1).to(tl.int64) * STEPS
-    w_cols = values + i[None, :] * COLS + k[:, None]  # [STEP, ROWS]
+    x_rows = x + m.to(tl.int64)[:, None] * x_row_stride
+    begin = tl.load(pointers + block_row)
+    end = tl.load(pointers + block_row + 1)
     acc = tl.zeros((TILE, ROWS), dtype=tl.float32)
-    # The column is loaded one step ahead: as a load inside its own iteration it would be one more
-    # level of indirection, and the pipeliner would halve the number of tiles in flight.
-    column = tl.load(indices + begin // STEPS, mask=begin < end, other=0)
-    for s in range(begin, end):
-        at = column * COLS + s % STEPS * STEP + k  # [STEP]
-        mask = inside[:, None] & (at < in_features)[None, :]
-        a = tl.load(x_rows + at[None, :], mask=mask, other=0.0)  # [TILE, STEP]
-        w = tl.load(w_cols + (s // STEPS * (ROWS * COLS) + s % STEPS * STEP))  # [STEP, ROWS]
-        column = tl.load(indices + (s + 1) // STEPS, mask=s + 1 < end, other=0)
-        if UPCAST:
-            a = a.to(tl.float32)
-            w = w.to(tl.float32)
-        acc = tl.dot(a, w, acc, input_precision=PRECISION)
-
-    n = block_row * ROWS + i  # [ROWS]
-    if HAS_BIAS:
-        acc += tl.load(bias + n, mask=n < out_features, other=0.0).to(tl.float32)[None, :]
-    acc = _activate(acc, ACTIVATION)
-    mask = inside[:, None] & (n < out_features)[None, :]
-    rows = m.to(tl.int64)[:, None]
-    if HAS_RESIDUAL:
-        added = tl.load(residual + rows * residual_stride + n[None, :], mask=mask, other=0.0)
-        acc += added.to(tl.float32)
-    tl.store(y + rows * out_features + n[None, :], acc.to(y.dtype.element_ty), mask=mask)
+    gate = acc
+    acc = multiply(
+        acc, x_rows, inside, x_col_stride, values, indices, begin, end, in_features,
+        ROWS, COLS, STEP, PRECISION, UPCAST,
+    )  # fmt: skip
+    if GATED:
+        begin = tl.load(pointers + block_rows + block_row)
+        end = tl.load(pointers + block_rows + block_row + 1)
+        gate = multiply(
+            gate, x_rows, inside, x_col_stride, values, indices, begin, end, in_features,
+            ROWS, COLS, STEP, PRECISION, UPCAST,
+        )  # fmt: skip
+    finish(
+        acc, gate, m, n, tokens, out_features, scales, bias, residual, residual_stride, y,
+        ACTIVATION, GATED, HAS_SCALES, HAS_BIAS, HAS_RESIDUAL,
+    )  # fmt: skip
 
 
-# Under TRITON_INTERPRET=1 the decorator gives something else, which takes CPU tensors.
-INTERPRETED = not isinstance(linear_bsr_kernel, triton.JITFunction)
+@triton.jit
+def linear_bsr_split_kernel(
+    x: tl.tensor,  # [tokens, in_features]
+    values: tl.tensor,  # [blocks, ROWS, COLS]
+    indices: tl.tensor,  # [blocks]
+    items: tl.tensor,  # [items, 4]
+    partials: tl.tensor,  # [parts, tokens, out_features] float32
+    tokens: tl.tensor,
+    in_features: tl.tensor,
+    out_features: tl.tensor,  # rows of the weight
+    x_row_stride: tl.tensor,
+    x_col_stride: tl.tensor,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    """One program: TILE tokens x one item, which is a part of a row of blocks."""
+    item = items + tl.program_id(0) * 4
+    block_row = tl.load(item)
+    begin = tl.load(item + 1)
+    end = tl.load(item + 2)
+    part = tl.load(item + 3)
+    m = tl.program_id(1) * TILE + tl.arange(0, TILE)  # [TILE]
+    n = block_row * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    inside = m < tokens
+    x_rows = x + m.to(tl.int64)[:, None] * x_row_stride
+    acc = tl.zeros((TILE, ROWS), dtype=tl.float32)
+    acc = multiply(
+        acc, x_rows, inside, x_col_stride, values, indices, begin, end, in_features,
+        ROWS, COLS, STEP, PRECISION, UPCAST,
+    )  # fmt: skip
+    rows = part.to(tl.int64) * tokens + m
+    at = partials + rows[:, None] * out_features + n[None, :]
+    tl.store(at, acc, mask=inside[:, None] & (n < out_features)[None, :])
 
 
-@dataclass(frozen=True)
-class Config:
-    """How the work is cut: tokens and warps of a program, columns of a step, steps in flight."""
+def choose_config(
+    tokens: int,
+    rows: int,
+    cols: int,
+    itemsize: int,
+    gated: bool = False,
+    shared: int = SHARED_BYTES,
+) -> Config:
+    """Tile for `tokens` rows of x of `itemsize` bytes an element, and blocks of rows x cols.
 
-    tile: int
-    warps: int
-    step: int
-    stages: int
-
-
-def choose_config(tokens: int, rows: int, cols: int, itemsize: int) -> Config:
-    """Tile for `tokens` rows of x and blocks of rows x cols elements of `itemsize` bytes."""
-    # float32 tiles take twice the shared memory, and its dot more registers.
-    largest = 128 if itemsize == 2 else 64
-    tile = min(largest, max(16, triton.next_power_of_2(tokens)))
-    warps = 8 if tile * rows > 64 * 64 else 4
-    # 128 bytes are a row of the widest swizzle that wgmma reads; more only costs registers.
-    step = min(cols, 128 // itemsize)
-    stages = min(5, PIPELINE_BYTES // ((tile + rows) * step * itemsize))
-    return Config(tile, warps, step, stages)
+    shared: bytes of shared memory that a program may have.
+    """
+    # 128 bytes are a row of the widest swizzle that wgmma reads; more only costs registers there.
+    step = 128 // itemsize
+    if tokens <= FEW_TOKENS:
+        # Bytes in flight are what counts: several small programs on a processor, long steps.
+        tile = max(16, triton.next_power_of_2(max(tokens, 1)))
+        warps = {16: 1, 32: 2}.get(rows, 4)
+        if tile < 64:
+            step *= 2
+    else:
+        # float32 tiles take twice the shared memory, and its dot more registers.
+        tile = 64 if itemsize == 4 else 256 if rows <= 64 and tokens >= 2048 else 128
+        tile = min(tile, triton.next_power_of_2(tokens))
+        if gated:  # two sums
+            tile = min(tile, 128 * 64 // rows)
+        warps = 8 if tile * rows > 64 * 64 or (gated and rows == 128) else 4
+    if cols >= 64:
+        step = min(step, cols)
+    # A stage is left for what the epilogue turns around.
+    stages = (shared - EPILOGUE_BYTES) // ((tile + rows) * step * itemsize)
+    return Config(tile, warps, step, max(1, min(4, stages)))
 
 
 def linear_bsr(
@@ -144,149 +242,189 @@ def linear_bsr(
     activation: str | None = None,
     residual: Tensor | None = None,
     out_features: int | None = None,
+    scales: Tensor | None = None,
+    gated: bool = False,
+    plan: BsrPlan | None = None,
 ) -> Tensor:
     """act(x Wᵀ + bias) + residual for a weight in BSR, without gradients.
 
     Args:
         x: [tokens, in_features], float32, float16 or bfloat16, on a GPU.
-        values: [blocks, rows, cols] in the dtype of x; rows and cols are 16, 32, 64 or 128. Where
-            blocks reach beyond the matrix they hold zeros.
+        values: [blocks, rows, cols] in the dtype of x, or int8 with scales; rows are 16, 32, 64 or 128,
+            cols a power of two up to 128. Where blocks reach beyond the matrix they hold zeros.
         indices: int32 [blocks], block columns.
-        pointers: int32 [block_rows + 1], where each row of blocks starts; rows may be empty.
+        pointers: int32 [block rows + 1], where each row of blocks starts; rows may be empty.
         bias: [out_features] in the dtype of x or float32.
         activation: none, relu, gelu (with erf), gelu_tanh or silu; None is none.
-        residual: [tokens, out_features] in the dtype of x, added last.
-        out_features: rows of the matrix without padding; rows * block_rows if not given.
+        residual: [tokens, features of y] in the dtype of x, added last.
+        out_features: rows of the matrix without padding; rows * block rows if not given.
+        scales: float32 [out_features], what each row is multiplied with.
+        gated: y = act(x W0ᵀ + bias0) (x W1ᵀ + bias1) + residual, where W0 is the first half of the rows
+            and W1 the second; each half starts with a row of blocks of its own.
+        plan: from `plan_bsr`. Without one it is made at every call, which waits for the
+            GPU and cannot be captured in a CUDA graph.
 
     Returns:
-        y [tokens, out_features] in the dtype of x.
+        y [tokens, out_features], of a gated weight half as many, in the dtype of x.
 
     Raises:
         ValueError: something does not fit. What indices and pointers hold is not checked here.
     """
-    activation = activation or "none"
     if out_features is None:
         out_features = (pointers.numel() - 1) * values.shape[1] if values.dim() == 3 else 0
-    problem = (
-        _sparse_problem(values, indices, pointers, out_features)
-        or _dense_problem(x, values, bias, residual, out_features)
-        or _place_problem(x, (values, indices, pointers, bias, residual))
-    )
-    if activation not in ACTIVATIONS:
-        problem = f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-    if problem:
-        raise ValueError(f"linear_bsr: {problem}")
-    return _launch(x, values, indices, pointers, bias, activation, residual, out_features)
+    problem = sparse_problem(values, indices, pointers, out_features, gated)
+    buffers = {"indices": indices, "pointers": pointers}
+    epilogue = check(
+        "linear_bsr", x, values, out_features, buffers,
+        activation, gated, scales, bias, residual, problem,
+    )  # fmt: skip
+    y = epilogue.output(x)
+    if y.numel() == 0:
+        return y
+    rows, cols = values.shape[1:]
+    plan = plan or plan_bsr(pointers, rows * cols * values.element_size(), gated)
+    if x.shape[0] <= FEW_TOKENS and plan.items is not None and plan.parts is not None:
+        _split(x, values, indices, plan, out_features, epilogue, y)
+    elif tma_problem(x, values, epilogue) is None:
+        linear_bsr_tma(x, values, indices, pointers, plan.order, epilogue, y)
+    else:
+        _whole(x, values, indices, pointers, plan.order, epilogue, y)
+    return y
 
 
-def _launch(
+def linear_bsr_name(values: Tensor, tokens: int, cut: bool, gated: bool = False) -> str:
+    """Name of the kernel for `tokens` tokens, whose rows are contiguous and aligned; `cut`: the plan has
+    items.
+    """
+    if tokens <= FEW_TOKENS and cut:
+        return "linear_bsr_split_kernel"
+    if tma_shape_problem(values, tokens, gated) is None and has_tma(values.device):
+        return "linear_bsr_tma_kernel"
+    return "linear_bsr_kernel"
+
+
+def prepared(x: Tensor, cols: int) -> Tensor:
+    """x as the kernel reads it: single columns of many tokens lie side by side if x is transposed."""
+    if cols < 8 and x.shape[0] > FEW_TOKENS:
+        return x if x.stride(0) == 1 else x.t().contiguous().t()
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def arithmetic(x: Tensor) -> dict[str, object]:
+    """How tl.dot is to multiply values of the dtype of x."""
+    return {
+        # A single TF32 pass keeps 10 bits of a float32; three keep nearly all of them.
+        "PRECISION": "tf32x3" if x.dtype == torch.float32 else "ieee",
+        # The interpreter multiplies the bit patterns of bfloat16.
+        "UPCAST": INTERPRETED,
+    }
+
+
+def _whole(
     x: Tensor,
     values: Tensor,
     indices: Tensor,
     pointers: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-    out_features: int,
-) -> Tensor:
-    tokens, in_features = x.shape
-    y = torch.empty(tokens, out_features, dtype=x.dtype, device=x.device)
-    if y.numel() == 0:
-        return y
-    x = x if x.stride(1) == 1 else x.contiguous()
-    if residual is not None and residual.stride(1) != 1:
-        residual = residual.contiguous()
+    order: Tensor,
+    epilogue: Epilogue,
+    y: Tensor,
+) -> None:
+    """A program for each row of blocks of y and tile of tokens."""
     rows, cols = values.shape[1:]
-    config = choose_config(tokens, rows, cols, x.element_size())
-    grid = (triton.cdiv(tokens, config.tile) * (pointers.numel() - 1),)
+    x = prepared(x, cols)
+    config = choose_config(
+        x.shape[0], rows, cols, x.element_size(), epilogue.gated, shared_bytes(x.device)
+    )
+    grid = (triton.cdiv(x.shape[0], config.tile) * order.numel(),)
     with torch.cuda.device_of(x):
         linear_bsr_kernel[grid](
             x,
             values,
             indices,
             pointers,
-            y if bias is None else bias,
-            y if residual is None else residual,
-            y,
-            tokens,
-            in_features,
-            out_features,
+            order,
+            *epilogue.tensors(y),
+            x.shape[0],
+            x.shape[1],
+            epilogue.out_features,
             x.stride(0),
-            0 if residual is None else residual.stride(0),
+            x.stride(1),
+            epilogue.residual_stride,
             TILE=config.tile,
             ROWS=rows,
             COLS=cols,
             STEP=config.step,
             GROUP=8,
-            ACTIVATION=activation,
-            HAS_BIAS=bias is not None,
-            HAS_RESIDUAL=residual is not None,
-            # A single TF32 pass keeps 10 bits of a float32; three keep nearly all of them.
-            PRECISION="tf32x3" if x.dtype == torch.float32 else "ieee",
-            # The interpreter multiplies the bit patterns of bfloat16.
-            UPCAST=INTERPRETED,
+            **epilogue.flags,
+            **arithmetic(x),
             num_warps=config.warps,
             num_stages=config.stages,
-            enable_fp_fusion=True,
         )
-    return y
 
 
-def _sparse_problem(
-    values: Tensor, indices: Tensor, pointers: Tensor, out_features: int
+def _split(
+    x: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    plan: BsrPlan,
+    out_features: int,
+    epilogue: Epilogue,
+    y: Tensor,
+) -> None:
+    """A program for each item, and a launch that adds up what they found."""
+    assert plan.items is not None
+    assert plan.parts is not None
+    tokens = x.shape[0]
+    rows, cols = values.shape[1:]
+    x = prepared(x, cols)
+    config = choose_config(tokens, rows, cols, x.element_size(), shared=shared_bytes(x.device))
+    size = (plan.most * tokens, out_features)
+    partials = torch.empty(*size, dtype=torch.float32, device=x.device)
+    grid = (plan.items.shape[0], triton.cdiv(tokens, config.tile))
+    with torch.cuda.device_of(x):
+        linear_bsr_split_kernel[grid](
+            x,
+            values,
+            indices,
+            plan.items,
+            partials,
+            tokens,
+            x.shape[1],
+            out_features,
+            x.stride(0),
+            x.stride(1),
+            TILE=config.tile,
+            ROWS=rows,
+            COLS=cols,
+            STEP=config.step,
+            **arithmetic(x),
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
+    finish_partials(partials, plan.parts, rows, epilogue, y)
+
+
+def sparse_problem(
+    values: Tensor, indices: Tensor, pointers: Tensor, out_features: int, gated: bool
 ) -> str | None:
     """What is wrong with the weight, in one line, or None."""
     if values.dim() != 3:
         return f"values: expected [blocks, rows, cols], got {list(values.shape)}"
     blocks, rows, cols = values.shape
-    if rows not in BLOCK_SIDES or cols not in BLOCK_SIDES:
-        sides = ", ".join(str(side) for side in BLOCK_SIDES)
-        return f"blocks of {rows}x{cols}: supported are rows and cols of {sides}"
+    if rows not in BLOCK_ROWS or cols not in BLOCK_COLS:
+        allowed = [", ".join(map(str, sides)) for sides in (BLOCK_ROWS, BLOCK_COLS)]
+        return (
+            f"blocks of {rows}x{cols}: supported are rows of {allowed[0]} and cols of {allowed[1]}"
+        )
     if indices.dtype != torch.int32 or indices.shape != (blocks,):
         found = f"{indices.dtype} {list(indices.shape)}"
         return f"indices: expected torch.int32 [{blocks}], got {found}"
     if pointers.dtype != torch.int32 or pointers.dim() != 1 or pointers.numel() < 1:
         found = f"{pointers.dtype} {list(pointers.shape)}"
         return f"pointers: expected torch.int32 [block rows + 1], got {found}"
-    block_rows = pointers.numel() - 1
-    if -(-out_features // rows) != block_rows:
+    block_rows, halves = pointers.numel() - 1, 2 if gated else 1
+    if halves * -(-out_features // halves // rows) != block_rows:
         return (
             f"out_features: {out_features} does not fit {block_rows} rows of {rows}x{cols} blocks"
         )
-    for name, buffer in (("values", values), ("indices", indices), ("pointers", pointers)):
-        if not buffer.is_contiguous():
-            return f"{name}: is not contiguous (strides {buffer.stride()})"
-    return None
-
-
-def _dense_problem(
-    x: Tensor, values: Tensor, bias: Tensor | None, residual: Tensor | None, out_features: int
-) -> str | None:
-    """What is wrong with the dense operands, in one line, or None."""
-    if x.dim() != 2:
-        return f"x: expected [tokens, in_features], got {list(x.shape)}"
-    if x.dtype not in DTYPES:
-        return f"x: expected float32, float16 or bfloat16, got {x.dtype}"
-    if values.dtype != x.dtype:
-        return f"values: expected {x.dtype} as x has, got {values.dtype}"
-    if bias is not None:
-        if bias.shape != (out_features,) or not bias.is_contiguous():
-            return f"bias: expected contiguous [{out_features}], got {list(bias.shape)}"
-        if bias.dtype not in (x.dtype, torch.float32):
-            return f"bias: expected torch.float32 or {x.dtype} as x has, got {bias.dtype}"
-    if residual is not None:
-        wanted = (x.shape[0], out_features)
-        if residual.shape != wanted or residual.dtype != x.dtype:
-            found = f"{residual.dtype} {list(residual.shape)}"
-            return f"residual: expected {x.dtype} {list(wanted)}, got {found}"
-    return None
-
-
-def _place_problem(x: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
-    """What is wrong with where the tensors are, in one line, or None."""
-    devices = {str(other.device) for other in others if other is not None} | {str(x.device)}
-    if len(devices) > 1:
-        return f"all tensors must be on one device, got {', '.join(sorted(devices))}"
-    if not x.is_cuda and not INTERPRETED:
-        return f"x is on {x.device}; Triton needs a GPU (or TRITON_INTERPRET=1 before the import)"
     return None

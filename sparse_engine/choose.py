@@ -22,13 +22,20 @@ from torch.nn import functional as F
 from sparse_engine import _core, choices
 from sparse_engine.config import SparseConfig
 from sparse_engine.formats import Format, block_fill, parse_format
+from sparse_engine.gpu_timer import time_on_gpu
 from sparse_engine.ops import run_linear
 from sparse_engine.packings import pack
 
 # Blocks that are tried, tallest first: only where the pattern really is made of them. On the CPU lower
 # ones need no trial: csr is packed to the same runs, which find rows with the same columns anyway.
 BLOCKS = ((32, 1), (16, 1))
-CUDA_BLOCKS = ((64, 64), (32, 32), (16, 16))
+# On a GPU tall ones: what many tokens cost is set by the rows that share a tile of x.
+GPU_BLOCKS = (
+    *((128, cols) for cols in (128, 64, 32, 16)),
+    *((64, cols) for cols in (64, 32, 16)),
+    *((32, 32), (16, 16), (128, 1), (64, 1)),
+)
+GPU_GROUPS = ((1, 4), (2, 4), (2, 8), (4, 8), (4, 16))
 # A pattern counts as made of blocks when at least this share of their elements is non-zero.
 MIN_FILL = 0.95
 # Below this share of zeros no format is worth timing.
@@ -61,13 +68,20 @@ def zeros(weight: Tensor) -> float:
 def fitting(weight: Tensor, dtype: str) -> list[str]:
     """Formats that `weight` fits and that its device has kernels for, `dtype` as in SparseConfig."""
     on_cpu = weight.device.type == "cpu"
-    blocks = BLOCKS if on_cpu else CUDA_BLOCKS
+    blocks = BLOCKS if on_cpu else GPU_BLOCKS
     fits = [f"bsr:{r}x{c}" for r, c in blocks if block_fill(weight, r, c) >= MIN_FILL][:2]
     if not on_cpu:
-        return fits
+        groups = [f"nm:{n}:{m}" for n, m in GPU_GROUPS if _most_in_group(weight, m) <= n][:1]
+        return [*fits, *groups, "csr"]
     if dtype == "int8":  # blocks have no kernel of their own there
         fits = []
     return ["csr", *fits, "bitmask", *(["sellp"] if weight.shape[1] <= 65536 else [])]
+
+
+def _most_in_group(weight: Tensor, of: int) -> int:
+    """Non-zeros of the fullest group of `of` neighbours along the inputs."""
+    kept = F.pad(weight != 0, (0, -weight.shape[1] % of))
+    return int(kept.view(weight.shape[0], -1, of).sum(2).max()) if kept.numel() else 0
 
 
 def estimate(spec: str, weight: Tensor, nnz: int, tokens: int, dtype: str) -> float:
@@ -83,7 +97,7 @@ def estimate(spec: str, weight: Tensor, nnz: int, tokens: int, dtype: str) -> fl
     if spec == "bitmask":
         if _core.linear_kernel("bits", dtype, 1).endswith("scalar"):
             return passes * (weight.numel() / 8 + 1.5 * nnz)
-        columns = {"float32": 16, "bfloat16": 32, "int8": 64}[dtype]
+        columns = {"float32": 16, "int8": 64}.get(dtype, 32)
         return passes * 4 * weight.numel() / columns
     if spec.startswith("bsr") and tokens <= 8:
         return nnz * 0.15 * max(1, tokens / 4)
@@ -146,7 +160,7 @@ def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float
         "sparse_engine": version("sparse-engine"),
         "shape": list(weight.shape),
         "dense": str(weight.dtype).removeprefix("torch."),
-        "dtype": config.dtype,
+        "dtype": config.dtype_of(weight),
         "tokens": list(config.tokens),
         "formats": specs,
         "sparsity": round(sparsity, 2),
@@ -160,7 +174,7 @@ def _measure(
     for spec in specs:
         format_class, params = parse_format(spec)
         plain = format_class.from_dense(stored, **params)
-        packed[spec] = pack(plain, weight.device.type, config.dtype)
+        packed[spec] = pack(plain, weight.device.type, config.dtype_of(weight))
     times: dict[str, dict[int, float]] = {spec: {} for spec in ("dense", *specs)}
     for tokens in config.tokens:
         x = torch.randn(tokens, weight.shape[1]).to(weight)
@@ -171,18 +185,20 @@ def _measure(
 
 @torch.inference_mode()
 def _time_in_turn(weight: Tensor, packed: dict[str, Format], x: Tensor) -> dict[str, float]:
-    """Fastest call in microseconds; the rivals take turns, so that drift hits them all."""
+    """Microseconds of a call, on the CPU of the fastest, on a GPU the median; the rivals take turns, so
+    that drift hits them all.
+    """
     runs: dict[str, Callable[[], object]] = {"dense": lambda: F.linear(x, weight)}
     for spec, p in packed.items():
         runs[spec] = lambda p=p: run_linear(p, x, None, "none", None)  # type: ignore[misc]
+    if x.is_cuda:
+        return time_on_gpu(runs, x.device)
     best = dict.fromkeys(runs, float("inf"))
     began = perf_counter()
     for turn in range(TURNS + 1):
         for spec, call in runs.items():
             start = perf_counter()
             call()
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
             if turn:  # the first turn warms up
                 best[spec] = min(best[spec], (perf_counter() - start) * 1e6)
         if turn and perf_counter() - began > SECONDS:

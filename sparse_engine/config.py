@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import parse_format
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 
 @dataclass(frozen=True)
@@ -19,9 +25,10 @@ class SparseConfig:
 
     format: "auto" (measured on this machine), "csr", "bsr:RxC", "bitmask", "nm:K:M", "sellp" or
         "dense".
-    dtype: of the stored values. Activations keep their own: "float32" and "bfloat16" weights meet
-        them in float32; for "int8" (symmetric, one scale an output) they are quantised token by
-        token while the op runs.
+    dtype: of the stored values. Activations keep their own. On the CPU "float32" and "bfloat16" weights
+        meet them in float32; for "int8" (symmetric, one scale an output) they are quantised token by
+        token while the op runs. "float16" is for GPUs, where activations meet float weights in the
+        weights' dtype, and int8 ones in their own; there "float32" leaves weights of 16 bits what they are.
     tokens: numbers of rows that "auto" times, i.e. batch x sequence length as the model will run.
     """
 
@@ -39,8 +46,15 @@ class SparseConfig:
 
     @property
     def source_dtype(self) -> torch.dtype:
-        """What a weight is cast to before it is packed: `dtype`, but float32 for int8."""
-        return torch.float32 if self.dtype == "int8" else DTYPES[self.dtype]
+        """What a weight is cast to before it is packed: `dtype`, or float32 if no format holds that."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+    def dtype_of(self, weight: Tensor) -> str:
+        """`dtype` for a weight: on a GPU "float32" leaves a model of 16 bits what it is."""
+        narrow = weight.dtype in (torch.bfloat16, torch.float16)
+        if weight.is_cuda and self.dtype == "float32" and narrow:
+            return str(weight.dtype).removeprefix("torch.")
+        return self.dtype
 
     @classmethod
     def of(cls, config: Self | str | None) -> Self:

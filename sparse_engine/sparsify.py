@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from sparse_engine.blocks import give_back_, take_over_
 from sparse_engine.choose import MIN_SPARSITY, Choice, choose_format, zeros
-from sparse_engine.config import DTYPES, SparseConfig
+from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
+from sparse_engine.gpu_timer import time_on_gpu
 from sparse_engine.linears import as_conv1d, as_linear, is_conv1d, is_linear
 from sparse_engine.nn import SparseLinear, SparseRNNBase, SparseRNNCellBase
 from sparse_engine.nn.recurrent import NETWORKS
 from sparse_engine.nn.recurrent_cells import CELLS
+from sparse_engine.nn.recurrent_gpu import step_kernel
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 TWINS: dict[Any, Any] = {**NETWORKS, **CELLS}
@@ -174,11 +176,16 @@ def _reason_to_keep(
         return "left out by filter_fn"
     if type(linear) is not nn.Linear and not is_conv1d(linear):
         return f"is a {type(linear).__name__}, whose owner reads its weight"
-    if linear.weight.dtype not in DTYPES.values():
+    if linear.weight.dtype not in _dtypes(linear.weight):
         return f"is {linear.weight.dtype}: cast the model to float32 or bfloat16 first"
     if id(linear.weight) in tied:
         return f"tied to {tied[id(linear.weight)]}"
     return ""
+
+
+def _dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
+    """What weights there may come in."""
+    return (torch.float32, torch.bfloat16, *((torch.float16,) if weight.is_cuda else ()))
 
 
 def _choose(linear: nn.Linear, config: SparseConfig) -> Choice:
@@ -214,10 +221,8 @@ def _reason_to_keep_network(network: Any, name: str, filter_fn: FilterFn | None)
     if type(network) not in TWINS:
         return f"is a {type(network).__name__}, which may run in its own way"
     weights = [p for n, p in network.named_parameters() if n.startswith("weight")]
-    if weights[0].dtype not in DTYPES.values():
+    if weights[0].dtype not in _dtypes(weights[0]):
         return f"is {weights[0].dtype}: cast the model to float32 or bfloat16 first"
-    if weights[0].device.type != "cpu":
-        return f"is on {weights[0].device}: recurrent networks have kernels on the CPU only"
     share = 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
     if share < MIN_SPARSITY:
         return f"{share:.0%} zeros, no gain below {MIN_SPARSITY:.0%}"
@@ -241,7 +246,12 @@ def _sparse_network(network: Any, config: SparseConfig) -> tuple[Twin | None, st
         if getattr(network, "batch_first", False):
             shape = (batch, STEPS)
         weight = next(network.parameters())
-        x = torch.randn(*shape, network.input_size, dtype=weight.dtype)
+        x = torch.randn(*shape, network.input_size).to(weight)
+        if x.is_cuda:
+            runs = {"dense": lambda x=x: network(x), "sparse": lambda x=x: twin(x)}
+            times = time_on_gpu(runs, x.device)
+            total = [total[0] + times["dense"] / 1e6, total[1] + times["sparse"] / 1e6]
+            continue
         best = [float("inf")] * 2
         with torch.inference_mode():
             for i, run in [(0, network), (1, twin)] * 5:
@@ -270,15 +280,19 @@ def _network_rows(name: str, network: Any, twin: Twin | None, why: str) -> list[
                 shape=tuple(parameter.shape),
                 sparsity=zeros(parameter),
                 format="dense" if layer is None else layer.format,
-                kernel=""
-                if layer is None
-                else layer.kernel(128 if part.startswith("weight_ih") else 1),
+                kernel="" if layer is None else _kernel_of(layer, part),
                 dense_bytes=parameter.nbytes,
                 bytes=parameter.nbytes if layer is None else layer.packed.nbytes,
                 reason=why,
             )
         )
     return rows
+
+
+def _kernel_of(layer: SparseLinear, part: str) -> str:
+    if layer.values.is_cuda and part.startswith("weight_hh"):
+        return step_kernel(layer)
+    return layer.kernel(128 if part.startswith("weight_ih") else 1)
 
 
 def _tied_weights(model: nn.Module) -> dict[int, str]:

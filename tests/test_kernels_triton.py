@@ -29,20 +29,25 @@ def run_python(*args: str, **environment: str) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
 
 
+CASES = ("bsr", "ell", "nm", "recurrent", "engine")
+
+
 def run_cases(name: str, **environment: str) -> None:
     options = ("-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-W", "error")
     run_python("-m", "pytest", *options, str(TESTS / name), **environment)
 
 
 @needs_triton
-def test_cases_on_the_interpreter() -> None:
-    run_cases("triton_cases.py", TRITON_INTERPRET="1")
+@pytest.mark.parametrize("name", CASES)
+def test_cases_on_the_interpreter(name: str) -> None:
+    run_cases(f"triton_{name}_cases.py", TRITON_INTERPRET="1")
 
 
 @needs_triton
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_cases_on_the_gpu() -> None:
-    run_cases("triton_cases.py")
+@pytest.mark.parametrize("name", CASES)
+def test_cases_on_the_gpu(name: str) -> None:
+    run_cases(f"triton_{name}_cases.py")
 
 
 @needs_triton

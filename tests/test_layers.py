@@ -16,7 +16,8 @@ ALLOWED = {
     "config": {"errors", "formats"},
     "ops": {"_core", "errors", "formats", "packings", "kernels"},
     "choices": set(),
-    "choose": {"_core", "choices", "config", "formats", "ops", "packings", "errors"},
+    "gpu_timer": set(),
+    "choose": {"_core", "choices", "config", "formats", "gpu_timer", "ops", "packings", "errors"},
     "nn": {
         "_core",
         "choose",
@@ -30,7 +31,7 @@ ALLOWED = {
     },
     "linears": set(),
     "blocks": {"errors", "models", "nn"},
-    "sparsify": {"blocks", "choose", "config", "errors", "linears", "nn"},
+    "sparsify": {"blocks", "choose", "config", "errors", "gpu_timer", "linears", "nn"},
     "models": {"errors"},
     "pruning": {"errors", "formats", "linears", "models", "ops"},
     "text": {"errors"},

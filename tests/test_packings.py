@@ -93,7 +93,9 @@ def test_what_packs_to_what() -> None:
         cls, params = parse_format(spec)
         fmt = cls.from_dense(weight, **params)
         assert (pack(fmt).name, pack(fmt, dtype="int8").name) == names
-    assert pack(CSR.from_dense(weight), "cuda").name == "csr"
+    assert pack(CSR.from_dense(weight), "meta").name == "csr"
+    with pytest.raises(UsageError, match="float16 has kernels on GPUs only"):
+        pack(CSR.from_dense(weight), dtype="float16")
     assert {type(pack(f)) for f in (BSR.from_dense(weight, 16, 1), Bitmask.from_dense(weight))} == {
         Strips,
         Bits,

@@ -15,15 +15,21 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import FORMATS, Format, parse_format
 from sparse_engine.ops import linear_kernel, native, run_linear
-from sparse_engine.packings import PACKINGS, pack
+from sparse_engine.packings import GPU_PACKINGS, PACKINGS, pack
 
 # Everything that a layer may hold as its weight.
-HELD: tuple[type[Format], ...] = (*PACKINGS, *(cls for cls in FORMATS if cls not in PACKINGS))
+HELD: tuple[type[Format], ...] = (
+    *PACKINGS,
+    *GPU_PACKINGS,
+    *(cls for cls in FORMATS if cls not in PACKINGS),
+)
 VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+GPU_DTYPES = (*VALUE_DTYPES, torch.float16)
 
 
 class SparseLinear(nn.Module):
-    """y = x Wᵀ + b with a sparse W; x [..., in], float32 or bfloat16, gives y [..., out].
+    """y = x Wᵀ + b with a sparse W; x [..., in], float32 or bfloat16 (on a GPU also float16), gives
+    y [..., out] where the layer is: `.to("cuda")` packs the weight anew for the kernels there.
 
     State is plain tensors: the buffers of the packed weight, and `bias` in float32. Made by
     `from_dense`, or empty (all zero) and filled by `load_state_dict`. `format` is what the weight
@@ -71,7 +77,7 @@ class SparseLinear(nn.Module):
             raise UsageError("format 'dense' keeps torch.nn.Linear: there is nothing to convert")
         format_class, params = parse_format(spec)
         stored = format_class.from_dense(weight, **params)
-        packed = pack(stored, weight.device.type, config.dtype)
+        packed = pack(stored, weight.device.type, config.dtype_of(linear.weight))
         return cls.from_format(packed, linear.bias, spec)
 
     @classmethod
@@ -97,9 +103,9 @@ class SparseLinear(nn.Module):
         return linear
 
     def to_format(self) -> Format:
-        """The weight in the format that the layer was made from."""
+        """The weight in the format that the layer was made from; float16 becomes float32."""
         format_class, params = parse_format(self.format)
-        return format_class.from_dense(self.packed.to_dense(), **params)
+        return format_class.from_dense(_storable(self.packed.to_dense()), **params)
 
     @property
     def weight(self) -> Tensor:
@@ -130,6 +136,10 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """y = x Wᵀ + b; raises UsageError for a wrong width or dtype, or if x asks for gradients."""
         native.check_linear(x, (self.out_features, self.in_features), None, None)
+        if x.device != self.values.device:
+            raise UsageError(
+                f"x is on {x.device}, the layer on {self.values.device}: move one of them"
+            )
         return run_linear(self.packed, x, self.bias, "none", None)
 
     def extra_repr(self) -> str:
@@ -153,9 +163,12 @@ class SparseLinear(nn.Module):
         self._packing: tuple[type[Format], dict[str, Any]] = (type(packed), extra)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        wanted = fn(self.values[:0]).dtype
-        if wanted not in VALUE_DTYPES:
-            raise UsageError(f"SparseLinear has no {wanted}: use float32 or bfloat16")
+        wanted = fn(self.values[:0])
+        on_gpu = wanted.device.type == "cuda"
+        if wanted.dtype not in (GPU_DTYPES if on_gpu else VALUE_DTYPES):
+            raise UsageError(
+                f"SparseLinear has no {wanted.dtype} on {wanted.device.type}: use float32 or bfloat16"
+            )
         self._known = None
         scales = self._buffers.get("scales")
         super()._apply(fn, recurse)
@@ -219,7 +232,15 @@ class SparseLinear(nn.Module):
 
 def _suited(packed: Format, spec: str) -> Format:
     """`packed`, or the same weight made anew from its format if it lies on another kind of device."""
-    if isinstance(packed, PACKINGS) == (packed.device.type == "cpu"):
+    here = {"cpu": PACKINGS, "cuda": GPU_PACKINGS}.get(packed.device.type)
+    if here is None or isinstance(packed, here):
         return packed
     format_class, params = parse_format(spec)
-    return pack(format_class.from_dense(packed.to_dense(), **params), packed.device.type)
+    dtype = str(packed.dtype).removeprefix("torch.")
+    stored = format_class.from_dense(_storable(packed.to_dense()), **params)
+    return pack(stored, packed.device.type, dtype)
+
+
+def _storable(weight: Tensor) -> Tensor:
+    """In a dtype that formats have."""
+    return weight.float() if weight.dtype == torch.float16 else weight

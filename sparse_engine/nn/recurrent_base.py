@@ -12,6 +12,7 @@ from sparse_engine import _core
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
+from sparse_engine.nn import recurrent_gpu
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.recurrent_weights import (
     BLOCK,
@@ -223,10 +224,12 @@ class SparseRNNBase(nn.Module):
             raise UsageError(
                 "sparse layers are inference only: call them under torch.inference_mode()"
             )
-        if x.dtype not in (torch.float32, torch.bfloat16):
+        half = x.dtype == torch.float16 and x.is_cuda
+        if x.dtype not in (torch.float32, torch.bfloat16) and not half:
             raise UsageError(f"input is {x.dtype}: cast it to float32 or bfloat16")
-        if x.device.type != "cpu":
-            raise UsageError(f"input is on {x.device}: recurrent layers run on the CPU")
+        device = next(self.buffers()).device
+        if x.device != device:
+            raise UsageError(f"input is on {x.device}, the network on {device}: move one of them")
         if x.dim() != dims or x.shape[-1] != self.input_size:
             raise UsageError(
                 f"input is {list(x.shape)}, but the network takes [..., {self.input_size}]"
@@ -268,6 +271,14 @@ class SparseRNNBase(nn.Module):
         in_place: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """y [tokens, directions x out] in the dtype of x, and the last h (and c)."""
+        if self._on_gpu(x):
+            y, last = recurrent_gpu.run(self, x.detach(), sizes, state)
+            given = [t for t in state if t is not None]
+            if not in_place:
+                return y.to(x.dtype), [t.to(x.dtype) for t in last]
+            for kept, t in zip(given, last, strict=True):
+                kept.copy_(t)
+            return y.to(x.dtype), given
         states = self.num_layers * self.directions
         widths = (self.out_size, self.hidden_size)[: 2 if self.mode == "LSTM" else 1]
         y = x.new_empty(len(x), self.directions * self.out_size, dtype=torch.float32)
@@ -291,6 +302,21 @@ class SparseRNNBase(nn.Module):
             if kept.data_ptr() != t.data_ptr():  # of another dtype, or not contiguous
                 kept.copy_(t)
         return y.to(x.dtype), given
+
+    def _on_gpu(self, x: Tensor) -> bool:
+        return x.is_cuda
+
+    def step_biases(self, which: str) -> tuple[Tensor | None, Tensor | None]:
+        """Of the inputs' and of the hidden product, float32: one where they can be added up."""
+        layers: list[Any] = [self.get_submodule(f"{part}_{which}") for part in ("ih", "hh")]
+        b_ih, b_hh = (None if layer.bias is None else layer.bias.float() for layer in layers)
+        if b_ih is not None and b_hh is not None:
+            # The reset gate of a GRU stands between its two biases of n.
+            apart = torch.zeros_like(b_hh)
+            if self.mode == "GRU":
+                apart.view(-1, 3, BLOCK)[:, 2] = b_hh.view(-1, 3, BLOCK)[:, 2]
+            b_ih, b_hh = b_ih + (b_hh - apart), apart if self.mode == "GRU" else None
+        return b_ih, b_hh
 
     def native(self, batch: int, tokens: int) -> _core.Recurrent:
         """The library's view of the network for so many sequences, made anew when a weight was
@@ -316,6 +342,7 @@ class SparseRNNBase(nn.Module):
         torch.inference_mode were written to, which nothing else shows.
         """
         self._natives, self._packings = {}, {}
+        self.__dict__.pop("_graphs", None)
 
     def _build(self, kind: str) -> _core.Recurrent:
         layers = [
@@ -332,15 +359,7 @@ class SparseRNNBase(nn.Module):
         )
 
     def _direction(self, which: str, kind: str) -> tuple[Any, Any, Any]:
-        inputs, hidden = (self.get_submodule(f"{part}_{which}") for part in ("ih", "hh"))
-        biases: tuple[Any, Any] = (inputs.bias, hidden.bias)
-        b_ih, b_hh = (None if b is None else b.float() for b in biases)
-        if b_ih is not None and b_hh is not None:
-            # The reset gate of a GRU stands between its two biases of n.
-            apart = torch.zeros_like(b_hh)
-            if self.mode == "GRU":
-                apart.view(-1, 3, BLOCK)[:, 2] = b_hh.view(-1, 3, BLOCK)[:, 2]
-            b_ih, b_hh = b_ih + (b_hh - apart), apart if self.mode == "GRU" else None
+        b_ih, b_hh = self.step_biases(which)
         rows = kind != "panels"
         return (
             self._linear(f"ih_{which}", kind == "steps", b_ih),
@@ -371,7 +390,8 @@ class SparseRNNBase(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_natives": {}, "_packings": {}}
+        kept = {key: value for key, value in self.__dict__.items() if key != "_graphs"}
+        return {**kept, "_natives": {}, "_packings": {}}
 
     def extra_repr(self) -> str:
         """Sizes, as torch shows them."""

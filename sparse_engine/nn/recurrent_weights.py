@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparse_engine.choose import choose_format
+from sparse_engine.choose import MIN_FILL, choose_format
 from sparse_engine.config import SparseConfig
-from sparse_engine.formats import parse_format
+from sparse_engine.formats import block_fill, parse_format
 from sparse_engine.nn.linear import SparseLinear
 
 BLOCK = 16
 """Units whose gates lie together: as many as a vector has lanes."""
+GPU_COLS = (64, 32, 16, 1)
+"""Widths of blocks that "auto" looks for on a GPU, widest first."""
 
 
 def interleaved(rows: Tensor, gates: int) -> Tensor:
@@ -50,7 +52,12 @@ def packed_layer(
 ) -> SparseLinear:
     """A layer of a network in the format that `config` asks for, or that is fastest."""
     spec = config.format
-    if spec == "auto":
+    if spec == "auto" and weight.is_cuda:
+        # Blocks of 16 rows are a gate of 16 units, which a step multiplies in one kernel.
+        plain = weight.to(config.source_dtype)
+        fits = (c for c in GPU_COLS if block_fill(plain, BLOCK, c) >= MIN_FILL)
+        spec = next((f"bsr:{BLOCK}x{cols}" for cols in fits), "csr")
+    elif spec == "auto":
         wanted = replace(config, tokens=(tokens,))
         spec = choose_format(weight.to(config.source_dtype), wanted, dense=False).format
     elif spec.startswith("bsr:"):

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR, Format
+from sparse_engine.formats import Format
 from sparse_engine.ops import native, reference
-from sparse_engine.packings import PACKINGS, pack
+from sparse_engine.packings import GPU_PACKINGS, PACKINGS, pack
 
 
 def linear(
@@ -23,9 +23,10 @@ def linear(
 
     weight: [out, in], a format or a packing; a format is packed at every call, so keep
     `sparse_engine.packings.pack(weight)`, or a layer, where speed matters. x: [..., in], float32 or
-    bfloat16; bias: [out]; activation: relu, gelu (exact), gelu_tanh or silu; residual: like y.
-    Returns y [..., out] in the dtype of x. Products and sums are float32; int8 packings may quantise x
-    token by token. Raises UsageError.
+    bfloat16, on a GPU also float16; bias: [out]; activation: relu, gelu (exact), gelu_tanh or silu;
+    residual: like y. Returns y [..., out] in the dtype of x. On the CPU products and sums are float32, and
+    int8 packings may quantise x token by token; on a GPU x meets float weights in their dtype. Raises
+    UsageError.
 
     >>> se.ops.linear(se.CSR.from_dense(weight), x, activation="gelu")
     """
@@ -57,20 +58,19 @@ def run_linear(
             packed.shape[0],
             activation,
         )
-    if isinstance(packed, BSR):
+    if isinstance(packed, GPU_PACKINGS):
         from sparse_engine.ops import triton
 
-        return triton.linear_bsr(packed, x, bias, activation, residual)
-    raise UsageError(
-        f"no kernel runs {packed.spec} on {x.device.type}: use format='bsr:32x32' there"
-    )
+        call = triton.run if _plain(x) else triton.linear
+        return call(packed, x, bias, activation, residual)
+    raise UsageError(f"{packed.spec} is packed for no kernel on {x.device.type}")
 
 
 def _plain(x: Tensor) -> bool:
     """Whether nothing watches: then the op may skip torch's dispatcher, half the cost of a call."""
     return (
         type(x) is Tensor
-        and x.device.type == "cpu"
+        and x.device.type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()
@@ -94,7 +94,11 @@ def linear_kernel(packed: Format, tokens: int) -> str:
     if isinstance(packed, PACKINGS):
         dtype = str(packed.values.dtype).removeprefix("torch.")
         return native._core.linear_kernel(packed.kind, dtype, tokens)
-    return "linear_bsr_triton" if isinstance(packed, BSR) else "none"
+    if isinstance(packed, GPU_PACKINGS):
+        from sparse_engine.ops import triton
+
+        return triton.kernel_name(packed, tokens)
+    return "none"
 
 
 __all__ = ["linear", "linear_kernel", "reference", "weight_handle"]

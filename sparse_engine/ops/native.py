@@ -109,7 +109,8 @@ def check_linear(
     name = activation or "none"
     if name not in ACTIVATION_CODES:
         raise UsageError(f"activation {activation!r}: use one of {', '.join(ACTIVATION_CODES)}")
-    if x.dtype not in (torch.float32, torch.bfloat16):
+    half = x.dtype == torch.float16 and x.device.type != "cpu"
+    if x.dtype not in (torch.float32, torch.bfloat16) and not half:
         raise UsageError(f"x is {x.dtype}: cast it to float32 or bfloat16")
     if x.dim() == 0 or x.shape[-1] != in_features:
         raise UsageError(f"x is {list(x.shape)}, but the weight takes [..., {in_features}]")

@@ -1,82 +1,155 @@
-"""The CUDA op: the Triton kernel as a torch operator. Imported by the first call that needs it."""
+"""The CUDA op: Triton kernels as a torch operator. Imported by the first call that needs it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR
+from sparse_engine.formats import Format
+from sparse_engine.ops.reference import ACTIVATIONS
+from sparse_engine.packings import GPU_PACKINGS, Blocks, Ell, PackedNM
+from sparse_engine.packings.gpu import NO_TRITON
 
 try:
-    from sparse_engine import kernels  # type: ignore[attr-defined]
+    from sparse_engine import kernels
 except ImportError as error:
-    raise UsageError(
-        "BSR on CUDA needs triton, which is not installed: pip install sparse-engine[gpu]"
-    ) from error
+    raise UsageError(NO_TRITON) from error
+
+# Up to as many tokens single elements and N:M have kernels of their own, which read the weight once for
+# four; for more it is expanded, and multiplied by the dense product of torch.
+FEW_TOKENS = 16
 
 _library = torch.library.Library("sparse_engine", "FRAGMENT")
 _library.define(
-    "linear_bsr(Tensor x, Tensor values, Tensor indices, Tensor pointers, Tensor? bias, "
+    "linear_gpu(Tensor x, Tensor[] buffers, int[] params, str packing, Tensor? bias, "
     "Tensor? residual, int out_features, str activation) -> Tensor"
 )
 
 
-def _linear_bsr(
-    x: Tensor,
-    values: Tensor,
-    indices: Tensor,
-    pointers: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out_features: int,
-    activation: str,
+def run(
+    packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
-    # The kernel multiplies like with like: activations meet the weight in the weight's dtype.
-    rows = x.reshape(-1, x.shape[-1]).to(values.dtype)
-    y = kernels.linear_bsr(
-        rows,
-        values,
-        indices,
-        pointers,
-        bias=bias,
-        activation=activation,
-        residual=None if residual is None else residual.reshape(-1, out_features).to(values.dtype),
-        out_features=out_features,
-    )
+    """The op on checked arguments, by the kernels directly.
+
+    Float weights meet x in their own dtype, int8 ones in that of x; sums are float32.
+    """
+    dtype = x.dtype if packed.dtype == torch.int8 else packed.dtype
+    rows = x.detach().reshape(-1, x.shape[-1]).to(dtype)
+    out_features = packed.shape[0] // (2 if _gated(packed) else 1)
+    if residual is not None:
+        residual = residual.reshape(-1, out_features).to(dtype)
+    if bias is not None and bias.dtype not in (dtype, torch.float32):
+        bias = bias.float()
+    y = _multiply(packed, rows, bias, activation, residual)
     return y.to(x.dtype).view(*x.shape[:-1], out_features)
 
 
-def _linear_bsr_fake(
+def _multiply(
+    packed: Any, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+) -> Tensor:
+    scales = packed.scales if packed.dtype == torch.int8 else None
+    rest = {"bias": bias, "activation": activation, "residual": residual, "scales": scales}
+    if isinstance(packed, Blocks):
+        cut = len(packed.items) > 0
+        plan = kernels.BsrPlan(
+            packed.order,
+            packed.items if cut else None,
+            packed.parts if cut else None,
+            packed.most,
+        )
+        return kernels.linear_bsr(
+            x,
+            packed.values,
+            packed.indices,
+            packed.pointers,
+            out_features=packed.shape[0],
+            gated=bool(packed.gated),
+            plan=plan,
+            **rest,
+        )
+    few = len(x) <= FEW_TOKENS
+    if isinstance(packed, Ell):
+        buffers = (packed.values, packed.columns, packed.groups, packed.rows)
+        if few:
+            return kernels.linear_ell(x, *buffers, packed.shape[0], **rest)
+        dense = kernels.expand_ell(*buffers, packed.shape, x.dtype, scales)
+    else:
+        pattern = (packed.values, packed.positions, packed.keep, packed.of)
+        if few:
+            return kernels.linear_nm(x, *pattern, **rest)
+        dense = kernels.expand_nm(*pattern, packed.shape[1], x.dtype, scales)
+    y = F.linear(x, dense, None if bias is None else bias.to(x.dtype))
+    y = ACTIVATIONS[activation](y)
+    return y if residual is None else y + residual
+
+
+def _gated(packed: Format) -> bool:
+    return isinstance(packed, Blocks) and bool(packed.gated)
+
+
+def kernel_name(packed: Format, tokens: int) -> str:
+    """Name of the kernel that runs `tokens` tokens, their rows being contiguous."""
+    if isinstance(packed, Blocks):
+        return kernels.linear_bsr_name(
+            packed.values, tokens, cut=len(packed.items) > 0, gated=bool(packed.gated)
+        )
+    name = {Ell: "ell", PackedNM: "nm"}[type(packed)]
+    return f"linear_{name}_kernel" if tokens <= FEW_TOKENS else f"expand_{name}_kernel, dense"
+
+
+def _linear(
     x: Tensor,
-    values: Tensor,
-    indices: Tensor,
-    pointers: Tensor,
+    buffers: list[Tensor],
+    params: list[int],
+    packing: str,
     bias: Tensor | None,
     residual: Tensor | None,
     out_features: int,
     activation: str,
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], out_features)
+    cls = next(cls for cls in GPU_PACKINGS if cls.kind == packing)
+    fields = dict(zip(cls.buffer_names, buffers, strict=True))
+    own = cls.__dataclass_fields__
+    extra = {n: p for n, p in zip(cls.param_names, params, strict=True) if n in own}
+    packed = cls(shape=(out_features, x.shape[-1]), **fields, **extra)  # type: ignore[arg-type]
+    return run(packed, x, bias, activation, residual)
+
+
+def _linear_fake(
+    x: Tensor,
+    buffers: list[Tensor],
+    params: list[int],
+    packing: str,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out_features: int,
+    activation: str,
+) -> Tensor:
+    gated = packing == Blocks.kind and params[Blocks.param_names.index("gated")]
+    return x.new_empty(*x.shape[:-1], out_features // (2 if gated else 1))
 
 
 # The CPU key serves Triton's interpreter; without it Triton itself refuses CPU tensors.
 for _key in ("CUDA", "CPU"):
-    _library.impl("linear_bsr", _linear_bsr, _key)
-torch.library.register_fake("sparse_engine::linear_bsr", _linear_bsr_fake, lib=_library)
+    _library.impl("linear_gpu", _linear, _key)
+torch.library.register_fake("sparse_engine::linear_gpu", _linear_fake, lib=_library)
 
 
-def linear_bsr(
-    weight: BSR, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+def linear(
+    packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
-    """y = act(x Wᵀ + bias) + residual by the Triton kernel; arguments as `ops.run_linear`."""
-    return torch.ops.sparse_engine.linear_bsr(
+    """y = act(x Wᵀ + bias) + residual through torch's dispatcher, for whoever traces or compiles."""
+    return torch.ops.sparse_engine.linear_gpu(
         x,
-        weight.values,
-        weight.indices,
-        weight.pointers,
+        list(packed.tensors().values()),
+        list(packed.params().values()),
+        packed.kind,  # type: ignore[attr-defined]
         bias,
         residual,
-        weight.shape[0],
+        packed.shape[0],
         activation,
     )

@@ -1,22 +1,29 @@
 """The weight as kernels read it: made from a format when a layer is built, and back without loss.
 
-`PACKINGS` lists what the CPU kernels read. SELL-P is a format that they read as it is.
+`PACKINGS` lists what the CPU kernels read, `GPU_PACKINGS` what those of the GPU do. SELL-P is a format
+that the CPU kernels read as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP
 from sparse_engine.packings.bits import Bits
+from sparse_engine.packings.blocks import Blocks
+from sparse_engine.packings.ell import Ell
 from sparse_engine.packings.groups import Groups
 from sparse_engine.packings.int8 import Bits8, Groups8, QuadRuns, SellP8
+from sparse_engine.packings.packed_nm import PackedNM
 from sparse_engine.packings.runs import Runs
 from sparse_engine.packings.strips import Strips
 
 INT8 = (QuadRuns, SellP8, Bits8, Groups8)
 PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8, Groups, Groups8)
+GPU_PACKINGS = (Blocks, Ell, PackedNM)
 
 
 def packing_of(
@@ -40,15 +47,15 @@ def packing_of(
 def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> Format:
     """What the kernels of a device read for `weight`.
 
-    On the CPU what `packing_of` says, for dtype "int8" or the weight's own. The Triton kernel reads
-    BSR as it is; other formats have no GPU kernel and stay what they are.
+    On the CPU what `packing_of` says, for dtype "int8" or the weight's own; on CUDA what `pack_gpu` makes.
+    Elsewhere, as on the meta device, nothing is run, and the weight stays what it is.
     """
-    if isinstance(weight, INT8):
+    if device_type == "cuda":
+        return pack_gpu(weight, dtype)
+    if isinstance(weight, INT8) or device_type != "cpu":
         return weight
-    if device_type != "cpu":
-        if dtype == "int8":
-            raise UsageError(f"int8 has kernels on the CPU only, the weight is on {device_type}")
-        return weight
+    if dtype == "float16":
+        raise UsageError("float16 has kernels on GPUs only: use float32 or bfloat16 on the CPU")
     if isinstance(weight, PACKINGS) and dtype != "int8":
         return weight
     cls = packing_of(type(weight), weight.params(), dtype or "")
@@ -65,16 +72,37 @@ def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> 
     return cls.from_dense(weight.to_dense())
 
 
+def pack_gpu(weight: Format, dtype: str | None = None) -> Format:
+    """What the GPU kernels read for a format, with values of `dtype` or its own, on its device.
+
+    Blocks and N:M that a kernel has stay what they are, everything else becomes single elements.
+    """
+    if isinstance(weight, GPU_PACKINGS):
+        return weight
+    wanted: torch.dtype = getattr(torch, dtype) if dtype else weight.dtype
+    dense = weight.to_dense()
+    if isinstance(weight, BSR) and Blocks.block_problem(*weight.block) is None:
+        return Blocks.from_dense(dense, *weight.block, dtype=wanted)
+    if isinstance(weight, NM) and PackedNM.params_problem(weight.params()) is None:
+        return PackedNM.from_dense(dense, weight.keep, weight.of, wanted)
+    return Ell.from_dense(dense, wanted)
+
+
 __all__ = [
+    "GPU_PACKINGS",
     "PACKINGS",
     "Bits",
     "Bits8",
+    "Blocks",
+    "Ell",
     "Groups",
     "Groups8",
+    "PackedNM",
     "QuadRuns",
     "Runs",
     "SellP8",
     "Strips",
     "pack",
+    "pack_gpu",
     "packing_of",
 ]

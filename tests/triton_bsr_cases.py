@@ -1,63 +1,19 @@
-"""Cases of the Triton kernels, on the interpreter or a GPU; test_kernels_triton.py runs them.
-
-Everything around the operands is NaN and so is the output before the launch: a wrong mask shows.
-"""
+"""Cases of the BSR kernels, on the interpreter or a GPU; test_kernels_triton.py runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
-from sparse_engine.kernels import linear_bsr
-from sparse_engine.kernels.linear_bsr import INTERPRETED
+from sparse_engine.kernels import linear_bsr, linear_bsr_name, plan_bsr
 from torch import Tensor
-from torch.nn import functional as F
+from triton_common import ACTIVATIONS, DEVICE, DTYPES, outputs
+from triton_common import check as check_call
 
 from sparse_engine.formats import BSR
 
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MARGIN = 64
-ACTIVATIONS = {
-    None: lambda v: v,
-    "none": lambda v: v,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
-    "silu": F.silu,
-}
-
-
-@pytest.fixture(autouse=True)
-def outputs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hand out outputs of NaN in a margin of NaN, and see afterwards that the margin is whole."""
-    empty, buffers = torch.empty, []
-
-    def poisoned(*size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        count = size[0] * size[1]
-        buffer = torch.full((count + 2 * MARGIN,), torch.nan, dtype=dtype, device=device)
-        buffers.append(buffer)
-        return buffer[MARGIN : MARGIN + count].view(size)
-
-    def replacement(*args: object, **kwargs: object) -> Tensor:
-        ours = len(args) == 2 and set(kwargs) == {"dtype", "device"}
-        return poisoned(*args, **kwargs) if ours else empty(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(torch, "empty", replacement)
-    yield
-    monkeypatch.undo()
-    for buffer in buffers:
-        assert bool(buffer[:MARGIN].isnan().all())
-        assert bool(buffer[-MARGIN:].isnan().all())
-
-
-def surrounded(matrix: Tensor) -> Tensor:
-    """The same matrix as a view into NaN: rows before and after, columns to the right."""
-    rows, cols = matrix.shape
-    buffer = torch.full((rows + 2, cols + 8 - cols % 8), torch.nan, dtype=matrix.dtype)
-    view = buffer.to(DEVICE)[1 : rows + 1, :cols]
-    return view.copy_(matrix)
+__all__ = ["outputs"]
 
 
 def make_weight(
@@ -81,40 +37,27 @@ def check(
     activation: str | None = None,
     bias_dtype: torch.dtype | None = None,
     residual: bool = False,
+    gated: bool = False,
+    programs: int | None = None,
+    scales: Tensor | None = None,
 ) -> None:
-    """Compare one call with float64."""
-    dtype = weight.dtype
-    out_features, in_features = weight.shape
-    generator = torch.Generator().manual_seed(tokens)
-    x = torch.randn(tokens, in_features, generator=generator).to(dtype)
-    bias = torch.randn(out_features, generator=generator).to(bias_dtype) if bias_dtype else None
-    added = torch.randn(tokens, out_features, generator=generator).to(dtype) if residual else None
-
+    """Compare one call with float64. programs: how many share the work; scales: then values are int8."""
     matrix = BSR.from_dense(weight.float(), rows, cols).to(DEVICE)
-    y = linear_bsr(
-        surrounded(x),
-        matrix.values.to(dtype),
-        matrix.indices,
-        matrix.pointers,
-        bias=None if bias is None else bias.to(DEVICE),
-        activation=activation,
-        residual=None if added is None else surrounded(added),
-        out_features=out_features,
+    dtype = torch.bfloat16 if scales is not None else weight.dtype
+    values = matrix.values.to(torch.int8 if scales is not None else dtype)
+    size = values[:1].nbytes if programs is None else 1 << 16
+    run = partial(
+        linear_bsr,
+        values=values,
+        indices=matrix.indices,
+        pointers=matrix.pointers,
+        out_features=len(weight),
+        gated=gated,
+        scales=None if scales is None else scales.to(DEVICE),
+        plan=plan_bsr(matrix.pointers, max(size, 1), gated, programs),
     )
-    assert y.shape == (tokens, out_features)
-    assert y.dtype == dtype
-
-    expected = x.double() @ weight.double().T
-    size = x.double().abs() @ weight.double().abs().T  # what rounding errors are relative to
-    if bias is not None:
-        expected, size = expected + bias.double(), size + bias.double().abs()
-    expected = ACTIVATIONS[activation](expected)
-    if added is not None:
-        expected, size = expected + added.double(), size + added.double().abs()
-    # One rounding to the output dtype (the interpreter truncates), float32 before it.
-    allowed = torch.finfo(dtype).eps * expected.abs() + 2e-6 * size
-    error = (y.double().cpu() - expected).abs()
-    assert bool((error <= allowed).all()), f"{float((error / allowed).max())} times the tolerance"
+    truth = weight if scales is None else weight.float() * scales[:, None]
+    check_call(run, tokens, truth, dtype, activation, bias_dtype, residual, gated)
 
 
 SHAPES = (
@@ -127,6 +70,16 @@ SHAPES = (
     (7, 130, 129, 128, 128),  # one row and one column in the last blocks
     (129, 70, 40, 64, 16),  # a second tile of tokens with one token
     (1031, 48, 17, 16, 16),  # more tiles of tokens than one group
+    (5, 70, 41, 64, 1),  # tall vectors, few tokens
+    (67, 130, 41, 128, 1),  # tall vectors, x is transposed
+    (3, 40, 37, 16, 8),  # a step takes sixteen blocks
+)
+# What the tensor memory accelerator takes: rows of x that are multiples of 16 bytes.
+TMA_SHAPES = (
+    (128, 64, 64, 64, 64),
+    (130, 200, 192, 64, 64),
+    (150, 300, 264, 128, 128),
+    (129, 40, 72, 32, 64),
 )
 
 
@@ -136,6 +89,72 @@ def test_shapes(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> No
     tokens, out_features, in_features, rows, cols = shape
     weight = make_weight(out_features, in_features, rows, cols, 0.7, dtype)
     check(tokens, weight, rows, cols)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", TMA_SHAPES)
+def test_tiles_by_tma(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
+    tokens, out_features, in_features, rows, cols = shape
+    weight = make_weight(out_features, in_features, rows, cols, 0.7, dtype)
+    values = BSR.from_dense(weight.float(), rows, cols).values.to(dtype).to(DEVICE)
+    if linear_bsr_name(values, tokens, cut=False) != "linear_bsr_tma_kernel":
+        pytest.skip("the GPU has no tensor memory accelerator")
+    check(tokens, weight, rows, cols, "silu", torch.float32, residual=True)
+    if rows < 128 and out_features % (2 * rows) == 0:
+        check(tokens, weight, rows, cols, "silu", torch.float32, residual=True, gated=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("programs", [3, 7, 1000])
+@pytest.mark.parametrize("tokens", [1, 18])
+def test_rows_shared_out(tokens: int, programs: int, dtype: torch.dtype) -> None:
+    """Rows of blocks cut into parts, among them an empty one and a heavy one."""
+    weight = make_weight(75, 400, 16, 16, 0.4, dtype)
+    weight[32:48] = torch.randn(16, 400, generator=torch.Generator().manual_seed(1)).to(dtype)
+    check(tokens, weight, 16, 16, "gelu", torch.float32, residual=True, programs=programs)
+
+
+def test_plans_hold_every_block_once() -> None:
+    for counts in ([0, 9, 1, 0, 30, 2], [5] * 8, [0, 0], [100]):
+        pointers = torch.tensor([0, *counts]).cumsum(0).int()
+        for programs in (1, 4, 50):
+            plan = plan_bsr(pointers, 1 << 16, programs=programs)
+            assert sorted(plan.order.tolist()) == list(range(len(counts)))
+            if plan.items is None:
+                share = max(1, -(-sum(counts) // programs))
+                assert max(counts) <= 2 * share
+                continue
+            assert plan.parts is not None
+            held = sorted((row, begin, end, part) for row, begin, end, part in plan.items.tolist())
+            at = 0
+            for row, begin, end, part in held:
+                at = int(pointers[row]) if part == 0 else at
+                assert begin == at
+                at = end
+            assert plan.parts.tolist() == [
+                sum(row == r for row, *_ in held) for r in range(len(counts))
+            ]
+            assert plan.most == int(plan.parts.max())
+            sizes = [end - begin for _, begin, end, _ in plan.items.tolist()]
+            assert sum(sizes) == sum(counts)
+            assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 33, 130])
+@pytest.mark.parametrize("programs", [None, 9])
+def test_gated(tokens: int, programs: int | None) -> None:
+    """SwiGLU: the second half of the rows multiplies the activation of the first."""
+    for dtype, rows in ((torch.float32, 16), (torch.bfloat16, 32)):
+        weight = make_weight(4 * rows, 90, rows, 16, 0.7, dtype)
+        check(tokens, weight, rows, 16, "silu", torch.float32, True, gated=True, programs=programs)
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 130])
+@pytest.mark.parametrize("programs", [None, 9])
+def test_int8(tokens: int, programs: int | None) -> None:
+    weight = (make_weight(70, 130, 32, 64, 0.7, torch.float32) * 40).round().clamp(-127, 127)
+    scales = torch.rand(70, generator=torch.Generator().manual_seed(2)) / 127
+    check(tokens, weight, 32, 64, "relu", torch.float32, True, programs=programs, scales=scales)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -201,12 +220,18 @@ def test_refusals() -> None:
         "pointers": matrix.pointers,
     }
     cases = [
-        ({"values": matrix.values[:, :4]}, "blocks of 4x16: supported are rows and cols of 16, 32"),
+        (
+            {"values": matrix.values[:, :4]},
+            "blocks of 4x16: supported are rows of 16, 32, 64, 128 and",
+        ),
         ({"values": matrix.values[0]}, r"values: expected \[blocks, rows, cols\]"),
         ({"values": matrix.values.transpose(1, 2)}, "values: is not contiguous"),
         ({"values": matrix.values.half()}, "values: expected torch.float32 as x has"),
         ({"indices": matrix.indices.long()}, r"indices: expected torch.int32 \[4\]"),
         ({"pointers": matrix.pointers[None]}, r"pointers: expected torch.int32 \[block rows"),
+        ({"gated": True, "out_features": 31}, "out_features: 31 does not fit|gated: needs an even"),
+        ({"scales": x[0, :3]}, r"scales: expected torch.float32 \[32\]"),
+        ({"values": matrix.values.char()}, "scales: expected torch.float32 .* beside int8"),
         ({"out_features": 33}, "out_features: 33 does not fit 2 rows of 16x16 blocks"),
         ({"x": x[0]}, r"x: expected \[tokens, in_features\]"),
         ({"x": x.double()}, "x: expected float32, float16 or bfloat16"),
@@ -225,41 +250,3 @@ def test_refusals() -> None:
     for change, message in cases:
         with pytest.raises(ValueError, match=f"linear_bsr: {message}"):
             linear_bsr(**{**good, **change})
-
-
-def half_empty_weight(rows: int, cols: int) -> Tensor:
-    keep = torch.rand(rows // 16, cols // 16, generator=torch.Generator().manual_seed(5)) < 0.5
-    weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(6))
-    return weight * keep.repeat_interleave(16, 0).repeat_interleave(16, 1)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_engines_op_runs_this_kernel(dtype: torch.dtype) -> None:
-    from sparse_engine.ops import reference, triton
-
-    matrix = BSR.from_dense(half_empty_weight(64, 48), 16, 16)
-    matrix = BSR.from_dense(matrix.to_dense().to(dtype), 16, 16).to(DEVICE)
-    x = torch.randn(2, 5, 48, device=DEVICE)
-    bias, residual = torch.randn(64, device=DEVICE), torch.randn(2, 5, 64, device=DEVICE)
-    y = triton.linear_bsr(matrix, x, bias, "gelu", residual)
-    truth = reference.linear(matrix.to_dense(), x, bias, "gelu", residual)
-    assert y.dtype == x.dtype
-    error = float((y - truth).abs().max() / truth.abs().max())
-    assert error <= (1e-5 if dtype == torch.float32 else 2e-2)
-
-
-def test_a_layer_that_holds_bsr_runs_this_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a layer is after .to("cuda"): BSR as it is. The interpreter lets it stay on the CPU."""
-    from sparse_engine.nn import SparseLinear
-    from sparse_engine.nn import linear as module
-
-    linear = torch.nn.Linear(48, 64)
-    linear.weight.data = half_empty_weight(64, 48)
-    if INTERPRETED:
-        monkeypatch.setattr(module, "pack", lambda weight, device_type, dtype=None: weight)
-    layer = SparseLinear.from_dense(linear, "bsr:16x16").to(DEVICE)
-    assert isinstance(layer.packed, BSR)
-    assert layer.kernel(8) == "linear_bsr_triton"
-    x = torch.randn(3, 48)
-    with torch.inference_mode():
-        torch.testing.assert_close(layer(x.to(DEVICE)).cpu(), linear(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,199 @@
+"""What the launchers share: where kernels run, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from .epilogue import ACTIVATIONS, finish_partials_kernel
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Under TRITON_INTERPRET=1 the decorator gives something else, which takes CPU tensors.
+INTERPRETED = not isinstance(finish_partials_kernel, triton.JITFunction)
+
+# The oldest GPUs that have bfloat16 and asynchronous copies.
+OLDEST = (8, 0)
+# An H100 or H200: what plans are made for where no GPU is at hand.
+PROCESSORS = 132
+SHARED_BYTES = 232_448  # of one program
+
+
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; of an H200 for any other device."""
+    if device.type != "cuda":
+        return PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have on a GPU; on an H200 for any other device."""
+    if device.type != "cuda":
+        return SHARED_BYTES
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the work is cut: tokens and warps of a program, columns of a step, steps in flight."""
+
+    tile: int
+    warps: int
+    step: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is done with the sums, checked: see `epilogue.finish`."""
+
+    tokens: int
+    out_features: int
+    """Of y: half the rows of a gated weight."""
+    activation: str
+    gated: bool
+    scales: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+
+    def output(self, x: Tensor) -> Tensor:
+        """y, not written to yet."""
+        return torch.empty(self.tokens, self.out_features, dtype=x.dtype, device=x.device)
+
+    def tensors(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """scales, bias, residual and y: absent ones as something that is not read."""
+        given = (self.scales, self.bias, self.residual)
+        scales, bias, residual = (y if tensor is None else tensor for tensor in given)
+        return scales, bias, residual, y
+
+    @property
+    def residual_stride(self) -> int:
+        """Elements from one row of the residual to the next."""
+        return 0 if self.residual is None else self.residual.stride(0)
+
+    @property
+    def flags(self) -> dict[str, object]:
+        """The compile-time constants of a kernel."""
+        return {
+            "ACTIVATION": self.activation,
+            "GATED": self.gated,
+            "HAS_SCALES": self.scales is not None,
+            "HAS_BIAS": self.bias is not None,
+            "HAS_RESIDUAL": self.residual is not None,
+        }
+
+
+def check(
+    name: str,
+    x: Tensor,
+    values: Tensor,
+    out_features: int,
+    buffers: Mapping[str, Tensor],
+    activation: str | None = None,
+    gated: bool = False,
+    scales: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    problem: str | None = None,
+) -> Epilogue:
+    """The epilogue of a call; raises ValueError, one line, for operands that do not fit.
+
+    out_features: rows of the weight. buffers: the weight's others, which lie where x lies. problem: what
+    else is wrong, if anything.
+    """
+    activation = activation or "none"
+    rows = out_features // 2 if gated else out_features
+    problem = (
+        problem
+        or _dense_problem(x, values, scales, bias, residual, out_features, rows)
+        or place_problem(x, (values, *buffers.values(), scales, bias, residual))
+    )
+    if activation not in ACTIVATIONS:
+        problem = f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+    for told, buffer in {"values": values, **buffers}.items():
+        if not buffer.is_contiguous():
+            problem = problem or f"{told}: is not contiguous (strides {buffer.stride()})"
+    if gated and out_features % 2:
+        problem = problem or f"gated: needs an even number of rows, got {out_features}"
+    if problem:
+        raise ValueError(f"{name}: {problem}")
+    if residual is not None and residual.stride(1) != 1:
+        residual = residual.contiguous()
+    return Epilogue(x.shape[0], rows, activation, gated, scales, bias, residual)
+
+
+def _dense_problem(
+    x: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out_features: int,
+    rows: int,
+) -> str | None:
+    """What is wrong with the dense operands, in one line, or None."""
+    if x.dim() != 2:
+        return f"x: expected [tokens, in_features], got {list(x.shape)}"
+    if x.dtype not in DTYPES:
+        return f"x: expected float32, float16 or bfloat16, got {x.dtype}"
+    if values.dtype == torch.int8:
+        if scales is None:
+            return "scales: expected torch.float32 [out_features] beside int8 values, got none"
+    elif values.dtype != x.dtype:
+        return f"values: expected {x.dtype} as x has, or torch.int8, got {values.dtype}"
+    if scales is not None and (scales.shape != (out_features,) or scales.dtype != torch.float32):
+        found = f"{scales.dtype} {list(scales.shape)}"
+        return f"scales: expected torch.float32 [{out_features}], got {found}"
+    if bias is not None:
+        if bias.shape != (out_features,) or not bias.is_contiguous():
+            return f"bias: expected contiguous [{out_features}], got {list(bias.shape)}"
+        if bias.dtype not in (x.dtype, torch.float32):
+            return f"bias: expected torch.float32 or {x.dtype} as x has, got {bias.dtype}"
+    if residual is not None:
+        wanted = (x.shape[0], rows)
+        if residual.shape != wanted or residual.dtype != x.dtype:
+            found = f"{residual.dtype} {list(residual.shape)}"
+            return f"residual: expected {x.dtype} {list(wanted)}, got {found}"
+    return None
+
+
+def place_problem(x: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
+    """What is wrong with where the tensors are, in one line, or None."""
+    devices = {str(other.device) for other in others if other is not None} | {str(x.device)}
+    if len(devices) > 1:
+        return f"all tensors must be on one device, got {', '.join(sorted(devices))}"
+    if not x.is_cuda:
+        if INTERPRETED:
+            return None
+        return f"x is on {x.device}; Triton needs a GPU (or TRITON_INTERPRET=1 before the import)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(x.device) < OLDEST:
+        name = torch.cuda.get_device_name(x.device)
+        return f"{name} is too old: the kernels need compute capability 8.0 (Ampere) or later"
+    return None
+
+
+def finish_partials(
+    partials: Tensor, parts: Tensor | int, rows: int, epilogue: Epilogue, y: Tensor
+) -> None:
+    """y from partial sums [parts, tokens, rows of the weight]; parts: of each `rows` rows, or of all."""
+    tile = min(16, triton.next_power_of_2(epilogue.tokens))
+    grid = (triton.cdiv(epilogue.out_features, rows), triton.cdiv(epilogue.tokens, tile))
+    with torch.cuda.device_of(y):
+        finish_partials_kernel[grid](
+            partials,
+            parts,
+            *epilogue.tensors(y),
+            epilogue.tokens,
+            epilogue.out_features,
+            epilogue.residual_stride,
+            TILE=tile,
+            COLS=rows,
+            UNIFORM=isinstance(parts, int),
+            **epilogue.flags,
+            num_warps=4,
+        )

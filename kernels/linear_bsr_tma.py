@@ -1,0 +1,172 @@
+"""BSR times many tokens on Hopper and later: persistent programs, tiles brought by the TMA unit.
+
+As many programs as there are processors walk over the tiles of y; the tensor memory accelerator brings
+tiles of x and blocks of the weight to shared memory, and fills with zeros what lies beyond x.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .epilogue import finish
+from .launch import INTERPRETED, Config, Epilogue, processors
+
+MIN_TOKENS = 128
+MIN_COLS = 64
+
+
+@triton.jit
+def multiply_tma(
+    acc: tl.tensor,  # [TILE, ROWS] float32
+    x: tl.tensor,  # descriptor [tokens, in_features] in tiles of [TILE, STEP]
+    values: tl.tensor,  # descriptor [blocks x ROWS, COLS] in tiles of [ROWS, STEP]
+    indices: tl.tensor,
+    row: tl.tensor,  # of x
+    begin: tl.tensor,
+    end: tl.tensor,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    STEP: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> tl.tensor:
+    """acc + x Wᵀ for the blocks begin .. end - 1; the column comes a step ahead, see `multiply`."""
+    STEPS: tl.constexpr = COLS // STEP
+    column = tl.load(indices + begin, mask=begin < end, other=0)
+    for s in range(begin * STEPS, end * STEPS):
+        within = s % STEPS * STEP
+        a = x.load([row, column * COLS + within])  # [TILE, STEP]
+        w = values.load([s // STEPS * ROWS, within])  # [ROWS, STEP]
+        column = tl.load(indices + (s + 1) // STEPS, mask=s + 1 < end * STEPS, other=0)
+        if UPCAST:
+            a = a.to(tl.float32)
+            w = w.to(tl.float32)
+        acc = tl.dot(a, w.T, acc)
+    return acc
+
+
+@triton.jit
+def linear_bsr_tma_kernel(
+    x: tl.tensor,  # descriptor, see multiply_tma
+    values: tl.tensor,  # descriptor
+    indices: tl.tensor,  # [blocks]
+    pointers: tl.tensor,  # [block rows + 1]
+    order: tl.tensor,  # [block rows of y]
+    scales: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    y: tl.tensor,
+    tokens: tl.tensor,
+    out_features: tl.tensor,  # of y
+    residual_stride: tl.tensor,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    STEP: tl.constexpr,
+    GROUP: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    """One program: every so many-th tile of y, all tiles of tokens of a few block rows in turn."""
+    tiles = tl.cdiv(tokens, TILE)
+    block_rows = tl.cdiv(out_features, ROWS)
+    for work in range(tl.program_id(0), tiles * block_rows, tl.num_programs(0)):
+        first = work // (GROUP * block_rows) * GROUP
+        height = tl.minimum(tiles - first, GROUP)
+        within = work % (GROUP * block_rows)
+        row = (first + within % height) * TILE
+        block_row = tl.load(order + within // height)
+        begin = tl.load(pointers + block_row)
+        end = tl.load(pointers + block_row + 1)
+        acc = tl.zeros((TILE, ROWS), dtype=tl.float32)
+        gate = acc
+        acc = multiply_tma(acc, x, values, indices, row, begin, end, ROWS, COLS, STEP, UPCAST)
+        if GATED:
+            begin = tl.load(pointers + block_rows + block_row)
+            end = tl.load(pointers + block_rows + block_row + 1)
+            gate = multiply_tma(gate, x, values, indices, row, begin, end, ROWS, COLS, STEP, UPCAST)
+        m = row + tl.arange(0, TILE)
+        n = block_row * ROWS + tl.arange(0, ROWS)
+        finish(
+            acc, gate, m, n, tokens, out_features, scales, bias, residual, residual_stride, y,
+            ACTIVATION, GATED, HAS_SCALES, HAS_BIAS, HAS_RESIDUAL,
+        )  # fmt: skip
+
+
+def tma_shape_problem(values: Tensor, tokens: int, gated: bool) -> str | None:
+    """Why the kernel does not take a weight times so many tokens, or None."""
+    if values.dtype not in (torch.float16, torch.bfloat16):
+        return f"values are {values.dtype}: takes float16 and bfloat16"
+    if values.shape[2] < MIN_COLS or tokens < MIN_TOKENS:
+        return f"takes blocks of {MIN_COLS} or more columns, and {MIN_TOKENS} or more tokens"
+    if values.shape[0] == 0:
+        return "the weight has no blocks"
+    if gated and values.shape[1] > 64:
+        return "two sums of 128 rows do not fit the registers"
+    return None
+
+
+def has_tma(device: torch.device) -> bool:
+    """Whether a device has a tensor memory accelerator; the interpreter has one."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def tma_problem(x: Tensor, values: Tensor, epilogue: Epilogue) -> str | None:
+    """Why the kernel does not take these operands, or None."""
+    if not has_tma(x.device):
+        return "the GPU has no tensor memory accelerator"
+    if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16 or values.data_ptr() % 16:
+        return "rows of x must be contiguous and start at multiples of 16 bytes"
+    return tma_shape_problem(values, x.shape[0], epilogue.gated)
+
+
+def tma_config(rows: int, gated: bool) -> Config:
+    """Tile for blocks of so many rows: as large as the sums fit the registers."""
+    tile = 256 if rows == 64 and not gated else 128
+    return Config(tile, 4 if rows == 32 else 8, MIN_COLS, 4)
+
+
+def linear_bsr_tma(
+    x: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    pointers: Tensor,
+    order: Tensor,
+    epilogue: Epilogue,
+    y: Tensor,
+) -> None:
+    """y for operands that `tma_problem` lets pass."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    blocks, rows, cols = values.shape
+    config = tma_config(rows, epilogue.gated)
+    tile = config.tile
+    work = triton.cdiv(x.shape[0], tile) * order.numel()
+    grid = (min(processors(x.device), work),)
+    with torch.cuda.device_of(x):
+        linear_bsr_tma_kernel[grid](
+            TensorDescriptor.from_tensor(x, [tile, MIN_COLS]),
+            TensorDescriptor.from_tensor(values.view(blocks * rows, cols), [rows, MIN_COLS]),
+            indices,
+            pointers,
+            order,
+            *epilogue.tensors(y),
+            x.shape[0],
+            epilogue.out_features,
+            epilogue.residual_stride,
+            TILE=tile,
+            ROWS=rows,
+            COLS=cols,
+            STEP=MIN_COLS,
+            GROUP=8,
+            **epilogue.flags,
+            UPCAST=INTERPRETED,
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
