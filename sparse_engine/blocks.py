@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
-from sparse_engine.models import find_family
+from sparse_engine.models import LayerStack, find_family
 from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear, SparseRNNBase
+from sparse_engine.nn.joined import Siblings, SparseGatedMLP
 
 
 def take_over_(model: nn.Module) -> str:
@@ -38,13 +39,37 @@ def take_over_(model: nn.Module) -> str:
         parent, _, child = stack.name.rpartition(".")
         native = NativeDecoder if stack.causal else NativeEncoder
         setattr(model.get_submodule(parent), child, native(model.get_submodule(stack.name), stack))
+        _join(model, stack)
     told = ", ".join(f"{stack.name}: {len(stack.blocks)}" for stack in stacks)
     return f"{told} {family.name} layers run natively, in one call"
+
+
+def _join(model: nn.Module, stack: LayerStack) -> None:
+    """Let what reads the same x run in one launch on a GPU: query, key and value, gate and up."""
+    names = stack.layer
+    for block in stack.blocks:
+        sides = (names.query, names.key, names.value)
+        linears = [model.get_submodule(f"{block}.{side}") for side in sides if side is not None]
+        sparse = [linear for linear in linears if isinstance(linear, SparseLinear)]
+        if len({id(linear) for linear in sparse}) == 3:
+            Siblings(sparse)
+        if names.gate is None:
+            continue
+        parent, _, gate = names.gate.rpartition(".")
+        up, down = (name.removeprefix(f"{parent}.") for name in (names.up, names.down))
+        if "." in up + down:  # they are no neighbours
+            continue
+        grandparent, _, child = f"{block}.{parent}".rpartition(".")
+        mlp = model.get_submodule(f"{block}.{parent}")
+        joined = SparseGatedMLP(mlp, gate, up, down, stack.activation)
+        setattr(model.get_submodule(grandparent), child, joined)
 
 
 def give_back_(model: nn.Module) -> None:
     """Put the modules back that `take_over_` stands in for."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, NativeStack):
+        if isinstance(module, SparseLinear):
+            module.siblings = None
+        if isinstance(module, NativeStack | SparseGatedMLP):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.original)

@@ -29,7 +29,7 @@ def run_python(*args: str, **environment: str) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
 
 
-CASES = ("bsr", "ell", "nm", "recurrent", "engine")
+CASES = ("bsr", "ell", "nm", "recurrent", "engine", "models", "packages")
 
 
 def run_cases(name: str, **environment: str) -> None:

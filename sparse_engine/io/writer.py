@@ -37,7 +37,7 @@ from sparse_engine.io.skeleton import check_fit, state_of
 from sparse_engine.io.tensorfile import parse_json, write_tensors
 from sparse_engine.nn import SparseLinear
 from sparse_engine.ops import native
-from sparse_engine.packings import pack
+from sparse_engine.packings import GPU_PACKINGS, pack
 from sparse_engine.sparsify import SparsifyReport
 
 RECIPE = "pruning.json"
@@ -155,9 +155,12 @@ def _collect(model: nn.Module) -> _State:
 def _stored(layer: SparseLinear) -> Format:
     format_class, params = parse_format(layer.format)
     dtype = dtype_name(layer.values.dtype)
+    dtype = "float32" if dtype == "float16" else dtype  # which packages do not have, since CPUs don't
     if stored_as(format_class, params, dtype) is format_class:
         return layer.to_format()
-    return pack(layer.packed.to("cpu"), "cpu", dtype)
+    on_gpu = isinstance(layer.packed, GPU_PACKINGS)
+    packed = layer.to_format() if on_gpu else layer.packed
+    return pack(packed.to("cpu"), "cpu", dtype)
 
 
 def _layer(path: str, layer: SparseLinear, stored: Format) -> LayerEntry:

@@ -71,6 +71,8 @@ class NativeDecoder(NativeStack):
         if first is None:
             raise UsageError("give either input_ids or inputs_embeds")
         layer = _native_layer(cache)
+        if self.on_gpu(first) and layer is None:
+            return self.original(**given)
         reason = self.problem(first.device, kwargs)
         reason = reason or _mask_problem(attention_mask) or _mask_problem(encoder_attention_mask)
         crosses = self.stack.layer.cross_query is not None

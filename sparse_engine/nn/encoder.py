@@ -48,6 +48,8 @@ class NativeEncoder(NativeStack):
         source = next((t for t in (hidden_states, input_ids, inputs_embeds) if t is not None), None)
         if source is None:
             raise UsageError("give either input_ids or inputs_embeds")
+        if self.on_gpu(source):
+            return self.original(**given)
         reason = self.problem(source.device, kwargs)
         if reason is None and any(
             kwargs.get(name) for name in ("cache", "past_key_values", "use_cache")

@@ -14,7 +14,7 @@ from sparse_engine.choose import choose_format
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import FORMATS, Format, parse_format
-from sparse_engine.ops import linear_kernel, native, run_linear
+from sparse_engine.ops import is_plain, linear_kernel, native, run_linear
 from sparse_engine.packings import GPU_PACKINGS, PACKINGS, pack
 
 # Everything that a layer may hold as its weight.
@@ -42,6 +42,8 @@ class SparseLinear(nn.Module):
     bias: Tensor | None
     is_conv1d = False
     """Whether it stands for GPT-2's Conv1D: `densify_` then makes one."""
+    siblings: Any = None
+    """On a GPU: what runs this layer together with others that read the same x (nn/joined.py)."""
     _known: Format | None = None
     """`packed` as it was last asked for, with what the ops keep beside it."""
 
@@ -140,6 +142,10 @@ class SparseLinear(nn.Module):
             raise UsageError(
                 f"x is on {x.device}, the layer on {self.values.device}: move one of them"
             )
+        if self.siblings is not None and isinstance(self.packed, GPU_PACKINGS) and is_plain(x):
+            y = self.siblings.run(self, x)
+            if y is not None:
+                return y
         return run_linear(self.packed, x, self.bias, "none", None)
 
     def extra_repr(self) -> str:
@@ -220,7 +226,11 @@ class SparseLinear(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        mine = {name: value for name, value in self.__dict__.items() if name != "_known"}
+        mine = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_known", "siblings")
+        }
         twin.__dict__.update(copy.deepcopy(mine, memo))
         return twin
 

@@ -37,7 +37,7 @@ class NativeStack(nn.Module):
     """Stands in for the module that runs a model's layers, and holds the same submodules.
 
     What the library cannot do (attentions asked for) runs layer by layer, with a warning that says
-    why; so does what torch traces, without one.
+    why; so does what torch traces, and everything on a GPU, without one.
     """
 
     def __init__(self, original: nn.Module, stack: LayerStack) -> None:
@@ -69,6 +69,10 @@ class NativeStack(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_native": None, "_watched": [], "_held": []}
+
+    def on_gpu(self, x: Tensor) -> bool:
+        """Whether layers run one by one as they are meant to: those of torch, on sparse ones."""
+        return x.is_cuda
 
     def problem(self, device: torch.device, kwargs: dict[str, Any]) -> str | None:
         """Why the native call cannot serve this one, or None."""

@@ -45,7 +45,7 @@ def run_linear(
 ) -> Tensor:
     """The op on a weight that is packed and arguments that are checked."""
     if isinstance(packed, PACKINGS) and x.device.type in ("cpu", "meta"):
-        if _plain(x):
+        if is_plain(x):
             handle = weight_handle(packed)
             return native.run(handle, x, bias, residual, packed.shape[0], activation)
         return torch.ops.sparse_engine.linear(
@@ -61,12 +61,12 @@ def run_linear(
     if isinstance(packed, GPU_PACKINGS):
         from sparse_engine.ops import triton
 
-        call = triton.run if _plain(x) else triton.linear
+        call = triton.run if is_plain(x) else triton.linear
         return call(packed, x, bias, activation, residual)
     raise UsageError(f"{packed.spec} is packed for no kernel on {x.device.type}")
 
 
-def _plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether nothing watches: then the op may skip torch's dispatcher, half the cost of a call."""
     return (
         type(x) is Tensor

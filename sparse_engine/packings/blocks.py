@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import BSR, Format
 from sparse_engine.formats.checks import check_buffer, check_range, check_shape
+from sparse_engine.formats.compressed import to_pointers
 from sparse_engine.packings.gpu import GPU_DTYPES, NO_TRITON, as_numbers, check_scales, scaled
 
 ROWS = (16, 32, 64, 128)
@@ -82,6 +83,41 @@ class Blocks(Format):
             most=plan.most,
             gated=int(gated),
         )
+
+    @classmethod
+    def join(cls, pieces: Sequence[Blocks], gated: bool = False) -> Self:
+        """One weight of the rows of several, one below the other; `gated`: of two, see from_dense.
+
+        All have blocks of one size and dtype, and whole rows of blocks. `split` gives them back.
+        """
+        from sparse_engine.kernels import plan_bsr
+
+        first = pieces[0]
+        counts = torch.cat([piece.pointers.diff() for piece in pieces])
+        pointers = to_pointers(counts)
+        plan = plan_bsr(pointers, first.values[:1].nbytes, gated)
+        empty = torch.zeros(0, 4, dtype=torch.int32, device=first.device)
+        return cls(
+            shape=(sum(piece.shape[0] for piece in pieces), first.shape[1]),
+            values=torch.cat([piece.values for piece in pieces]),
+            indices=torch.cat([piece.indices for piece in pieces]),
+            pointers=pointers,
+            scales=torch.cat([piece.scales for piece in pieces]),
+            order=plan.order,
+            items=empty if plan.items is None else plan.items,
+            parts=empty[:, 0] if plan.parts is None else plan.parts,
+            most=plan.most,
+            gated=int(gated),
+        )
+
+    def split(self, pieces: Sequence[Blocks]) -> list[Blocks]:
+        """What it was joined from, with the values and indices of the whole for memory."""
+        counts = [len(piece.values) for piece in pieces]
+        shared = zip(self.values.split(counts), self.indices.split(counts), strict=True)
+        return [
+            replace(piece, values=values, indices=indices)
+            for piece, (values, indices) in zip(pieces, shared, strict=True)
+        ]
 
     @staticmethod
     def block_problem(rows: int, cols: int) -> str | None:
