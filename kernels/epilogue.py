@@ -78,6 +78,49 @@ def finish(
 
 
 @triton.jit
+def finish_wide(
+    acc: tl.tensor,  # [TILE, COLS]
+    gate: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,  # the first of COLS outputs
+    tokens: tl.tensor,
+    out_features: tl.tensor,
+    scales: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    residual_stride: tl.tensor,
+    y: tl.tensor,
+    TILE: tl.constexpr,
+    COLS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+) -> None:
+    """`finish` for a large tile, half of it after half: all at once would not fit the registers."""
+    if TILE * COLS > 64 * 128:
+        left, right = acc.reshape(TILE, 2, COLS // 2).permute(0, 2, 1).split()
+        left_gate, right_gate = left, right
+        if GATED:
+            left_gate, right_gate = gate.reshape(TILE, 2, COLS // 2).permute(0, 2, 1).split()
+        finish_wide(
+            left, left_gate, m, n, tokens, out_features, scales, bias, residual, residual_stride, y,
+            TILE, COLS // 2, ACTIVATION, GATED, HAS_SCALES, HAS_BIAS, HAS_RESIDUAL,
+        )  # fmt: skip
+        finish_wide(
+            right, right_gate, m, n + COLS // 2, tokens, out_features, scales, bias, residual,
+            residual_stride, y,
+            TILE, COLS // 2, ACTIVATION, GATED, HAS_SCALES, HAS_BIAS, HAS_RESIDUAL,
+        )  # fmt: skip
+    else:
+        finish(
+            acc, gate, m, n + tl.arange(0, COLS), tokens, out_features, scales, bias, residual,
+            residual_stride, y, ACTIVATION, GATED, HAS_SCALES, HAS_BIAS, HAS_RESIDUAL,
+        )  # fmt: skip
+
+
+@triton.jit
 def finish_partials_kernel(
     partials: tl.tensor,  # [parts, tokens, rows of the weight] float32
     parts: tl.tensor,  # int32 [rows of the weight / COLS], how many there are of each; or one number

@@ -14,14 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .epilogue import finish
+from .epilogue import finish_wide
 from .launch import (
     INTERPRETED,
+    PROCESSORS,
     SHARED_BYTES,
     Config,
     Epilogue,
     check,
     finish_partials,
+    large_tile,
+    processors,
     shared_bytes,
 )
 from .linear_bsr_tma import has_tma, linear_bsr_tma, tma_problem, tma_shape_problem
@@ -136,7 +139,6 @@ def linear_bsr_kernel(
     block_row = tl.load(order + within // height)
 
     m = (first + within % height) * TILE + tl.arange(0, TILE)  # [TILE]
-    n = block_row * ROWS + tl.arange(0, ROWS)  # [ROWS]
     inside = m < tokens
     x_rows = x + m.to(tl.int64)[:, None] * x_row_stride
     begin = tl.load(pointers + block_row)
@@ -154,8 +156,9 @@ def linear_bsr_kernel(
             gate, x_rows, inside, x_col_stride, values, indices, begin, end, in_features,
             ROWS, COLS, STEP, PRECISION, UPCAST,
         )  # fmt: skip
-    finish(
-        acc, gate, m, n, tokens, out_features, scales, bias, residual, residual_stride, y,
+    finish_wide(
+        acc, gate, m, block_row * ROWS, tokens, out_features, scales, bias, residual,
+        residual_stride, y, TILE, ROWS,
         ACTIVATION, GATED, HAS_SCALES, HAS_BIAS, HAS_RESIDUAL,
     )  # fmt: skip
 
@@ -204,12 +207,14 @@ def choose_config(
     rows: int,
     cols: int,
     itemsize: int,
+    block_rows: int,
     gated: bool = False,
     shared: int = SHARED_BYTES,
+    processors: int = PROCESSORS,
 ) -> Config:
-    """Tile for `tokens` rows of x of `itemsize` bytes an element, and blocks of rows x cols.
+    """Tile for `tokens` rows of x of `itemsize` bytes an element, and `block_rows` rows of blocks of y.
 
-    shared: bytes of shared memory that a program may have.
+    shared: bytes of shared memory that a program may have. processors: how many there are.
     """
     # 128 bytes are a row of the widest swizzle that wgmma reads; more only costs registers there.
     step = 128 // itemsize
@@ -220,15 +225,10 @@ def choose_config(
         if tile < 64:
             step *= 2
     else:
-        # float32 tiles take twice the shared memory, and its dot more registers.
-        tile = 64 if itemsize == 4 else 256 if rows <= 64 and tokens >= 2048 else 128
-        tile = min(tile, triton.next_power_of_2(tokens))
-        if gated:  # two sums
-            tile = min(tile, 128 * 64 // rows)
-        warps = 8 if tile * rows > 64 * 64 or (gated and rows == 128) else 4
+        tile = large_tile(tokens, rows, block_rows, itemsize, gated, processors)
+        warps = 8 if tile * rows * (1 + gated) > 64 * 64 else 4
     if cols >= 64:
         step = min(step, cols)
-    # A stage is left for what the epilogue turns around.
     stages = (shared - EPILOGUE_BYTES) // ((tile + rows) * step * itemsize)
     return Config(tile, warps, step, max(1, min(4, stages)))
 
@@ -285,20 +285,20 @@ def linear_bsr(
     plan = plan or plan_bsr(pointers, rows * cols * values.element_size(), gated)
     if x.shape[0] <= FEW_TOKENS and plan.items is not None and plan.parts is not None:
         _split(x, values, indices, plan, out_features, epilogue, y)
-    elif tma_problem(x, values, epilogue) is None:
+    elif tma_problem(x, values) is None:
         linear_bsr_tma(x, values, indices, pointers, plan.order, epilogue, y)
     else:
         _whole(x, values, indices, pointers, plan.order, epilogue, y)
     return y
 
 
-def linear_bsr_name(values: Tensor, tokens: int, cut: bool, gated: bool = False) -> str:
+def linear_bsr_name(values: Tensor, tokens: int, cut: bool) -> str:
     """Name of the kernel for `tokens` tokens, whose rows are contiguous and aligned; `cut`: the plan has
     items.
     """
     if tokens <= FEW_TOKENS and cut:
         return "linear_bsr_split_kernel"
-    if tma_shape_problem(values, tokens, gated) is None and has_tma(values.device):
+    if tma_shape_problem(values, tokens) is None and has_tma(values.device):
         return "linear_bsr_tma_kernel"
     return "linear_bsr_kernel"
 
@@ -333,7 +333,14 @@ def _whole(
     rows, cols = values.shape[1:]
     x = prepared(x, cols)
     config = choose_config(
-        x.shape[0], rows, cols, x.element_size(), epilogue.gated, shared_bytes(x.device)
+        x.shape[0],
+        rows,
+        cols,
+        x.element_size(),
+        order.numel(),
+        epilogue.gated,
+        shared_bytes(x.device),
+        processors(x.device),
     )
     grid = (triton.cdiv(x.shape[0], config.tile) * order.numel(),)
     with torch.cuda.device_of(x):
@@ -377,7 +384,8 @@ def _split(
     tokens = x.shape[0]
     rows, cols = values.shape[1:]
     x = prepared(x, cols)
-    config = choose_config(tokens, rows, cols, x.element_size(), shared=shared_bytes(x.device))
+    parts, shared = plan.items.shape[0], shared_bytes(x.device)
+    config = choose_config(tokens, rows, cols, x.element_size(), parts, shared=shared)
     size = (plan.most * tokens, out_features)
     partials = torch.empty(*size, dtype=torch.float32, device=x.device)
     grid = (plan.items.shape[0], triton.cdiv(tokens, config.tile))

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .epilogue import finish
-from .launch import INTERPRETED, Config, Epilogue, processors
+from .epilogue import finish_wide
+from .launch import INTERPRETED, PROCESSORS, Config, Epilogue, large_tile, processors
 
 MIN_TOKENS = 128
 MIN_COLS = 64
@@ -92,14 +92,14 @@ def linear_bsr_tma_kernel(
             end = tl.load(pointers + block_rows + block_row + 1)
             gate = multiply_tma(gate, x, values, indices, row, begin, end, ROWS, COLS, STEP, UPCAST)
         m = row + tl.arange(0, TILE)
-        n = block_row * ROWS + tl.arange(0, ROWS)
-        finish(
-            acc, gate, m, n, tokens, out_features, scales, bias, residual, residual_stride, y,
+        finish_wide(
+            acc, gate, m, block_row * ROWS, tokens, out_features, scales, bias, residual,
+            residual_stride, y, TILE, ROWS,
             ACTIVATION, GATED, HAS_SCALES, HAS_BIAS, HAS_RESIDUAL,
         )  # fmt: skip
 
 
-def tma_shape_problem(values: Tensor, tokens: int, gated: bool) -> str | None:
+def tma_shape_problem(values: Tensor, tokens: int) -> str | None:
     """Why the kernel does not take a weight times so many tokens, or None."""
     if values.dtype not in (torch.float16, torch.bfloat16):
         return f"values are {values.dtype}: takes float16 and bfloat16"
@@ -107,8 +107,6 @@ def tma_shape_problem(values: Tensor, tokens: int, gated: bool) -> str | None:
         return f"takes blocks of {MIN_COLS} or more columns, and {MIN_TOKENS} or more tokens"
     if values.shape[0] == 0:
         return "the weight has no blocks"
-    if gated and values.shape[1] > 64:
-        return "two sums of 128 rows do not fit the registers"
     return None
 
 
@@ -117,19 +115,21 @@ def has_tma(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def tma_problem(x: Tensor, values: Tensor, epilogue: Epilogue) -> str | None:
+def tma_problem(x: Tensor, values: Tensor) -> str | None:
     """Why the kernel does not take these operands, or None."""
     if not has_tma(x.device):
         return "the GPU has no tensor memory accelerator"
     if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16 or values.data_ptr() % 16:
         return "rows of x must be contiguous and start at multiples of 16 bytes"
-    return tma_shape_problem(values, x.shape[0], epilogue.gated)
+    return tma_shape_problem(values, x.shape[0])
 
 
-def tma_config(rows: int, gated: bool) -> Config:
-    """Tile for blocks of so many rows: as large as the sums fit the registers."""
-    tile = 256 if rows == 64 and not gated else 128
-    return Config(tile, 4 if rows == 32 else 8, MIN_COLS, 4)
+def tma_config(
+    tokens: int, rows: int, block_rows: int, gated: bool, processors: int = PROCESSORS
+) -> Config:
+    """Tile for blocks of so many rows."""
+    tile = max(128, large_tile(tokens, rows, block_rows, 2, gated, processors))
+    return Config(tile, 8 if tile * rows * (1 + gated) > 64 * 64 else 4, MIN_COLS, 4)
 
 
 def linear_bsr_tma(
@@ -145,10 +145,11 @@ def linear_bsr_tma(
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     blocks, rows, cols = values.shape
-    config = tma_config(rows, epilogue.gated)
+    count = processors(x.device)
+    config = tma_config(x.shape[0], rows, order.numel(), epilogue.gated, count)
     tile = config.tile
     work = triton.cdiv(x.shape[0], tile) * order.numel()
-    grid = (min(processors(x.device), work),)
+    grid = (min(count, work),)
     with torch.cuda.device_of(x):
         linear_bsr_tma_kernel[grid](
             TensorDescriptor.from_tensor(x, [tile, MIN_COLS]),

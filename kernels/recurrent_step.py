@@ -148,9 +148,9 @@ def recurrent_step(
     if h_next.numel() == 0:
         return
     rows, cols = values.shape[1:]
-    few = min(sequences, FEW_TOKENS)
-    config = choose_config(few, rows, cols, h.element_size(), shared=shared_bytes(h.device))
     blocks = (pointers.numel() - 1) // GATES[mode]
+    few, shared = min(sequences, FEW_TOKENS), shared_bytes(h.device)
+    config = choose_config(few, rows, cols, h.element_size(), blocks, shared=shared)
     with torch.cuda.device_of(h):
         recurrent_step_kernel[(blocks, triton.cdiv(sequences, config.tile))](
             inputs,

@@ -106,7 +106,7 @@ def loop_size(code: str) -> int:
 
 
 def bsr_constants(dtype: str, tokens: int, rows: int, cols: int, gated: bool, shared: int) -> Any:
-    config = choose_config(tokens, rows, cols, ITEMSIZE[dtype], gated, shared)
+    config = choose_config(tokens, rows, cols, ITEMSIZE[dtype], 64, gated, shared)
     constants: dict[str, Any] = {
         "TILE": config.tile,
         "ROWS": rows,
@@ -198,10 +198,17 @@ def test_bsr_int8(tokens: int, rows: int, cols: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize(
     ("rows", "cols", "gated"),
-    [(128, 128, False), (128, 64, False), (64, 64, False), (32, 64, False), (64, 64, True)],
+    [
+        (128, 128, False),
+        (128, 64, False),
+        (64, 64, False),
+        (32, 64, False),
+        (64, 64, True),
+        (128, 128, True),
+    ],
 )
 def test_bsr_tma(rows: int, cols: int, gated: bool, dtype: str, tmp_path: Path) -> None:
-    config = tma_config(rows, gated)
+    config = tma_config(8192, rows, 64, gated)
     constants = {
         "TILE": config.tile,
         "ROWS": rows,

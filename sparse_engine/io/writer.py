@@ -155,7 +155,9 @@ def _collect(model: nn.Module) -> _State:
 def _stored(layer: SparseLinear) -> Format:
     format_class, params = parse_format(layer.format)
     dtype = dtype_name(layer.values.dtype)
-    dtype = "float32" if dtype == "float16" else dtype  # which packages do not have, since CPUs don't
+    dtype = (
+        "float32" if dtype == "float16" else dtype
+    )  # which packages do not have, since CPUs don't
     if stored_as(format_class, params, dtype) is format_class:
         return layer.to_format()
     on_gpu = isinstance(layer.packed, GPU_PACKINGS)

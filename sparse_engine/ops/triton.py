@@ -94,9 +94,7 @@ def _gated(packed: Format) -> bool:
 def kernel_name(packed: Format, tokens: int) -> str:
     """Name of the kernel that runs `tokens` tokens, their rows being contiguous."""
     if isinstance(packed, Blocks):
-        return kernels.linear_bsr_name(
-            packed.values, tokens, cut=len(packed.items) > 0, gated=bool(packed.gated)
-        )
+        return kernels.linear_bsr_name(packed.values, tokens, cut=len(packed.items) > 0)
     name = {Ell: "ell", PackedNM: "nm"}[type(packed)]
     return f"linear_{name}_kernel" if tokens <= FEW_TOKENS else f"expand_{name}_kernel, dense"
 
