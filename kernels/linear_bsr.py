@@ -227,8 +227,6 @@ def choose_config(
     else:
         tile = large_tile(tokens, rows, block_rows, itemsize, gated, processors)
         warps = 8 if tile * rows * (1 + gated) > 64 * 64 else 4
-    if cols >= 64:
-        step = min(step, cols)
     stages = (shared - EPILOGUE_BYTES) // ((tile + rows) * step * itemsize)
     return Config(tile, warps, step, max(1, min(4, stages)))
 
