@@ -223,3 +223,6 @@ def test_load_needs_a_module_and_a_known_device(tmp_path: Path) -> None:
         load(tmp_path / "a")
     with pytest.raises(UsageError, match="device 'abacus'"):
         load(tmp_path / "a", model=nn.Sequential(nn.Linear(2, 2)), device="abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="device 'cuda': torch sees no such GPU here"):
+            load(tmp_path / "a", model=nn.Sequential(nn.Linear(2, 2)), device="cuda")

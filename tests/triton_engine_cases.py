@@ -102,6 +102,8 @@ def test_a_layer_traces_and_compiles() -> None:
         exported = torch.export.export(layer, (x,), strict=False)
         assert "linear_gpu" in str(exported.graph)
         torch.testing.assert_close(exported.module()(x), layer(x))
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_a_model_is_swapped() -> None:

@@ -32,6 +32,7 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="Text to end at; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a random text exactly.")] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="text or json.")] = "text",
+    device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
 ) -> None:
     """Answer one text with a package: an embedding, labels, spans, or text that goes on from it.
@@ -55,7 +56,7 @@ def run(
         max_tokens, temperature, top_k, top_p, repetition_penalty, tuple(stop or ()), seed
     )
     set_threads(threads)
-    task = open_task(load(package), package)
+    task = open_task(load(package, device=device), package)
     if (question is not None) != isinstance(task, Answerer):
         hint = "give --question" if question is None else "--question is for question answering"
         raise UsageError(f"{package} does {task.task}: {hint}")

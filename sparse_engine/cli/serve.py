@@ -15,6 +15,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[str | None, typer.Option(help="Model name; the folder's otherwise.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
 ) -> None:
     """Serve a package: POST /v1/embeddings, POST /v2/models/NAME/infer, /health/*, /metrics.
@@ -30,4 +31,4 @@ def serve(
     from sparse_engine.serve import run
 
     set_threads(threads)
-    run(package, host=host, port=port, name=name, threads=threads)
+    run(package, host=host, port=port, name=name, threads=threads, device=device)

@@ -26,6 +26,7 @@ def load(
     A transformers model is rebuilt from config.json, and encoders of known families run natively.
     For anything else give `model`: the module before `sparsify_`, with any weights (they are
     replaced, in place) or on the meta device.
+    device: where the model goes; on "cuda" its weights are packed anew for the kernels there.
     progress: called as (done, total, layer name).
 
     Weights are mapped, not read: they come from the disk when they are first used, and processes
@@ -34,7 +35,7 @@ def load(
     measurement on another processor.
 
     Raises InvalidFileError, before anything is built, for a package that is damaged or not what it
-    says, and UsageError if `model` is missing.
+    says, and UsageError if `model` is missing, or if there is no such device or too little memory on it.
 
     >>> model = se.load("out"); output = model(**inputs)
     """
@@ -42,9 +43,16 @@ def load(
         device = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device {device!r}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {str(device)!r}: torch sees no such GPU here")
     package = open_package(Path(folder), progress)
     _tell_if_moved(package)
-    return load_package(package, model).to(device)
+    loaded = load_package(package, model)
+    try:
+        return loaded.to(device)
+    except torch.OutOfMemoryError as error:
+        told = str(error).splitlines()[0]
+        raise UsageError(f"{package.path} does not fit the memory of {device}: {told}") from None
 
 
 def _tell_if_moved(package: Package) -> None:

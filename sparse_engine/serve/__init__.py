@@ -39,17 +39,18 @@ def run(
     name: str | None = None,
     ready: Callable[[str], None] | None = None,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> None:
     """Serve the package in `folder` until SIGINT or SIGTERM, then finish what is in flight.
 
     port 0 takes a free one. `name` is the model's name in requests, by default the folder's.
-    `ready` is called with the URL as soon as requests are answered. Raises UsageError, before the
-    model is loaded, when a package is missing or the port is taken.
+    `ready` is called with the URL as soon as requests are answered. `device`: as in `load`.
+    Raises UsageError, before the model is loaded, when a package is missing or the port is taken.
     """
     need(*PACKAGES)
     from sparse_engine.serve.server import run_package
 
-    run_package(folder, host, port, name, ready, threads)
+    run_package(folder, host, port, name, ready, threads, device)
 
 
 __all__ = ["Embedder", "InputError", "create_app", "run"]

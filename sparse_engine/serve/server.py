@@ -33,12 +33,13 @@ def run_package(
     name: str | None,
     ready: Ready | None,
     threads: int | None,
+    device: str = "cpu",
 ) -> None:
     """See `sparse_engine.serve.run`."""
     listener = listen(host, port)  # before the model: a taken port should not cost a minute
     try:
         torch.set_num_threads(threads or torch.get_num_threads())
-        task = open_task(load(folder), folder)
+        task = open_task(load(folder, device=device), folder)
         task.warm_up()
         name = name or Path(folder).resolve().name
         title = f"{name} ({task.task}, {', '.join(formats_of(task.model))})"

@@ -150,7 +150,9 @@ class Generator(TextModel):
         new = torch.tensor([chosen])
         while len(chosen) < most:
             with torch.inference_mode():
-                output = self.model(**{ids_name: new}, use_cache=True, **given, **cache)
+                output = self.model(
+                    **{ids_name: new.to(self.device)}, use_cache=True, **given, **cache
+                )
                 scores = output.logits[:, -1].float().cpu()
                 name = next(name for name in CACHES if name in output)  # one of two is an alias
                 cache = {name: output[name]}
@@ -178,7 +180,8 @@ class Rewriter(Generator):
     def tokens(self, ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
         """Token ids of the answer to the text `ids`."""
         with torch.inference_mode():
-            states = self.model.get_encoder()(input_ids=torch.tensor([list(ids)]))  # type: ignore[operator]
+            rows = torch.tensor([list(ids)], device=self.device)
+            states = self.model.get_encoder()(input_ids=rows)  # type: ignore[operator]
         told = getattr(self.model, "generation_config", None)
         start = getattr(told, "decoder_start_token_id", None)
         if start is None:
