@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -23,6 +24,17 @@ PROCESSORS = 132
 SHARED_BYTES = 232_448  # of one program
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up: triton.cdiv takes five microseconds, as it is also meant for kernels."""
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU; of an H200 for any other device."""
     if device.type != "cuda":
@@ -30,6 +42,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have on a GPU; on an H200 for any other device."""
     if device.type != "cuda":
@@ -58,8 +71,8 @@ def large_tile(
     """
     # Of float32 a product takes three passes, and twice the shared memory.
     tile = min(256, 256 * 128 // (rows * (1 + gated))) if itemsize == 2 else 64
-    tile = min(tile, triton.next_power_of_2(tokens))
-    while tile > 64 and triton.cdiv(tokens, tile) * block_rows < processors:
+    tile = min(tile, power_of_2(tokens))
+    while tile > 64 and cdiv(tokens, tile) * block_rows < processors:
         tile //= 2
     return tile
 
@@ -180,15 +193,21 @@ def _dense_problem(
 
 def place_problem(x: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
     """What is wrong with where the tensors are, in one line, or None."""
-    devices = {str(other.device) for other in others if other is not None} | {str(x.device)}
+    devices = {x.device} | {other.device for other in others if other is not None}
     if len(devices) > 1:
-        return f"all tensors must be on one device, got {', '.join(sorted(devices))}"
-    if not x.is_cuda:
+        return f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}"
+    return device_problem(x.device)
+
+
+@cache
+def device_problem(device: torch.device) -> str | None:
+    """Why kernels do not run on a device, in one line, or None."""
+    if device.type != "cuda":
         if INTERPRETED:
             return None
-        return f"x is on {x.device}; Triton needs a GPU (or TRITON_INTERPRET=1 before the import)"
-    if torch.version.hip is None and torch.cuda.get_device_capability(x.device) < OLDEST:
-        name = torch.cuda.get_device_name(x.device)
+        return f"x is on {device}; Triton needs a GPU (or TRITON_INTERPRET=1 before the import)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST:
+        name = torch.cuda.get_device_name(device)
         return f"{name} is too old: the kernels need compute capability 8.0 (Ampere) or later"
     return None
 
@@ -197,8 +216,8 @@ def finish_partials(
     partials: Tensor, parts: Tensor | int, rows: int, epilogue: Epilogue, y: Tensor
 ) -> None:
     """y from partial sums [parts, tokens, rows of the weight]; parts: of each `rows` rows, or of all."""
-    tile = min(16, triton.next_power_of_2(epilogue.tokens))
-    grid = (triton.cdiv(epilogue.out_features, rows), triton.cdiv(epilogue.tokens, tile))
+    tile = min(16, power_of_2(epilogue.tokens))
+    grid = (cdiv(epilogue.out_features, rows), cdiv(epilogue.tokens, tile))
     with torch.cuda.device_of(y):
         finish_partials_kernel[grid](
             partials,

@@ -9,6 +9,8 @@ fewer rows than processors, several programs share it and a second launch adds u
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -21,9 +23,11 @@ from .launch import (
     SHARED_BYTES,
     Config,
     Epilogue,
+    cdiv,
     check,
     finish_partials,
     large_tile,
+    power_of_2,
     processors,
     shared_bytes,
 )
@@ -202,6 +206,7 @@ def linear_bsr_split_kernel(
     tl.store(at, acc, mask=inside[:, None] & (n < out_features)[None, :])
 
 
+@cache
 def choose_config(
     tokens: int,
     rows: int,
@@ -220,7 +225,7 @@ def choose_config(
     step = 128 // itemsize
     if tokens <= FEW_TOKENS:
         # Bytes in flight are what counts: several small programs on a processor, long steps.
-        tile = max(16, triton.next_power_of_2(max(tokens, 1)))
+        tile = max(16, power_of_2(max(tokens, 1)))
         warps = {16: 1, 32: 2}.get(rows, 4)
         if tile < 64:
             step *= 2
@@ -340,7 +345,7 @@ def _whole(
         shared_bytes(x.device),
         processors(x.device),
     )
-    grid = (triton.cdiv(x.shape[0], config.tile) * order.numel(),)
+    grid = (cdiv(x.shape[0], config.tile) * order.numel(),)
     with torch.cuda.device_of(x):
         linear_bsr_kernel[grid](
             x,
@@ -386,7 +391,7 @@ def _split(
     config = choose_config(tokens, rows, cols, x.element_size(), parts, shared=shared)
     size = (plan.most * tokens, out_features)
     partials = torch.empty(*size, dtype=torch.float32, device=x.device)
-    grid = (plan.items.shape[0], triton.cdiv(tokens, config.tile))
+    grid = (plan.items.shape[0], cdiv(tokens, config.tile))
     with torch.cuda.device_of(x):
         linear_bsr_split_kernel[grid](
             x,

@@ -6,13 +6,15 @@ tiles of x and blocks of the weight to shared memory, and fills with zeros what 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .epilogue import finish_wide
-from .launch import INTERPRETED, PROCESSORS, Config, Epilogue, large_tile, processors
+from .launch import INTERPRETED, PROCESSORS, Config, Epilogue, cdiv, large_tile, processors
 
 MIN_TOKENS = 128
 MIN_COLS = 64
@@ -110,6 +112,7 @@ def tma_shape_problem(values: Tensor, tokens: int) -> str | None:
     return None
 
 
+@cache
 def has_tma(device: torch.device) -> bool:
     """Whether a device has a tensor memory accelerator; the interpreter has one."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
@@ -124,6 +127,7 @@ def tma_problem(x: Tensor, values: Tensor) -> str | None:
     return tma_shape_problem(values, x.shape[0])
 
 
+@cache
 def tma_config(
     tokens: int, rows: int, block_rows: int, gated: bool, processors: int = PROCESSORS
 ) -> Config:
@@ -148,7 +152,7 @@ def linear_bsr_tma(
     count = processors(x.device)
     config = tma_config(x.shape[0], rows, order.numel(), epilogue.gated, count)
     tile = config.tile
-    work = triton.cdiv(x.shape[0], tile) * order.numel()
+    work = cdiv(x.shape[0], tile) * order.numel()
     grid = (min(count, work),)
     with torch.cuda.device_of(x):
         linear_bsr_tma_kernel[grid](

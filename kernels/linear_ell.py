@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import INTERPRETED, check, finish_partials
+from .launch import cdiv, check, device_problem, finish_partials, power_of_2
 from .panel import load_panel, unpack
 
 ROWS = 128
@@ -176,14 +176,14 @@ def linear_ell(
         return y
     tokens, in_features = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
-    panels = triton.cdiv(in_features, WIDTH)
+    panels = cdiv(in_features, WIDTH)
     size = (panels * tokens, out_features)
     partials = torch.empty(*size, dtype=torch.float32, device=x.device)
     wide = x.dtype == torch.float32
-    taken = 1 if wide else min(MAX_PASS, triton.next_power_of_2(tokens))
+    taken = 1 if wide else min(MAX_PASS, power_of_2(tokens))
     if groups.shape[0]:
         with torch.cuda.device_of(x):
-            linear_ell_kernel[(groups.shape[0], triton.cdiv(tokens, taken))](
+            linear_ell_kernel[(groups.shape[0], cdiv(tokens, taken))](
                 x,
                 values,
                 columns,
@@ -216,8 +216,7 @@ def expand_ell(
 ) -> Tensor:
     """The dense matrix [out, in] in `dtype`, on the device of the values; arguments as `linear_ell`."""
     problem = _problem(values, columns, groups, rows)
-    if problem is None and not (values.is_cuda or INTERPRETED):
-        problem = f"values are on {values.device}; Triton needs a GPU"
+    problem = problem or device_problem(values.device)
     if problem:
         raise ValueError(f"expand_ell: {problem}")
     dense = torch.zeros(shape, dtype=dtype, device=values.device)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .epilogue import finish
-from .launch import INTERPRETED, check
+from .launch import cdiv, check, device_problem, power_of_2
 from .panel import load_panel, unpack
 
 # Bits of a position by the size of a group.
@@ -235,9 +235,9 @@ def linear_nm(
     tokens, in_features = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
     wide = x.dtype == torch.float32
-    taken = 1 if wide else min(MAX_PASS, triton.next_power_of_2(tokens))
+    taken = 1 if wide else min(MAX_PASS, power_of_2(tokens))
     shape = tile_shape(keep, of)
-    grid = (triton.cdiv(epilogue.out_features, shape["ROWS"]), triton.cdiv(tokens, taken))
+    grid = (cdiv(epilogue.out_features, shape["ROWS"]), cdiv(tokens, taken))
     with torch.cuda.device_of(x):
         linear_nm_kernel[grid](
             x,
@@ -270,14 +270,13 @@ def expand_nm(
 ) -> Tensor:
     """The dense matrix [out, in] in `dtype`, on the device of the values; arguments as `linear_nm`."""
     problem = _problem(values, positions, keep, of)
-    if problem is None and not (values.is_cuda or INTERPRETED):
-        problem = f"values are on {values.device}; Triton needs a GPU"
+    problem = problem or device_problem(values.device)
     if problem:
         raise ValueError(f"expand_nm: {problem}")
     out_features, words = positions.shape
     dense = torch.zeros(out_features, in_features, dtype=dtype, device=values.device)
     shape = tile_shape(keep, of)
-    grid = (triton.cdiv(out_features, shape["ROWS"]), triton.cdiv(words, shape["WORDS"]))
+    grid = (cdiv(out_features, shape["ROWS"]), cdiv(words, shape["WORDS"]))
     if dense.numel() and words:
         with torch.cuda.device_of(values):
             expand_nm_kernel[grid](

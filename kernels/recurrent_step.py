@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, place_problem, shared_bytes
+from .launch import DTYPES, cdiv, place_problem, shared_bytes
 from .linear_bsr import FEW_TOKENS, arithmetic, choose_config, multiply, sparse_problem
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -152,7 +152,7 @@ def recurrent_step(
     few, shared = min(sequences, FEW_TOKENS), shared_bytes(h.device)
     config = choose_config(few, rows, cols, h.element_size(), blocks, shared=shared)
     with torch.cuda.device_of(h):
-        recurrent_step_kernel[(blocks, triton.cdiv(sequences, config.tile))](
+        recurrent_step_kernel[(blocks, cdiv(sequences, config.tile))](
             inputs,
             h,
             values,
