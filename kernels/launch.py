@@ -17,6 +17,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Under TRITON_INTERPRET=1 the decorator gives something else, which takes CPU tensors.
 INTERPRETED = not isinstance(finish_partials_kernel, triton.JITFunction)
 
+# Products and sums may be fused, which Triton asks to be told.
+FUSED = {"enable_fp_fusion": True}
+
 # The oldest GPUs that have bfloat16 and asynchronous copies.
 OLDEST = (8, 0)
 # An H100 or H200: what plans are made for where no GPU is at hand.
@@ -231,4 +234,5 @@ def finish_partials(
             UNIFORM=isinstance(parts, int),
             **epilogue.flags,
             num_warps=4,
+            **FUSED,
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .epilogue import finish_wide
 from .launch import (
+    FUSED,
     INTERPRETED,
     PROCESSORS,
     SHARED_BYTES,
@@ -368,6 +369,7 @@ def _whole(
             **epilogue.flags,
             **arithmetic(x),
             num_warps=config.warps,
+            **FUSED,
             num_stages=config.stages,
         )
 
@@ -410,6 +412,7 @@ def _split(
             STEP=config.step,
             **arithmetic(x),
             num_warps=config.warps,
+            **FUSED,
             num_stages=config.stages,
         )
     finish_partials(partials, plan.parts, rows, epilogue, y)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .epilogue import finish_wide
-from .launch import INTERPRETED, PROCESSORS, Config, Epilogue, cdiv, large_tile, processors
+from .launch import FUSED, INTERPRETED, PROCESSORS, Config, Epilogue, cdiv, large_tile, processors
 
 MIN_TOKENS = 128
 MIN_COLS = 64
@@ -173,5 +173,6 @@ def linear_bsr_tma(
             **epilogue.flags,
             UPCAST=INTERPRETED,
             num_warps=config.warps,
+            **FUSED,
             num_stages=config.stages,
         )

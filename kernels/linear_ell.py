@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import cdiv, check, device_problem, finish_partials, power_of_2
+from .launch import FUSED, cdiv, check, device_problem, finish_partials, power_of_2
 from .panel import load_panel, unpack
 
 ROWS = 128
@@ -200,6 +200,7 @@ def linear_ell(
                 SLOTS=SLOTS,
                 BFLOAT16=x.dtype == torch.bfloat16,
                 num_warps=4,
+                **FUSED,
             )
     finish_partials(partials, panels, ROWS, epilogue, y)
     return y
@@ -236,6 +237,7 @@ def expand_ell(
                 SLOTS=SLOTS,
                 HAS_SCALES=scales is not None,
                 num_warps=4,
+                **FUSED,
             )
     return dense
 

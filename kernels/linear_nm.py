@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .epilogue import finish
-from .launch import cdiv, check, device_problem, power_of_2
+from .launch import FUSED, cdiv, check, device_problem, power_of_2
 from .panel import load_panel, unpack
 
 # Bits of a position by the size of a group.
@@ -255,6 +255,7 @@ def linear_nm(
             **shape,
             **epilogue.flags,
             num_warps=4,
+            **FUSED,
         )
     return y
 
@@ -290,6 +291,7 @@ def expand_nm(
                 **shape,
                 HAS_SCALES=scales is not None,
                 num_warps=4,
+                **FUSED,
             )
     return dense
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, cdiv, place_problem, shared_bytes
+from .launch import DTYPES, FUSED, cdiv, place_problem, shared_bytes
 from .linear_bsr import FEW_TOKENS, arithmetic, choose_config, multiply, sparse_problem
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -175,6 +175,7 @@ def recurrent_step(
             HAS_BIAS=bias is not None,
             **arithmetic(h),
             num_warps=4,
+            **FUSED,
             num_stages=config.stages,
         )
 
