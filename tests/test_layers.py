@@ -123,6 +123,7 @@ def test_kernels_know_nothing_of_the_project() -> None:
                 "__future__",
                 "collections",
                 "dataclasses",
+                "functools",
                 "math",
                 "torch",
                 "triton",
