@@ -147,7 +147,8 @@ def finish_partials_kernel(
     rows = out_features * 2 if GATED else out_features
     mask = (m < tokens)[:, None] & (n < out_features)[None, :]
     at = partials + m.to(tl.int64)[:, None] * rows + n[None, :]
-    layer = tokens.to(tl.int64) * rows
+    # tl.cast, since an argument of 1 is a number for the compiler, and has no .to.
+    layer = tl.cast(tokens, tl.int64) * rows
     acc = tl.zeros((TILE, COLS), dtype=tl.float32)
     gate = acc
     # Unrolled, since a load that waits for the one before would take longer than all the rest.

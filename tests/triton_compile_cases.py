@@ -291,3 +291,39 @@ def test_recurrent_step(dtype: str, batch: int, cols: int, mode: str, tmp_path: 
     kernel = compile_kernel(recurrent_step_kernel, dtype, constants, 4, config.stages)
     assert re.search(r"wgmma\.mma_async|mma\.sync", kernel.asm["ptx"])
     check_fits(kernel, tmp_path)
+
+
+ONES = ("tokens", "in_features", "out_features", "words", "sequences", "units", "features")
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_sizes_of_one(uniform: bool) -> None:
+    """An argument that is 1 is a number for the compiler, no tensor: the interpreter does not show that."""
+    ones: dict[str, Any] = dict.fromkeys(ONES, 1)
+    ones |= {
+        "x_row_stride": 1,
+        "x_stride": 1,
+        "residual_stride": 1,
+        "inputs_stride": 1,
+        "y_stride": 1,
+    }
+
+    def compile_ones(kernel: Any, constants: dict[str, Any], **types: str) -> None:
+        own = {name: 1 for name in ones if name in kernel.arg_names}
+        compile_kernel(kernel, "bf16", {**constants, **own}, **types)
+
+    _, constants = bsr_constants("bf16", 1, 16, 16, False, SHARED_BYTES)
+    compile_ones(linear_bsr_kernel, {**constants, "GROUP": 8, **EPILOGUE})
+    compile_ones(linear_bsr_split_kernel, constants)
+    ell = {"PASS": 4 if uniform else 1, "ROWS": ROWS, "WIDTH": WIDTH, "SLOTS": SLOTS}
+    compile_ones(linear_ell_kernel, {**ell, "BFLOAT16": True})
+    del ell["PASS"]
+    compile_ones(expand_ell_kernel, {**ell, "HAS_SCALES": uniform})
+    shape = tile_shape(2, 4)
+    compile_ones(linear_nm_kernel, {**shape, "PASS": 1, "BFLOAT16": True, **EPILOGUE})
+    compile_ones(expand_nm_kernel, {**shape, "HAS_SCALES": uniform})
+    partial = {"TILE": 1, "COLS": 128, "UNIFORM": uniform, **EPILOGUE}
+    partial |= {"parts": 1} if uniform else {}
+    compile_ones(finish_partials_kernel, partial)
+    del constants["x_col_stride"]
+    compile_ones(recurrent_step_kernel, {**constants, "MODE": "LSTM", "HAS_BIAS": False})

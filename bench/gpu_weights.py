@@ -1,0 +1,77 @@
+"""What checks and measurements of bench/gpu.py share: where they run, and weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_engine.formats import Format, parse_format
+from sparse_engine.packings import Blocks, Ell, PackedNM
+from sparse_engine.packings.packed_nm import BITS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a worker measures."""
+
+    device: torch.device
+    rounds: int
+    tiny: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether there is anything to measure."""
+        return self.device.type == "cuda"
+
+    def randn(self, *size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Normal numbers, drawn in float32."""
+        return torch.randn(size, device=self.device).to(dtype)
+
+
+def random_weight(
+    out: int, inputs: int, spec: str, sparsity: float, at: Setting, dtype: torch.dtype
+) -> Tensor:
+    """A weight [out, in] with exactly the share of zeros, at random places that the format can hold."""
+    _, params = parse_format(spec)
+    weight = at.randn(out, inputs, dtype=dtype)
+    if "of" in params:
+        scores = torch.rand(out, -(-inputs // params["of"]), params["of"], device=at.device)
+        kept = (scores.argsort(-1).argsort(-1) < params["keep"]).flatten(1)
+    else:
+        rows, cols = params.get("rows", 1), params.get("cols", 1)
+        grid = (-(-out // rows), -(-inputs // cols))
+        kept = torch.ones(grid[0] * grid[1], dtype=torch.bool, device=at.device)
+        zeros = min(round(sparsity * len(kept)), len(kept) - 1)
+        kept[torch.randperm(len(kept), device=at.device)[:zeros]] = False
+        kept = kept.view(grid)
+        if (rows, cols) != (1, 1):
+            kept = kept.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
+    return weight.masked_fill_(~kept[:out, :inputs], 0)
+
+
+def pack_as(spec: str, weight: Tensor, dtype: torch.dtype, gated: bool = False) -> Format:
+    """The packing of `pack_gpu`, made without the format that it would be made from."""
+    _, params = parse_format(spec)
+    if spec.startswith("bsr"):
+        return Blocks.from_dense(weight, params["rows"], params["cols"], dtype, gated)
+    if spec.startswith("nm"):
+        return PackedNM.from_dense(weight, params["keep"], params["of"], dtype)
+    return Ell.from_dense(weight, dtype)
+
+
+def bare_bytes(packed: Any) -> float:
+    """Bytes of values and indices, without padding, pointers, plans and scales."""
+    size = packed.values.element_size()
+    if isinstance(packed, Blocks):
+        return packed.values.nbytes + packed.indices.nbytes
+    return packed.nnz * (size + (1 if isinstance(packed, Ell) else BITS[packed.of] / 8))
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says; of a long message the ends, which for compilers is what counts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+    return f"{type(error).__name__}: {text[:400]}"
