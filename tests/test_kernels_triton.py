@@ -56,6 +56,11 @@ def test_compiles_without_a_gpu(tmp_path: Path) -> None:
 
 
 @needs_triton
+def test_launches_compile_without_a_gpu(tmp_path: Path) -> None:
+    run_cases("triton_launch_cases.py", TRITON_CACHE_DIR=str(tmp_path))
+
+
+@needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_cpu_tensors_are_refused_with_the_way_out() -> None:
     from sparse_engine.kernels import linear_bsr
