@@ -55,32 +55,6 @@ def shared_bytes(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class Config:
-    """How the work is cut: tokens and warps of a program, columns of a step, steps in flight."""
-
-    tile: int
-    warps: int
-    step: int
-    stages: int
-
-
-def large_tile(
-    tokens: int, rows: int, block_rows: int, itemsize: int, gated: bool, processors: int
-) -> int:
-    """Tokens of a program that multiplies many by `rows` rows.
-
-    x and the weight come from L2 once a tile: FLOP per byte are 1 / (1 / rows + 1 / tile), so a tile is as
-    large as its sums fit the registers, but not so large that processors are left without one.
-    """
-    # Of float32 a product takes three passes, and twice the shared memory.
-    tile = min(256, 256 * 128 // (rows * (1 + gated))) if itemsize == 2 else 64
-    tile = min(tile, power_of_2(tokens))
-    while tile > 64 and cdiv(tokens, tile) * block_rows < processors:
-        tile //= 2
-    return tile
-
-
-@dataclass(frozen=True)
 class Epilogue:
     """What is done with the sums, checked: see `epilogue.finish`."""
 

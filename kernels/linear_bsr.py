@@ -9,8 +9,6 @@ fewer rows than processors, several programs share it and a second launch adds u
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -20,87 +18,20 @@ from .epilogue import finish_wide
 from .launch import (
     FUSED,
     INTERPRETED,
-    PROCESSORS,
-    SHARED_BYTES,
-    Config,
     Epilogue,
     cdiv,
     check,
     finish_partials,
-    large_tile,
-    power_of_2,
     processors,
     shared_bytes,
 )
 from .linear_bsr_tma import has_tma, linear_bsr_tma, tma_problem, tma_shape_problem
+from .multiply import multiply
 from .plan import BsrPlan, plan_bsr
+from .tiles import FEW_TOKENS, choose_config
 
 BLOCK_ROWS = (16, 32, 64, 128)
 BLOCK_COLS = (1, 2, 4, 8, 16, 32, 64, 128)
-
-# Shared memory beside the tiles in flight.
-EPILOGUE_BYTES = 16 * 1024
-# Up to as many tokens the time is that of reading the weight: rows of blocks are shared out.
-FEW_TOKENS = 64
-
-
-@triton.jit
-def multiply(
-    acc: tl.tensor,  # [TILE, ROWS] float32
-    x_rows: tl.tensor,  # [TILE, 1], where the rows of x start
-    inside: tl.tensor,  # [TILE], whether there is such a row
-    x_stride: tl.tensor,  # from one column of x to the next
-    values: tl.tensor,  # [blocks, ROWS, COLS]
-    indices: tl.tensor,  # [blocks]
-    begin: tl.tensor,
-    end: tl.tensor,
-    in_features: tl.tensor,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    STEP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-) -> tl.tensor:
-    """acc + x Wᵀ for the blocks begin .. end - 1 of one row of blocks; UPCAST multiplies in float32.
-
-    A step takes STEP columns: a part of a block, or several blocks. Where they start is loaded one step
-    ahead: as a load inside its own iteration it would be one more level of indirection, and the
-    pipeliner would halve the number of tiles in flight.
-    """
-    k = tl.arange(0, STEP)  # [STEP]
-    i = tl.arange(0, ROWS)  # [ROWS]
-    if STEP <= COLS:
-        STEPS: tl.constexpr = COLS // STEP  # of a block
-        first = begin.to(tl.int64) * STEPS
-        last = end.to(tl.int64) * STEPS
-        w_cols = values + i[None, :] * COLS + k[:, None]  # [STEP, ROWS]
-        column = tl.load(indices + begin, mask=begin < end, other=0)
-        for s in range(first, last):
-            at = column * COLS + s % STEPS * STEP + k  # [STEP]
-            mask = inside[:, None] & (at < in_features)[None, :]
-            a = tl.load(x_rows + at[None, :] * x_stride, mask=mask, other=0.0)  # [TILE, STEP]
-            w = tl.load(w_cols + (s // STEPS * (ROWS * COLS) + s % STEPS * STEP))  # [STEP, ROWS]
-            column = tl.load(indices + (s + 1) // STEPS, mask=s + 1 < last, other=0)
-            if UPCAST:
-                a = a.to(tl.float32)
-            acc = tl.dot(a, w.to(a.dtype), acc, input_precision=PRECISION)
-    else:
-        BLOCKS: tl.constexpr = STEP // COLS  # of a step
-        block = k // COLS  # [STEP]
-        w_cols = values + i[None, :] * COLS + (block * (ROWS * COLS) + k % COLS)[:, None]
-        columns = tl.load(indices + begin + block, mask=begin + block < end, other=0)  # [STEP]
-        for j in range(begin.to(tl.int64), end.to(tl.int64), BLOCKS):
-            live = j + block < end  # [STEP]
-            at = columns * COLS + k % COLS
-            mask = inside[:, None] & (live & (at < in_features))[None, :]
-            a = tl.load(x_rows + at[None, :] * x_stride, mask=mask, other=0.0)
-            w = tl.load(w_cols + j * (ROWS * COLS), mask=live[:, None], other=0.0)
-            ahead = j + BLOCKS + block
-            columns = tl.load(indices + ahead, mask=ahead < end, other=0)
-            if UPCAST:
-                a = a.to(tl.float32)
-            acc = tl.dot(a, w.to(a.dtype), acc, input_precision=PRECISION)
-    return acc
 
 
 @triton.jit
@@ -205,36 +136,6 @@ def linear_bsr_split_kernel(
     rows = part.to(tl.int64) * tokens + m
     at = partials + rows[:, None] * out_features + n[None, :]
     tl.store(at, acc, mask=inside[:, None] & (n < out_features)[None, :])
-
-
-@cache
-def choose_config(
-    tokens: int,
-    rows: int,
-    cols: int,
-    itemsize: int,
-    block_rows: int,
-    gated: bool = False,
-    shared: int = SHARED_BYTES,
-    processors: int = PROCESSORS,
-) -> Config:
-    """Tile for `tokens` rows of x of `itemsize` bytes an element, and `block_rows` rows of blocks of y.
-
-    shared: bytes of shared memory that a program may have. processors: how many there are.
-    """
-    # 128 bytes are a row of the widest swizzle that wgmma reads; more only costs registers there.
-    step = 128 // itemsize
-    if tokens <= FEW_TOKENS:
-        # Bytes in flight are what counts: several small programs on a processor, long steps.
-        tile = max(16, power_of_2(max(tokens, 1)))
-        warps = {16: 1, 32: 2}.get(rows, 4)
-        if tile < 64:
-            step *= 2
-    else:
-        tile = large_tile(tokens, rows, block_rows, itemsize, gated, processors)
-        warps = 8 if tile * rows * (1 + gated) > 64 * 64 else 4
-    stages = (shared - EPILOGUE_BYTES) // ((tile + rows) * step * itemsize)
-    return Config(tile, warps, step, max(1, min(4, stages)))
 
 
 def linear_bsr(

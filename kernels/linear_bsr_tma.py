@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .epilogue import finish_wide
-from .launch import FUSED, INTERPRETED, PROCESSORS, Config, Epilogue, cdiv, large_tile, processors
+from .launch import FUSED, INTERPRETED, Epilogue, cdiv, processors
+from .tiles import TMA_COLS, tma_config
 
 MIN_TOKENS = 128
-MIN_COLS = 64
 
 
 @triton.jit
@@ -105,8 +105,8 @@ def tma_shape_problem(values: Tensor, tokens: int) -> str | None:
     """Why the kernel does not take a weight times so many tokens, or None."""
     if values.dtype not in (torch.float16, torch.bfloat16):
         return f"values are {values.dtype}: takes float16 and bfloat16"
-    if values.shape[2] < MIN_COLS or tokens < MIN_TOKENS:
-        return f"takes blocks of {MIN_COLS} or more columns, and {MIN_TOKENS} or more tokens"
+    if values.shape[2] < TMA_COLS or tokens < MIN_TOKENS:
+        return f"takes blocks of {TMA_COLS} or more columns, and {MIN_TOKENS} or more tokens"
     if values.shape[0] == 0:
         return "the weight has no blocks"
     return None
@@ -125,15 +125,6 @@ def tma_problem(x: Tensor, values: Tensor) -> str | None:
     if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16 or values.data_ptr() % 16:
         return "rows of x must be contiguous and start at multiples of 16 bytes"
     return tma_shape_problem(values, x.shape[0])
-
-
-@cache
-def tma_config(
-    tokens: int, rows: int, block_rows: int, gated: bool, processors: int = PROCESSORS
-) -> Config:
-    """Tile for blocks of so many rows."""
-    tile = max(128, large_tile(tokens, rows, block_rows, 2, gated, processors))
-    return Config(tile, 8 if tile * rows * (1 + gated) > 64 * 64 else 4, MIN_COLS, 4)
 
 
 def linear_bsr_tma(
@@ -156,8 +147,8 @@ def linear_bsr_tma(
     grid = (min(count, work),)
     with torch.cuda.device_of(x):
         linear_bsr_tma_kernel[grid](
-            TensorDescriptor.from_tensor(x, [tile, MIN_COLS]),
-            TensorDescriptor.from_tensor(values.view(blocks * rows, cols), [rows, MIN_COLS]),
+            TensorDescriptor.from_tensor(x, [tile, TMA_COLS]),
+            TensorDescriptor.from_tensor(values.view(blocks * rows, cols), [rows, TMA_COLS]),
             indices,
             pointers,
             order,
@@ -168,7 +159,7 @@ def linear_bsr_tma(
             TILE=tile,
             ROWS=rows,
             COLS=cols,
-            STEP=MIN_COLS,
+            STEP=TMA_COLS,
             GROUP=8,
             **epilogue.flags,
             UPCAST=INTERPRETED,

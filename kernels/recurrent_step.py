@@ -15,7 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import DTYPES, FUSED, cdiv, place_problem, shared_bytes
-from .linear_bsr import FEW_TOKENS, arithmetic, choose_config, multiply, sparse_problem
+from .linear_bsr import arithmetic, sparse_problem
+from .multiply import multiply
+from .tiles import FEW_TOKENS, choose_config
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 

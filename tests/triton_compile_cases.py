@@ -15,12 +15,8 @@ import pytest
 import triton
 from sparse_engine.kernels.epilogue import finish_partials_kernel
 from sparse_engine.kernels.launch import SHARED_BYTES
-from sparse_engine.kernels.linear_bsr import (
-    choose_config,
-    linear_bsr_kernel,
-    linear_bsr_split_kernel,
-)
-from sparse_engine.kernels.linear_bsr_tma import MIN_COLS, linear_bsr_tma_kernel, tma_config
+from sparse_engine.kernels.linear_bsr import linear_bsr_kernel, linear_bsr_split_kernel
+from sparse_engine.kernels.linear_bsr_tma import linear_bsr_tma_kernel
 from sparse_engine.kernels.linear_ell import (
     ROWS,
     SLOTS,
@@ -30,6 +26,7 @@ from sparse_engine.kernels.linear_ell import (
 )
 from sparse_engine.kernels.linear_nm import expand_nm_kernel, linear_nm_kernel, tile_shape
 from sparse_engine.kernels.recurrent_step import recurrent_step_kernel
+from sparse_engine.kernels.tiles import TMA_COLS, choose_config, tma_config
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
@@ -213,7 +210,7 @@ def test_bsr_tma(rows: int, cols: int, gated: bool, dtype: str, tmp_path: Path) 
         "TILE": config.tile,
         "ROWS": rows,
         "COLS": cols,
-        "STEP": MIN_COLS,
+        "STEP": TMA_COLS,
         "GROUP": 8,
         "UPCAST": False,
         **EPILOGUE,
@@ -225,12 +222,12 @@ def test_bsr_tma(rows: int, cols: int, gated: bool, dtype: str, tmp_path: Path) 
         constants,
         config.warps,
         config.stages,
-        x=f"tensordesc<{dtype}[{config.tile},{MIN_COLS}]>",
-        values=f"tensordesc<{dtype}[{rows},{MIN_COLS}]>",
+        x=f"tensordesc<{dtype}[{config.tile},{TMA_COLS}]>",
+        values=f"tensordesc<{dtype}[{rows},{TMA_COLS}]>",
     )
     assert "wgmma.mma_async" in kernel.asm["ptx"]
     assert "cp.async.bulk.tensor" in kernel.asm["ptx"]
-    assert config.stages * (config.tile + rows) * MIN_COLS * 2 <= kernel.metadata.shared
+    assert config.stages * (config.tile + rows) * TMA_COLS * 2 <= kernel.metadata.shared
     check_fits(kernel, tmp_path)
 
 
