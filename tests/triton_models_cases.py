@@ -150,3 +150,13 @@ def test_encoder() -> None:
     found = model(ids, attention_mask=mask).last_hidden_state
     expected = dense(ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(found[mask != 0], expected[mask != 0], rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_model_compiles_as_one_graph() -> None:
+    model = llama().to(DEVICE)
+    ids = torch.randint(60, (1, 4), device=DEVICE)
+    se.sparsify_(model, "bsr:16x16")
+    expected = model(ids, use_cache=False).logits
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids, use_cache=False).logits, expected)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.ops import run_linear
+from sparse_engine.ops import is_plain, run_linear
 from sparse_engine.packings import Blocks
 
 
@@ -91,7 +91,8 @@ class Siblings:
 class SparseGatedMLP(nn.Module):
     """Stands in for a feed-forward module, down(act(gate(x)) * up(x)), and holds its submodules.
 
-    On a GPU gate and up are one launch with the product in its epilogue; elsewhere the original runs.
+    On a GPU gate and up are one launch with the product in its epilogue; elsewhere, and where torch
+    traces, the original runs.
     """
 
     def __init__(self, original: nn.Module, gate: str, up: str, down: str, activation: str) -> None:
@@ -123,7 +124,7 @@ class SparseGatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., hidden] of x [..., hidden]."""
-        joined = self._weights()
+        joined = self._weights() if is_plain(x) else None
         if joined is None:
             return self.original(x)
         inner = run_linear(joined[0], x, joined[1], self.activation, None)
