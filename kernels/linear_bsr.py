@@ -165,7 +165,7 @@ def linear_bsr(
         out_features: rows of the matrix without padding; rows * block rows if not given.
         scales: float32 [out_features], what each row is multiplied with.
         gated: y = act(x W0ᵀ + bias0) (x W1ᵀ + bias1) + residual, where W0 is the first half of the rows
-            and W1 the second; each half starts with a row of blocks of its own.
+            and W1 the second, whole rows of blocks both.
         plan: from `plan_bsr`. Without one it is made at every call, which waits for the
             GPU and cannot be captured in a CUDA graph.
 
@@ -197,13 +197,12 @@ def linear_bsr(
     return y
 
 
-def linear_bsr_name(values: Tensor, tokens: int, cut: bool) -> str:
-    """Name of the kernel for `tokens` tokens, whose rows are contiguous and aligned; `cut`: the plan has
-    items.
-    """
+def linear_bsr_name(values: Tensor, tokens: int, in_features: int, cut: bool) -> str:
+    """Name of the kernel for `tokens` tokens, whose rows are contiguous; `cut`: the plan has items."""
     if tokens <= FEW_TOKENS and cut:
         return "linear_bsr_split_kernel"
-    if tma_shape_problem(values, tokens) is None and has_tma(values.device):
+    fits = tma_shape_problem(values, tokens) is None and in_features % 8 == 0
+    if fits and has_tma(values.device):
         return "linear_bsr_tma_kernel"
     return "linear_bsr_kernel"
 
@@ -338,6 +337,8 @@ def sparse_problem(
         found = f"{pointers.dtype} {list(pointers.shape)}"
         return f"pointers: expected torch.int32 [block rows + 1], got {found}"
     block_rows, halves = pointers.numel() - 1, 2 if gated else 1
+    if gated and out_features % (2 * rows):
+        return f"out_features: {out_features} are not two halves of rows of {rows}x{cols} blocks"
     if halves * -(-out_features // halves // rows) != block_rows:
         return (
             f"out_features: {out_features} does not fit {block_rows} rows of {rows}x{cols} blocks"

@@ -14,7 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .epilogue import finish_wide
-from .launch import FUSED, INTERPRETED, Epilogue, cdiv, processors
+from .launch import (
+    FUSED,
+    INTERPRETED,
+    SHARED_BYTES,
+    Epilogue,
+    cdiv,
+    processors,
+    shared_bytes,
+)
 from .tiles import TMA_COLS, tma_config
 
 MIN_TOKENS = 128
@@ -114,15 +122,26 @@ def tma_shape_problem(values: Tensor, tokens: int) -> str | None:
 
 @cache
 def has_tma(device: torch.device) -> bool:
-    """Whether a device has a tensor memory accelerator; the interpreter has one."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether a device has a tensor memory accelerator and room for its tiles, which consumer cards have
+    not; the interpreter has both.
+    """
+    if device.type != "cuda":
+        return True
+    known = torch.cuda.get_device_capability(device) >= (9, 0)
+    return known and shared_bytes(device) >= SHARED_BYTES
 
 
 def tma_problem(x: Tensor, values: Tensor) -> str | None:
     """Why the kernel does not take these operands, or None."""
     if not has_tma(x.device):
-        return "the GPU has no tensor memory accelerator"
-    if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16 or values.data_ptr() % 16:
+        return "the GPU has no tensor memory accelerator, or little shared memory"
+    if (
+        x.stride(1) != 1
+        or x.stride(0) % 8
+        or x.stride(0) < x.shape[1]
+        or x.data_ptr() % 16
+        or values.data_ptr() % 16
+    ):
         return "rows of x must be contiguous and start at multiples of 16 bytes"
     return tma_shape_problem(values, x.shape[0])
 

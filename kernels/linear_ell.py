@@ -22,7 +22,6 @@ from .panel import load_panel, unpack
 
 ROWS = 128
 WIDTH = 255
-EMPTY = 255
 # Slots that a program takes at once: 8 elements a thread, so that it loads 16 bytes.
 SLOTS = 8
 # Tokens of one pass over the weight.

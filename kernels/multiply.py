@@ -55,7 +55,9 @@ def multiply(
             live = j + block < end  # [STEP]
             at = columns * COLS + k % COLS
             mask = inside[:, None] & (live & (at < in_features))[None, :]
-            a = tl.load(x_rows + at[None, :] * x_stride, mask=mask, other=0.0)
+            # Transposed, a column of x is as long as there are tokens.
+            x_at = x_rows + at.to(tl.int64)[None, :] * x_stride
+            a = tl.load(x_at, mask=mask, other=0.0)
             w = tl.load(w_cols + j * (ROWS * COLS), mask=live[:, None], other=0.0)
             ahead = j + BLOCKS + block
             columns = tl.load(indices + ahead, mask=ahead < end, other=0)

@@ -223,6 +223,11 @@ def _problem(
             return f"{name}: expected {dtype or 'floats'} {list(shape)}, got {found}"
         if tensor.stride(-1) != 1 and tensor.numel() > 1:
             return f"{name}: rows are not contiguous (strides {tensor.stride()})"
+    packed = {"h": h, "c": c, "h_next": h_next, "values": values}
+    packed |= {"indices": indices, "pointers": pointers}
+    for name, given in packed.items():
+        if given is not None and not given.is_contiguous():
+            return f"{name}: is not contiguous (strides {given.stride()})"
     if h.data_ptr() == h_next.data_ptr() and h.numel():
         return "h_next: is h itself, which other programs still read"
     return place_problem(h, (inputs, values, indices, pointers, bias, c, h_next, y))

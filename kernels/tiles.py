@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from .launch import PROCESSORS, SHARED_BYTES, cdiv, power_of_2
 
@@ -36,12 +36,12 @@ def large_tile(
     # Of float32 a product takes three passes, and twice the shared memory.
     tile = min(256, 256 * 128 // (rows * (1 + gated))) if itemsize == 2 else 64
     tile = min(tile, power_of_2(tokens))
-    while tile > 64 and cdiv(tokens, tile) * block_rows < processors:
+    while tile > 32 and cdiv(tokens, tile) * block_rows < processors:
         tile //= 2
     return tile
 
 
-@cache
+@lru_cache(1024)
 def choose_config(
     tokens: int,
     rows: int,
@@ -61,7 +61,7 @@ def choose_config(
     if tokens <= FEW_TOKENS:
         # Bytes in flight are what counts: several small programs on a processor, long steps.
         tile = max(16, power_of_2(max(tokens, 1)))
-        warps = {16: 1, 32: 2}.get(rows, 4)
+        warps = {16: 1, 32: 2}.get(rows, 4) if tile < 64 else 4
         if tile < 64:
             step *= 2
     else:
@@ -71,7 +71,7 @@ def choose_config(
     return Config(tile, warps, step, max(1, min(4, stages)))
 
 
-@cache
+@lru_cache(1024)
 def tma_config(
     tokens: int, rows: int, block_rows: int, gated: bool, processors: int = PROCESSORS
 ) -> Config:

@@ -16,8 +16,11 @@ def take_over_(model: nn.Module) -> str:
     Names of parameters and buffers stay what they are. Done once a linear layer is sparse.
     """
     known = [module for module in model.modules() if isinstance(module, NativeStack)]
+    below = {name for name, _ in model.named_modules()}
     for module in known:
         module.forget()
+        if module.stack.name in below:  # its names are those below this model
+            _join(model, module.stack)
     if known:
         return "the layers run natively already"
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
@@ -41,7 +44,7 @@ def take_over_(model: nn.Module) -> str:
         setattr(model.get_submodule(parent), child, native(model.get_submodule(stack.name), stack))
         _join(model, stack)
     told = ", ".join(f"{stack.name}: {len(stack.blocks)}" for stack in stacks)
-    return f"{told} {family.name} layers run natively, in one call"
+    return f"{told} {family.name} layers run natively, in one call; on a GPU one by one"
 
 
 def _join(model: nn.Module, stack: LayerStack) -> None:
@@ -61,6 +64,8 @@ def _join(model: nn.Module, stack: LayerStack) -> None:
             continue
         grandparent, _, child = f"{block}.{parent}".rpartition(".")
         mlp = model.get_submodule(f"{block}.{parent}")
+        if isinstance(mlp, SparseGatedMLP):
+            continue
         joined = SparseGatedMLP(mlp, gate, up, down, stack.activation)
         setattr(model.get_submodule(grandparent), child, joined)
 

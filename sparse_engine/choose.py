@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch.nn import functional as F
 
 from sparse_engine import _core, choices
 from sparse_engine.config import SparseConfig
+from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format, block_fill, parse_format
 from sparse_engine.gpu_timer import time_on_gpu
 from sparse_engine.ops import run_linear
-from sparse_engine.packings import pack
+from sparse_engine.packings import FLOAT16_ON_CPU, pack
 
 # Blocks that are tried, tallest first: only where the pattern really is made of them. On the CPU lower
 # ones need no trial: csr is packed to the same runs, which find rows with the same columns anyway.
@@ -69,10 +71,11 @@ def fitting(weight: Tensor, dtype: str) -> list[str]:
     """Formats that `weight` fits and that its device has kernels for, `dtype` as in SparseConfig."""
     on_cpu = weight.device.type == "cpu"
     blocks = BLOCKS if on_cpu else GPU_BLOCKS
-    fits = [f"bsr:{r}x{c}" for r, c in blocks if block_fill(weight, r, c) >= MIN_FILL][:2]
+    made_of = (f"bsr:{r}x{c}" for r, c in blocks if block_fill(weight, r, c) >= MIN_FILL)
+    fits = list(islice(made_of, 2))
     if not on_cpu:
-        groups = [f"nm:{n}:{m}" for n, m in GPU_GROUPS if _most_in_group(weight, m) <= n][:1]
-        return [*fits, *groups, "csr"]
+        groups = (f"nm:{n}:{m}" for n, m in GPU_GROUPS if _most_in_group(weight, m) <= n)
+        return [*fits, *islice(groups, 1), "csr"]
     if dtype == "int8":  # blocks have no kernel of their own there
         fits = []
     return ["csr", *fits, "bitmask", *(["sellp"] if weight.shape[1] <= 65536 else [])]
@@ -121,6 +124,8 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     Dense is timed in the weight's own dtype, the one that it would keep. With `dense=False` a sparse
     format is chosen whether or not it beats dense.
     """
+    if config.dtype == "float16" and weight.device.type == "cpu":
+        raise UsageError(FLOAT16_ON_CPU)
     sparsity = zeros(weight)
     fallback = "dense" if dense else "csr"
     if sparsity < MIN_SPARSITY:
@@ -135,7 +140,11 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     times = choices.recall(key)
     remembered = times is not None
     if times is None:
-        times = _measure(weight, stored, config, specs)
+        try:
+            times = _measure(weight, stored, config, specs)
+        except torch.OutOfMemoryError:
+            reason = "too little memory on the GPU to time formats, which also expands them"
+            return Choice(fallback, 1.0, {}, reason)
         choices.remember(key, times)
     totals = {spec: sum(times[spec][t] for t in config.tokens) for spec in times}
     scores = {spec: total / totals["dense"] for spec, total in totals.items()}

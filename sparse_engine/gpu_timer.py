@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from statistics import median
 
 import torch
@@ -11,17 +12,25 @@ import torch
 FLUSH_BYTES = 256 * 1024 * 1024
 
 
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream of this module's own: torch's for captures belongs to the device that captured first, and
+    each new one would hold a workspace of cuBLAS.
+    """
+    return torch.cuda.Stream(device)
+
+
 def capture(call: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
-    """`call` as a CUDA graph; it runs three times before, on a stream of its own, and compiles."""
+    """`call` as a CUDA graph; it runs three times before, and compiles."""
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
+        stream = side_stream(device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             call()
     return graph
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from importlib.util import find_spec
@@ -177,6 +178,11 @@ def test_tokens_that_are_checked() -> None:
 
 
 def test_scripts_never_run_on_import() -> None:
-    """What bench/ holds are scripts: importing them must not measure."""
+    """What bench/ holds are scripts, and what they are made of: importing them must not measure."""
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
     for path in (Path(__file__).parents[1] / "bench").glob("*.py"):
-        assert '\nif __name__ == "__main__":\n' in path.read_text(), path
+        docstring, *rest = ast.parse(path.read_text()).body
+        assert isinstance(docstring, ast.Expr)
+        for node in rest:
+            guard = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+            assert guard or isinstance(node, kinds), f"{path}:{node.lineno}"

@@ -45,7 +45,7 @@ def test_cases_on_the_interpreter(name: str) -> None:
 
 @needs_triton
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "device"])
 def test_cases_on_the_gpu(name: str) -> None:
     run_cases(f"triton_{name}_cases.py")
 

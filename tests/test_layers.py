@@ -24,6 +24,7 @@ ALLOWED = {
         "config",
         "errors",
         "formats",
+        "gpu_timer",
         "linears",
         "models",
         "ops",

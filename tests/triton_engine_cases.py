@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -11,11 +13,11 @@ from triton_engine import on_gpu, weight_for
 import sparse_engine as se
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import parse_format
-from sparse_engine.nn import SparseLinear
+from sparse_engine.nn import SparseLinear, recurrent_base
 from sparse_engine.nn.recurrent_base import SparseRNNBase
 from sparse_engine.nn.recurrent_gpu import step_kernel
 from sparse_engine.ops import linear_kernel, reference, run_linear
-from sparse_engine.packings import GPU_PACKINGS, pack_gpu
+from sparse_engine.packings import GPU_PACKINGS, blocks, ell, pack_gpu, packed_nm
 
 __all__ = ["on_gpu", "outputs"]
 
@@ -141,6 +143,49 @@ def test_recurrent_networks(kind: type[nn.RNNBase], spec: str) -> None:
         found, last = twin(packed.to(DEVICE), moved)
         wanted, wanted_last = network(packed, state)
         check_outputs((found.data, last), (wanted.data, wanted_last))
+
+
+def test_states_of_any_strides() -> None:
+    """As where states are kept batch first."""
+    torch.manual_seed(0)
+    network = nn.LSTM(20, 24, num_layers=2)
+    sparse_weights(network)
+    twin = twin_of(network, "bsr:16x16").to(DEVICE)
+    x = torch.randn(3, 2, 20)
+    state = torch.randn(2, 2, 24).transpose(0, 1), torch.randn(2, 2, 24).transpose(0, 1)
+    with torch.inference_mode():
+        found = twin(x.to(DEVICE), tuple(t.to(DEVICE) for t in state))
+        check_outputs(found, network(x, state))
+
+
+def test_many_sequences_on_single_elements() -> None:
+    torch.manual_seed(0)
+    network = nn.GRU(20, 24)
+    sparse_weights(network)
+    twin = twin_of(network, "csr").to(DEVICE)
+    x = torch.randn(3, 20, 20)
+    with torch.inference_mode():
+        check_outputs(twin(x.to(DEVICE)), network(x))
+
+
+@pytest.mark.parametrize("spec", ["csr", "bsr:16x16", "nm:2:4"])
+def test_layers_without_inputs_or_outputs(spec: str) -> None:
+    cls, params = parse_format(spec)
+    for shape in ((5, 0), (0, 8)):
+        packed = pack_gpu(cls.from_dense(torch.zeros(shape), **params).to(DEVICE))
+        x, residual = torch.zeros(2, 3, shape[1]), torch.ones(2, 3, shape[0])
+        y = run_linear(packed, x.to(DEVICE), None, "none", residual.to(DEVICE))
+        assert torch.equal(y.cpu(), residual)
+
+
+def test_kernels_and_packings_agree_on_layouts() -> None:
+    """Kernels know nothing of the project, so what both must know is written twice."""
+    tables = sys.modules["sparse_engine.kernels.linear_bsr"]
+    assert (tables.BLOCK_ROWS, tables.BLOCK_COLS) == (blocks.ROWS, blocks.COLS)
+    tables = sys.modules["sparse_engine.kernels.linear_ell"]
+    assert (tables.ROWS, tables.WIDTH) == (ell.LANES, ell.WIDTH)
+    assert sys.modules["sparse_engine.kernels.linear_nm"].BITS == packed_nm.BITS
+    assert sys.modules["sparse_engine.kernels.recurrent_step"].GATES == recurrent_base.GATES
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

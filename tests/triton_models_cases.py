@@ -12,8 +12,9 @@ from triton_engine import on_gpu
 
 import sparse_engine as se
 from sparse_engine import kernels
+from sparse_engine.errors import UsageError
 from sparse_engine.nn import SparseLinear
-from sparse_engine.nn.joined import SparseGatedMLP
+from sparse_engine.nn.joined import Siblings, SparseGatedMLP
 
 __all__ = ["on_gpu", "outputs"]
 
@@ -160,3 +161,58 @@ def test_a_model_compiles_as_one_graph() -> None:
     expected = model(ids, use_cache=False).logits
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(ids, use_cache=False).logits, expected)
+
+
+@torch.inference_mode()
+def test_joined_layers_see_what_is_written_to_them() -> None:
+    """Biases too; and a piece without any block is no obstacle."""
+    layers = [nn.Linear(32, 32), nn.Linear(32, 16), nn.Linear(32, 16)]
+    layers[0].weight.data.zero_()
+    sparse = [SparseLinear.from_dense(linear, "bsr:16x16").to(DEVICE) for linear in layers]
+    Siblings(sparse)
+    x = torch.randn(3, 32, device=DEVICE)
+
+    def check() -> None:
+        for linear, layer in zip(layers, sparse, strict=True):
+            torch.testing.assert_close(layer(x).cpu(), linear(x.cpu()), rtol=1e-4, atol=1e-5)
+
+    check()
+    layers[1].bias.data = layers[1].bias + 1
+    sparse[1].bias = layers[1].bias.data.clone().to(DEVICE)
+    check()
+    layers[2].weight.data = -layers[2].weight
+    sparse[2].load_state_dict(
+        SparseLinear.from_dense(layers[2], "bsr:16x16").to(DEVICE).state_dict()
+    )
+    check()
+
+
+def test_gated_modules_refuse_what_their_layers_refuse() -> None:
+    model = llama().to(DEVICE)
+    se.sparsify_(model, "bsr:16x16")
+    mlp = model.model.layers[0].mlp
+    with pytest.raises(UsageError, match="inference only"):
+        mlp(torch.randn(1, 64, device=DEVICE, requires_grad=True))
+    with torch.inference_mode(), pytest.raises(UsageError, match="the weight takes"):
+        mlp(torch.randn(1, 63, device=DEVICE))
+
+
+@torch.inference_mode()
+def test_t5_keeps_its_last_layer_in_float32() -> None:
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=60,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    model = prune(transformers.T5EncoderModel(config)).to(DEVICE).bfloat16()
+    mlp = model.encoder.block[0].layer[1].DenseReluDense
+    mlp.wo.float()
+    x = torch.randn(3, 32, device=DEVICE).bfloat16()
+    expected = mlp(x)
+    config = se.SparseConfig("bsr:16x16", dtype="bfloat16")
+    se.sparsify_(model, config, filter_fn=lambda m, name: ".wi_" in name)
+    joined = model.encoder.block[0].layer[1].DenseReluDense
+    assert isinstance(joined, SparseGatedMLP)
+    found = joined(x)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)

@@ -111,6 +111,8 @@ def test_refusals() -> None:
         ({"inputs": ones}, r"inputs: expected floats \[2, 64\]"),
         ({"h_next": ones}, "h_next: is h itself"),
         ({"y": torch.ones(16, 2, device=DEVICE).t()}, "y: rows are not contiguous"),
+        ({"h": torch.ones(2, 32, device=DEVICE)[:, :16]}, "h: is not contiguous"),
+        ({"c": torch.ones(2, 32, device=DEVICE)[:, :16]}, "c: is not contiguous"),
         ({"bias": ones[0]}, r"bias: expected torch.float32 \[64\]"),
     ]
     for change, message in cases:

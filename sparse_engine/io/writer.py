@@ -159,7 +159,7 @@ def _stored(layer: SparseLinear) -> Format:
         "float32" if dtype == "float16" else dtype
     )  # which packages do not have, since CPUs don't
     if stored_as(format_class, params, dtype) is format_class:
-        return layer.to_format()
+        return layer.to_format().to("cpu")
     on_gpu = isinstance(layer.packed, GPU_PACKINGS)
     packed = layer.to_format() if on_gpu else layer.packed
     return pack(packed.to("cpu"), "cpu", dtype)

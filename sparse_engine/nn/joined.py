@@ -7,15 +7,19 @@ own values become views of them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.ops import is_plain, run_linear
+from sparse_engine.nn.recurrent_weights import same, version
+from sparse_engine.ops import is_plain, native, run_linear
 from sparse_engine.packings import Blocks
+
+# So often results may go unread before layers are taken to be no siblings.
+MAX_UNREAD = 8
 
 
 class JoinedWeights:
@@ -29,13 +33,21 @@ class JoinedWeights:
 
     def whole(self) -> tuple[Blocks, Tensor | None] | None:
         """The weight and the bias; None where they cannot be joined."""
-        seen = tuple(layer.packed for layer in self.layers)
-        if len(seen) != len(self._seen) or any(
-            a is not b for a, b in zip(seen, self._seen, strict=True)
-        ):
-            self._whole = self._join(seen)
-            self._seen = tuple(layer.packed for layer in self.layers)
+        if not same(self._now(), self._seen):
+            self._whole = self._join(tuple(layer.packed for layer in self.layers))
+            self._seen = self._now()
         return self._whole
+
+    def forget(self) -> None:
+        """Let go of everything, as before weights move elsewhere."""
+        self._seen, self._whole = (), None
+
+    def _now(self) -> tuple[Any, ...]:
+        """What must be the same for the joined weight to hold; values are its own views."""
+        return tuple(
+            (layer.packed, layer.bias, version(layer.bias), version(layer._buffers.get("scales")))
+            for layer in self.layers
+        )
 
     def _join(self, packed: tuple[Any, ...]) -> tuple[Blocks, Tensor | None] | None:
         biases = [layer.bias for layer in self.layers]
@@ -64,28 +76,43 @@ class Siblings:
     def __init__(self, layers: Sequence[SparseLinear]) -> None:
         """Let `layers` ask this object on a GPU."""
         self.weights = JoinedWeights(layers)
-        self._x: weakref.ref[Tensor] | None = None
-        self._version = 0
-        self._ready: dict[int, Tensor] = {}
+        # x, how often it was written to, where it lies, and what is left of its results: one attribute,
+        # so that threads never see half of it.
+        self._ready: tuple[Any, int, int, dict[int, Tensor]] | None = None
+        self._unread = 0
         for layer in layers:
             layer.siblings = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Nothing: copies of the layers run one by one until they are joined anew."""
 
+    def forget(self) -> None:
+        """Let go of weights and results."""
+        self._ready = None
+        self.weights.forget()
+
     def run(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
-        """y of one layer; None if it has to run alone."""
-        known = self._x is not None and self._x() is x and self._version == _version(x)
-        if known and id(layer) in self._ready:
-            return self._ready.pop(id(layer))
-        joined = self.weights.whole()
+        """y of one layer; None if it has to run alone.
+
+        Of tensors that were made in inference mode nothing tells whether they were written to: there x
+        must not be changed between the calls of the layers.
+        """
+        ready = self._ready
+        if ready is not None and ready[0]() is x and ready[1:3] == (version(x), x.data_ptr()):
+            y = ready[3].pop(id(layer), None)
+            if y is not None:
+                return y
+        joined = self.weights.whole() if self._unread < MAX_UNREAD else None
         if joined is None:
             return None
+        # Where layers are not called with the same x, joining them is work for nothing.
+        self._unread = self._unread + 1 if ready is not None and ready[3] else 0
         y = run_linear(joined[0], x, joined[1], "none", None)
         parts = y.split([one.out_features for one in self.weights.layers], -1)
-        self._x, self._version = weakref.ref(x), _version(x)
-        self._ready = {id(one): p for one, p in zip(self.weights.layers, parts, strict=True)}
-        return self._ready.pop(id(layer))
+        results = {id(one): p for one, p in zip(self.weights.layers, parts, strict=True)}
+        mine = results.pop(id(layer))
+        self._ready = (weakref.ref(x), version(x), x.data_ptr(), results)
+        return mine
 
 
 class SparseGatedMLP(nn.Module):
@@ -125,10 +152,18 @@ class SparseGatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """y [..., hidden] of x [..., hidden]."""
         joined = self._weights() if is_plain(x) else None
-        if joined is None:
+        if joined is None or x.device != joined[0].device:
             return self.original(x)
+        native.check_linear(x, joined[0].shape, None, None)
         inner = run_linear(joined[0], x, joined[1], self.activation, None)
-        return self.get_submodule(self.names[2])(inner)
+        down: Any = self.get_submodule(self.names[2])
+        if not isinstance(down, SparseLinear) and down.weight.is_floating_point():
+            inner = inner.to(down.weight.dtype)  # T5 keeps it in float32
+        return down(inner)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._joined = None
+        return super()._apply(fn, recurse)
 
     def _weights(self) -> tuple[Blocks, Tensor | None] | None:
         gate, up = (self.get_submodule(name) for name in self.names[:2])
@@ -138,8 +173,3 @@ class SparseGatedMLP(nn.Module):
         if self._joined is None or self._joined.layers != (gate, up):
             self._joined = JoinedWeights((gate, up), gated=True)  # type: ignore[arg-type]
         return self._joined.whole()
-
-
-def _version(x: Tensor) -> int:
-    """How often a tensor was written to; inference tensors do not count."""
-    return 0 if x.is_inference() else x._version

@@ -59,8 +59,10 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         zeros = torch.zeros(out_features, in_features, dtype=dtype or torch.float32, device=device)
+        kind = "float16" if dtype == torch.float16 else None
         self.format = "csr"
-        self._hold(pack(parse_format("csr")[0].from_dense(zeros), zeros.device.type))
+        stored = parse_format("csr")[0].from_dense(_storable(zeros))
+        self._hold(pack(stored, zeros.device.type, kind))
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
 
     @classmethod
@@ -170,12 +172,15 @@ class SparseLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         wanted = fn(self.values[:0])
-        on_gpu = wanted.device.type == "cuda"
+        # What comes from a GPU in float16 becomes float32 on the CPU.
+        on_gpu = wanted.device.type == "cuda" or self.values.device.type == "cuda"
         if wanted.dtype not in (GPU_DTYPES if on_gpu else VALUE_DTYPES):
             raise UsageError(
                 f"SparseLinear has no {wanted.dtype} on {wanted.device.type}: use float32 or bfloat16"
             )
         self._known = None
+        if self.siblings is not None:
+            self.siblings.forget()
         scales = self._buffers.get("scales")
         super()._apply(fn, recurse)
         if scales is not None and not scales.is_meta:  # `model.bfloat16()` must not round them
@@ -247,6 +252,8 @@ def _suited(packed: Format, spec: str) -> Format:
         return packed
     format_class, params = parse_format(spec)
     dtype = str(packed.dtype).removeprefix("torch.")
+    if dtype == "float16" and packed.device.type == "cpu":
+        dtype = "float32"
     stored = format_class.from_dense(_storable(packed.to_dense()), **params)
     return pack(stored, packed.device.type, dtype)
 

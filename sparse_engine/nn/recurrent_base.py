@@ -43,7 +43,7 @@ class SparseRNNBase(nn.Module):
     """What SparseLSTM, SparseGRU and SparseRNN share: arguments, inputs and outputs are torch's.
 
     The weights are SparseLinear layers `ih_l0`, `hh_l0`, `hr_l0`, `ih_l0_reverse`, ..., with the rows
-    of `interleaved`. Products and states are float32, whatever the dtype of the weights; dropout is
+    of `interleaved`. On the CPU products and states are float32, whatever the dtype of the weights (on a GPU see recurrent_gpu); dropout is
     for training and does nothing. What a call needs in another packing than a layer holds is made at
     the first such call, and kept.
     """

@@ -1,4 +1,4 @@
-"""Recurrent networks on a GPU: a launch a step, and whole sequences as one CUDA graph.
+"""Recurrent networks on a GPU: a kernel a step, and whole sequences as one CUDA graph.
 
 The inputs' products of all steps are one large product. Where the hidden weight lies in blocks of 16 rows,
 which are a gate of 16 units, a step is one kernel (`kernels.recurrent_step`); in any other format it is a
@@ -7,13 +7,16 @@ product and torch's cell. `step_kernel` says which. h is kept in the dtype of fl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from sparse_engine.gpu_timer import capture
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.recurrent_weights import BLOCK, in_order
+from sparse_engine.nn.recurrent_weights import BLOCK, in_order, same
 from sparse_engine.ops import reference, run_linear
 from sparse_engine.packings import Blocks
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 # Sequences of as many steps are worth a graph, and as many shapes of them are kept.
 GRAPH_STEPS, MAX_GRAPHS = 4, 8
+# More sequences than kernels for few tokens take multiply a weight that is expanded once a sequence.
+FEW = 16
 
 
 def fused(hidden: SparseLinear) -> bool:
@@ -48,37 +53,64 @@ def run(
     return _replayed(network, x, sizes, state)
 
 
+@dataclass
+class _Graph:
+    """A captured sequence: what it reads and writes, and the weights that it was captured with."""
+
+    graph: torch.cuda.CUDAGraph
+    x: Tensor
+    state: list[Tensor | None]
+    result: tuple[Tensor, list[Tensor]]
+    weights: tuple[Tensor, ...]
+
+
 def _replayed(
     network: SparseRNNBase, x: Tensor, sizes: list[int], state: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The same by a graph, which is captured when a shape comes for the first time."""
-    from sparse_engine.gpu_timer import capture
-
-    graphs: dict[Any, Any] = network.__dict__.setdefault("_graphs", {})
-    weights = tuple(buffer.data_ptr() for buffer in network.buffers())
+    """The same by a graph, which is captured when a shape comes for the second time."""
+    graphs: dict[Any, _Graph | None] = network.__dict__.setdefault("_graphs", {})
+    weights = tuple(network.buffers())
     given = tuple(None if t is None else t.dtype for t in state)
-    key = (x.dtype, x.device, tuple(sizes), given, weights)
+    key = (x.dtype, x.device, tuple(sizes), given)
+    seen = key in graphs
     found = graphs.pop(key, None)
-    if found is None:
-        kept = x.clone(), [None if t is None else t.clone() for t in state]
-        result: list[Any] = []
-
-        def call() -> None:
-            h, c = kept[1]
-            result[:] = _layers(network, kept[0], sizes, (h, c))
-
-        graph = capture(call, x.device)
-        found = graph, kept, result
+    if found is not None and not same(found.weights, weights):
+        found = None
+    if not seen:
         while len(graphs) >= MAX_GRAPHS:  # the one that was not used for longest goes
             graphs.pop(next(iter(graphs)))
-    graphs[key] = found
-    graph, (inputs, states), (y, last) = found
-    inputs.copy_(x)
-    for mine, theirs in zip(states, state, strict=True):
-        if mine is not None:
-            mine.copy_(theirs)
-    graph.replay()
-    return y.clone(), [t.clone() for t in last]
+        graphs[key] = None
+        return _layers(network, x, sizes, state)
+    # Ordinary tensors, which may be written to in and out of inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        if found is None:
+            found = _captured(network, x, sizes, state, weights)
+        graphs[key] = found
+        found.x.copy_(x)
+        for mine, theirs in zip(found.state, state, strict=True):
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)
+        found.graph.replay()
+        y, last = found.result
+        return y.clone(), [t.clone() for t in last]
+
+
+def _captured(
+    network: SparseRNNBase,
+    x: Tensor,
+    sizes: list[int],
+    state: tuple[Tensor | None, Tensor | None],
+    weights: tuple[Tensor, ...],
+) -> _Graph:
+    inputs = x.clone()
+    h, c = (None if t is None else t.clone() for t in state)
+    result: list[Any] = []
+
+    def call() -> None:
+        result[:] = _layers(network, inputs, sizes, (h, c))
+
+    graph = capture(call, x.device)
+    return _Graph(graph, inputs, [h, c], (result[0], result[1]), weights)
 
 
 def _layers(
@@ -107,7 +139,9 @@ def _layers(
 
 def _states(given: Tensor | None, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A copy to write to."""
-    return x.new_zeros(shape, dtype=dtype) if given is None else given.to(dtype, copy=True)
+    if given is None:
+        return x.new_zeros(shape, dtype=dtype)
+    return given.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _direction(
@@ -127,13 +161,21 @@ def _direction(
     bias, hidden_bias = network.step_biases(which)
     gates = run_linear(inputs.packed, x, bias, "none", None)  # [tokens, rows]
     first, second = h.contiguous().clone(), h.contiguous().clone()
+    dense = None
+    if not fused(hidden) and not isinstance(hidden.packed, Blocks) and sizes[0] > FEW:
+        from sparse_engine.ops.triton import expand
+
+        dense = expand(hidden.packed, x.dtype)  # once, not at every step
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + size)
     steps = range(len(sizes))
     for t in reversed(steps) if backward else steps:
         n, rows = sizes[t], slice(starts[t], starts[t + 1])
-        _step(network, hidden, projection, gates[rows], hidden_bias, first, c, second, y[rows], n)
+        _step(
+            network, hidden, dense, projection, gates[rows], hidden_bias,
+            first, c, second, y[rows], n,
+        )  # fmt: skip
         first, second = second, first
         after = 0 if t + 1 == len(sizes) else sizes[t + 1]
         if not backward:  # sequences that end here
@@ -145,6 +187,7 @@ def _direction(
 def _step(
     network: SparseRNNBase,
     hidden: Any,
+    dense: Tensor | None,
     projection: Any,
     gates: Tensor,
     bias: Tensor | None,
@@ -169,7 +212,10 @@ def _step(
             bias, cell, target, kept,
         )  # fmt: skip
     else:
-        products = run_linear(hidden.packed, h[:n], bias, "none", None)
+        if dense is None:
+            products = run_linear(hidden.packed, h[:n], bias, "none", None)
+        else:
+            products = F.linear(h[:n], dense, None if bias is None else bias.to(h.dtype))
         left, right = (
             in_order(t.T.float(), network.gates, network.hidden_size).T for t in (gates, products)
         )

@@ -42,9 +42,9 @@ def same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is int and a == b)
 
 
-def version(tensor: Tensor) -> int:
+def version(tensor: Tensor | None) -> int:
     """How often a tensor was written to; inference tensors do not count: call `forget` then."""
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def packed_layer(

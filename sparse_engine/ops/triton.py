@@ -21,7 +21,7 @@ except ImportError as error:
 
 # Up to as many tokens single elements and N:M have kernels of their own, which read the weight once for
 # four; for more it is expanded, and multiplied by the dense product of torch.
-FEW_TOKENS = 16
+FEW_ELEMENT_TOKENS = 16
 
 _library = torch.library.Library("sparse_engine", "FRAGMENT")
 _library.define(
@@ -38,10 +38,11 @@ def run(
     Float weights meet x in their own dtype, int8 ones in that of x; sums are float32.
     """
     dtype = x.dtype if packed.dtype == torch.int8 else packed.dtype
-    rows = x.detach().reshape(-1, x.shape[-1]).to(dtype)
+    tokens = x.shape[:-1].numel()
+    rows = x.detach().reshape(tokens, x.shape[-1]).to(dtype)
     out_features = packed.shape[0] // (2 if _gated(packed) else 1)
     if residual is not None:
-        residual = residual.reshape(-1, out_features).to(dtype)
+        residual = residual.reshape(tokens, out_features).to(dtype)
     if bias is not None and bias.dtype not in (dtype, torch.float32):
         bias = bias.float()
     y = _multiply(packed, rows, bias, activation, residual)
@@ -71,20 +72,26 @@ def _multiply(
             plan=plan,
             **rest,
         )
-    few = len(x) <= FEW_TOKENS
-    if isinstance(packed, Ell):
+    if len(x) <= FEW_ELEMENT_TOKENS and isinstance(packed, Ell):
         buffers = (packed.values, packed.columns, packed.groups, packed.rows)
-        if few:
-            return kernels.linear_ell(x, *buffers, packed.shape[0], **rest)
-        dense = kernels.expand_ell(*buffers, packed.shape, x.dtype, scales)
-    else:
+        return kernels.linear_ell(x, *buffers, packed.shape[0], **rest)
+    if len(x) <= FEW_ELEMENT_TOKENS:
         pattern = (packed.values, packed.positions, packed.keep, packed.of)
-        if few:
-            return kernels.linear_nm(x, *pattern, **rest)
-        dense = kernels.expand_nm(*pattern, packed.shape[1], x.dtype, scales)
+        return kernels.linear_nm(x, *pattern, **rest)
+    dense = expand(packed, x.dtype)
     y = F.linear(x, dense, None if bias is None else bias.to(x.dtype))
     y = ACTIVATIONS[activation](y)
     return y if residual is None else y + residual
+
+
+def expand(packed: Any, dtype: torch.dtype) -> Tensor:
+    """The dense weight [out, in] of an Ell or a PackedNM: as much memory as the model had before."""
+    scales = packed.scales if packed.dtype == torch.int8 else None
+    if isinstance(packed, Ell):
+        buffers = (packed.values, packed.columns, packed.groups, packed.rows)
+        return kernels.expand_ell(*buffers, packed.shape, dtype, scales)
+    pattern = (packed.values, packed.positions, packed.keep, packed.of)
+    return kernels.expand_nm(*pattern, packed.shape[1], dtype, scales)
 
 
 def _gated(packed: Format) -> bool:
@@ -94,9 +101,12 @@ def _gated(packed: Format) -> bool:
 def kernel_name(packed: Format, tokens: int) -> str:
     """Name of the kernel that runs `tokens` tokens, their rows being contiguous."""
     if isinstance(packed, Blocks):
-        return kernels.linear_bsr_name(packed.values, tokens, cut=len(packed.items) > 0)
+        cut = len(packed.items) > 0
+        return kernels.linear_bsr_name(packed.values, tokens, packed.shape[1], cut)
     name = {Ell: "ell", PackedNM: "nm"}[type(packed)]
-    return f"linear_{name}_kernel" if tokens <= FEW_TOKENS else f"expand_{name}_kernel, dense"
+    return (
+        f"linear_{name}_kernel" if tokens <= FEW_ELEMENT_TOKENS else f"expand_{name}_kernel, dense"
+    )
 
 
 def _linear(

@@ -24,6 +24,7 @@ from sparse_engine.packings.strips import Strips
 INT8 = (QuadRuns, SellP8, Bits8, Groups8)
 PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8, Groups, Groups8)
 GPU_PACKINGS = (Blocks, Ell, PackedNM)
+FLOAT16_ON_CPU = "float16 has kernels on GPUs only: use float32 or bfloat16 on the CPU"
 
 
 def packing_of(
@@ -55,7 +56,7 @@ def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> 
     if isinstance(weight, INT8) or device_type != "cpu":
         return weight
     if dtype == "float16":
-        raise UsageError("float16 has kernels on GPUs only: use float32 or bfloat16 on the CPU")
+        raise UsageError(FLOAT16_ON_CPU)
     if isinstance(weight, PACKINGS) and dtype != "int8":
         return weight
     cls = packing_of(type(weight), weight.params(), dtype or "")
@@ -89,6 +90,7 @@ def pack_gpu(weight: Format, dtype: str | None = None) -> Format:
 
 
 __all__ = [
+    "FLOAT16_ON_CPU",
     "GPU_PACKINGS",
     "PACKINGS",
     "Bits",

@@ -95,7 +95,7 @@ class Blocks(Format):
         first = pieces[0]
         counts = torch.cat([piece.pointers.diff() for piece in pieces])
         pointers = to_pointers(counts)
-        plan = plan_bsr(pointers, first.values[:1].nbytes, gated)
+        plan = plan_bsr(pointers, first.rows * first.cols * first.values.element_size(), gated)
         empty = torch.zeros(0, 4, dtype=torch.int32, device=first.device)
         return cls(
             shape=(sum(piece.shape[0] for piece in pieces), first.shape[1]),
