@@ -44,8 +44,8 @@ class SparseRNNBase(nn.Module):
 
     The weights are SparseLinear layers `ih_l0`, `hh_l0`, `hr_l0`, `ih_l0_reverse`, ..., with the rows
     of `interleaved`. On the CPU products and states are float32, whatever the dtype of the weights;
-    nn/recurrent_gpu.py says how it is on a GPU. Dropout is for training and does nothing. What a call needs in
-    another packing than a layer holds is made at the first such call, and kept.
+    nn/recurrent_gpu.py says how it is on a GPU. Dropout is for training and does nothing. What a call needs
+    in another packing than a layer holds is made at the first such call, and kept.
     """
 
     mode: str
