@@ -24,7 +24,7 @@ def no_memory_of_choices(monkeypatch: pytest.MonkeyPatch) -> None:
 def pruned(module: nn.Module, side: int = 16) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
-        if "weight" in name:
+        if "weight" in name and parameter.dim() == 2:
             rows, cols = parameter.shape
             kept = torch.rand(-(-rows // side), -(-cols // side), generator=generator) < 0.3
             mask = kept.repeat_interleave(side, 0).repeat_interleave(side, 1)[:rows, :cols]
@@ -56,6 +56,39 @@ def test_a_shape_that_comes_again_replays_a_graph() -> None:
                 twin(x.to(DEVICE))[0].cpu(), network(x)[0], rtol=1e-3, atol=1e-3
             )
     assert len(twin.__dict__["_graphs"]) <= MAX_GRAPHS
+
+
+def test_steps_write_their_state_over() -> None:
+    network, twin = lstm()
+    state = torch.zeros(1, 2, 64, device=DEVICE), torch.zeros(1, 2, 64, device=DEVICE)
+    place = state[0].data_ptr()
+    x = torch.randn(6, 2, 32)
+    with torch.inference_mode():
+        expected, (h, c) = network(x)
+        for step, wanted in zip(x.to(DEVICE), expected, strict=True):
+            y, state = twin.step(step, state)  # type: ignore[operator]
+            torch.testing.assert_close(y.cpu(), wanted, rtol=1e-3, atol=1e-3)
+        assert state[0].data_ptr() == place
+        for mine, theirs in zip(state, (h, c), strict=True):
+            torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_drop_in_layers() -> None:
+    """What is made of sparse linear layers runs where they are."""
+    torch.manual_seed(0)
+    layer = pruned(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True))
+    twin = se.nn.SparseTransformerEncoderLayer.from_dense(layer, "bsr:16x16").to(DEVICE)  # type: ignore[arg-type]
+    x = torch.randn(2, 7, 64)
+    conv = nn.Conv1d(16, 32, 3)
+    sparse = se.nn.SparseConv1d.from_dense(conv, "csr").to(DEVICE)
+    with torch.inference_mode():
+        torch.testing.assert_close(twin(x.to(DEVICE)).cpu(), layer(x), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            sparse(x[:, :, :16].transpose(1, 2).to(DEVICE)).cpu(),
+            conv(x[:, :, :16].transpose(1, 2)),
+            rtol=1e-3,
+            atol=1e-3,
+        )
 
 
 def test_a_graph_does_not_outlive_its_weights() -> None:

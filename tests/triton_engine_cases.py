@@ -204,6 +204,27 @@ def test_projections_and_steps() -> None:
         check_outputs((y[None], state), (expected[0][-1:], expected[1]))
 
 
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells(kind: type[nn.RNNCellBase]) -> None:
+    torch.manual_seed(0)
+    cell = kind(20, 24)
+    twins = {
+        nn.LSTMCell: se.nn.SparseLSTMCell,
+        nn.GRUCell: se.nn.SparseGRUCell,
+        nn.RNNCell: se.nn.SparseRNNCell,
+    }
+    twin = twins[kind].from_dense(cell, "bsr:16x16").to(DEVICE)
+    x, h = torch.randn(3, 20), torch.randn(3, 24)
+    state = (h, torch.randn(3, 24)) if kind is nn.LSTMCell else h
+    moved = tuple(t.to(DEVICE) for t in state) if kind is nn.LSTMCell else h.to(DEVICE)
+    with torch.inference_mode():
+        found, expected = twin(x.to(DEVICE), moved), cell(x, state)
+        if kind is not nn.LSTMCell:
+            found, expected = (found,), (expected,)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_recurrent_networks_in_16_bits() -> None:
     torch.manual_seed(0)
     network = nn.LSTM(20, 24)

@@ -23,8 +23,8 @@ from sparse_engine.packings import Blocks
 if TYPE_CHECKING:
     from sparse_engine.nn.recurrent_base import SparseRNNBase
 
-# Sequences of as many steps are worth a graph, and as many shapes of them are kept.
-GRAPH_STEPS, MAX_GRAPHS = 4, 8
+# Graphs of as many shapes are kept.
+MAX_GRAPHS = 8
 # More sequences than kernels for few tokens take multiply a weight that is expanded once a sequence.
 FEW = 16
 
@@ -47,8 +47,7 @@ def run(
 
     x: [tokens, in], the steps one after another, sizes[t] rows for step t, never more than the step before.
     """
-    captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
-    if not x.is_cuda or captured or len(sizes) < GRAPH_STEPS:
+    if not x.is_cuda or torch.cuda.is_current_stream_capturing():
         return _layers(network, x, sizes, state)
     return _replayed(network, x, sizes, state)
 

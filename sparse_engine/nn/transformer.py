@@ -64,7 +64,7 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
         graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
         reason = self.problem(src, src_mask, is_causal)
         if graph or reason:
-            if reason and not graph:
+            if reason and not graph and not src.is_cuda:  # where nothing else is to be had
                 warnings.warn(f"the layer runs module by module: {reason}", stacklevel=2)
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         single = src.dim() == 2
