@@ -74,14 +74,14 @@ def fitting(weight: Tensor, dtype: str) -> list[str]:
     made_of = (f"bsr:{r}x{c}" for r, c in blocks if block_fill(weight, r, c) >= MIN_FILL)
     fits = list(islice(made_of, 2))
     if not on_cpu:
-        groups = (f"nm:{n}:{m}" for n, m in GPU_GROUPS if _most_in_group(weight, m) <= n)
+        groups = (f"nm:{n}:{m}" for n, m in GPU_GROUPS if most_in_group(weight, m) <= n)
         return [*fits, *islice(groups, 1), "csr"]
     if dtype == "int8":  # blocks have no kernel of their own there
         fits = []
     return ["csr", *fits, "bitmask", *(["sellp"] if weight.shape[1] <= 65536 else [])]
 
 
-def _most_in_group(weight: Tensor, of: int) -> int:
+def most_in_group(weight: Tensor, of: int) -> int:
     """Non-zeros of the fullest group of `of` neighbours along the inputs."""
     kept = F.pad(weight != 0, (0, -weight.shape[1] % of))
     return int(kept.view(weight.shape[0], -1, of).sum(2).max()) if kept.numel() else 0

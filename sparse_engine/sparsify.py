@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +20,7 @@ from sparse_engine.nn import SparseLinear, SparseRNNBase, SparseRNNCellBase
 from sparse_engine.nn.recurrent import NETWORKS
 from sparse_engine.nn.recurrent_cells import CELLS
 from sparse_engine.nn.recurrent_gpu import step_kernel
+from sparse_engine.semi_structured import compress, is_compressed, restored
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 TWINS: dict[Any, Any] = {**NETWORKS, **CELLS}
@@ -117,7 +118,7 @@ def sparsify_(
     rows = []
     for done, (name, linear) in enumerate(linears, 1):
         kept = _reason_to_keep(linear, name, filter_fn, tied)
-        plain = as_linear(linear)
+        plain = restored(as_linear(linear))
         choice = Choice("dense", 1.0, {}, kept) if kept else _choose(plain, config)
         layer = None
         if choice.format != "dense":
@@ -128,7 +129,13 @@ def sparsify_(
             layer.is_conv1d = is_conv1d(linear)
             layers[key] = layer
             swaps.append((name, layer.train(linear.training)))
+        compressed = None
+        if choice.format == "dense" and config.format == "auto" and plain is linear and not kept:
+            compressed, told = compress(plain, config.tokens)
+            choice = replace(choice, reason=f"{choice.reason}; {told}" if told else choice.reason)
         rows.append(_row(name, plain, layer, choice, config))
+        if compressed is not None:
+            plain.weight = nn.Parameter(compressed, requires_grad=False)
         if progress is not None:
             progress(done, total, name)
     made: dict[int, tuple[Twin | None, str]] = {}  # one for all names of a network
@@ -163,6 +170,8 @@ def densify_(model: nn.Module) -> nn.Module:
         if isinstance(module, SparseRNNBase):
             _replace(model, name, module.to_dense(dtype))
     for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.Linear) and is_compressed(module.weight):
+            _replace(model, name, restored(module))
         if isinstance(module, SparseLinear):
             linear = module.to_dense(dtype)
             _replace(model, name, as_conv1d(linear) if module.is_conv1d else linear)
@@ -178,6 +187,8 @@ def _reason_to_keep(
         return f"is a {type(linear).__name__}, whose owner reads its weight"
     if linear.weight.dtype not in _dtypes(linear.weight):
         return f"is {linear.weight.dtype}: cast the model to float32 or bfloat16 first"
+    if is_compressed(linear.weight):
+        return "runs torch's 2:4 kernels already"
     if id(linear.weight) in tied:
         return f"tied to {tied[id(linear.weight)]}"
     return ""

@@ -168,3 +168,18 @@ def test_the_timer_measures() -> None:
     x = torch.randn(4096, 4096, device=DEVICE)
     times = time_on_gpu({"much": lambda: x @ x, "little": lambda: x[:1] + 1}, DEVICE, rounds=3)
     assert 0 < times["little"] < times["much"]
+
+
+def test_2_of_4_by_torch() -> None:
+    """Whatever it says: the results are those of the dense layer, and the weight comes back."""
+    linear = nn.Linear(1024, 2048).to(DEVICE).bfloat16()
+    linear.weight.data[:, ::2] = 0
+    model, weight = nn.Sequential(linear), linear.weight.detach().clone()
+    x = torch.randn(512, 1024, device=DEVICE).bfloat16()
+    with torch.inference_mode():
+        expected = model(x)
+        report = se.sparsify_(model, se.SparseConfig(tokens=(512,)))
+        assert "2:4" in report.rows[0].reason or report.swapped
+        torch.testing.assert_close(model(x), expected, rtol=2e-2, atol=2e-2)
+    se.densify_(model)
+    assert torch.equal(model[0].weight, weight)

@@ -15,6 +15,7 @@ from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
 from sparse_engine.linears import is_conv1d, is_linear, weight_of
 from sparse_engine.nn import SparseLinear
+from sparse_engine.semi_structured import plain_of
 from sparse_engine.sparsify import TWINS
 
 # Non-persistent buffers are all that a config can make the constructor allocate.
@@ -25,7 +26,7 @@ def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and persistent buffers of one module, not of its children."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            yield name, parameter
+            yield name, plain_of(parameter)
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             yield name, buffer
