@@ -26,7 +26,7 @@ from .launch import (
     shared_bytes,
 )
 from .linear_bsr_tma import has_tma, linear_bsr_tma, tma_problem, tma_shape_problem
-from .multiply import multiply
+from .multiply import multiply, place_of
 from .plan import BsrPlan, plan_bsr
 from .tiles import FEW_TOKENS, choose_config
 
@@ -65,16 +65,11 @@ def linear_bsr_kernel(
     UPCAST: tl.constexpr,
 ) -> None:
     """One program: TILE tokens x one row of blocks of y, for which a gated weight has two."""
-    # GROUP tiles of tokens take all block rows before the next GROUP: their x stays in L2.
-    tiles = tl.cdiv(tokens, TILE)
     block_rows = tl.cdiv(out_features, ROWS)
-    program = tl.program_id(0)
-    first = program // (GROUP * block_rows) * GROUP
-    height = tl.minimum(tiles - first, GROUP)
-    within = program % (GROUP * block_rows)
-    block_row = tl.load(order + within // height)
-
-    m = (first + within % height) * TILE + tl.arange(0, TILE)  # [TILE]
+    token, block_row = place_of(
+        tl.program_id(0), tokens, out_features, order, TILE, ROWS, GROUP
+    )  # fmt: skip
+    m = token + tl.arange(0, TILE)  # [TILE]
     inside = m < tokens
     x_rows = x + m.to(tl.int64)[:, None] * x_row_stride
     begin = tl.load(pointers + block_row)

@@ -23,6 +23,7 @@ from .launch import (
     processors,
     shared_bytes,
 )
+from .multiply import place_of
 from .tiles import TMA_COLS, tma_config
 
 MIN_TOKENS = 128
@@ -87,11 +88,7 @@ def linear_bsr_tma_kernel(
     tiles = tl.cdiv(tokens, TILE)
     block_rows = tl.cdiv(out_features, ROWS)
     for work in range(tl.program_id(0), tiles * block_rows, tl.num_programs(0)):
-        first = work // (GROUP * block_rows) * GROUP
-        height = tl.minimum(tiles - first, GROUP)
-        within = work % (GROUP * block_rows)
-        row = (first + within % height) * TILE
-        block_row = tl.load(order + within // height)
+        row, block_row = place_of(work, tokens, out_features, order, TILE, ROWS, GROUP)
         begin = tl.load(pointers + block_row)
         end = tl.load(pointers + block_row + 1)
         acc = tl.zeros((TILE, ROWS), dtype=tl.float32)

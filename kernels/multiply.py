@@ -1,9 +1,30 @@
-"""The loop that all BSR products share: tiles of x times the blocks of one row."""
+"""What BSR products share: which tile is whose, and the loop over the blocks of one row."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def place_of(
+    work: tl.tensor,
+    tokens: tl.tensor,
+    out_features: tl.tensor,
+    order: tl.tensor,  # [block rows of y]
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUP: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """First token and block row of a tile of y: GROUP tiles of tokens take all block rows before the next
+    GROUP do, so that their x stays in L2.
+    """
+    tiles = tl.cdiv(tokens, TILE)
+    block_rows = tl.cdiv(out_features, ROWS)
+    first = work // (GROUP * block_rows) * GROUP
+    height = tl.minimum(tiles - first, GROUP)
+    within = work % (GROUP * block_rows)
+    return (first + within % height) * TILE, tl.load(order + within // height)
 
 
 @triton.jit

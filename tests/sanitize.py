@@ -17,6 +17,7 @@ TESTS = (
     "tests/test_ops.py",
     "tests/test_packings.py",
     "tests/test_recurrent.py",
+    "tests/test_recurrent_threads.py",
     "tests/test_stack.py",
     "tests/test_stack_cache.py",
     "tests/test_encoder_models.py",

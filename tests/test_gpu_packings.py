@@ -90,10 +90,13 @@ def test_what_packs_to_what(spec: str, cls: type) -> None:
 def test_memory() -> None:
     """At most 1.05 x values and indices, of elements in 16 bits up to 90 % zeros."""
     generator = torch.Generator().manual_seed(0)
-    for sparsity in (0.5, 0.8, 0.9):
+    for sparsity in (0.5, 0.8, 0.9, 0.95):
         weight = torch.randn(4096, 1020, generator=generator)
         weight *= torch.rand(weight.shape, generator=generator) >= sparsity
         packed = Ell.from_dense(weight, torch.bfloat16)
+        assert packed.nnz >= 0.96 * packed.stored  # more in larger weights
+        if sparsity > 0.9:  # numbers of rows take as much as ever
+            continue
         assert packed.nbytes <= 1.05 * 3 * int((weight != 0).sum())
     mask = torch.rand(128, 128, generator=generator) < 0.1
     blocks = mask.repeat_interleave(32, 0).repeat_interleave(32, 1) * 1.0

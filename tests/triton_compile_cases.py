@@ -164,7 +164,10 @@ def test_bsr(
         step_bytes = (tile + rows) * config.step * ITEMSIZE[dtype]
         assert (config.stages - 1) * step_bytes <= kernel.metadata.shared
     assert "cp.async" in kernel.asm["ptx"]
-    check_fits(kernel, tmp_path, capability)
+    code = check_fits(kernel, tmp_path, capability)
+    if capability == 90 and dtype == "bf16" and tokens <= 16:
+        # Memory gives time for 14 an element of 2 bytes.
+        assert 0 < loop_size(code) * 32 * config.warps <= 5 * rows * config.step
 
 
 @pytest.mark.parametrize(("tokens", "rows", "cols"), [(1, 32, 32), (16, 64, 64), (64, 128, 128)])

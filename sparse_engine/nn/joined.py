@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.recurrent_weights import same, version
+from sparse_engine.nn.standin import StandIn
 from sparse_engine.ops import is_plain, native, run_linear
 from sparse_engine.packings import Blocks
 
@@ -115,7 +116,7 @@ class Siblings:
         return mine
 
 
-class SparseGatedMLP(nn.Module):
+class SparseGatedMLP(StandIn):
     """Stands in for a feed-forward module, down(act(gate(x)) * up(x)), and holds its submodules.
 
     On a GPU gate and up are one launch with the product in its epilogue; elsewhere, and where torch
@@ -124,27 +125,9 @@ class SparseGatedMLP(nn.Module):
 
     def __init__(self, original: nn.Module, gate: str, up: str, down: str, activation: str) -> None:
         """gate, up, down: names of submodules; activation: as `se.ops.linear` has it."""
-        super().__init__()
-        self._modules = original._modules  # shared: a swap below either is seen by both
-        self._original = (original,)  # in a tuple, so that it is no submodule
+        super().__init__(original)
         self.names, self.activation = (gate, up, down), activation
         self._joined: JoinedWeights | None = None
-        self.train(original.training)
-
-    @property
-    def original(self) -> nn.Module:
-        """The module that this one stands for."""
-        return self._original[0]
-
-    def __getattr__(self, name: str) -> Any:
-        """What callers look for on the original."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            original = self.__dict__.get("_original")
-            if original is None or name.startswith("__"):
-                raise
-            return getattr(original[0], name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_joined": None}

@@ -16,6 +16,7 @@ from sparse_engine.nn import recurrent_gpu
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.recurrent_weights import (
     BLOCK,
+    added_up,
     in_order,
     interleaved,
     packed_layer,
@@ -307,16 +308,9 @@ class SparseRNNBase(nn.Module):
         return x.is_cuda
 
     def step_biases(self, which: str) -> tuple[Tensor | None, Tensor | None]:
-        """Of the inputs' and of the hidden product, float32: one where they can be added up."""
-        layers: list[Any] = [self.get_submodule(f"{part}_{which}") for part in ("ih", "hh")]
-        b_ih, b_hh = (None if layer.bias is None else layer.bias.float() for layer in layers)
-        if b_ih is not None and b_hh is not None:
-            # The reset gate of a GRU stands between its two biases of n.
-            apart = torch.zeros_like(b_hh)
-            if self.mode == "GRU":
-                apart.view(-1, 3, BLOCK)[:, 2] = b_hh.view(-1, 3, BLOCK)[:, 2]
-            b_ih, b_hh = b_ih + (b_hh - apart), apart if self.mode == "GRU" else None
-        return b_ih, b_hh
+        """Of the inputs' and of the hidden product of a layer and direction, see `added_up`."""
+        inputs, hidden = (self.get_submodule(f"{part}_{which}").bias for part in ("ih", "hh"))
+        return added_up(inputs, hidden, self.mode)  # type: ignore[arg-type]
 
     def native(self, batch: int, tokens: int) -> _core.Recurrent:
         """The library's view of the network for so many sequences, made anew when a weight was

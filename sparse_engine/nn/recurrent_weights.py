@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparse_engine.choose import MIN_FILL, choose_format
@@ -33,6 +34,21 @@ def in_order(rows: Tensor, gates: int, units: int) -> Tensor:
     """What `interleaved` was made from."""
     blocks = rows.unflatten(0, (-1, gates, BLOCK))
     return blocks.transpose(0, 1).flatten(1, 2)[:, :units].flatten(0, 1)
+
+
+def added_up(
+    inputs: Tensor | None, hidden: Tensor | None, mode: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """The biases of the inputs' and of the hidden product, float32, interleaved: one where they can be
+    added up. The reset gate of a GRU stands between its two biases of n.
+    """
+    if inputs is None or hidden is None:  # a network has both or none
+        return None, None
+    inputs, hidden = inputs.float(), hidden.float()
+    apart = torch.zeros_like(hidden)
+    if mode == "GRU":
+        apart.view(-1, 3, BLOCK)[:, 2] = hidden.view(-1, 3, BLOCK)[:, 2]
+    return inputs + (hidden - apart), apart if mode == "GRU" else None
 
 
 def same(a: Any, b: Any) -> bool:

@@ -16,6 +16,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import LayerStack
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.standin import StandIn
 from sparse_engine.ops import weight_handle
 from sparse_engine.ops.native import ACTIVATION_CODES
 from sparse_engine.packings import Runs
@@ -33,7 +34,7 @@ UNSUPPORTED = (
 Watched = tuple[dict[str, Any], str, Tensor, int, int | None]
 
 
-class NativeStack(nn.Module):
+class NativeStack(StandIn):
     """Stands in for the module that runs a model's layers, and holds the same submodules.
 
     What the library cannot do (attentions asked for) runs layer by layer, with a warning that says
@@ -42,30 +43,12 @@ class NativeStack(nn.Module):
 
     def __init__(self, original: nn.Module, stack: LayerStack) -> None:
         """Take over the submodules of `original`, whose layers lie where `stack` says."""
-        super().__init__()
-        self._modules = original._modules  # shared: a swap below either is seen by both
+        super().__init__(original)
         self.stack = stack
         self.config = getattr(original, "config", None)
-        self._original = (original,)  # in a tuple, so that it is no submodule
         self._native: _core.Stack | None = None
         self._watched: list[Watched] = []
         self._held: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
-        self.train(original.training)
-
-    @property
-    def original(self) -> nn.Module:
-        """The module that this one stands for."""
-        return self._original[0]
-
-    def __getattr__(self, name: str) -> Any:
-        """What callers look for on the original: dtype, main_input_name, get_input_embeddings..."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            original = self.__dict__.get("_original")
-            if original is None or name.startswith("__"):
-                raise
-            return getattr(original[0], name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_native": None, "_watched": [], "_held": []}
