@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from task_models import LABELS, PIECES, SIZES, opened
 
 from sparse_engine.errors import SparseEngineError, UnsupportedModelError, UsageError
 from sparse_engine.tasks import InputError, Sampling, open_task
+from sparse_engine.tasks.generate import MAX_STOP, _begun
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +228,17 @@ def test_run_refuses_what_does_not_fit(packages: dict[str, Path]) -> None:
         result = CliRunner().invoke(app, ["run", str(packages[kind]), "-t", "a cat", *options])
         assert isinstance(result.exception, SparseEngineError), result.output
         assert why in str(result.exception)
+
+
+def test_stop_texts_are_found_and_bounded() -> None:
+    words = ["".join(w) for n in range(6) for w in product("ab", repeat=n)]
+    for stops in (("ab",), ("aab", "b"), ("abab", "bba"), ()):
+        for text in words:
+            if any(stop in text for stop in stops):
+                continue
+            begun = [n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])]
+            assert _begun(text, stops) == max(begun, default=0)
+    Sampling(stop=("x" * MAX_STOP,))
+    for wrong in ("", "x" * (MAX_STOP + 1)):
+        with pytest.raises(UsageError, match="give texts of 1 to 256 characters"):
+            Sampling(stop=("a", wrong))

@@ -10,8 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from sparse_engine.errors import UsageError
-from sparse_engine.serve import completions, v1, v2
-from sparse_engine.serve.compute import Line, compute_thread
+from sparse_engine.serve import completions, page, v1, v2
+from sparse_engine.serve.compute import Line, compute_thread, reader_threads
 from sparse_engine.serve.metrics import Metrics
 from sparse_engine.serve.middleware import Guard, Traffic
 from sparse_engine.serve.replies import Refusal, error_response, json_response
@@ -28,8 +28,8 @@ def build(models: Mapping[str, Task], threads: int | None) -> FastAPI:
     for name in models:
         if not name or "/" in name:
             raise UsageError(f"model name {name!r}: it goes into URLs, use a plain name")
-    thread = compute_thread(threads)
-    served = {name: Served(name, model, Line(thread)) for name, model in models.items()}
+    thread, readers = compute_thread(threads), reader_threads()
+    served = {name: Served(name, model, Line(thread, readers)) for name, model in models.items()}
     service = Service(served, Traffic(), Metrics(), int(time.time()))
     for model in served.values():
         service.metrics.add_model(model.name, model.task, model.line)
@@ -45,13 +45,14 @@ def build(models: Mapping[str, Task], threads: int | None) -> FastAPI:
     app.add_middleware(Guard, traffic=service.traffic, metrics=service.metrics)
     app.add_exception_handler(HTTPException, _no_such_route)
     routers = (
+        page.routes(service),
         _health(service),
         v1.routes(service),
         completions.routes(service),
         v2.routes(service),
     )
     for router in routers:
-        app.include_router(router)
+        app.router.routes += router.routes
     return app
 
 

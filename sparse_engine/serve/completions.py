@@ -6,7 +6,6 @@ repetition_penalty. Tokens of several requests take turns in the compute thread.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 import uuid
@@ -56,8 +55,8 @@ def routes(service: Service) -> APIRouter:
         model = service.find(body.get("model"))
         generator, sampling = model.generator, read_sampling(body)
         prompts = read_prompts(body.get("prompt"))
-        # Refuses long ones; it may take a while.
-        rows = [await asyncio.to_thread(generator.prompt_ids, prompt) for prompt in prompts]
+        model.line.check()  # before the work of tokenizing
+        rows = [await model.line.read(generator.prompt_ids, prompt) for prompt in prompts]
         count = sum(map(len, rows))
         service.metrics.rows.observe(len(rows))
         head = {

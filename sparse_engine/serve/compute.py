@@ -13,6 +13,8 @@ import torch
 from sparse_engine.serve.replies import Refusal
 
 MAX_WAITING = 64
+# Texts of as many requests are tokenized at once: a long one takes seconds and much memory.
+MAX_TOKENIZING = 2
 
 T = TypeVar("T")
 
@@ -26,14 +28,22 @@ def compute_thread(threads: int | None) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(count,))
 
 
+def reader_threads() -> ThreadPoolExecutor:
+    """The threads that tokenize for all models of an app."""
+    return ThreadPoolExecutor(MAX_TOKENIZING, "tokenize")
+
+
 class Line:
     """Requests for one model, in the order in which they came; the bound keeps memory bounded.
 
     A batching scheduler would take the place of `run`: requests reach it as lists of token ids.
+    thread: computes; readers: tokenize.
     """
 
-    def __init__(self, thread: ThreadPoolExecutor, waiting: int = MAX_WAITING) -> None:
-        self.thread = thread
+    def __init__(
+        self, thread: ThreadPoolExecutor, readers: ThreadPoolExecutor, waiting: int = MAX_WAITING
+    ) -> None:
+        self.thread, self.readers = thread, readers
         self.waiting = waiting
         self.length = 0
 
@@ -56,3 +66,7 @@ class Line:
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """function(*args) in the compute thread."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, function, *args)
+
+    async def read(self, function: Callable[..., T], *args: Any) -> T:
+        """function(*args) in one of the threads that tokenize."""
+        return await asyncio.get_running_loop().run_in_executor(self.readers, function, *args)

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.routing import Match
+
 from sparse_engine.serve.metrics import Metrics
 from sparse_engine.serve.replies import Refusal, error_response
 from sparse_engine.tasks import InputError
@@ -21,6 +23,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+MAX_REQUESTS = 256
+MAX_HEADER = 16 * 2**10
 MAX_BODY = 8 * 2**20
 BODY_SECONDS = 30.0
 PROBES = ("/health/", "/v2/health/", "/metrics")
@@ -80,7 +84,7 @@ class Guard:
                 await error_response(failed, scope["path"])(scope, receive, sending)
         finally:
             self.traffic.in_flight -= counted
-            route = getattr(scope.get("route"), "path", "other")
+            route = route_of(scope)
             self.metrics.requests.labels(route, status).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
@@ -88,6 +92,10 @@ class Guard:
         try:
             if counted and self.traffic.draining:
                 raise Refusal(503, "the server is shutting down", "draining", retry_after=1)
+            if counted and self.traffic.in_flight > MAX_REQUESTS:
+                reason = f"{MAX_REQUESTS} requests are in flight already: try again"
+                raise Refusal(503, reason, "overloaded", retry_after=1)
+            check_headers(scope)
             body = await read_body(scope, receive)
             await while_connected(self.app(scope, _replay(body), send), receive)
         except Refusal as refusal:
@@ -95,6 +103,35 @@ class Guard:
         except InputError as error:
             wrong = Refusal(400, str(error))
             await error_response(wrong, scope["path"])(scope, receive, send)
+
+
+def check_headers(scope: Scope) -> None:
+    """Refusal 431 for more than MAX_HEADER bytes of headers, 400 for a body of two lengths.
+
+    A proxy in front may believe the other length (request smuggling, RFC 9112 section 6.3): the
+    connection is closed.
+    """
+    size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
+    size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])  # ": " and CRLF
+    if size > MAX_HEADER:
+        reason = f"the request header has {size} bytes, at most {MAX_HEADER} are read"
+        raise Refusal(431, reason, "header_too_large", close=True)
+    names = {name for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        reason = "the request has both Content-Length and Transfer-Encoding: send one of them"
+        raise Refusal(400, reason, close=True)
+
+
+def route_of(scope: Scope) -> str:
+    """Path of the route that serves a request, "other" where there is none.
+
+    A request that is refused before the router has seen it is looked up here.
+    """
+    if "route" in scope:
+        return str(getattr(scope["route"], "path", "other"))
+    routes = scope["app"].routes if "app" in scope else []
+    found = (route.path for route in routes if route.matches(scope)[0] is Match.FULL)
+    return next(found, "other")
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:

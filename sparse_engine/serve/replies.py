@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 import numpy as np
 from fastapi import Response
 
 FLOATS_AT_ONCE = 65536  # formatting holds the interpreter lock: give it back now and then
+# Parsing holds the lock as well, in any thread. Empty lists are what takes longest for its bytes.
+MAX_CONTAINERS = 10_000
+# A string, or what is one until the end: every quote matches, so that the search is linear.
+STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 
 
 class Refusal(Exception):
     """A request that is answered with a 4xx or 503 and one line that says what to do."""
 
     def __init__(
-        self, status: int, message: str, code: str = "invalid_input", retry_after: int | None = None
+        self,
+        status: int,
+        message: str,
+        code: str = "invalid_input",
+        retry_after: int | None = None,
+        close: bool = False,
     ) -> None:
+        """`close`: the connection ends with the answer."""
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
-        self.retry_after = retry_after
+        self.retry_after, self.close = retry_after, close
 
 
 def json_response(content: Any, status: int = 200) -> Response:
@@ -38,11 +49,16 @@ def error_response(refusal: Refusal, path: str) -> Response:
     response = json_response({"error": error}, refusal.status)
     if refusal.retry_after is not None:
         response.headers["retry-after"] = str(refusal.retry_after)
+    if refusal.close:
+        response.headers["connection"] = "close"
     return response
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a request body; Refusal for anything else, NaN and Infinity included."""
+    if containers(body) > MAX_CONTAINERS:
+        reason = f"the body has more than {MAX_CONTAINERS} lists and objects"
+        raise Refusal(400, reason, "invalid_json")
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -53,6 +69,15 @@ def parse_object(body: bytes) -> dict[str, Any]:
         got = type(value).__name__
         raise Refusal(400, f"the body is a JSON {got}, expected an object", "invalid_json")
     return value
+
+
+def containers(body: bytes) -> int:
+    """Number of lists and objects in JSON; exact where it is above MAX_CONTAINERS."""
+    count = body.count(b"[") + body.count(b"{")
+    if count <= MAX_CONTAINERS:
+        return count
+    body = STRINGS.sub(b"", body)  # brackets in texts are no containers
+    return body.count(b"[") + body.count(b"{")
 
 
 def floats(values: np.ndarray[Any, Any]) -> str:

@@ -16,12 +16,12 @@ from fastapi import FastAPI
 from sparse_engine.errors import UsageError
 from sparse_engine.io import load
 from sparse_engine.serve.app import build
+from sparse_engine.serve.connection import MAX_CONNECTIONS, Connection
 from sparse_engine.serve.metrics import formats_of
+from sparse_engine.serve.middleware import MAX_HEADER
 from sparse_engine.tasks import open_task
 
 DRAIN_SECONDS = 30.0
-MAX_CONNECTIONS = 512
-MAX_HEADER = 16 * 2**10
 
 Ready = Callable[[str], None]
 
@@ -53,7 +53,9 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port}: give 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sets TCP_NODELAY only on sockets that say that they are TCP; without it every answer
+    # on a kept connection waits for the client's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -76,13 +78,13 @@ def answer(
     """
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_level="warning",
         access_log=False,
         lifespan="off",
         ws="none",
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
         h11_max_incomplete_event_size=MAX_HEADER,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,

@@ -46,7 +46,7 @@ def routes(service: Service) -> APIRouter:
         items = read_items(body.get("input"))
         encoding = read_encoding(body, model.embedder.hidden)
         with model.line.place():
-            rows = await asyncio.to_thread(token_ids, model.embedder, items)
+            rows = await model.line.read(token_ids, model.embedder, items)
             vectors = await model.line.run(model.embedder.embed_ids, rows)
             service.metrics.rows.observe(len(rows))
             tokens = sum(map(len, rows))

@@ -59,7 +59,7 @@ def routes(service: Service) -> APIRouter:
         embedder = model.embedder
         with model.line.place():
             if "text" in inputs:
-                rows = await asyncio.to_thread(embedder.encode, read_texts(inputs["text"]))
+                rows = await model.line.read(embedder.encode, read_texts(inputs["text"]))
                 result = await model.line.run(embedder.embed_ids, rows)
             else:
                 ids, mask = read_tokens(inputs, embedder)

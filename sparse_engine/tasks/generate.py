@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from sparse_engine.errors import UsageError
 from sparse_engine.tasks.text import InputError, TextModel
 
+# Longest stop text in characters: every new token is compared with its beginnings.
+MAX_STOP = 256
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -41,10 +44,15 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("repetition_penalty", 0 < self.repetition_penalty <= 100, "more than 0, at most 100"),
-            ("stop", all(self.stop), "texts that are not empty"),
+            (
+                "stop",
+                all(0 < len(text) <= MAX_STOP for text in self.stop),
+                f"texts of 1 to {MAX_STOP} characters",
+            ),
         ):
             if not fine:
-                raise UsageError(f"{name} is {getattr(self, name)}: give {wanted}")
+                shown = str(getattr(self, name))[:80]
+                raise UsageError(f"{name} is {shown}: give {wanted}")
 
 
 # Temperatures below this are as good as zero, and would overflow.
@@ -227,6 +235,8 @@ def _likely(scores: Tensor, sampling: Sampling, source: torch.Generator) -> int:
 
 def _begun(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of `text` may be the beginning of a stop text."""
-    return max(
-        (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+    longest = max(map(len, stops), default=0) - 1
+    begins = range(max(0, len(text) - longest), len(text))
+    return next(
+        (len(text) - at for at in begins if any(stop.startswith(text[at:]) for stop in stops)), 0
     )

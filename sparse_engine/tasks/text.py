@@ -15,6 +15,10 @@ from sparse_engine.errors import UnsupportedModelError, UsageError
 from sparse_engine.tasks.pooling import read_json
 from sparse_engine.text import load_tokenizer
 
+# A text with more characters for each token that the model takes is not tokenized at all. English
+# has four or five a token.
+CHARACTERS_A_TOKEN = 64
+
 
 class InputError(UsageError):
     """A text or token list that the model cannot take: too long, empty, not in the vocabulary."""
@@ -57,7 +61,8 @@ class TextModel:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds.
 
-        Raises InputError for a text that is not Unicode or longer than `max_length` tokens.
+        Raises InputError for a text that is not Unicode, longer than `max_length` tokens, or longer
+        than CHARACTERS_A_TOKEN times as many characters.
         """
         texts = self.clean(texts)
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
@@ -65,12 +70,18 @@ class TextModel:
         return rows
 
     def clean(self, texts: Sequence[str]) -> list[str]:
-        """Texts as the tokenizer gets them; raises InputError for one that is not Unicode."""
+        """Texts as the tokenizer gets them; raises InputError for one that is too
+        long or not Unicode."""
         if isinstance(texts, str):
             raise UsageError("texts is one str: give a list of them, as [text]")
         if self.lowercase:
             texts = [text.lower() for text in texts]
         for index, text in enumerate(texts):
+            if len(text) > self.max_length * CHARACTERS_A_TOKEN:
+                raise InputError(
+                    f"text {index} has {len(text)} characters, the model takes at most "
+                    f"{self.max_length} tokens: shorten or split it"
+                )
             try:
                 text.encode()
             except UnicodeEncodeError as error:
