@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -31,3 +33,20 @@ class VerificationError(SparseEngineError):
     """A packed model does not give what the model it was made from gives."""
 
     exit_code = 5
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn an error of code that is not ours, such as a model's forward, into a UsageError.
+
+    Its message is `what`, the kind of the error and the first line of its message; the error itself
+    is the cause of the new one. Errors of sparse_engine pass through.
+    """
+    try:
+        yield
+    except SparseEngineError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = f": {lines[0][:300]}" if lines else ""
+        raise UsageError(f"{what}: {type(error).__name__}{told}") from error

@@ -44,8 +44,9 @@ ALLOWED = {
         "semi_structured",
     },
     "models": {"errors"},
-    "pruning": {"errors", "formats", "linears", "models", "ops"},
-    "text": {"errors"},
+    "pruning": {"errors", "formats", "inputs", "linears", "models", "ops"},
+    "inputs": {"errors"},
+    "text": {"errors", "inputs"},
     "io": {
         "_core",
         "blocks",
@@ -53,6 +54,7 @@ ALLOWED = {
         "config",
         "errors",
         "formats",
+        "inputs",
         "linears",
         "models",
         "nn",
@@ -62,7 +64,7 @@ ALLOWED = {
         "sparsify",
     },
     "bench": {"_core", "config", "errors", "formats", "io", "nn", "ops", "packings", "sparsify"},
-    "tasks": {"errors", "text"},
+    "tasks": {"errors", "inputs", "text"},
     "serve": {"errors", "io", "nn", "tasks"},
     "demo": {
         "_core",

@@ -4,73 +4,192 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import UsageError, one_line
+from sparse_engine.inputs import check_ids
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arguments of one forward pass; real: bool [batch, tokens], False where there is padding."""
+    """Arguments of one forward pass.
+
+    real:  bool [batch, tokens] each, False where there is padding: of an encoder, of a decoder
+    items: the calibration item that each row [batch] comes from; one number for all rows where
+           there is one item
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    real: Tensor | None = None
+    real: tuple[Tensor, ...] = ()
+    items: tuple[int, ...] = (0,)
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """Rows [tokens, features] of an activation [..., features], those of padding left out."""
-        if self.real is not None and x.ndim == 3 and x.shape[:2] == self.real.shape:
-            return x[self.real]
-        return x.reshape(-1, x.shape[-1])
+    def __str__(self) -> str:
+        """ "calibration batch 3"; the first and the number of them, where several were merged."""
+        several = len(set(self.items))
+        more = f" (run together with {several - 1} like it)" if several > 1 else ""
+        return f"calibration batch {self.items[0]}{more}"
+
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Turns an error of the model's forward into a UsageError that names batch and cause."""
+        return one_line(f"{self}: {type(model).__name__} fails on it")
+
+    def tokens(self, x: Tensor, layer: str) -> Tensor:
+        """Rows [tokens, features] of an activation [..., features], those of padding left out.
+
+        Raises UsageError if any is NaN or infinite.
+        """
+        real = next((r for r in self.real if x.ndim == 3 and x.shape[:2] == r.shape), None)
+        rows = x.reshape(-1, x.shape[-1]) if real is None else x[real]
+        if not rows.isfinite().all():
+            bad = ~x.isfinite().all(-1)
+            bad = bad if real is None else bad & real
+            item = self.items[0]
+            if x.ndim > 1 and len(self.items) == x.shape[0]:
+                item = self.items[int(bad.flatten(1).any(1).nonzero()[0])]
+            raise UsageError(
+                f"{layer} gets NaN or infinity from calibration batch {item} "
+                f"({int(bad.sum())} of {len(rows)} tokens, {str(x.dtype).removeprefix('torch.')}); "
+                "leave that batch out, or find what makes the model overflow"
+            )
+        return rows
 
 
 def read_calibration(model: nn.Module, calibration: Iterable[Any]) -> list[Batch]:
-    """Batches on the model's device from dicts of keyword arguments, tuples or tensors.
+    """Batches on the model's device from dicts of keyword arguments, tuples, tensors or arrays.
 
-    Raises UsageError if there are none, or an item is something else.
+    Arrays and lists of numbers become tensors, floats in the dtype of the model. For a model of
+    transformers that reads token ids, ids [seq] are one text.
+
+    Raises UsageError if there are none, or an item is something else or does not fit the model.
     """
-    if isinstance(calibration, Mapping | Tensor | str):
+    if isinstance(calibration, Mapping | Tensor | np.ndarray | str):
         raise UsageError(
             f"calibration is a single {type(calibration).__name__}; "
             "give an iterable of model inputs, for example a list of batches"
         )
-    device = next(model.parameters()).device
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+    signature = inspect.signature(model.forward)
     batches = []
     for index, item in enumerate(calibration):
+        what = f"calibration item {index}"
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
         if isinstance(item, Mapping):
-            kwargs = {key: _move(value, device) for key, value in item.items()}
+            kwargs = {key: _tensor(v, device, dtype, f"{what}: {key}") for key, v in item.items()}
+            _check_names(model, signature, kwargs, what)
+        elif isinstance(item, Tensor | np.ndarray) or _is_numbers(item):
+            args = (_tensor(item, device, dtype, what),)
         elif isinstance(item, tuple | list):
-            args = tuple(_move(value, device) for value in item)
-        elif isinstance(item, Tensor):
-            args = (item.to(device),)
+            args = tuple(_tensor(v, device, dtype, f"{what}, {i}") for i, v in enumerate(item))
         else:
             raise UsageError(
-                f"calibration item {index} is a {type(item).__name__}; "
+                f"{what} is a {type(item).__name__}; "
                 "expected a dict of keyword arguments, a tuple or a tensor"
             )
-        batches.append(Batch(args, kwargs, _real_tokens(model, args, kwargs)))
+        if getattr(model, "main_input_name", None) == "input_ids":
+            args, kwargs = _as_batch(args, kwargs)
+        try:
+            given = dict(signature.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise UsageError(f"{what}: {type(model).__name__}.forward: {error}") from None
+        given |= given.pop("kwargs", {})
+        check_ids(model, given, what)
+        given, kwargs = _tell_apart(given, kwargs)
+        batches.append(Batch(args, kwargs, real_tokens(given), (index,)))
     if not batches:
         raise UsageError("calibration is empty; give at least one batch of model inputs")
     return batches
 
 
-def _move(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+def _is_numbers(value: Any) -> bool:
+    """Whether a value is a list of numbers, or of such lists."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(_is_numbers(v) or (isinstance(v, int | float | np.number)) for v in value)
 
 
-def _real_tokens(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Where `attention_mask` [batch, tokens], given by name or position, is not zero."""
+def _tensor(value: Any, device: torch.device, dtype: torch.dtype, what: str) -> Any:
+    """Tensors, arrays and lists of numbers as tensors; None, numbers and what else as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, str | bytes) or (
+        isinstance(value, list | tuple) and value and all(isinstance(v, str | bytes) for v in value)
+    ):
+        raise UsageError(
+            f"{what} is text: give what the model's tokenizer makes of it, "
+            "as tokenizer(text, return_tensors='pt')"
+        )
+    if not isinstance(value, np.ndarray) and not _is_numbers(value):
+        return value
     try:
-        given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    except TypeError:
-        given = kwargs
-    mask = given.get("attention_mask", kwargs.get("attention_mask"))
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return mask != 0
-    return None
+        made = torch.tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{what} is no array of numbers: {error}") from None
+    return made.to(dtype) if made.is_floating_point() else made
+
+
+def _check_names(
+    model: nn.Module, signature: inspect.Signature, kwargs: dict[str, Any], what: str
+) -> None:
+    names = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(names) == len(signature.parameters):
+        for key in kwargs:
+            if key not in names:
+                raise UsageError(
+                    f"{what} has {key!r}, which {type(model).__name__}.forward does not take; "
+                    f"it takes {', '.join(names)}"
+                )
+
+
+def _as_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Ids [seq] and all that is as long as they are, as a batch of one."""
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.is_floating_point():
+        return args, kwargs
+
+    def batched(value: Any) -> Any:
+        return value.unsqueeze(0) if isinstance(value, Tensor) and value.ndim == 1 else value
+
+    return tuple(map(batched, args)), {key: batched(value) for key, value in kwargs.items()}
+
+
+def _tell_apart(
+    given: dict[str, Any], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pad what a decoder reads by one where it is as long as the text but masked otherwise.
+
+    Padding is found by the shape of an activation, so that the two must differ in shape.
+    """
+    mask, ids = kwargs.get("attention_mask"), kwargs.get("decoder_input_ids")
+    if not isinstance(mask, Tensor) or not isinstance(ids, Tensor) or mask.shape != ids.shape:
+        return given, kwargs
+    own = kwargs.get("decoder_attention_mask")
+    own = torch.ones_like(mask) if own is None else own
+    if "labels" in kwargs or torch.equal(own != 0, mask != 0):
+        return given, kwargs
+    changed = {
+        "decoder_input_ids": nn.functional.pad(ids, (0, 1)),
+        "decoder_attention_mask": nn.functional.pad(own, (0, 1)),
+    }
+    return given | changed, kwargs | changed
+
+
+def real_tokens(given: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Where masks [batch, tokens], or [batch, choices, tokens], are not zero."""
+    masks = (given.get(name) for name in ("attention_mask", "decoder_attention_mask"))
+    return tuple(
+        mask.reshape(-1, mask.shape[-1]) != 0
+        for mask in masks
+        if isinstance(mask, Tensor) and mask.ndim in (2, 3)
+    )

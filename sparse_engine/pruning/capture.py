@@ -10,8 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class Stop(Exception):
-    """All that was asked for has been seen; the rest of the forward pass is not needed."""
+class Stop(BaseException):
+    """All that was asked for has been seen; the rest of the forward pass is not needed.
+
+    No Exception, so that no model that handles errors of its own can swallow it.
+    """
 
 
 @contextmanager

@@ -5,18 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparse_engine.errors import UsageError
+
+# Parts of the mean diagonal added to it, one after the other, while a factorisation fails.
+DAMPING = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
 
 def factorise(matrix: Tensor) -> Tensor:
     """Lower L with L L^T = matrix [..., n, n], in the dtype of the matrix.
 
-    A matrix on which the given precision fails is done again in float64, with growing jitter on
-    its diagonal while that fails too.
+    A matrix on which the given precision fails is done again in float64, with DAMPING on its
+    diagonal while that fails too.
 
-    Raises torch.linalg.LinAlgError if the matrix is not even nearly positive semidefinite.
+    Raises UsageError if the matrix holds NaN or infinity, or is not even nearly positive
+    semidefinite.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if not info.any():
+    if not info.any() and factor.isfinite().all():
         return factor
+    if not matrix.isfinite().all():
+        raise UsageError("the second moments of the calibration inputs hold NaN or infinity")
+    info = info | ~factor.isfinite().all(-1).all(-1)
     failed = matrix[info > 0] if matrix.ndim > 2 else matrix
     repaired = _factorise_float64(failed.double()).to(matrix.dtype)
     if matrix.ndim == 2:
@@ -28,11 +37,11 @@ def factorise(matrix: Tensor) -> Tensor:
 def _factorise_float64(matrix: Tensor) -> Tensor:
     scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    for jitter in (0.0, 1e-10, 1e-8, 1e-6, 1e-4):
-        factor, info = torch.linalg.cholesky_ex(matrix + jitter * scale * identity)
+    for part in DAMPING:
+        factor, info = torch.linalg.cholesky_ex(matrix + part * scale * identity)
         if not info.any():
             return factor
-    return torch.linalg.cholesky(matrix)
+    raise UsageError("the second moments of the calibration inputs are not positive semidefinite")
 
 
 def upper_factor_of_inverse(matrix: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from sparse_engine.pruning.criteria import find_criterion
 from sparse_engine.pruning.criterion import Criterion
 from sparse_engine.pruning.granularity import Granularity, Tiles, parse_granularity
 from sparse_engine.pruning.layers import Filter, Layer, Plan, make_plan
+from sparse_engine.pruning.merge import merge
 from sparse_engine.pruning.one_layer import Method, Statistics, prune_layer, score_layer
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.unroll import unrolled
@@ -101,6 +102,7 @@ def _prune(
     report = PruneReport(str(granularity), criterion.name, recovery, scope)
     originals = Originals(plan.layers)
     with _quiet(model), torch.no_grad():
+        batches = merge(model, batches)
         amounts = {layer.name: sparsity for layer in plan.layers}
         if scope == "global":
             method.generator.manual_seed(seed)

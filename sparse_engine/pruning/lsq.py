@@ -22,6 +22,7 @@ from sparse_engine.pruning.moments import Moments
 from sparse_engine.pruning.parallel import for_each
 
 RIDGE = 1e-2
+ROUNDING = 100  # the ridge is at least this many times what rounding leaves on the diagonal
 BATCH_ELEMENTS = 1 << 21  # of the gathered Hessians that are factorised at once (8 MB)
 
 
@@ -32,8 +33,9 @@ class System:
         self.moments = moments
         self.centred = centred
         self.hessian = moments.hessian(centred)
-        mean_square = self.hessian.diagonal().mean()
-        self.ridge = RIDGE * float(mean_square) if mean_square > 0 else 1.0
+        mean_square = float(self.hessian.diagonal().mean())
+        # Constant inputs leave nothing but rounding errors, to which nothing must be fitted.
+        self.ridge = max(RIDGE * mean_square, ROUNDING * moments.rounding()) or 1.0
         self.hessian.diagonal().add_(self.ridge)
 
     def error(self, weight: Tensor, target: Tensor) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_engine.errors import UsageError
 from sparse_engine.pruning.criterion import Criterion, Inputs
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.layers import Layer
@@ -73,16 +74,29 @@ def prune_layer(
     if method.recover and system is not None:
         pruned = refit(problem.rhs, system.hessian, keep)
         if bias is not None:
-            bias.copy_(refit_bias(dense, bias.float(), pruned, system.moments))
-    weight.copy_(pruned * keep)
+            shifted = refit_bias(dense, bias.float(), pruned, system.moments).to(bias.dtype)
+            _check_finite(shifted, layer.name)
+            bias.copy_(shifted)
+    pruned = (pruned * keep).to(weight.dtype)
+    _check_finite(pruned, layer.name)
+    weight.copy_(pruned)
     return LayerReport(
         layer.name,
         layer.shape,
         int((weight == 0).sum()) / weight.numel(),
         system.error(dense * keep, problem.target) if system else None,
-        system.error(pruned, problem.target) if system else None,
+        system.error(pruned.float(), problem.target) if system else None,
         time.perf_counter() - started,
     )
+
+
+def _check_finite(values: Tensor, layer: str) -> None:
+    if not values.isfinite().all():
+        raise UsageError(
+            f"{layer}: pruning makes NaN or infinity in {str(values.dtype).removeprefix('torch.')} "
+            "out of the statistics of its inputs; leave the layer out with filter_fn, or prune it "
+            "without calibration"
+        )
 
 
 def score_layer(layer: Layer, statistics: Statistics, method: Method) -> Tensor:

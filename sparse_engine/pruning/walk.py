@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class Walk:
         for batch in self._batches:
 
             def see(_: str, args: Any, kwargs: Any, batch: Batch = batch) -> None:
-                entering.append(Batch(args, kwargs, batch.real))
+                entering.append(replace(batch, args=args, kwargs=kwargs))
                 raise Stop
 
             with before({name: self._modules[name]}, see), suppress(Stop):
@@ -101,16 +101,17 @@ class Walk:
 
     def _run(self, name: str, batch: Batch, is_dense: bool) -> Any:
         module = self._modules[name]
-        if not is_dense:
-            return module(*batch.args, **batch.kwargs)
-        return functional_call(module, self._originals.within(module), batch.args, batch.kwargs)
+        with batch.running(self._modules[""]):
+            if not is_dense:
+                return module(*batch.args, **batch.kwargs)
+            return functional_call(module, self._originals.within(module), batch.args, batch.kwargs)
 
     def _next(self, batch: Batch, output: Any) -> Batch:
         """The batch at the entrance of the next block."""
         slot, x = self._trace.slot, hidden_states(output)
         if isinstance(slot, int):
-            return Batch((*batch.args[:slot], x, *batch.args[slot + 1 :]), batch.kwargs, batch.real)
-        return Batch(batch.args, {**batch.kwargs, str(slot): x}, batch.real)
+            return replace(batch, args=(*batch.args[:slot], x, *batch.args[slot + 1 :]))
+        return replace(batch, kwargs={**batch.kwargs, str(slot): x})
 
     def _read(
         self, segment: Segment, groups: list[Group], batches: list[Batch], to_end: bool = False
@@ -148,8 +149,11 @@ class Walk:
             lambda: self._run(segment.module, batch, is_dense), wanted, to_end
         )
         tokens = [
-            Seen([batch.tokens(x) for x in seen.inputs], [batch.tokens(x) for x in seen.streams])
-            for seen in raw
+            Seen(
+                [batch.tokens(x, group.layers[0].name) for x in seen.inputs],
+                [batch.tokens(x, group.layers[0].name) for x in seen.streams],
+            )
+            for group, seen in zip(groups, raw, strict=True)
         ]
         return tokens, output
 
