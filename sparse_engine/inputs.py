@@ -100,7 +100,7 @@ def _text_inputs(
     if type(model).__name__.endswith("ForMultipleChoice"):
         ids, mask = ids.unsqueeze(1), mask.unsqueeze(1)
     given = {"input_ids": ids, "attention_mask": mask}
-    if _has_decoder(model):
+    if has_decoder(model):
         given["decoder_input_ids"] = ids if answers is None else answers
         given["decoder_attention_mask"] = mask if answers_mask is None else answers_mask
     return given if takes(model, "attention_mask") else {"input_ids": ids}
@@ -124,7 +124,7 @@ def random_inputs(model: nn.Module, count: int) -> Iterator[dict[str, Tensor]]:
     for i in range(count):
         length = max(1, min([LENGTHS[i % len(LENGTHS)], *limits]))
         tokens = torch.randint(rows or 1, (1, length), generator=generator)
-        if isinstance(end, int) and rows is not None and 0 <= end < rows and _has_decoder(model):
+        if isinstance(end, int) and rows is not None and 0 <= end < rows and has_decoder(model):
             # BART labels a text by its one end token.
             tokens[tokens == end] = (end + 1) % rows
             tokens[:, -1] = end
@@ -134,7 +134,7 @@ def random_inputs(model: nn.Module, count: int) -> Iterator[dict[str, Tensor]]:
                 given |= _text_inputs(model, tokens, torch.ones_like(tokens))
             else:
                 given[name] = torch.randn(_shape(model, name), generator=generator)
-        if _has_decoder(model):
+        if has_decoder(model):
             given.setdefault("decoder_input_ids", tokens)
         yield given
 
@@ -146,7 +146,8 @@ def _text_config(model: nn.Module) -> Any:
     return config if get is None else get()
 
 
-def _has_decoder(model: nn.Module) -> bool:
+def has_decoder(model: nn.Module) -> bool:
+    """Whether a model reads two texts, one in its encoder and one in its decoder."""
     config = getattr(model, "config", None)
     return bool(getattr(config, "is_encoder_decoder", False)) and takes(model, "decoder_input_ids")
 

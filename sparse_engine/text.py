@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.errors import InvalidFileError, UsageError, one_line
+from sparse_engine.inputs import check_ids, has_decoder, inputs_of_texts, positions
 
 
 def read_texts(path: Path) -> list[str]:
-    """One text a line, blank lines left out; raises UsageError."""
+    """One text a line, blank lines left out; a tab may stand before an answer. Raises UsageError."""
     try:
         texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
@@ -47,23 +48,60 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def encode_batches(
-    texts: Sequence[str], tokenizer: Any, max_length: int = 128, batch: int = 32
-) -> list[dict[str, Tensor]]:
-    """Texts cut to `max_length` tokens, in batches of like length: input_ids and attention_mask.
+def encode(tokenizer: Any, texts: Sequence[Any]) -> list[Any]:
+    """Encodings of texts, or of pairs of them; raises UsageError where the tokenizer fails."""
+    with one_line("the tokenizer fails on a text; does its vocabulary have the unknown token?"):
+        found: list[Any] = tokenizer.encode_batch(list(texts))
+    return found
 
-    Order follows length, not `texts`: meant for calibration.
+
+def encode_batches(
+    texts: Sequence[str],
+    tokenizer: Any,
+    model: nn.Module,
+    max_length: int = 128,
+    batch: int = 32,
+) -> list[dict[str, Tensor]]:
+    """Inputs of a model, of texts cut to `max_length` tokens, in batches of like length.
+
+    An encoder-decoder model reads "text<tab>answer", or the text on both sides where there is no
+    tab. Order follows length, not `texts`: meant for calibration.
+
+    Raises UsageError for a model that needs other inputs than texts, a tokenizer that fails, and
+    token ids that the model has no embedding for.
     """
-    tokenizer.enable_truncation(max_length)
-    encoded = sorted((e.ids for e in tokenizer.encode_batch(list(texts))), key=len)
+    tokenizer.enable_truncation(min(max_length, positions(model) or max_length))
+    reads_answers = any("\t" in text for text in texts) and has_decoder(model)
+    parts = [text.partition("\t") if reads_answers else (text, "", "") for text in texts]
+    sources = [e.ids for e in encode(tokenizer, [source for source, _, _ in parts])]
+    answers = sources
+    if reads_answers:
+        answers = [e.ids for e in encode(tokenizer, [answer or text for text, _, answer in parts])]
     tokenizer.no_truncation()
+    if not all(sources) or not all(answers):
+        raise UsageError("the tokenizer makes no tokens of a text; leave it out")
+    order = sorted(range(len(sources)), key=lambda i: (len(sources[i]), len(answers[i])))
+    start = getattr(getattr(model, "config", None), "decoder_start_token_id", None)
     batches = []
-    for start in range(0, len(encoded), batch):
-        rows = encoded[start : start + batch]
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        batches.append({"input_ids": ids, "attention_mask": mask})
+    for at in range(0, len(order), batch):
+        chosen = order[at : at + batch]
+        pairs = [_padded([rows[i] for i in chosen]) for rows in (sources, answers)]
+        (ids, mask), (target, target_mask) = pairs
+        if isinstance(start, int):
+            # Decoders read what they are to write one token late.
+            target = target.roll(1, 1)
+            target[:, 0] = start
+        given = inputs_of_texts(model, ids, mask, target, target_mask)
+        check_ids(model, given, "calibration texts")
+        batches.append(given)
     return batches
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask, int64 [n, longest]."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import typer
 
@@ -13,7 +14,8 @@ from sparse_engine.errors import SparseEngineError
 app = typer.Typer(
     name="sparse-engine",
     help="Prune language models and run them faster and smaller on ordinary CPUs and GPUs.\n\n"
-    "Typical path: prune MODEL pruned --sparsity 0.9, convert pruned package, run or serve package.",
+    "Typical path: prune MODEL pruned --sparsity 0.9, convert pruned package, run or serve package.\n\n"
+    "Errors are one line; with --traceback, anywhere, the rest is shown as well.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,11 +34,15 @@ app.command("serve")(serve.serve)
 
 def main() -> None:
     """Entry point: every expected error is one line on stderr and its exit code."""
+    whole = "--traceback" in sys.argv[1:]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     try:
         check_isa()
         sys.exit(app(prog_name="sparse-engine", standalone_mode=False) or 0)
     except SparseEngineError as error:
         message, code = str(error), error.exit_code
+        if whole:
+            traceback.print_exception(error)
     except (KeyboardInterrupt, typer.Abort):
         message, code = "interrupted", 130
     except OSError as error:

@@ -48,12 +48,14 @@ def convert(
     from sparse_engine.io import verify as verify_package
     from sparse_engine.io.folder import check_free
     from sparse_engine.sparsify import densify_, sparsify_
+    from sparse_engine.tasks import check_pooling
 
     set_threads(threads)
     check_free(out)
     config = SparseConfig(format=format, dtype=dtype, tokens=split(tokens, int, "--tokens"))
     with progress_bar("loading") as report:
         loaded, folder = load_pretrained(model, report)
+    check_pooling(loaded, folder)
     densify_(loaded)
     with progress_bar("converting") as report:
         result = sparsify_(loaded, config, progress=report)

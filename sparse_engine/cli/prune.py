@@ -37,7 +37,8 @@ def prune(
 
     With --calibration the default is sparsegpt scores and a least-squares refit (lsq), which keep
     the model close to the dense one; without it only magnitude and random scores are possible.
-    Embeddings, norms, poolers and heads are left alone. Next: sparse-engine convert.
+    Embeddings, norms, poolers and heads are left alone. For a model that translates or summarises a
+    line may be a text, a tab and its answer. Next: sparse-engine convert.
 
     Examples:
 
@@ -61,8 +62,7 @@ def prune(
     densify_(loaded)
     batches = None
     if texts is not None:
-        longest = getattr(loaded.config, "max_position_embeddings", max_length)
-        batches = encode_batches(texts, load_tokenizer(folder), min(max_length, longest))
+        batches = encode_batches(texts, load_tokenizer(folder), loaded, max_length)
     criterion = criterion or ("sparsegpt" if batches else "magnitude")
     recovery = recovery or ("lsq" if batches else "none")
     with progress_bar("pruning") as report:

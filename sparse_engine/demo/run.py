@@ -49,7 +49,7 @@ def run(out: Path, model: Path | None = None, console: Console | None = None) ->
         f"[bold]{name}[/]: {sum(p.numel() for p in dense.parameters()) / 1e6:.1f} M parameters; "
         f"{len(calibration)} paragraphs to calibrate on, {len(judged)} others to judge by"
     )
-    batches = encode_batches(calibration, load_tokenizer(folder), LENGTH)
+    batches = encode_batches(calibration, load_tokenizer(folder), dense, LENGTH)
     truth = Embedder(dense, folder).embed(judged)
     dense_memory = run_worker(folder, "torch", BATCH, LENGTH, 3, threads)["resident_mb"]
     out.mkdir(parents=True, exist_ok=True)

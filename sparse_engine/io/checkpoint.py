@@ -127,6 +127,7 @@ def _build(folder: Path, plain: dict[str, Any]) -> nn.Module:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{folder}: {error}") from None
@@ -135,12 +136,39 @@ def _build(folder: Path, plain: dict[str, Any]) -> nn.Module:
     except Exception as error:  # transformers raises any kind for files that do not fit
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidFileError(f"{folder}: {reason[0][:300]}") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise InvalidFileError(
-            f"{folder}: tensor {missing[0]!r} of {cls.__name__} is missing ({len(missing)} in all)"
-        )
+    _check_complete(folder, cls.__name__, info)
     return model.eval().requires_grad_(False)
+
+
+def _check_complete(folder: Path, model: str, info: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model: it would be random where they are missing."""
+    if other := sorted(info["mismatched_keys"]):
+        name, stored, expected = other[0][:3]
+        raise InvalidFileError(
+            f"{folder}: tensor {name!r} is {_dims(stored)} in the file, config.json makes it "
+            f"{_dims(expected)} in {model} ({len(other)} in all)"
+        )
+    missing = sorted(info["missing_keys"])
+    if not missing:
+        return
+    told = f"tensor {missing[0]!r} of {model} is missing ({len(missing)} in all)"
+    stem, _, leaf = missing[0].rpartition(".")
+    extra = sorted(info["unexpected_keys"])
+    if prefixed := [name for name in extra if name.endswith(f".{missing[0]}")]:
+        prefix = prefixed[0].removesuffix(missing[0])
+        told += f"; the file has {prefixed[0]!r}: save the state dict without {prefix!r}"
+    elif parts := [name for name in extra if name.startswith((f"{stem}.{leaf}_", f"{stem}.param"))]:
+        told += (
+            f"; the file has {' and '.join(map(repr, parts[:2]))}: make the weight permanent first "
+            "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
+        )
+    elif extra:
+        told += f"; the file has {extra[0]!r} instead ({len(extra)} that the model does not have)"
+    raise InvalidFileError(f"{folder}: {told}")
+
+
+def _dims(shape: Any) -> str:
+    return "x".join(map(str, shape)) or "one number"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ error = max |y - y'| / max |y'| over an output; cosine = mean over its last dime
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.errors import InvalidFileError, UsageError, VerificationError
+from sparse_engine.errors import InvalidFileError, UsageError, VerificationError, one_line
+from sparse_engine.inputs import check_ids, inputs_of_texts, positions, random_inputs, takes
 from sparse_engine.io.checkpoint import load_pretrained
 from sparse_engine.io.hugging import transformers_module
 from sparse_engine.io.manifest import WEIGHTS
@@ -22,9 +23,8 @@ from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.reader import load_package
 from sparse_engine.io.tensorfile import tensor_bytes
 
+TEXT_TOKENS = 512  # of a text, at most
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 0.15}
-# Random inputs take these numbers of tokens in turn, for every kind of kernel.
-LENGTHS = (1, 5, 16, 33, 128)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _check_hashes(package: Package, progress: Progress | None) -> None:
 
 def _inputs(samples: int | Sequence[Any], model: nn.Module, folder: Path) -> Iterator[Any]:
     if isinstance(samples, int):
-        yield from _random_tokens(samples, model)
+        yield from random_inputs(model, samples)
     elif all(isinstance(sample, str) for sample in samples):
         auto = transformers_module().AutoTokenizer
         try:
@@ -130,35 +130,29 @@ def _inputs(samples: int | Sequence[Any], model: nn.Module, folder: Path) -> Ite
         except Exception as error:  # whatever the tokenizer classes raise
             reason = str(error).strip().splitlines()[0][:300]
             raise UsageError(f"{folder}: texts need a tokenizer: {reason}") from None
+        longest = min(TEXT_TOKENS, positions(model) or TEXT_TOKENS)
         for text in samples:
-            yield dict(tokenizer(text, return_tensors="pt", truncation=True, max_length=512))
+            cut = tokenizer(text, return_tensors="pt", truncation=True, max_length=longest)
+            texts = inputs_of_texts(model, cut["input_ids"], cut["attention_mask"])
+            yield {name: value for name, value in cut.items() if takes(model, name)} | texts
     else:
         yield from samples
-
-
-def _random_tokens(count: int, model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    config: Any = getattr(model, "config", None)
-    vocabulary = getattr(config, "vocab_size", None)
-    if not isinstance(vocabulary, int):
-        raise UsageError("this model has no vocab_size: give verify its inputs as samples=[...]")
-    longest = getattr(config, "max_position_embeddings", None) or max(LENGTHS)
-    generator = torch.Generator().manual_seed(0)
-    for i in range(count):
-        # Some models number positions from the padding token's id on, which costs two.
-        length = max(1, min(LENGTHS[i % len(LENGTHS)], longest - 2))
-        tokens = torch.randint(vocabulary, (1, length), generator=generator)
-        sample = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        if getattr(config, "is_encoder_decoder", False):
-            sample["decoder_input_ids"] = tokens
-        yield sample
 
 
 @torch.inference_mode()
 def compare(packed: nn.Module, dense: nn.Module, inputs: Sequence[Any]) -> tuple[float, float]:
     """Largest relative error and mean cosine of packed's outputs against dense's."""
     errors, cosines = [0.0], []
-    for sample in inputs:
-        got, expected = list(_run(packed, sample)), list(_run(dense, sample))
+    for index, sample in enumerate(inputs):
+        what = f"sample {index}"
+        if isinstance(sample, Mapping):
+            check_ids(dense, sample, what)
+        expected, got = list(_run(dense, sample, what)), list(_run(packed, sample, what))
+        if not all(bool(truth.isfinite().all()) for truth in expected):
+            raise VerificationError(
+                f"{what}: the dense model {type(dense).__name__} gives NaN or infinity itself, so "
+                "that there is nothing to compare with; give other samples, or mend that model"
+            )
         if not expected or [t.shape for t in got] != [t.shape for t in expected]:
             raise VerificationError("the outputs of the two models have different shapes, or none")
         for y, truth in zip(got, expected, strict=True):
@@ -170,12 +164,13 @@ def compare(packed: nn.Module, dense: nn.Module, inputs: Sequence[Any]) -> tuple
     return worst, sum(cosines) / len(cosines)
 
 
-def _run(model: nn.Module, sample: Any) -> Iterator[Tensor]:
+def _run(model: nn.Module, sample: Any, what: str) -> Iterator[Tensor]:
     """All floating-point outputs of a model that have elements."""
-    if isinstance(sample, dict):
-        output = model(**sample)
-    else:
-        output = model(*sample) if isinstance(sample, tuple) else model(sample)
+    with one_line(f"{what}: {type(model).__name__} fails on it"):
+        if isinstance(sample, Mapping):
+            output = model(**sample)
+        else:
+            output = model(*sample) if isinstance(sample, tuple) else model(sample)
     yield from _floats(output)
 
 

@@ -19,6 +19,7 @@ from sparse_engine.pruning.granularity import Granularity, Tiles, parse_granular
 from sparse_engine.pruning.layers import Filter, Layer, Plan, make_plan
 from sparse_engine.pruning.merge import merge
 from sparse_engine.pruning.one_layer import Method, Statistics, prune_layer, score_layer
+from sparse_engine.pruning.progress import Steps
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.unroll import unrolled
 from sparse_engine.pruning.walk import Need, Originals, Walk
@@ -50,7 +51,8 @@ def prune(
                   left out
     scope:        "local": every layer loses the same fraction; "global": layers compete
     filter_fn:    filter_fn(module, name) says whether to prune an nn.Linear
-    progress:     called with (done, total, name) after every layer
+    progress:     called with (done, total, name) after every layer, and twice a second, while the
+                  model is run on calibration inputs, with what is being read in place of the name
 
     All arguments and weights are checked before anything changes; if anything fails later on, or
     is interrupted, the weights are put back. A second copy of the pruned weights is held
@@ -102,22 +104,23 @@ def _prune(
     report = PruneReport(str(granularity), criterion.name, recovery, scope)
     originals = Originals(plan.layers)
     with _quiet(model), torch.no_grad():
+        steps = Steps(progress, len(plan.layers))
+        steps.working("grouping calibration batches")
         batches = merge(model, batches)
         amounts = {layer.name: sparsity for layer in plan.layers}
         if scope == "global":
             method.generator.manual_seed(seed)
             need = Need(criterion.needs == "hessian", both_paths=False)
-            groups = _groups(model, plan, batches, originals, need)
+            groups = _groups(model, plan, batches, originals, need, steps)
             amounts = _compete(groups, method, sparsity)
         method.generator.manual_seed(seed)
         need = Need(hessian, both_paths=recovery is not None)
         try:
-            for layers, statistics in _groups(model, plan, batches, originals, need):
+            for layers, statistics in _groups(model, plan, batches, originals, need, steps):
                 for layer in layers:
                     row = prune_layer(layer, statistics, amounts[layer.name], method)
                     report.layers.append(row)
-                    if progress:
-                        progress(len(report.layers), len(plan.layers), layer.name)
+                    steps.finished(layer.name)
         except BaseException:
             originals.restore()
             raise
@@ -129,14 +132,19 @@ Groups = Iterator[tuple[list[Layer], Statistics]]
 
 
 def _groups(
-    model: nn.Module, plan: Plan, batches: list[Batch], originals: Originals, need: Need
+    model: nn.Module,
+    plan: Plan,
+    batches: list[Batch],
+    originals: Originals,
+    need: Need,
+    steps: Steps,
 ) -> Groups:
     """Layers that share an input, with its statistics if there is anything to take them from."""
     if not batches:
         for layer in plan.layers:
             yield [layer], Statistics(None)
         return
-    for group, collected in Walk(model, plan, batches, originals, need).groups():
+    for group, collected in Walk(model, plan, batches, originals, need, steps).groups():
         yield group.layers, Statistics(collected)
 
 

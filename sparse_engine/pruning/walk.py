@@ -19,6 +19,7 @@ from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.capture import Seen, Stop, Wanted, before, read_inputs
 from sparse_engine.pruning.layers import Layer, Plan
 from sparse_engine.pruning.moments import InputNorms, Moments
+from sparse_engine.pruning.progress import Steps
 from sparse_engine.pruning.trace import Group, Segment, hidden_states, trace
 
 
@@ -59,12 +60,19 @@ class Walk:
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, batches: list[Batch], originals: Originals, need: Need
+        self,
+        model: nn.Module,
+        plan: Plan,
+        batches: list[Batch],
+        originals: Originals,
+        need: Need,
+        steps: Steps,
     ) -> None:
         self._modules = dict(model.named_modules())
         self._batches = batches
         self._originals = originals
         self._need = need
+        self._steps = steps
         self._trace = trace(model, plan, batches[0])
 
     def groups(self) -> Iterator[tuple[Group, Moments | InputNorms]]:
@@ -89,7 +97,8 @@ class Walk:
     def _entrance(self, name: str) -> list[Batch]:
         """What the first block is called with, for each batch."""
         entering: list[Batch] = []
-        for batch in self._batches:
+        for i, batch in enumerate(self._batches, 1):
+            self._steps.working(f"batch {i} of {len(self._batches)}, to the first block")
 
             def see(_: str, args: Any, kwargs: Any, batch: Batch = batch) -> None:
                 entering.append(replace(batch, args=args, kwargs=kwargs))
@@ -121,7 +130,8 @@ class Walk:
         With `to_end` also the batches at the entrance of the next block.
         """
         by_batch, following = [], []
-        for batch in batches:
+        for i, batch in enumerate(batches, 1):
+            self._steps.working(f"batch {i} of {len(batches)}, {segment.module or 'whole model'}")
             seen, output = self._watch(segment, groups, batch, True, to_end)
             by_batch.append(seen)
             if to_end:
@@ -167,6 +177,7 @@ class Walk:
                 for x in seen.inputs:
                     moments.add(x)
                 continue
+            self._steps.working(f"inputs of {group.layers[0].name}, pruned so far")
             (now,), _ = self._watch(segment, [group], batch, is_dense=False)
             pairs = zip(seen.streams, now.streams, strict=True)
             drifts = [was.float() - is_now.float() for was, is_now in pairs]

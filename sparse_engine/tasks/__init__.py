@@ -11,6 +11,7 @@ from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.tasks.classify import Answerer, Classifier, TokenClassifier
 from sparse_engine.tasks.embed import Embedder
 from sparse_engine.tasks.generate import Generator, Rewriter, Sampling
+from sparse_engine.tasks.pooling import Pooling
 from sparse_engine.tasks.text import InputError
 
 Task = Embedder | Classifier | TokenClassifier | Answerer | Generator | Rewriter
@@ -26,6 +27,31 @@ HEADS: tuple[tuple[str, Any], ...] = (
 )
 
 
+def check_pooling(model: nn.Module, folder: str | Path) -> None:
+    """Refuse a model without a head whose package could not be opened as an embedding task.
+
+    Raises UnsupportedModelError for modules or a pooling that are not known here, or lie where no
+    package keeps them, and InvalidFileError for damaged files.
+    """
+    if _kind_of(model) is Embedder:
+        pooling = Pooling.of(Path(folder))
+        if pooling.source.endswith(".json") and pooling.source != "1_Pooling/config.json":
+            raise UnsupportedModelError(
+                f"{folder}: pooling is told in {pooling.source}, packages keep 1_Pooling/config.json"
+            )
+
+
+def _kind_of(model: nn.Module) -> Any:
+    """The class of the task of a model; None for a head that is not known."""
+    name = type(model).__name__
+    for suffix, task in HEADS:
+        if name.endswith(suffix):
+            return task
+    if "For" in name and not name.endswith(("Model", "ForMaskedLM", "ForPreTraining")):
+        return None
+    return Embedder
+
+
 def open_task(model: nn.Module, folder: str | Path) -> Task:
     """The task of a transformers model, with the tokenizer of its folder; embeddings without a head.
 
@@ -34,14 +60,12 @@ def open_task(model: nn.Module, folder: str | Path) -> Task:
 
     >>> se.tasks.open_task(se.load("out/"), "out/").embed(["one text"])
     """
-    name = type(model).__name__
-    for suffix, task in HEADS:
-        if name.endswith(suffix):
-            found: Task = task(model, folder)
-            return found
-    if "For" in name and not name.endswith(("Model", "ForMaskedLM", "ForPreTraining")):
+    kind = _kind_of(model)
+    if kind is None:
+        name = type(model).__name__
         raise UnsupportedModelError(f"no task for {name}: load its base model for embeddings")
-    return Embedder(model, folder)
+    task: Task = kind(model, folder)
+    return task
 
 
 __all__ = [
@@ -54,5 +78,6 @@ __all__ = [
     "Sampling",
     "Task",
     "TokenClassifier",
+    "check_pooling",
     "open_task",
 ]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparse_engine.tasks.text import InputError, TextModel, takes
+from sparse_engine.inputs import takes
+from sparse_engine.tasks.text import InputError, TextModel
+from sparse_engine.tasks.token_types import has_token_types
+from sparse_engine.text import encode
 
 # Longest answer to a question, in tokens.
 ANSWER_TOKENS = 30
@@ -37,6 +41,16 @@ class Span:
 class _Headed(TextModel):
     """A model whose head gives a label to something."""
 
+    def __init__(self, model: nn.Module, folder: str | Path, batch_size: int = 32) -> None:
+        super().__init__(model, folder, batch_size)
+        # GPT-2 would take them for words.
+        typed = getattr(getattr(model, "config", None), "type_vocab_size", 0) or 0
+        self.typed = (
+            typed > 1
+            and takes(model, "token_type_ids")
+            and has_token_types(Path(folder), self.config)
+        )
+
     def warm_up(self) -> None:
         """One small answer."""
         self.outputs(self._encode([("warm", "up")]))
@@ -55,9 +69,7 @@ class _Headed(TextModel):
         found: list[Any] = [None] * len(rows)
         for chosen, ids, mask in self.batches(rows):
             given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
-            # GPT-2 would take them for words.
-            typed = getattr(getattr(self.model, "config", None), "type_vocab_size", 0) or 0
-            if typed > 1 and takes(self.model, "token_type_ids"):
+            if self.typed:
                 types = torch.zeros_like(ids)
                 for place, i in enumerate(chosen):
                     types[place, : len(rows[i])] = torch.tensor(encodings[i].type_ids)
@@ -84,8 +96,7 @@ class _Headed(TextModel):
         pairs = [
             next(cleaned) if isinstance(t, str) else (next(cleaned), next(cleaned)) for t in texts
         ]
-        encodings: list[Any] = self.tokenizer.encode_batch(pairs)
-        return encodings
+        return encode(self.tokenizer, pairs)
 
 
 class Classifier(_Headed):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError, UsageError
+from sparse_engine.inputs import positions, vocabulary
 from sparse_engine.tasks.pooling import read_json
-from sparse_engine.text import load_tokenizer
+from sparse_engine.text import encode, load_tokenizer
 
 # A text with more characters for each token that the model takes is not tokenized at all. English
 # has four or five a token.
@@ -65,7 +65,7 @@ class TextModel:
         than CHARACTERS_A_TOKEN times as many characters.
         """
         texts = self.clean(texts)
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        rows = [encoding.ids for encoding in encode(self.tokenizer, texts)]
         self.check_ids(rows)
         return rows
 
@@ -119,16 +119,9 @@ class TextModel:
             yield chosen, ids, mask
 
 
-def takes(model: nn.Module, argument: str) -> bool:
-    """Whether a model's forward has such an argument."""
-    return argument in inspect.signature(model.forward).parameters
-
-
 def _vocabulary(model: nn.Module, config: dict[str, Any]) -> int:
     """Number of token ids that the model has an embedding for."""
-    get = getattr(model, "get_input_embeddings", None)
-    embedding = get() if get is not None else None
-    rows = getattr(embedding, "num_embeddings", None) or config.get("vocab_size")
+    rows = vocabulary(model) or config.get("vocab_size")
     if not isinstance(rows, int) or rows < 1:
         raise UnsupportedModelError("neither the model nor config.json says the vocabulary's size")
     return rows
@@ -142,12 +135,8 @@ def _max_length(model: nn.Module, config: dict[str, Any], sentence: dict[str, An
         config.get("max_position_embeddings"),
         config.get("n_positions", distances),
         sentence.get("max_seq_length"),
+        positions(model),
     ]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
-            # RoBERTa's positions start after the padding index.
-            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-            found.append(module.num_embeddings - skipped)
     limits = [limit for limit in found if type(limit) is int and limit > 0]
     if not limits:
         raise UnsupportedModelError(
