@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError, one_line
-from sparse_engine.inputs import check_ids
+from sparse_engine.inputs import check_ids, has_decoder
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,17 @@ class Batch:
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:
         """Turns an error of the model's forward into a UsageError that names batch and cause."""
-        return one_line(f"{self}: {type(model).__name__} fails on it")
+        lacking = has_decoder(model) and "decoder_input_ids" not in self.kwargs
+        told = ", which has no decoder_input_ids" if lacking else ""
+        return one_line(f"{self}: {type(model).__name__} fails on it{told}")
 
-    def tokens(self, x: Tensor, layer: str) -> Tensor:
+    def tokens(self, x: Tensor, layer: str, features: int | None = None) -> Tensor:
         """Rows [tokens, features] of an activation [..., features], those of padding left out.
 
-        Raises UsageError if any is NaN or infinite.
+        Raises UsageError if any is NaN or infinite, or there are not as many features as given.
         """
+        if features not in (None, x.shape[-1]):
+            raise UsageError(f"{self}: {layer} gets {x.shape[-1]} features and takes {features}")
         real = next((r for r in self.real if x.ndim == 3 and x.shape[:2] == r.shape), None)
         rows = x.reshape(-1, x.shape[-1]) if real is None else x[real]
         if not rows.isfinite().all():
@@ -52,11 +56,11 @@ class Batch:
             bad = bad if real is None else bad & real
             item = self.items[0]
             if x.ndim > 1 and len(self.items) == x.shape[0]:
-                item = self.items[int(bad.flatten(1).any(1).nonzero()[0])]
+                item = self.items[int(bad.reshape(len(x), -1).any(1).nonzero()[0])]
             raise UsageError(
-                f"{layer} gets NaN or infinity from calibration batch {item} "
-                f"({int(bad.sum())} of {len(rows)} tokens, {str(x.dtype).removeprefix('torch.')}); "
-                "leave that batch out, or find what makes the model overflow"
+                f"{layer} gets NaN or infinity from calibration batch {item}, in "
+                f"{str(x.dtype).removeprefix('torch.')}; leave that batch out, or find what makes "
+                "the model overflow"
             )
         return rows
 
@@ -131,23 +135,39 @@ def _tensor(value: Any, device: torch.device, dtype: torch.dtype, what: str) -> 
     if not isinstance(value, np.ndarray) and not _is_numbers(value):
         return value
     try:
-        made = torch.tensor(value, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
+        array = np.array(value)
+    except ValueError as error:  # rows of several lengths
         raise UsageError(f"{what} is no array of numbers: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise UsageError(f"{what} is no array of numbers, but of {array.dtype}")
+    made = torch.from_numpy(array).to(device)
     return made.to(dtype) if made.is_floating_point() else made
 
 
 def _check_names(
     model: nn.Module, signature: inspect.Signature, kwargs: dict[str, Any], what: str
 ) -> None:
-    names = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    if len(names) == len(signature.parameters):
-        for key in kwargs:
-            if key not in names:
-                raise UsageError(
-                    f"{what} has {key!r}, which {type(model).__name__}.forward does not take; "
-                    f"it takes {', '.join(names)}"
-                )
+    """Refuse names that forward does not take, also where its **kwargs would swallow a tensor."""
+    names, others = [], None
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            others = parameter
+        else:
+            names.append(parameter.name)
+    swallowed: set[str] = set()
+    if others is not None:
+        if not hasattr(model, "main_input_name"):
+            return
+        # transformers says what else it reads: Unpack[TransformersKwargs].
+        for told in get_args(others.annotation):
+            swallowed |= set(getattr(told, "__annotations__", ()))
+        swallowed |= {key for key, value in kwargs.items() if not isinstance(value, Tensor)}
+    for key in kwargs:
+        if key not in names and key not in swallowed:
+            raise UsageError(
+                f"{what} has {key!r}, which {type(model).__name__}.forward does not take; "
+                f"it takes {', '.join(names)}"
+            )
 
 
 def _as_batch(

@@ -94,7 +94,8 @@ def _shape(batch: Batch) -> tuple[Any, ...] | None:
 def _kind(batch: Batch) -> tuple[Any, ...]:
     """Names, types and numbers of dimensions: what was shown for one shape holds for all of them."""
     return tuple(
-        (name, v.dtype, v.ndim) if isinstance(v, Tensor) else (name, v) for name, v in _values(batch)
+        (name, v.dtype, v.ndim) if isinstance(v, Tensor) else (name, v)
+        for name, v in _values(batch)
     )
 
 

@@ -160,10 +160,10 @@ class Walk:
         )
         tokens = [
             Seen(
-                [batch.tokens(x, group.layers[0].name) for x in seen.inputs],
-                [batch.tokens(x, group.layers[0].name) for x in seen.streams],
+                [batch.tokens(x, layer.name, layer.shape[1]) for x in seen.inputs],
+                [batch.tokens(x, layer.name) for x in seen.streams],
             )
-            for group, seen in zip(groups, raw, strict=True)
+            for layer, seen in zip((group.layers[0] for group in groups), raw, strict=True)
         ]
         return tokens, output
 
