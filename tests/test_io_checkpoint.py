@@ -222,3 +222,46 @@ def test_code_in_the_folder_is_not_run(folder: Path) -> None:
     (folder / "evil.py").write_text("raise SystemExit")
     model, _ = load_pretrained(folder)
     assert torch.equal(output(model), output(build()))
+
+
+def rewrite(folder: Path, edit: Any) -> None:
+    """Change names or tensors of a folder's weights."""
+    weights = folder / "model.safetensors"
+    save_file(edit(load_file(weights)), weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"vocab_size": 60}, r"'embeddings\.word_embeddings\.weight' is 50x32 .* makes it 60x32"),
+        ({"intermediate_size": 65}, r"intermediate\.dense\.bias' is 64 .* makes it 65 .*6 in all"),
+        ({"max_position_embeddings": 8}, r"position_embeddings\.weight' is 40x32 .* it 8x32"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(change: dict[str, int], match: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    refused(InvalidFileError, folder, match)
+
+
+def renamed(old: str, new: str) -> Any:
+    return lambda tensors: {name.replace(old, new, 1): t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (renamed("", "module."), r"LayerNorm\.bias' .*missing .*the state dict without 'module\.'"),
+        (renamed("", "_orig_mod."), r"the state dict without '_orig_mod\.'"),
+        (renamed("", "model.encoder."), r"the state dict without 'model\.encoder\.'"),
+        (
+            renamed("dense.weight", "dense.parametrizations.weight.original"),
+            r"dense\.weight' .*has '.*parametrizations.*': make the weight permanent first",
+        ),
+        (renamed("query", "q_proj"), r"query\.bias' .*the file has '.*q_proj\.bias' instead \(4"),
+        (lambda tensors: {k: t for k, t in tensors.items() if "query" not in k}, r"\(4 in all\)$"),
+    ],
+)
+def test_missing_tensors_are_told_with_what_is_there(edit: Any, match: str, folder: Path) -> None:
+    rewrite(folder, edit)
+    refused(InvalidFileError, folder, match)

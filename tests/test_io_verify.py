@@ -109,11 +109,31 @@ def test_verify_against_a_module(dtype: str, tolerance: float, tmp_path: Path) -
     assert json.loads(json.dumps(report.to_dict()))["samples"] == 3
 
 
-@pytest.mark.parametrize("value", [1e-3, float("nan")])
-def test_verify_finds_another_model(value: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_dense_model_that_is_not_finite_itself_is_told(bad: float, tmp_path: Path) -> None:
     folder = pack(tmp_path / "a")
     other = dense()
-    other[2].weight[0, 0] += 100 * value
+    other[3].bias[0] = bad
+    with pytest.raises(VerificationError, match="sample 0: the dense model Sequential gives NaN"):
+        verify(folder, against=other, samples=INPUTS, model=dense())
+    error, _ = compare(Many(bad), Many(), [(torch.ones(1, 2), torch.zeros(1, 2))])
+    assert not error <= 1e30  # a packed model that gives NaN or infinity never passes
+
+
+def test_a_model_that_fails_on_a_sample_is_one_line(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "a")
+    with pytest.raises(UsageError) as caught:
+        verify(folder, against=dense(), samples=[INPUTS[0], INPUTS[1][:, :5]], model=dense())
+    told = str(caught.value)
+    assert told.startswith("sample 1: Sequential fails on it: RuntimeError: mat1 and mat2 shapes")
+    assert "\n" not in told
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_verify_finds_another_model(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "a")
+    other = dense()
+    other[2].weight[0, 0] += 0.1
     with pytest.raises(VerificationError, match=r"outputs differ by .* is Sequential what was"):
         verify(folder, against=other, samples=INPUTS, model=dense())
 

@@ -253,13 +253,12 @@ def check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert float((found[name] - sums).abs().max() / sums.abs().max()) < 5e-5, name
 
 
-def statistics(
-    model: nn.Module, batches: list[Batch], need: Need = Need(True, False)
-) -> dict[str, Tensor]:
+def statistics(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
     """Sums over the dense model's inputs, by the first layer that reads them."""
     plan = make_plan(model)
     with torch.no_grad():
-        walk = Walk(model, plan, batches, Originals(plan.layers), need, Steps(None, 1))
+        need, steps = Need(hessian=True, both_paths=False), Steps(None, 1)
+        walk = Walk(model, plan, batches, Originals(plan.layers), need, steps)
         return {
             group.layers[0].name: moments.hessian(centred=False)  # type: ignore[union-attr]
             for group, moments in walk.groups()
@@ -289,6 +288,18 @@ def test_answers_that_are_padded_otherwise_than_their_texts() -> None:
     expected = statistics(model, read_calibration(model, apart))
     assert any(name.startswith("decoder") for name in found)
     check(found, expected)
+    shifted = answers.roll(1, 1)  # what T5 reads where it is to write `answers`
+    shifted[:, 0] = 0
+    labels = {"labels": answers.masked_fill(answers_mask == 0, -100)}
+    as_labels = {"input_ids": texts, "attention_mask": mask} | labels
+    apart_shifted = [
+        item | {"decoder_input_ids": shifted[i : i + 1, : answers_mask[i].sum()]}
+        for i, item in enumerate(apart)
+    ]
+    check(
+        statistics(model, read_calibration(model, [as_labels])),
+        statistics(model, read_calibration(model, apart_shifted)),
+    )
     without = {key: value for key, value in together.items() if key != "decoder_attention_mask"}
     found = statistics(model, read_calibration(model, [without]))
     apart[0]["decoder_input_ids"], apart[1]["decoder_input_ids"] = answers[:1], answers[1:]

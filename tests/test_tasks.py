@@ -19,6 +19,7 @@ import task_models
 import transformers
 from task_models import LABELS, PIECES, SIZES, opened
 
+import sparse_engine as se
 from sparse_engine.errors import SparseEngineError, UnsupportedModelError, UsageError
 from sparse_engine.tasks import InputError, Sampling, open_task
 from sparse_engine.tasks.generate import MAX_STOP, _begun
@@ -242,3 +243,90 @@ def test_stop_texts_are_found_and_bounded() -> None:
     for wrong in ("", "x" * (MAX_STOP + 1)):
         with pytest.raises(UsageError, match="give texts of 1 to 256 characters"):
             Sampling(stop=("a", wrong))
+
+
+@pytest.mark.parametrize(
+    ("told", "typed"),
+    [
+        (None, True),
+        ({"tokenizer_class": "BertTokenizer"}, True),
+        ({"tokenizer_class": "BertTokenizerFast"}, True),
+        ({"tokenizer_class": "DebertaV2Tokenizer"}, True),
+        ({"tokenizer_class": "DistilBertTokenizer"}, False),
+        ({"tokenizer_class": "RobertaTokenizer"}, False),
+        ({"tokenizer_class": "MPNetTokenizerFast"}, False),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, False),
+        ({"model_input_names": ["input_ids", "attention_mask"]}, False),
+        (
+            {
+                "tokenizer_class": "DistilBertTokenizer",
+                "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            },
+            True,
+        ),
+        ({"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids"]}, False),
+        ({"tokenizer_class": "no.such.Tokenizer"}, True),
+        ({"tokenizer_class": "AutoModel"}, True),
+    ],
+)
+def test_pairs_have_token_types_where_the_tokenizer_gives_them(
+    told: dict[str, Any] | None, typed: bool, tmp_path: Path
+) -> None:
+    """The very answer that transformers' own tokenizer and model give."""
+    source = task_models.folder(tmp_path / "dense", "BertForSequenceClassification")
+    if told is not None:
+        (source / "tokenizer_config.json").write_text(json.dumps(told))
+    model, _ = se.io.load_pretrained(source)
+    task = open_task(model, source)
+    pair = ("the cat sat", "who sat on a mat ?")
+    encoding = task.tokenizer.encode(*pair)
+    given = {"input_ids": torch.tensor([encoding.ids])}
+    if typed:
+        given["token_type_ids"] = torch.tensor([encoding.type_ids])
+    with torch.no_grad():
+        expected = model(**given).logits[0].softmax(0)
+        other = model(input_ids=given["input_ids"]).logits[0].softmax(0)
+    (labels,) = task.classify([pair])
+    found = {label.label: label.score for label in labels}
+    got = torch.tensor([found[LABELS[i]] for i in range(4)])
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(expected, other, atol=1e-3) != typed
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "DistilBert", "MPNet", "Electra", "Albert"])
+def test_pairs_of_other_families(kind: str, tmp_path: Path) -> None:
+    """Answers of the whole of transformers, its tokenizer included, for a folder it has written."""
+    source = task_models.folder(tmp_path / "dense", "BertForSequenceClassification")
+    torch.manual_seed(1)
+    sizes = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+    if kind == "DistilBert":
+        sizes = {"dim": 24, "hidden_dim": 36, "n_layers": 2, "n_heads": 3, "initializer_range": 0.7}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, vocab_size=len(PIECES), pad_token_id=0, id2label=LABELS
+    )
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    model.save_pretrained(source)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(source / "tokenizer.json"), pad_token="[PAD]", unk_token="[UNK]"
+    )
+    tokenizer.save_pretrained(source)
+    pair = ("the cat sat", "who sat on a mat ?")
+    auto = transformers.AutoTokenizer.from_pretrained(source)
+    with torch.no_grad():
+        expected = model(**auto(*pair, return_tensors="pt")).logits[0].softmax(0)
+    loaded, _ = se.io.load_pretrained(source)
+    (labels,) = open_task(loaded, source).classify([pair])
+    found = {label.label: label.score for label in labels}
+    got = torch.tensor([found[LABELS[i]] for i in range(4)])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_one_line(packages: dict[str, Path]) -> None:
+    for kind in ("BertForSequenceClassification", "BertModel"):
+        task = opened(packages[kind])
+        told = json.loads(task.tokenizer.to_str())
+        del told["model"]["vocab"]["[UNK]"]
+        task.tokenizer = type(task.tokenizer).from_str(json.dumps(told))
+        ask = task.classify if kind != "BertModel" else task.embed
+        with pytest.raises(UsageError, match="the tokenizer fails on a text"):
+            ask(["what is this"])

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sparse_engine.errors import UsageError, one_line
 from sparse_engine.inputs import check_ids, has_decoder
 
+IGNORED = -100  # transformers' label of padding
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -107,8 +109,11 @@ def read_calibration(model: nn.Module, calibration: Iterable[Any]) -> list[Batch
             raise UsageError(f"{what}: {type(model).__name__}.forward: {error}") from None
         given |= given.pop("kwargs", {})
         check_ids(model, given, what)
-        given, kwargs = _tell_apart(given, kwargs)
-        batches.append(Batch(args, kwargs, real_tokens(given), (index,)))
+        if has_decoder(model):
+            kwargs = _tell_apart(kwargs)
+        batches.append(
+            Batch(args, kwargs, real_tokens(given | kwargs, has_decoder(model)), (index,))
+        )
     if not batches:
         raise UsageError("calibration is empty; give at least one batch of model inputs")
     return batches
@@ -184,30 +189,43 @@ def _as_batch(
     return tuple(map(batched, args)), {key: batched(value) for key, value in kwargs.items()}
 
 
-def _tell_apart(
-    given: dict[str, Any], kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tell_apart(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Pad what a decoder reads by one where it is as long as the text but masked otherwise.
 
     Padding is found by the shape of an activation, so that the two must differ in shape.
     """
     mask, ids = kwargs.get("attention_mask"), kwargs.get("decoder_input_ids")
-    if not isinstance(mask, Tensor) or not isinstance(ids, Tensor) or mask.shape != ids.shape:
-        return given, kwargs
+    if not isinstance(mask, Tensor):
+        return kwargs
+    pad = nn.functional.pad
+    if not isinstance(ids, Tensor):
+        labels = kwargs.get("labels")
+        if _is_masked_otherwise(labels, labels != IGNORED, mask):
+            return kwargs | {"labels": pad(labels, (0, 1), value=IGNORED)}
+        return kwargs
     own = kwargs.get("decoder_attention_mask")
-    own = torch.ones_like(mask) if own is None else own
-    if "labels" in kwargs or torch.equal(own != 0, mask != 0):
-        return given, kwargs
-    changed = {
-        "decoder_input_ids": nn.functional.pad(ids, (0, 1)),
-        "decoder_attention_mask": nn.functional.pad(own, (0, 1)),
-    }
-    return given | changed, kwargs | changed
+    own = torch.ones_like(ids) if own is None else own
+    if "labels" in kwargs or not _is_masked_otherwise(ids, own != 0, mask):
+        return kwargs
+    longer = {"decoder_input_ids": pad(ids, (0, 1)), "decoder_attention_mask": pad(own, (0, 1))}
+    return kwargs | longer
 
 
-def real_tokens(given: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """Where masks [batch, tokens], or [batch, choices, tokens], are not zero."""
-    masks = (given.get(name) for name in ("attention_mask", "decoder_attention_mask"))
+def _is_masked_otherwise(ids: Any, own: Tensor, mask: Tensor) -> bool:
+    return isinstance(ids, Tensor) and ids.shape == mask.shape and not torch.equal(own, mask != 0)
+
+
+def real_tokens(given: Mapping[str, Any], has_decoder: bool) -> tuple[Tensor, ...]:
+    """Where masks [batch, tokens], or [batch, choices, tokens], are not zero.
+
+    A decoder without a mask reads all of its input, and labels but for IGNORED.
+    """
+    masks = [given.get("attention_mask")]
+    if has_decoder:
+        masks.append(given.get("decoder_attention_mask"))
+        labels = given.get("labels")
+        if isinstance(labels, Tensor) and given.get("decoder_input_ids") is None:
+            masks.append(labels != IGNORED)
     return tuple(
         mask.reshape(-1, mask.shape[-1]) != 0
         for mask in masks

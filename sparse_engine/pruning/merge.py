@@ -30,7 +30,7 @@ def merge(model: nn.Module, batches: list[Batch]) -> list[Batch]:
         shapes[_shape(batch) or place].append(batch)
     allowed: dict[Any, bool] = {}
     merged = []
-    for shape, alike in shapes.items():
+    for alike in shapes.values():
         if len(alike) == 1:
             merged += alike
             continue

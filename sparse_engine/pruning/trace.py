@@ -78,9 +78,9 @@ def trace(model: nn.Module, plan: Plan, batch: Batch) -> Trace:
             {name: modules[name] for name in plan.blocks},
             lambda name, args, kwargs, output: calls[name].append(_Call(args, kwargs, output)),
         ),
+        batch.running(model),
     ):
-        with batch.running(model):
-            model(*batch.args, **batch.kwargs)
+        model(*batch.args, **batch.kwargs)
     if idle := [layer.name for layer in plan.layers if layer.name not in inputs]:
         raise UsageError(
             f"{idle[0]} did not run on the first calibration batch ({len(idle)} such layers); "

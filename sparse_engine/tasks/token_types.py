@@ -29,7 +29,7 @@ def has_token_types(folder: Path, config: dict[str, Any]) -> bool:
     except ImportError:
         return True
     wanted = told.get("tokenizer_class") or config.get("tokenizer_class")
-    wanted = str(wanted or TOKENIZER_MAPPING_NAMES.get(config.get("model_type")))
+    wanted = str(wanted or TOKENIZER_MAPPING_NAMES.get(str(config.get("model_type"))))
     if not wanted.removesuffix("Fast").endswith(("Tokenizer", "TokenizersBackend")):
         return True
     found = getattr(getattr(transformers, wanted, None), "model_input_names", None)
