@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -311,7 +312,7 @@ def test_encoder_decoders_are_calibrated_and_verified(
 ) -> None:
     model, pairs = seq2seq(tmp_path / "model", kind), tmp_path / "pairs.txt"
     lines = texts.read_text().splitlines()
-    pairs.write_text("\n".join(f"{a}\t{b}" for a, b in zip(lines, lines[1:], strict=False)))
+    pairs.write_text("\n".join(f"{a}\t{b}" for a, b in pairwise(lines)))
     for name, file in (("texts", texts), ("pairs", pairs)):
         told = ok("prune", model, tmp_path / name, "--sparsity", "0.5", "--calibration", file)
         assert "sparsegpt" in told.splitlines()[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning import cholesky, prune
+from sparse_engine.pruning import Criterion, Inputs, cholesky, prune
 from sparse_engine.pruning.cholesky import factorise
 from sparse_engine.pruning.lsq import System, compensate, refit
 from sparse_engine.pruning.moments import InputNorms, Moments, power_of_two
@@ -165,13 +165,13 @@ def test_inputs_of_low_rank(kind: str, bias: bool, method: dict[str, Any]) -> No
 
 
 def test_nothing_is_fitted_to_the_rounding_of_constant_inputs() -> None:
-    """A constant leaves rounding errors about its mean; the ridge is larger, so weights stay."""
+    """Inputs that differ by rounding alone: the ridge is larger, so weights stay as they are."""
     torch.manual_seed(0)
     moments = Moments()
     value = torch.rand(9) * 300 + 0.1
     for _ in range(20):
-        x = value.repeat(50, 1)
-        moments.add(x, x + 1e-5 * torch.randn(50, 9))
+        x = value * (1 + torch.finfo(torch.float32).eps * torch.randint(-1, 2, (50, 9)))
+        moments.add(x, x + 1e-3 * torch.randn(50, 9))
     weight = torch.randn(4, 9)
     system = System(moments, centred=True)
     keep = torch.rand(4, 9) < 0.5
@@ -241,3 +241,17 @@ def test_equal_inputs_share_their_weights_evenly() -> None:
     prune(model, 0.5, recovery="lsq", calibration=[x])
     assert model[0].weight[0, 0] == 0
     torch.testing.assert_close(model(x), dense(x), rtol=0.02, atol=0.02)
+
+
+def test_scores_that_are_nan_make_no_mask() -> None:
+    class Odd(Criterion):
+        name = "odd"
+
+        def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+            return weight.log()
+
+    model = mlp()
+    before = weights(model)
+    with pytest.raises(UsageError, match="criterion odd gives NaN as a score"):
+        prune(model, 0.5, criterion=Odd())
+    assert all(map(torch.equal, before, weights(model)))

@@ -200,19 +200,19 @@ def _tell_apart(kwargs: dict[str, Any]) -> dict[str, Any]:
     pad = nn.functional.pad
     if not isinstance(ids, Tensor):
         labels = kwargs.get("labels")
-        if _is_masked_otherwise(labels, labels != IGNORED, mask):
+        if isinstance(labels, Tensor) and _differ_in_one_shape(labels != IGNORED, mask != 0):
             return kwargs | {"labels": pad(labels, (0, 1), value=IGNORED)}
         return kwargs
     own = kwargs.get("decoder_attention_mask")
     own = torch.ones_like(ids) if own is None else own
-    if "labels" in kwargs or not _is_masked_otherwise(ids, own != 0, mask):
+    if "labels" in kwargs or not _differ_in_one_shape(own != 0, mask != 0):
         return kwargs
     longer = {"decoder_input_ids": pad(ids, (0, 1)), "decoder_attention_mask": pad(own, (0, 1))}
     return kwargs | longer
 
 
-def _is_masked_otherwise(ids: Any, own: Tensor, mask: Tensor) -> bool:
-    return isinstance(ids, Tensor) and ids.shape == mask.shape and not torch.equal(own, mask != 0)
+def _differ_in_one_shape(own: Tensor, mask: Tensor) -> bool:
+    return own.shape == mask.shape and not torch.equal(own, mask)
 
 
 def real_tokens(given: Mapping[str, Any], has_decoder: bool) -> tuple[Tensor, ...]:

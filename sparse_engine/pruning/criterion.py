@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity import Granularity
 
 Needs = Literal["nothing", "norms", "hessian"]
@@ -50,5 +51,8 @@ class Criterion(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Pruned weight and keep mask [out, in]; a criterion that also repairs overrides this."""
         drop = granularity.quota(weight.shape[0], weight.shape[1], sparsity)
-        keep = granularity.mask(self.score(weight, inputs, generator), drop, self.per_row)
+        scores = self.score(weight, inputs, generator)
+        if scores.isnan().any():
+            raise UsageError(f"criterion {self.name} gives NaN as a score, which cannot be ordered")
+        keep = granularity.mask(scores, drop, self.per_row)
         return weight * keep, keep

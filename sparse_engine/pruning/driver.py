@@ -46,9 +46,9 @@ def prune(
     granularity:  Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "2:4"
     criterion:    "random", "magnitude", "wanda", "sparsegpt", or a Criterion
     recovery:     "lsq" refits what is kept, and the biases, by compensated least squares
-    calibration:  model inputs, each a dict of keyword arguments, a tuple or a tensor; needed by
-                  wanda, sparsegpt and lsq, else not read. Tokens whose attention_mask is 0 are
-                  left out
+    calibration:  model inputs, each a dict of keyword arguments, a tuple or a tensor (or numpy array,
+                  or list of numbers); needed by wanda, sparsegpt and lsq, else not read. Tokens
+                  whose attention_mask is 0 are left out
     scope:        "local": every layer loses the same fraction; "global": layers compete
     filter_fn:    filter_fn(module, name) says whether to prune an nn.Linear
     progress:     called with (done, total, name) after every layer, and twice a second, while the

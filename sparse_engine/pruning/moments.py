@@ -16,7 +16,6 @@ import math
 import torch
 from torch import Tensor
 
-
 EPSILON = torch.finfo(torch.float32).eps
 PLAIN = 30  # inputs whose largest magnitude is within 2^-PLAIN to 2^PLAIN are left as they are
 
