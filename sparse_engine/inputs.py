@@ -143,7 +143,12 @@ def _text_config(model: nn.Module) -> Any:
     """The config of the part of a transformers model that reads text; None for other models."""
     config: Any = getattr(model, "config", None)
     get = getattr(config, "get_text_config", None)
-    return config if get is None else get()
+    if get is None:
+        return config
+    try:
+        return get()
+    except ValueError:  # several parts read text
+        return config
 
 
 def has_decoder(model: nn.Module) -> bool:
@@ -167,7 +172,8 @@ def _shape(model: nn.Module, name: str) -> tuple[int, ...]:
     config: Any = getattr(model, "config", None)
     try:
         if name == "pixel_values":
-            config = getattr(config, "vision_config", None) or config
+            for part in ("vision_config", "encoder"):
+                config = getattr(config, part, None) or config
             size = config.image_size
             height, width = size if isinstance(size, list | tuple) else (size, size)
             return 1, getattr(config, "num_channels", 3), height, width

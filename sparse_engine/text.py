@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import InvalidFileError, UsageError, one_line
-from sparse_engine.inputs import check_ids, has_decoder, inputs_of_texts, positions
+from sparse_engine.inputs import check_ids, has_decoder, inputs_of_texts, positions, vocabulary
 
 
 def read_texts(path: Path) -> list[str]:
@@ -81,11 +81,16 @@ def encode_batches(
     if not all(sources) or not all(answers):
         raise UsageError("the tokenizer makes no tokens of a text; leave it out")
     order = sorted(range(len(sources)), key=lambda i: (len(sources[i]), len(answers[i])))
-    start = getattr(getattr(model, "config", None), "decoder_start_token_id", None)
+    config = getattr(model, "config", None)
+    start = getattr(config, "decoder_start_token_id", None)
+    pad = getattr(config, "pad_token_id", None)
+    if pad is None and type(model).__name__.endswith("ForSequenceClassification"):
+        batch = 1  # decoders look for their last token by it
+    pad = pad if isinstance(pad, int) and 0 <= pad < (vocabulary(model) or 0) else 0
     batches = []
     for at in range(0, len(order), batch):
         chosen = order[at : at + batch]
-        pairs = [_padded([rows[i] for i in chosen]) for rows in (sources, answers)]
+        pairs = [_padded([rows[i] for i in chosen], pad) for rows in (sources, answers)]
         (ids, mask), (target, target_mask) = pairs
         if isinstance(start, int):
             # Decoders read what they are to write one token late.
@@ -97,9 +102,9 @@ def encode_batches(
     return batches
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Token ids and their mask, int64 [n, longest]."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    ids = torch.full((len(rows), max(map(len, rows))), pad)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)

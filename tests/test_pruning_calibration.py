@@ -461,3 +461,36 @@ def test_a_wrapped_model_is_not_changed_by_reading() -> None:
     before = copy.deepcopy(model.state_dict())
     read_calibration(model, texts(5, 5))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def bert_to_bert() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in SIZES.items() if key != "initializer_range"}
+    encoder = transformers.BertConfig(**sizes)
+    decoder = transformers.BertConfig(**sizes, is_decoder=True, add_cross_attention=True)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    model: nn.Module = transformers.EncoderDecoderModel(config).eval()
+    return model.requires_grad_(False)
+
+
+def umt5() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    config = transformers.UMT5Config(vocab_size=50, decoder_start_token_id=0, **sizes)
+    model: nn.Module = transformers.UMT5ForConditionalGeneration(config).eval()
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("make", [bert_to_bert, umt5])
+def test_decoders_with_configs_of_their_own_keep_no_cache(make: Callable[[], nn.Module]) -> None:
+    """A cache that is full hands out old keys, and their layers do not run at all."""
+    model = make()
+    configs = [m.config for m in model.modules() if hasattr(m, "config")]
+    before = [config.use_cache for config in configs if hasattr(config, "use_cache")]
+    calibration = [{"input_ids": ids(2, 6), "decoder_input_ids": ids(2, 5)}]
+    report = prune(model, 0.5, criterion="wanda", recovery="lsq", calibration=calibration)
+    assert any("attention" in row.name.lower() for row in report.layers)
+    assert all(row.sparsity == 0.5 for row in report.layers)
+    assert before == [config.use_cache for config in configs if hasattr(config, "use_cache")]
+    assert any(before)

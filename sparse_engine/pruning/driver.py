@@ -209,15 +209,16 @@ def _check_fit(granularity: Granularity, plan: Plan) -> None:
 def _quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no key-value cache, which repeated runs of a block would make grow."""
     training = [module for module in model.modules() if module.training]
-    config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
+    # Decoders inside a model have configs of their own.
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    caching = [config for config in configs if getattr(config, "use_cache", None)]
     try:
         model.eval()
-        if cached:
-            config.use_cache = False  # type: ignore[union-attr]
+        for config in caching:
+            config.use_cache = False
         yield
     finally:
         for module in training:
             module.training = True
-        if cached:
-            config.use_cache = cached  # type: ignore[union-attr]
+        for config in caching:
+            config.use_cache = True
