@@ -161,7 +161,12 @@ def test_hidden_states_that_are_too_large_for_json(
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", V1, 405), ("GET", "/v2/nothing", 404), ("DELETE", "/v2", 405)],
+    [
+        ("GET", "/nothing", 404),
+        ("GET", V1, 405),
+        ("GET", "/v2/nothing", 404),
+        ("DELETE", "/v2", 405),
+    ],
 )
 def test_unknown_routes(send: Send, method: str, path: str, status: int) -> None:
     answer = send(method, path)
