@@ -328,5 +328,5 @@ def test_a_tokenizer_that_fails_on_a_text_is_one_line(packages: dict[str, Path])
         del told["model"]["vocab"]["[UNK]"]
         task.tokenizer = type(task.tokenizer).from_str(json.dumps(told))
         ask = task.classify if kind != "BertModel" else task.embed
-        with pytest.raises(UsageError, match="the tokenizer fails on a text"):
+        with pytest.raises(InputError, match="the tokenizer fails on a text"):
             ask(["what is this"])

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from sparse_engine.inputs import takes
 from sparse_engine.tasks.text import InputError, TextModel
 from sparse_engine.tasks.token_types import has_token_types
-from sparse_engine.text import encode
 
 # Longest answer to a question, in tokens.
 ANSWER_TOKENS = 30
@@ -96,7 +95,7 @@ class _Headed(TextModel):
         pairs = [
             next(cleaned) if isinstance(t, str) else (next(cleaned), next(cleaned)) for t in texts
         ]
-        return encode(self.tokenizer, pairs)
+        return self.encodings(pairs)
 
 
 class Classifier(_Headed):

@@ -65,9 +65,16 @@ class TextModel:
         than CHARACTERS_A_TOKEN times as many characters.
         """
         texts = self.clean(texts)
-        rows = [encoding.ids for encoding in encode(self.tokenizer, texts)]
+        rows = [encoding.ids for encoding in self.encodings(texts)]
         self.check_ids(rows)
         return rows
+
+    def encodings(self, texts: Sequence[Any]) -> list[Any]:
+        """The tokenizer's encodings of clean texts, or of pairs; InputError where it fails."""
+        try:
+            return encode(self.tokenizer, texts)
+        except UsageError as error:
+            raise InputError(str(error)) from error
 
     def clean(self, texts: Sequence[str]) -> list[str]:
         """Texts as the tokenizer gets them; raises InputError for one that is too
