@@ -94,7 +94,7 @@ def test_models_count_alike_before_and_after_sparsify() -> None:
 
 def test_a_tied_head_works_but_is_no_parameter_of_its_own() -> None:
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.Linear(4, 10))
-    model[2].weight = model[0].weight
+    model[2].weight = model[0].weight  # type: ignore[index]
     thinned(model)
     counted = census(model)
     assert counted.rows[2] == Row("2", "linear", 40, 20, 40, 10, tied_to="0")
