@@ -114,7 +114,7 @@ def test_networks_are_pruned_like_linear_layers(kind: str, method: str) -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_unrolled_networks_compute_the_same(kind: str) -> None:
-    from sparse_engine.pruning.unroll import unrolled
+    from sparse_engine.pruning.unrolled import unrolled
 
     for more in ({"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}):
         network = dense(kind, **more)

@@ -21,7 +21,7 @@ from sparse_engine.pruning.merge import merge
 from sparse_engine.pruning.one_layer import Method, Statistics, prune_layer, score_layer
 from sparse_engine.pruning.progress import Steps
 from sparse_engine.pruning.report import PruneReport
-from sparse_engine.pruning.unroll import unrolled
+from sparse_engine.pruning.unrolled import unrolled
 from sparse_engine.pruning.walk import Need, Originals, Walk
 
 

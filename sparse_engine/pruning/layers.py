@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
-from sparse_engine.pruning.unroll import Unrolled
+from sparse_engine.pruning.unrolled import is_network
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -54,8 +54,8 @@ def make_plan(model: nn.Module, filter_fn: Filter | None = None) -> Plan:
     """Choose the layers: `filter_fn(module, name)` decides on every nn.Linear of the model.
 
     Without a filter: the linear layers inside the model's blocks (in all of the model if it has no
-    blocks), except those with a part of LEFT_ALONE in their name and the output projection of
-    nn.MultiheadAttention, whose weight torch reads without running the layer. A weight that
+    blocks), except those with a part of LEFT_ALONE in their name and the output projection of an
+    nn.MultiheadAttention that is not unrolled: torch reads its weight without running the layer. A weight that
     several layers share is pruned once.
 
     Raises UsageError if nothing is left, or a weight is not a plain floating-point parameter.
@@ -99,7 +99,7 @@ def _default_filter(model: nn.Module, blocks: list[str] | None) -> Filter:
         if LEFT_ALONE.intersection(name.split(".")):
             return False
         parent = modules[name.rpartition(".")[0]]
-        if isinstance(parent, nn.MultiheadAttention):
+        if isinstance(parent, nn.MultiheadAttention) and kind_of(parent) is None:
             return False
         return not blocks or any(name.startswith(f"{block}.") or name == block for block in blocks)
 
@@ -110,7 +110,7 @@ def _generic_blocks(model: nn.Module, linears: list[str]) -> list[str]:
     """Children of the outermost nn.ModuleList that holds the most linear layers; [] without one, and
     where recurrent networks are what the model is made of.
     """
-    if any(isinstance(module, Unrolled) for module in model.modules()):
+    if any(is_network(module) for module in model.modules()):
         return []
     best: list[str] = []
     most = 0

@@ -1,0 +1,125 @@
+"""torch.nn.MultiheadAttention as four linear layers: q_proj, k_proj, v_proj and its own out_proj."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning.unrolled.kind import Kind, Views
+
+WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def layers(attention: nn.MultiheadAttention, views: Views) -> dict[str, nn.Module]:
+    """The projections of queries, keys and values: thirds of in_proj_weight, or parameters."""
+    weights: list[Tensor]
+    if attention.in_proj_weight is not None:
+        weights = list(attention.in_proj_weight.detach().chunk(3))
+    else:
+        weights = [getattr(attention, name) for name in WEIGHTS]
+    bias = attention.in_proj_bias
+    biases = [None] * 3 if bias is None else bias.detach().chunk(3)
+    parts = zip("qkv", weights, biases, strict=True)
+    return {f"{name}_proj": views.linear(weight, bias) for name, weight, bias in parts}
+
+
+def forward(
+    attention: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """What torch.nn.MultiheadAttention returns; the layers read the very tensors that it is given.
+
+    So layers that read the same tensor share their statistics, and padding lies where the model
+    has it.
+    """
+    if is_causal and attn_mask is None:
+        raise UsageError("is_causal is a hint about attn_mask; give attn_mask with it")
+    single = query.dim() == 2
+    q, k, v = (
+        _batch_first(attention, attention.get_submodule(f"{name}_proj")(x))
+        for name, x in zip("qkv", (query, key, value), strict=True)
+    )
+    if is_causal and key_padding_mask is None and not need_weights:
+        attn_mask = None
+    else:
+        is_causal = False
+    mask = _mask(attention, q, attn_mask, key_padding_mask)
+    if attention.bias_k is not None and attention.bias_v is not None:
+        k = torch.cat([k, attention.bias_k.expand(len(k), 1, -1)], 1)
+        v = torch.cat([v, attention.bias_v.expand(len(v), 1, -1)], 1)
+    if attention.add_zero_attn:
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+    if mask is not None:
+        mask = F.pad(mask, (0, k.shape[1] - mask.shape[-1]))
+    q, k, v = (t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    dropout = attention.dropout if attention.training else 0.0
+    weights = None
+    if need_weights:
+        scores = q * math.sqrt(1 / q.shape[-1]) @ k.transpose(-2, -1)
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        weights = F.dropout(weights, dropout)
+        mixed = weights @ v
+        weights = weights.mean(1) if average_attn_weights else weights
+        weights = weights[0] if single else weights
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+    mixed = mixed.transpose(1, 2).flatten(2)
+    mixed = mixed[0] if single else mixed if attention.batch_first else mixed.transpose(0, 1)
+    return attention.out_proj(mixed), weights
+
+
+def _batch_first(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """[batch, length, features] of any layout."""
+    return x[None] if x.dim() == 2 else x if attention.batch_first else x.transpose(0, 1)
+
+
+def _mask(
+    attention: nn.MultiheadAttention, q: Tensor, given: Tensor | None, padding: Tensor | None
+) -> Tensor | None:
+    """What is added to scores: [batch or 1, heads or 1, queries or 1, keys], or None."""
+    mask = None
+    if given is not None:
+        mask = _added(given, q)
+        mask = mask.view(len(q), attention.num_heads, *mask.shape[1:]) if mask.dim() == 3 else mask
+        mask = mask[None, None] if mask.dim() == 2 else mask
+    if padding is not None:
+        columns = _added(padding, q).view(len(q), 1, 1, -1)
+        mask = columns if mask is None else mask + columns
+    return mask
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """A boolean mask (true hides) as what is added to scores."""
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
+
+
+def refusal(attention: nn.MultiheadAttention) -> str:
+    """torch reads the weight of out_proj without running it: only a plain linear layer is run."""
+    kind = type(attention.out_proj)
+    if kind in (NonDynamicallyQuantizableLinear, nn.Linear):
+        return ""
+    return f"its out_proj is a {kind.__name__}"
+
+
+ATTENTION = Kind(
+    matches=lambda module: type(module) is nn.MultiheadAttention,
+    base=(nn.MultiheadAttention,),
+    parameters=lambda module: ["in_proj_weight", *WEIGHTS, "in_proj_bias"],
+    layers=layers,
+    forward=forward,
+    refusal=refusal,
+)
