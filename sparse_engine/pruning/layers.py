@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
-from sparse_engine.pruning.unrolled import is_network
+from sparse_engine.pruning.unrolled import is_network, kind_of
 
 Filter = Callable[[nn.Module, str], bool]
 

@@ -22,7 +22,9 @@ def forward(conv: nn.Conv1d, input: Tensor) -> Tensor:
     x = input if input.dim() == 3 else input[None]
     left, right = conv._reversed_padding_repeated_twice
     if left or right:
-        x = F.pad(x, (left, right), "constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+        x = F.pad(
+            x, (left, right), "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        )
     reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
     # [batch, in, length', kernel]; a row of a group [batch, length', in / groups x kernel].
     windows = x.unfold(2, reach, conv.stride[0])[..., :: conv.dilation[0]]

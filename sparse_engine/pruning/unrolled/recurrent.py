@@ -17,7 +17,9 @@ TYPES = (nn.LSTM, nn.GRU, nn.RNN)
 def layers(network: Any, views: Views) -> dict[str, nn.Module]:
     """ih_l0, hh_l0, hr_l0_reverse, ...: around the network's own parameters."""
     return {
-        name: views.linear(getattr(network, f"weight_{name}"), getattr(network, f"bias_{name}", None))
+        name: views.linear(
+            getattr(network, f"weight_{name}"), getattr(network, f"bias_{name}", None)
+        )
         for part in network._flat_weights_names
         if part.startswith("weight_")
         for name in [part.removeprefix("weight_")]
@@ -48,9 +50,7 @@ def _given(network: Any, last: tuple[Tensor, ...]) -> Any:
     return last if isinstance(network, nn.LSTM) else last[0]
 
 
-def _run(
-    network: Any, x: Tensor, sizes: list[int], hx: Any
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run(network: Any, x: Tensor, sizes: list[int], hx: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
     begin = () if hx is None else hx if isinstance(hx, tuple) else (hx,)
     ends = ("", "_reverse")[: 1 + network.bidirectional]
     last: list[tuple[Tensor, ...]] = []

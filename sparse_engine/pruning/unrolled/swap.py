@@ -13,10 +13,16 @@ from torch import nn
 from sparse_engine.pruning.unrolled.attention import ATTENTION
 from sparse_engine.pruning.unrolled.cells import CELL
 from sparse_engine.pruning.unrolled.conv import CONV1D
+from sparse_engine.pruning.unrolled.experts import EXPERTS
 from sparse_engine.pruning.unrolled.kind import Kind, Views
 from sparse_engine.pruning.unrolled.recurrent import NETWORK
 
-KINDS = (NETWORK, CELL, ATTENTION, CONV1D)
+KINDS = (NETWORK, CELL, ATTENTION, CONV1D, EXPERTS)
+
+
+def is_network(module: nn.Module) -> bool:
+    """Whether `module` is a recurrent network of torch.nn."""
+    return NETWORK.matches(module)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -52,7 +58,9 @@ def unrolled(model: nn.Module) -> Iterator[nn.Module]:
     """
     views = Views()
     with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        stack.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(views.write_back)
         for module in list(model.modules()):

@@ -1,0 +1,77 @@
+"""Fused experts of transformers as linear layers gate_up_proj.0, down_proj.0, ..., one an expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine import experts
+from sparse_engine.pruning.unrolled.kind import Kind, Views
+
+
+class RoutedLinear(nn.Linear):
+    """A linear layer of an expert, which is told which tokens the rows of its input are."""
+
+    def forward(self, input: Tensor, routed: Tensor | None = None) -> Tensor:
+        """What torch.nn.Linear returns; `routed`, bool [tokens], is for those who watch."""
+        return super().forward(input)
+
+
+def names(module: nn.Module) -> list[str]:
+    """The two weights, and their biases where there are any."""
+    weights = (experts.first_name(module) or "", experts.DOWN)
+    biases = [f"{name}_bias" for name in weights]
+    return [*weights, *(name for name in biases if name in module._parameters)]
+
+
+def layers(module: nn.Module, views: Views) -> dict[str, nn.Module]:
+    """The weight of each expert, [out, in], a view of the fused one."""
+    return {
+        name: nn.ModuleList(
+            views.linear(linear.weight.detach(), _detached(linear.bias), RoutedLinear)
+            for linear in linears
+        )
+        for name, linears in experts.expert_linears(module).items()
+    }
+
+
+def forward(
+    module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """sum over chosen experts e of weight[e] down[e](gate(first[e](x))), [tokens, hidden].
+
+    All experts run, those that no token chose on no token, so that a run always shows the same
+    layers in the same order.
+    """
+    first = module._modules.get("gate_up_proj") or module.get_submodule("up_proj")
+    result = torch.zeros_like(hidden_states)
+    for expert, (up, down) in enumerate(zip(first, module.down_proj, strict=True)):
+        chosen = top_k_index == expert
+        tokens, choice = chosen.nonzero(as_tuple=True)
+        routed = chosen.any(-1)
+        y = down(_gate(module, up(hidden_states[tokens], routed)), routed)
+        if getattr(module, "has_post_expert_norm", False):
+            y = module.post_expert_norm(y)
+        y = y * top_k_weights[tokens, choice, None]
+        result.index_add_(0, tokens, y.to(result.dtype))
+    return result
+
+
+def _gate(module: Any, x: Tensor) -> Tensor:
+    return module.act_fn(x) if "up_proj" in module._modules else experts.gate(module, x)
+
+
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()
+
+
+EXPERTS = Kind(
+    matches=experts.is_experts,
+    base=(),
+    parameters=names,
+    layers=layers,
+    forward=forward,
+    refusal=experts.refusal,
+)
