@@ -204,15 +204,28 @@ def _keep_anywhere(groups: Tensor, drop: int) -> Tensor:
 
 
 def _keep_per_row(groups: Tensor, drop: int) -> Tensor:
-    """Every row loses drop // rows groups; the rest leave the rows where the next loss is least."""
-    each, extra = divmod(drop, groups.shape[0])
+    """Every row loses as many groups, but never keeps one of score 0 while others lose more.
+
+    Rows with more zeros than their share lose just these, and the others so many fewer; the rest of
+    the division leave the rows where the next loss is least.
+    """
+    zeros = (groups == 0).sum(1)
+    if int(zeros.sum()) >= drop:
+        return _keep_anywhere(groups, drop)
+    low, high = 0, groups.shape[1]  # the largest even loss with which no more than `drop` leave
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = int(zeros.clamp(min=middle).sum()) <= drop
+        low, high = (middle, high) if fits else (low, middle - 1)
+    losses = zeros.clamp(min=low)
     ordered = groups.sort(dim=1, stable=True)
-    kept = torch.ones_like(groups, dtype=torch.bool)
-    kept.scatter_(1, ordered.indices[:, :each], False)
-    if extra:
-        rows = ordered.values[:, each].topk(extra, largest=False).indices
-        kept[rows, ordered.indices[rows, each]] = False
-    return kept
+    if extra := drop - int(losses.sum()):
+        following = ordered.values.gather(1, losses.clamp(max=groups.shape[1] - 1)[:, None])[:, 0]
+        # Rows that lose zeros alone have lost more than their share.
+        following = following.masked_fill(zeros > low, torch.inf)
+        losses[following.topk(extra, largest=False).indices] += 1
+    leaves = torch.arange(groups.shape[1], device=groups.device) < losses[:, None]
+    return torch.empty_like(leaves).scatter_(1, ordered.indices, ~leaves)
 
 
 def _ceil_div(a: int, b: int) -> int:

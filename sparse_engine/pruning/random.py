@@ -9,10 +9,11 @@ from sparse_engine.pruning.criterion import Criterion, Inputs
 
 
 class Random(Criterion):
-    """Uniform scores from the seed."""
+    """Uniform scores from the seed; 0 for weights that are zero already."""
 
     name = "random"
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
         # Drawn on the generator's device, so that a seed gives the same mask on every device.
-        return torch.rand(weight.shape, generator=generator).to(weight.device)
+        # Zeros have the lowest score, so that they count towards the sparsity asked for.
+        return torch.rand(weight.shape, generator=generator).to(weight.device) * (weight != 0)

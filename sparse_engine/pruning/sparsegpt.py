@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_engine.pruning.cholesky import upper_factor_of_inverse
 from sparse_engine.pruning.criterion import Criterion, Inputs
-from sparse_engine.pruning.granularity import Granularity
+from sparse_engine.pruning.granularity import Granularity, Tiles
 from sparse_engine.pruning.parallel import one_thread
 
 SLICE = 128  # columns whose mask is decided together
@@ -41,17 +41,18 @@ class SparseGPT(Criterion):
         factor = upper_factor_of_inverse(inputs.hessian)
         out_features, in_features = weight.shape
         pruned, keep = weight.clone(), torch.empty_like(weight, dtype=torch.bool)
+        alive = weight != 0  # what is zero stays zero: it makes nothing good
         dropped = 0
         width = _slice_width(granularity)
-        for start in range(0, in_features, width):
-            stop = min(start + width, in_features)
-            # Each slice gets its share, so that rounding leaves the layer's count exact.
-            due = granularity.quota(out_features, stop, sparsity)
+        stops = [min(start + width, in_features) for start in range(0, in_features, width)]
+        shares = _shares(granularity, weight, stops, sparsity)
+        for start, stop, due in zip(range(0, in_features, width), stops, shares, strict=True):
             part, upper = pruned[:, start:stop], factor[start:stop, start:stop]
             score = (part / upper.diagonal()).square()
             keep[:, start:stop] = granularity.mask(score, due - dropped)
-            errors = _compensate(part, keep[:, start:stop], upper)
+            errors = _compensate(part, keep[:, start:stop], alive[:, start:stop], upper)
             pruned[:, stop:] -= errors @ factor[start:stop, stop:]
+            pruned[:, stop:] *= alive[:, stop:]
             dropped = due
         return pruned, keep
 
@@ -63,12 +64,36 @@ def _slice_width(granularity: Granularity) -> int:
     return max(SLICE // granularity.span, 1) * granularity.span
 
 
-def _compensate(part: Tensor, keep: Tensor, upper: Tensor) -> Tensor:
+def _shares(
+    granularity: Granularity, weight: Tensor, stops: list[int], sparsity: float
+) -> list[int]:
+    """Groups to drop in the columns up to each stop: groups of zeros first, then evenly.
+
+    The count of the whole layer is exact, whatever the rounding.
+    """
+    out_features, in_features = weight.shape
+    drop = granularity.quota(out_features, in_features, sparsity)
+    if not isinstance(granularity, Tiles):  # a fixed pattern drops the same everywhere
+        return [granularity.quota(out_features, stop, sparsity) for stop in stops]
+    zero = (granularity.group_scores(weight.abs()) == 0).sum(0).cumsum(0)
+    groups = [granularity.groups(out_features, stop) for stop in stops]
+    zeros = [int(zero[-(-stop // granularity.span) - 1]) for stop in stops]
+    if zeros[-1] >= drop:
+        return [drop * count // zeros[-1] for count in zeros]
+    part = (drop - zeros[-1]) / (groups[-1] - zeros[-1])
+    return [
+        count + round(part * (total - count)) for count, total in zip(zeros, groups, strict=True)
+    ]
+
+
+def _compensate(part: Tensor, keep: Tensor, alive: Tensor, upper: Tensor) -> Tensor:
     """Remove what is not kept from part [out, width] in place; returns the scaled errors."""
     columns, kept = part.T.contiguous(), keep.T  # [width, out], rows are contiguous
+    alive = alive.T
     errors = torch.zeros_like(columns)
     with one_thread():
         for j in range(columns.shape[0]):
+            columns[j] *= alive[j]
             errors[j] = columns[j].masked_fill(kept[j], 0) / upper[j, j]
             columns[j:].addr_(upper[j, j:], errors[j], alpha=-1)
     part.copy_(columns.T * keep)

@@ -1,0 +1,62 @@
+"""Weights that are zero already count towards the sparsity asked for, and stay zero."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.pruning import CRITERIA, prune
+from sparse_engine.pruning.granularity import Tiles, parse_granularity
+
+NAMES = [criterion.name for criterion in CRITERIA]
+SHAPE = (24, 100)  # more columns than SparseGPT takes at once
+
+
+def inputs() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    mix = torch.randn(SHAPE[1], SHAPE[1], generator=generator)
+    return [torch.randn(60, SHAPE[1], generator=generator) @ mix for _ in range(3)]
+
+
+def layer_with_zeros(granularity: str, share: float, place: str) -> tuple[nn.Linear, Tensor]:
+    """A layer of which a share of the groups is zero, in places even or uneven; and where."""
+    torch.manual_seed(1)
+    tiles = parse_granularity(granularity)
+    assert isinstance(tiles, Tiles)
+    score = torch.rand(SHAPE)
+    if place == "rows":  # some rows lose nearly everything, others nothing
+        score += torch.arange(SHAPE[0])[:, None] // tiles.rows
+    elif place == "columns":
+        score += torch.arange(SHAPE[1])[None] // tiles.cols
+    linear = nn.Linear(SHAPE[1], SHAPE[0])
+    keep = tiles.mask(score, round(share * tiles.groups(*SHAPE)))
+    with torch.no_grad():
+        linear.weight *= keep
+    return linear, ~keep
+
+
+@pytest.mark.parametrize("place", ["anywhere", "rows", "columns"])
+@pytest.mark.parametrize("recovery", [None, "lsq"])
+@pytest.mark.parametrize("granularity", ["element", "4x1", "2x5"])
+@pytest.mark.parametrize("criterion", NAMES)
+def test_zeros_count_first(
+    criterion: str, granularity: str, recovery: str | None, place: str
+) -> None:
+    tiles = parse_granularity(granularity)
+    groups = tiles.groups(*SHAPE)
+    each = SHAPE[0] * SHAPE[1] // groups
+    for asked in (0.3, 0.7):
+        linear, zero = layer_with_zeros(granularity, 0.5, place)
+        prune(linear, asked, granularity, criterion, recovery, inputs())
+        assert not linear.weight[zero].any()
+        assert int((linear.weight == 0).sum()) == each * round(max(0.5, asked) * groups)
+
+
+@pytest.mark.parametrize("criterion", NAMES)
+def test_a_pattern_that_is_there_is_kept(criterion: str) -> None:
+    linear = nn.Linear(SHAPE[1], SHAPE[0])
+    prune(linear, granularity="2:4")
+    there = linear.weight != 0
+    prune(linear, None, "2:4", criterion, None, inputs())
+    assert torch.equal(linear.weight != 0, there)
