@@ -39,7 +39,7 @@ class SparseGPT(Criterion):
     ) -> tuple[Tensor, Tensor]:
         assert inputs.hessian is not None
         factor = upper_factor_of_inverse(inputs.hessian)
-        out_features, in_features = weight.shape
+        in_features = weight.shape[1]
         pruned, keep = weight.clone(), torch.empty_like(weight, dtype=torch.bool)
         alive = weight != 0  # what is zero stays zero: it makes nothing good
         dropped = 0
