@@ -198,16 +198,14 @@ def _counts(module: Any, weights: list[Weight]) -> tuple[int, int, int]:
 
 def _used(model: nn.Module, modules: dict[str, nn.Module], name: str, kind: str, count: int) -> int:
     """How many of a module's weights one token is multiplied by."""
-    if kind == "experts":
-        module: Any = modules[name]
-        experts = int(getattr(module, "num_experts", 0) or next(module.parameters()).shape[0])
-        return count * _top_k(model, modules, name, experts) // experts
     for above in _above(name):
-        held = modules.get(above)
-        if above.rpartition(".")[2] == "experts" and isinstance(
-            held, nn.ModuleList | nn.ModuleDict
-        ):
-            return count * _top_k(model, modules, above, len(held)) // len(held)
+        if above == name and kind != "experts":
+            break
+        if above.rpartition(".")[2] == "experts" or (above == name and kind == "experts"):
+            held: Any = modules[above]
+            experts = int(getattr(held, "num_experts", 0) or len(list(held.children())))
+            experts = experts or next(held.parameters()).shape[0]
+            return count * _top_k(model, modules, above, experts) // experts
     return count
 
 

@@ -311,14 +311,17 @@ def test_layers_that_do_not_run_are_named() -> None:
     assert prune(Idle(), 0.5).sparsity == 0.5
 
 
-def test_attention_projections_that_torch_reads_itself_are_left_alone() -> None:
+def test_attention_is_pruned_with_the_layers_around_it() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     x = [torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))]
     report = prune(model, 0.5, "2x1", "sparsegpt", "lsq", x)
+    parts = [*(f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")), "linear1", "linear2"]
     assert [row.name for row in report.layers] == [
-        f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)
+        f"layers.{i}.{part}" for i in (0, 1) for part in parts
     ]
+    assert int((model.layers[1].self_attn.in_proj_weight == 0).sum()) == 16 * 48 // 2
+    assert report.zeros_of_multiply_adds == 0.5
 
 
 def fails_after(rows: int) -> Callable[[int, int, str], None]:

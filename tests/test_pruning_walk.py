@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,13 +79,8 @@ def residuals_of(net: Net) -> dict[str, Residual]:
 def with_plan(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Let prune() plan with other blocks or residual streams."""
 
-    def changed(model: nn.Module, filter_fn: Any = None) -> Plan:
-        plan = make_plan(model, filter_fn)
-        return Plan(
-            plan.layers,
-            changes.get("blocks", plan.blocks),
-            changes.get("residuals", plan.residuals),
-        )
+    def changed(model: nn.Module, *arguments: Any) -> Plan:
+        return replace(make_plan(model, *arguments), **changes)
 
     monkeypatch.setattr(driver, "make_plan", changed)
 
@@ -175,7 +171,7 @@ def test_blocks_on_their_own_give_what_the_whole_model_gives(
     nets = [make_net(), make_net()]
     for net in nets:
         prune(net, 0.6, "2x2", "wanda", recovery="lsq", calibration=inputs())
-        with_plan(monkeypatch, blocks=[])
+        with_plan(monkeypatch, stacks=[])
     for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=name)
 
@@ -183,10 +179,9 @@ def test_blocks_on_their_own_give_what_the_whole_model_gives(
 def test_trace_sees_chains_and_shared_inputs() -> None:
     def segments(net: Net) -> list[tuple[str, list[list[str]]]]:
         plan = make_plan(net, lambda module, name: True)
-        traced = trace(net, plan, read_calibration(net, inputs())[0])
         return [
             (s.module, [[layer.name for layer in g.layers] for g in s.groups])
-            for s in traced.segments
+            for s in trace(net, plan, read_calibration(net, inputs()))
         ]
 
     blocks = [

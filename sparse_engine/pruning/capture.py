@@ -66,9 +66,13 @@ class Wanted:
 
 @dataclass
 class Seen:
-    """Inputs of a watched layer, and of its parent's argument, one tensor a run."""
+    """Inputs of a watched layer, and of its parent's argument, one tensor a run.
+
+    routed: of an expert's layer, bool [tokens]: which tokens the rows of its input are
+    """
 
     inputs: list[Tensor] = field(default_factory=list)
+    routed: list[Tensor | None] = field(default_factory=list)
     streams: list[Tensor] = field(default_factory=list)
 
 
@@ -88,6 +92,7 @@ def read_inputs(
             seen[at].streams.append(args[wanted[at].argument])
         elif len(seen[at].inputs) < wanted[at].calls:
             seen[at].inputs.append(linear_input(args, kwargs))
+            seen[at].routed.append(args[1] if len(args) > 1 else None)
         if not to_end and all(len(s.inputs) == w.calls for s, w in zip(seen, wanted, strict=True)):
             raise Stop
 

@@ -21,7 +21,7 @@ from sparse_engine.pruning.merge import merge
 from sparse_engine.pruning.one_layer import Method, Statistics, prune_layer, score_layer
 from sparse_engine.pruning.progress import Steps
 from sparse_engine.pruning.report import PruneReport
-from sparse_engine.pruning.unrolled import unrolled
+from sparse_engine.pruning.unrolled import left_alone, unrolled
 from sparse_engine.pruning.walk import Need, Originals, Walk
 
 
@@ -39,9 +39,10 @@ def prune(
 ) -> PruneReport:
     """Set a fraction of the weights of a model's linear layers to zero, in place.
 
-    model:        any nn.Module; the nn.Linear layers of its blocks are pruned (see `make_plan`), and
-                  the weights of nn.LSTM, nn.GRU and nn.RNN, as layers ih_l0, hh_l0, ... (of which the
-                  latter are seen at every step: calibration runs step by step)
+    model:        any nn.Module; its linear layers are pruned, and as such the weights of recurrent
+                  networks and cells, nn.MultiheadAttention, nn.Conv1d and fused experts. Heads,
+                  routers and what is tied to an embedding are left alone (see `make_plan`); the report
+                  names them
     sparsity:     fraction of groups to prune, 0 <= sparsity < 1; with NM the pattern says it
     granularity:  Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "2:4"
     criterion:    "random", "magnitude", "wanda", "sparsegpt", or a Criterion
@@ -50,7 +51,8 @@ def prune(
                   or list of numbers); needed by wanda, sparsegpt and lsq, else not read. Tokens
                   whose attention_mask is 0 are left out
     scope:        "local": every layer loses the same fraction; "global": layers compete
-    filter_fn:    filter_fn(module, name) says whether to prune an nn.Linear
+    filter_fn:    filter_fn(module, name) says whether to prune a linear layer, heads and tied weights
+                  too
     progress:     called with (done, total, name) after every layer, and twice a second, while the
                   model is run on calibration inputs, with what is being read in place of the name
 
@@ -63,9 +65,10 @@ def prune(
         report = se.prune(model, 0.9, "4x1", "sparsegpt", recovery="lsq", calibration=batches)
         print(report)
     """
-    with unrolled(model) as model:
-        return _prune(
-            model,
+    unopened = left_alone(model)
+    with unrolled(model) as opened:
+        report, left = _prune(
+            opened,
             sparsity,
             granularity,
             criterion,
@@ -76,6 +79,8 @@ def prune(
             seed,
             progress,
         )
+    report.count(model, left | unopened)
+    return report
 
 
 def _prune(
@@ -89,13 +94,12 @@ def _prune(
     filter_fn: Filter | None,
     seed: int,
     progress: Callable[[int, int, str], None] | None,
-) -> PruneReport:
+) -> tuple[PruneReport, dict[str, str]]:
     started = time.perf_counter()
     granularity, criterion = parse_granularity(granularity), find_criterion(criterion)
     sparsity = _check_sparsity(sparsity, granularity)
     _check_choices(criterion, recovery, scope, granularity, calibration)
-    plan = make_plan(model, filter_fn)
-    _check_fit(granularity, plan)
+    plan = make_plan(model, filter_fn, granularity)
     hessian = recovery is not None or criterion.needs == "hessian"
     batches: list[Batch] = []
     if calibration is not None and (hessian or criterion.needs == "norms"):
@@ -117,6 +121,8 @@ def _prune(
         need = Need(hessian, both_paths=recovery is not None)
         try:
             for layers, statistics in _groups(model, plan, batches, originals, need, steps):
+                if batches and statistics.are_missing:
+                    report.unseen += [layer.name for layer in layers]
                 for layer in layers:
                     row = prune_layer(layer, statistics, amounts[layer.name], method)
                     report.layers.append(row)
@@ -125,7 +131,7 @@ def _prune(
             originals.restore()
             raise
     report.seconds = time.perf_counter() - started
-    return report
+    return report, plan.left
 
 
 Groups = Iterator[tuple[list[Layer], Statistics]]
@@ -194,14 +200,6 @@ def _check_choices(
         raise UsageError(
             f"{needing} needs calibration inputs; pass calibration=, an iterable of model inputs "
             "(dicts of keyword arguments, tuples or tensors)"
-        )
-
-
-def _check_fit(granularity: Granularity, plan: Plan) -> None:
-    if not any(granularity.fits(*layer.shape) for layer in plan.layers):
-        largest = max((layer.shape for layer in plan.layers), key=lambda shape: shape[0] * shape[1])
-        raise UsageError(
-            f"granularity {granularity} fits no layer; the largest is {largest[0]}x{largest[1]}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which linear layers of a model are pruned, and in which blocks they lie."""
+"""Which linear layers of a model are pruned, in which stacks they lie, and which are left and why."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from sparse_engine.census import EMBEDDINGS, census
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
-from sparse_engine.pruning.unrolled import is_network, kind_of
+from sparse_engine.pruning.granularity import Granularity
 
 Filter = Callable[[nn.Module, str], bool]
 
 # Parts of a dotted name that mean: this turns hidden states into an answer, or ids into states.
-LEFT_ALONE = frozenset(
-    (
-        *("classifier", "pooler", "lm_head", "score", "qa_outputs", "softmax"),
-        *("embedding", "embeddings"),
-    )
-)
+LEFT_ALONE = {
+    **dict.fromkeys(("classifier", "lm_head", "score", "qa_outputs", "softmax"), "a head"),
+    "pooler": "a pooler",
+    **dict.fromkeys(("embedding", "embeddings"), "an embedding"),
+}
+SMALL = 0.01
+"""Share of the multiply-adds that small heads and routers may have together to be left alone."""
 
 
 @dataclass(frozen=True)
@@ -43,39 +45,77 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be pruned: layers, the blocks that hold them, and residual streams by layer."""
+    """What will be pruned.
+
+    stacks:     names of the blocks of each stack
+    residuals:  residual streams by layer
+    left:       linear layers that are left alone: name -> why
+    """
 
     layers: list[Layer]
-    blocks: list[str]
+    stacks: list[list[str]]
     residuals: dict[str, Residual] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def block_of(self, name: str) -> str | None:
+        """The block that a layer lies in."""
+        blocks = (block for stack in self.stacks for block in stack)
+        return next((block for block in blocks if name.startswith(f"{block}.")), None)
 
 
-def make_plan(model: nn.Module, filter_fn: Filter | None = None) -> Plan:
-    """Choose the layers: `filter_fn(module, name)` decides on every nn.Linear of the model.
+def make_plan(
+    model: nn.Module, filter_fn: Filter | None = None, granularity: Granularity | None = None
+) -> Plan:
+    """Choose the layers of a model whose modules are unrolled.
 
-    Without a filter: the linear layers inside the model's blocks (in all of the model if it has no
-    blocks), except those with a part of LEFT_ALONE in their name and the output projection of an
-    nn.MultiheadAttention that is not unrolled: torch reads its weight without running the layer. A weight that
-    several layers share is pruned once.
+    `filter_fn(module, name)` decides on every nn.Linear. Without it all are pruned but
+
+    - those whose weight an embedding reads too, and a language model's head;
+    - those with a part of LEFT_ALONE in their name;
+    - the last layer, those outside of the stacks (repeated blocks in an nn.ModuleList), and routers
+      of experts, the smallest first, as long as they have SMALL of the multiply-adds together;
+    - the output projection of an nn.MultiheadAttention that is not unrolled: torch reads its weight
+      without running the layer.
+
+    Layers that the granularity does not fit are left in any case. A weight that several layers
+    share is pruned once.
 
     Raises UsageError if nothing is left, or a weight is not a plain floating-point parameter.
     """
-    family = find_family(model)
-    chosen = filter_fn or _default_filter(model, family.blocks(model) if family else None)
+    linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    stacks = find_stacks(model, list(linears))
+    if filter_fn is not None:
+        left = {n: "left out by filter_fn" for n, m in linears.items() if not filter_fn(m, n)}
+    else:
+        left = _left_by_rule(model, linears, stacks)
     layers: list[Layer] = []
     seen: set[int] = set()
-    for name, module in model.named_modules():
-        if is_linear(module) and chosen(module, name):
-            if id(module.weight) in seen:
-                continue
-            _check_weight(name, module)
-            seen.add(id(module.weight))
-            layers.append(Layer(name, module))
+    unfit: dict[str, str] = {}
+    for name, module in linears.items():
+        if name in left or id(module.weight) in seen:
+            continue
+        _check_weight(name, module)
+        seen.add(id(module.weight))
+        layer = Layer(name, module)
+        if granularity is not None and not granularity.fits(*layer.shape):
+            unfit[name] = "{} does not fit {}x{}".format(granularity, *layer.shape)
+        else:
+            layers.append(layer)
     if not layers:
-        raise UsageError("there is no nn.Linear to prune in this model; check filter_fn")
-    if family is not None:
-        return Plan(layers, family.blocks(model), family.residuals(model))
-    return Plan(layers, _generic_blocks(model, [layer.name for layer in layers]))
+        raise UsageError(_nothing(granularity, linears, unfit))
+    family = find_family(model)
+    residuals = family.residuals(model) if family is not None else {}
+    return Plan(layers, stacks, residuals, left | unfit)
+
+
+def _nothing(
+    granularity: Granularity | None, linears: dict[str, nn.Module], unfit: dict[str, str]
+) -> str:
+    if not unfit:
+        return "there is no nn.Linear to prune in this model; check filter_fn"
+    shapes = [Layer(name, linears[name]).shape for name in unfit]
+    rows, cols = max(shapes, key=lambda shape: shape[0] * shape[1])
+    return f"granularity {granularity} fits no layer; the largest is {rows}x{cols}"
 
 
 def _check_weight(name: str, linear: nn.Module) -> None:
@@ -85,40 +125,105 @@ def _check_weight(name: str, linear: nn.Module) -> None:
             f"{name}.weight is not a plain floating-point parameter; remove its parametrization "
             "or quantization first, or leave it out with filter_fn"
         )
+    if weight.is_meta:
+        raise UsageError(f"{name}.weight is on the meta device: load the model's weights first")
     if not weight.isfinite().all():
         raise UsageError(f"{name}.weight holds NaN or Inf; nothing was pruned")
 
 
-def _default_filter(model: nn.Module, blocks: list[str] | None) -> Filter:
+def _left_by_rule(
+    model: nn.Module, linears: dict[str, nn.Module], stacks: list[list[str]]
+) -> dict[str, str]:
     modules = dict(model.named_modules())
-    linears = [name for name, module in modules.items() if is_linear(module)]
-    if blocks is None:
-        blocks = _generic_blocks(model, linears)
-
-    def chosen(module: nn.Module, name: str) -> bool:
-        if LEFT_ALONE.intersection(name.split(".")):
-            return False
+    tables = {
+        module.weight.data_ptr(): name
+        for name, module in modules.items()
+        if isinstance(module, EMBEDDINGS) and not module.weight.is_meta
+    }
+    head = _output_layer(model)
+    left: dict[str, str] = {}
+    for name, linear in linears.items():
         parent = modules[name.rpartition(".")[0]]
-        if isinstance(parent, nn.MultiheadAttention) and kind_of(parent) is None:
-            return False
-        return not blocks or any(name.startswith(f"{block}.") or name == block for block in blocks)
+        part = next((part for part in name.split(".") if part in LEFT_ALONE), None)
+        table = tables.get(weight_of(linear).data_ptr())
+        if table is not None:
+            left[name] = f"tied to {table}"
+        elif part is not None:
+            left[name] = f"{LEFT_ALONE[part]} by its name"
+        elif linear is head:
+            left[name] = "a head"
+        elif isinstance(parent, nn.MultiheadAttention) and "q_proj" not in parent._modules:
+            left[name] = "of an attention that is left alone"
+    rest = {name: linear for name, linear in linears.items() if name not in left}
+    return left | _small(model, modules, rest, stacks)
 
-    return chosen
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    """The head of a language model of transformers."""
+    try:
+        found = model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
 
 
-def _generic_blocks(model: nn.Module, linears: list[str]) -> list[str]:
-    """Children of the outermost nn.ModuleList that holds the most linear layers; [] without one, and
-    where recurrent networks are what the model is made of.
+def _small(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    linears: dict[str, nn.Module],
+    stacks: list[list[str]],
+) -> dict[str, str]:
+    """Heads and routers that have few of the multiply-adds: name -> why they are left."""
+    if len(linears) < 2:
+        return {}
+    work = {row.name: row.multiply_adds for row in census(model).rows}
+    candidates: dict[str, str] = {}
+    inside = [f"{block}." for stack in stacks for block in stack]
+    for name, linear in linears.items():
+        parent = modules[name.rpartition(".")[0]]
+        experts = parent._modules.get("experts")
+        if stacks and not _name_in(name, inside):
+            candidates[name] = "outside of the stacks"
+        elif experts is not None and linear.weight.shape[0] <= _count(experts):  # type: ignore[index]
+            candidates[name] = "a router"
+    last = list(linears)[-1]
+    if not _name_in(last, inside):
+        candidates[last] = "the last layer"
+    total = sum(work[name] for name in linears)
+    left: dict[str, str] = {}
+    spent = 0
+    for name in sorted(candidates, key=lambda name: work[name]):
+        spent += work[name]
+        if spent > SMALL * total:
+            break
+        left[name] = f"{candidates[name]}, {work[name] / total:.1%} of multiply-adds"
+    return left
+
+
+def _count(experts: nn.Module) -> int:
+    """How many experts a module or list of them holds."""
+    return int(getattr(experts, "num_experts", 0) or len(list(experts.children())))
+
+
+def _name_in(name: str, prefixes: list[str]) -> bool:
+    """Whether a dotted name begins with one of these."""
+    return name.startswith(tuple(prefixes))
+
+
+def find_stacks(model: nn.Module, linears: list[str]) -> list[list[str]]:
+    """For each outermost nn.ModuleList: its children that hold linear layers.
+
+    Lists of linear layers alone are no stacks.
     """
-    if any(is_network(module) for module in model.modules()):
-        return []
-    best: list[str] = []
-    most = 0
+    stacks: list[list[str]] = []
+    above: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList):
+        if not isinstance(module, nn.ModuleList) or _name_in(name, above):
             continue
-        held = sum(linear.startswith(f"{name}." if name else "") for linear in linears)
-        if held > most:
-            most = held
-            best = [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()]
-    return best
+        prefix = f"{name}." if name else ""
+        children = [f"{prefix}{child}" for child, _ in module.named_children()]
+        blocks = [c for c in children if any(linear.startswith(f"{c}.") for linear in linears)]
+        if blocks:
+            stacks.append(blocks)
+            above += [f"{block}." for block in blocks]
+    return stacks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from sparse_engine.pruning.criterion import Criterion, Inputs
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.layers import Layer
 from sparse_engine.pruning.lsq import Problem, System, compensate, refit, refit_bias
+from sparse_engine.pruning.magnitude import Magnitude
 from sparse_engine.pruning.moments import InputNorms, Moments
 from sparse_engine.pruning.report import LayerReport
 
@@ -27,6 +28,13 @@ class Method:
     recover: bool
     generator: torch.Generator
 
+    def given(self, statistics: Statistics) -> Method:
+        """The same, or for an expert that no calibration token reaches what needs no inputs."""
+        if not statistics.are_missing:
+            return self
+        needless = self.criterion.needs == "nothing"
+        return replace(self, criterion=self.criterion if needless else Magnitude(), recover=False)
+
 
 class Statistics:
     """What is known about the input that a group of layers shares."""
@@ -34,6 +42,11 @@ class Statistics:
     def __init__(self, collected: Moments | InputNorms | None) -> None:
         self._collected = collected
         self._systems: dict[bool, System] = {}
+
+    @property
+    def are_missing(self) -> bool:
+        """Whether nothing was collected."""
+        return self._collected is None
 
     def system(self, centred: bool) -> System | None:
         """Least-squares system of the input, built once; None if only norms are known."""
@@ -57,6 +70,7 @@ def prune_layer(
 ) -> LayerReport:
     """Prune a layer in place."""
     started = time.perf_counter()
+    method = method.given(statistics)
     weight = layer.weight
     bias: Any = layer.linear.bias
     dense = weight.detach().to(torch.float32, copy=True)
@@ -101,4 +115,5 @@ def _check_finite(values: Tensor, layer: str) -> None:
 
 def score_layer(layer: Layer, statistics: Statistics, method: Method) -> Tensor:
     """The criterion's scores [out, in] of a layer as it is."""
+    method = method.given(statistics)
     return method.criterion.score(layer.weight.float(), statistics.inputs(), method.generator)

@@ -1,4 +1,4 @@
-"""One dense forward pass that shows which layers share an input and whether blocks form a chain."""
+"""A dense forward pass that shows which layers share an input and whether blocks form chains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Slot = int | str  # position or name of the argument of a block that takes the h
 class Group:
     """Layers that read the same input, and the residual stream of the one layer that has one.
 
-    calls: how often the layers run in one forward pass
+    calls: how often the layers run in one forward pass; 0 for an expert that nothing reaches
     """
 
     layers: list[Layer]
@@ -32,21 +32,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of the model that is run on its own; module is "" for the whole model."""
+    """A part of the model that is run on its own.
+
+    module:   a block, or "" for the whole model
+    slot:     where the block takes the output of the one before
+    follows:  whether it does take the output of the segment before
+    """
 
     module: str
     groups: list[Group]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Segments in the order in which they run; all but a last whole-model one form a chain.
-
-    slot: where each block of the chain takes the output of the one before
-    """
-
-    segments: list[Segment]
-    slot: Slot | None
+    slot: Slot | None = None
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,59 +52,92 @@ class _Call:
     output: Any
 
 
-def trace(model: nn.Module, plan: Plan, batch: Batch) -> Trace:
-    """Run the model once and find the segments.
+def trace(model: nn.Module, plan: Plan, batches: list[Batch]) -> list[Segment]:
+    """Run the model and find the segments, in the order in which they run.
 
-    If every block runs once and takes, apart from the previous block's output, what the first block
-    took, each block is a segment of its own. Otherwise the whole model is the one segment: the
-    same result at the cost of running the model for every group of layers.
+    The blocks of a stack are segments of their own if each runs once and takes, apart from the
+    previous block's output, what the first block took. For all other layers the segment is the whole
+    model: the same result at the cost of running the model for every group of layers.
 
-    Raises UsageError for a layer that did not run.
+    Raises UsageError for a layer that does not run, unless it is an expert's: the model is run until
+    all layers have been seen, and an expert that no batch reaches is a group without calls.
     """
     modules = dict(model.named_modules())
-    inputs: dict[str, list[Tensor]] = defaultdict(list)
+    layers = {layer.name: layer for layer in plan.layers}
     calls: dict[str, list[_Call]] = defaultdict(list)
-    # Holding on to every tensor seen keeps their identities distinct.
-    with (
-        before(
-            {layer.name: layer.linear for layer in plan.layers},
-            lambda name, args, kwargs: inputs[name].append(linear_input(args, kwargs)),
-        ),
-        after(
-            {name: modules[name] for name in plan.blocks},
-            lambda name, args, kwargs, output: calls[name].append(_Call(args, kwargs, output)),
-        ),
-        batch.running(model),
-    ):
-        model(*batch.args, **batch.kwargs)
-    if idle := [layer.name for layer in plan.layers if layer.name not in inputs]:
+    groups: list[Group] = []
+    blocks = {name: modules[name] for stack in plan.stacks for name in stack}
+    for batch in batches:
+        # Holding on to every tensor seen keeps their identities distinct.
+        inputs: dict[str, list[Tensor]] = defaultdict(list)
+        with (
+            before(
+                {name: layer.linear for name, layer in layers.items()},
+                lambda name, args, kwargs, inputs=inputs: inputs[name].append(
+                    linear_input(args, kwargs)
+                ),
+            ),
+            after(
+                {} if calls else blocks,
+                lambda name, args, kwargs, output: calls[name].append(_Call(args, kwargs, output)),
+            ),
+            batch.running(model),
+        ):
+            model(*batch.args, **batch.kwargs)
+        groups += _group(plan, layers, inputs)
+        layers = {name: layer for name, layer in layers.items() if name not in inputs}
+        if not layers:
+            break
+    if idle := [name for name in layers if not is_expert(name)]:
         raise UsageError(
-            f"{idle[0]} did not run on the first calibration batch ({len(idle)} such layers); "
+            f"{idle[0]} did not run on the calibration inputs ({len(idle)} such layers); "
             "give inputs that reach it, or leave it out with filter_fn"
         )
-    groups = _group(plan, inputs)
-    slot = _chain([calls[name] for name in plan.blocks])
-    if slot is None:
-        return Trace([Segment("", groups)], None)
-    segments = [
-        Segment(name, [g for g in groups if g.layers[0].name.startswith(f"{name}.")])
-        for name in plan.blocks
-    ]
-    placed = {id(group) for segment in segments for group in segment.groups}
-    if rest := [group for group in groups if id(group) not in placed]:
-        segments.append(Segment("", rest))
-    return Trace(segments, slot)
+    groups += [Group([layer], 0, None) for layer in layers.values()]
+    slots = {}
+    for stack in plan.stacks:
+        slot = _chain([calls[name] for name in stack])
+        if slot is not None:
+            slots.update(dict.fromkeys(stack, (slot, tuple(stack))))
+    return _segments(plan, groups, slots)
 
 
-def _group(plan: Plan, inputs: dict[str, list[Tensor]]) -> list[Group]:
+def is_expert(name: str) -> bool:
+    """Whether a layer belongs to one of several experts, which need not run for every text."""
+    return "experts" in name.split(".")
+
+
+def _segments(
+    plan: Plan, groups: list[Group], chains: dict[str, tuple[Slot, tuple[str, ...]]]
+) -> list[Segment]:
+    """Blocks of a chain where its first group stands, and the whole model for groups outside."""
+    inside: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        inside[plan.block_of(group.layers[0].name) or ""].append(group)
+    segments: list[Segment] = []
+    placed: set[str] = set()
+    for group in groups:
+        block = plan.block_of(group.layers[0].name)
+        if block is None or block not in chains:
+            if not segments or segments[-1].module:
+                segments.append(Segment("", []))
+            segments[-1].groups.append(group)
+        elif block not in placed:
+            slot, stack = chains[block]
+            busy = [i for i, name in enumerate(stack) if inside[name]]
+            part = stack[busy[0] : busy[-1] + 1]
+            segments += [Segment(name, inside[name], slot, name != part[0]) for name in part]
+            placed.update(stack)
+    return segments
+
+
+def _group(plan: Plan, layers: dict[str, Layer], inputs: dict[str, list[Tensor]]) -> list[Group]:
     """Layers by the tensors they read, in the order in which they run."""
-    layers = {layer.name: layer for layer in plan.layers}
     groups: dict[tuple[object, ...], list[Layer]] = defaultdict(list)
     for name, seen in inputs.items():
         # A layer that adds to a residual stream has a target of its own, hence a group of its own.
         own = name if name in plan.residuals else None
-        block = next((block for block in plan.blocks if name.startswith(f"{block}.")), None)
-        groups[(block, own, *map(id, seen))].append(layers[name])
+        groups[(plan.block_of(name), own, *map(id, seen))].append(layers[name])
     return [
         Group(members, len(inputs[members[0].name]), plan.residuals.get(members[0].name))
         for members in groups.values()

@@ -1,7 +1,7 @@
 """Runs calibration inputs through the dense and the pruned model side by side, block by block.
 
 The hidden states of both at the entrance of the current block are kept, so that each block is run
-on its own and a forward pass of the whole model is needed only once.
+on its own and forward passes of the whole model are needed only once a stack.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparse_engine.pruning.capture import Seen, Stop, Wanted, before, read_input
 from sparse_engine.pruning.layers import Layer, Plan
 from sparse_engine.pruning.moments import InputNorms, Moments
 from sparse_engine.pruning.progress import Steps
-from sparse_engine.pruning.trace import Group, Segment, hidden_states, trace
+from sparse_engine.pruning.trace import Group, Segment, hidden_states, is_expert, trace
 
 
 class Originals:
@@ -73,39 +73,44 @@ class Walk:
         self._originals = originals
         self._need = need
         self._steps = steps
-        self._trace = trace(model, plan, batches[0])
+        self._segments = trace(model, plan, batches)
 
-    def groups(self) -> Iterator[tuple[Group, Moments | InputNorms]]:
-        """Groups in the order in which they run."""
+    def groups(self) -> Iterator[tuple[Group, Moments | InputNorms | None]]:
+        """Groups in the order in which they run; without statistics where no token reaches them."""
         dense = pruned = self._batches
-        *_, last = segments = self._trace.segments
-        if self._trace.slot is not None:
-            dense = pruned = self._entrance(segments[0].module)
-        for segment in segments:
+        for i, segment in enumerate(self._segments):
             if segment.module == "":
                 for group in segment.groups:
                     seen, _ = self._read(segment, [group], self._batches)
                     yield group, self._collect(segment, group, seen[0], self._batches)
-                return
+                continue
+            if not segment.follows:
+                dense = pruned = self._entrance(segment.module, is_dense=True)
+                if i and self._need.both_paths:
+                    pruned = self._entrance(segment.module, is_dense=False)
+            hands_on = i + 1 < len(self._segments) and self._segments[i + 1].follows
             # One run of a block shows the dense inputs of all its groups.
-            seen, dense = self._read(segment, segment.groups, dense, to_end=segment is not last)
+            seen, following = self._read(segment, segment.groups, dense, to_end=hands_on)
             for group, seen_of_group in zip(segment.groups, seen, strict=True):
                 yield group, self._collect(segment, group, seen_of_group, pruned)
-            if self._need.both_paths and segment is not last:
-                pruned = [self._next(b, self._run(segment.module, b, False)) for b in pruned]
+            dense = following
+            if self._need.both_paths and hands_on:
+                pruned = [
+                    self._next(segment, b, self._run(segment.module, b, False)) for b in pruned
+                ]
 
-    def _entrance(self, name: str) -> list[Batch]:
-        """What the first block is called with, for each batch."""
+    def _entrance(self, name: str, is_dense: bool) -> list[Batch]:
+        """What the first block of a stack is called with, for each batch."""
         entering: list[Batch] = []
         for i, batch in enumerate(self._batches, 1):
-            self._steps.working(f"batch {i} of {len(self._batches)}, to the first block")
+            self._steps.working(f"batch {i} of {len(self._batches)}, to {name}")
 
             def see(_: str, args: Any, kwargs: Any, batch: Batch = batch) -> None:
                 entering.append(replace(batch, args=args, kwargs=kwargs))
                 raise Stop
 
             with before({name: self._modules[name]}, see), suppress(Stop):
-                self._run("", batch, is_dense=True)
+                self._run("", batch, is_dense)
         return entering
 
     def _run(self, name: str, batch: Batch, is_dense: bool) -> Any:
@@ -115,9 +120,9 @@ class Walk:
                 return module(*batch.args, **batch.kwargs)
             return functional_call(module, self._originals.within(module), batch.args, batch.kwargs)
 
-    def _next(self, batch: Batch, output: Any) -> Batch:
+    def _next(self, segment: Segment, batch: Batch, output: Any) -> Batch:
         """The batch at the entrance of the next block."""
-        slot, x = self._trace.slot, hidden_states(output)
+        slot, x = segment.slot, hidden_states(output)
         if isinstance(slot, int):
             return replace(batch, args=(*batch.args[:slot], x, *batch.args[slot + 1 :]))
         return replace(batch, kwargs={**batch.kwargs, str(slot): x})
@@ -135,7 +140,7 @@ class Walk:
             seen, output = self._watch(segment, groups, batch, True, to_end)
             by_batch.append(seen)
             if to_end:
-                following.append(self._next(batch, output))
+                following.append(self._next(segment, batch, output))
         return [list(seen) for seen in zip(*by_batch, strict=True)], following
 
     def _watch(
@@ -158,34 +163,61 @@ class Walk:
         raw, output = read_inputs(
             lambda: self._run(segment.module, batch, is_dense), wanted, to_end
         )
-        tokens = [
-            Seen(
-                [batch.tokens(x, layer.name, layer.shape[1]) for x in seen.inputs],
-                [batch.tokens(x, layer.name) for x in seen.streams],
-            )
-            for layer, seen in zip((group.layers[0] for group in groups), raw, strict=True)
-        ]
-        return tokens, output
+        layers = [group.layers[0] for group in groups]
+        return [_tokens(batch, s, layer) for s, layer in zip(raw, layers, strict=True)], output
 
     def _collect(
         self, segment: Segment, group: Group, dense: list[Seen], batches: list[Batch]
-    ) -> Moments | InputNorms:
+    ) -> Moments | InputNorms | None:
         """Statistics over all batches; the pruned model is run on `batches` if it is needed."""
         moments = Moments() if self._need.hessian else InputNorms()
+        name = group.layers[0].name
         for seen, batch in zip(dense, batches, strict=True):
             if not isinstance(moments, Moments) or not self._need.both_paths:
                 for x in seen.inputs:
-                    moments.add(x)
+                    if len(x):
+                        moments.add(x)
                 continue
-            self._steps.working(f"inputs of {group.layers[0].name}, pruned so far")
+            self._steps.working(f"inputs of {name}, pruned so far")
             (now,), _ = self._watch(segment, [group], batch, is_dense=False)
             pairs = zip(seen.streams, now.streams, strict=True)
             drifts = [was.float() - is_now.float() for was, is_now in pairs]
             for i, x in enumerate(now.inputs):
-                moments.add(x, seen.inputs[i], drifts[i] if drifts else None)
-        if moments.count == 0:
+                if len(x):
+                    dense_x = _same_tokens(seen, now, i) if is_expert(name) else seen.inputs[i]
+                    moments.add(x, dense_x, drifts[i] if drifts else None)
+        if moments.count == 0 and not is_expert(name):
             raise UsageError(
-                f"no token of the calibration inputs reaches {group.layers[0].name}; "
-                "check attention_mask"
+                f"no token of the calibration inputs reaches {name}; check attention_mask"
             )
-        return moments
+        return moments if moments.count else None
+
+
+def _tokens(batch: Batch, seen: Seen, layer: Layer) -> Seen:
+    """What was seen, as rows [tokens, features], those of padding left out."""
+    inputs: list[Tensor] = []
+    routed: list[Tensor | None] = []
+    for x, where in zip(seen.inputs, seen.routed, strict=True):
+        rows = batch.tokens(x, layer.name, layer.shape[1])
+        if where is not None:
+            real = next((r.flatten() for r in batch.real if r.numel() == len(where)), None)
+            if real is not None:
+                rows, where = rows[real[where]], where & real
+        inputs.append(rows)
+        routed.append(where)
+    return Seen(inputs, routed, [batch.tokens(x, layer.name) for x in seen.streams])
+
+
+def _same_tokens(was: Seen, now: Seen, run: int) -> Tensor:
+    """Of an expert's inputs in the pruned model: what the dense model gives for the same tokens.
+
+    A token that the dense model sends to other experts has no such input: that of the pruned model
+    stands for it, so that the expert does for it what it would have done.
+    """
+    x = now.inputs[run].clone()
+    before, after = (seen.routed[run] if run < len(seen.routed) else None for seen in (was, now))
+    if before is None or after is None:
+        return x
+    both = before & after
+    x[both[after]] = was.inputs[run][both[before]]
+    return x
