@@ -131,6 +131,12 @@ def _check_weight(name: str, linear: nn.Module) -> None:
         raise UsageError(f"{name}.weight holds NaN or Inf; nothing was pruned")
 
 
+def reason_by_name(name: str) -> str:
+    """Why a layer of this dotted name is left; "" if it is not."""
+    part = next((part for part in name.split(".") if part in LEFT_ALONE), None)
+    return "" if part is None else f"{LEFT_ALONE[part]} by its name"
+
+
 def _left_by_rule(
     model: nn.Module, linears: dict[str, nn.Module], stacks: list[list[str]]
 ) -> dict[str, str]:
@@ -144,12 +150,12 @@ def _left_by_rule(
     left: dict[str, str] = {}
     for name, linear in linears.items():
         parent = modules[name.rpartition(".")[0]]
-        part = next((part for part in name.split(".") if part in LEFT_ALONE), None)
+        by_name = reason_by_name(name)
         table = tables.get(weight_of(linear).data_ptr())
         if table is not None:
             left[name] = f"tied to {table}"
-        elif part is not None:
-            left[name] = f"{LEFT_ALONE[part]} by its name"
+        elif by_name:
+            left[name] = by_name
         elif linear is head:
             left[name] = "a head"
         elif isinstance(parent, nn.MultiheadAttention) and "q_proj" not in parent._modules:
@@ -182,10 +188,10 @@ def _small(
     for name, linear in linears.items():
         parent = modules[name.rpartition(".")[0]]
         experts = parent._modules.get("experts")
-        if stacks and not _name_in(name, inside):
-            candidates[name] = "outside of the stacks"
-        elif experts is not None and linear.weight.shape[0] <= _count(experts):  # type: ignore[index]
+        if experts is not None and linear.weight.shape[0] == _count(experts):  # type: ignore[index]
             candidates[name] = "a router"
+        elif stacks and not _name_in(name, inside):
+            candidates[name] = "outside of the stacks"
     last = list(linears)[-1]
     if not _name_in(last, inside):
         candidates[last] = "the last layer"

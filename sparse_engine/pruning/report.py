@@ -8,11 +8,13 @@ from typing import Any
 from torch import nn
 
 from sparse_engine.census import Row, census
+from sparse_engine.pruning.layers import reason_by_name
 
 FEW = 0.5
 """Share of the multiply-adds below which the report warns that pruning saves little."""
 OPENED = ("conv", "recurrent", "cell", "attention", "experts")
 """Kinds of modules that hold several layers for as long as they are pruned."""
+ROUTERS = ("gate", "router")
 WHY = {
     "embedding": "an embedding",
     "conv": "a convolution of more dimensions",
@@ -192,7 +194,9 @@ def _reason(row: Row, reasons: dict[str, str]) -> str:
     for name, reason in reasons.items():
         if _is_part(name, row):
             return reason
-    return WHY.get(row.kind, "no layer that can be pruned")
+    if row.kind == "other" and row.name.rpartition(".")[2] in ROUTERS:
+        return "a router"
+    return reason_by_name(row.name) or WHY.get(row.kind, "no layer that can be pruned")
 
 
 def _error(error: float | None) -> str:

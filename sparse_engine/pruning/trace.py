@@ -70,13 +70,12 @@ def trace(model: nn.Module, plan: Plan, batches: list[Batch]) -> list[Segment]:
     for batch in batches:
         # Holding on to every tensor seen keeps their identities distinct.
         inputs: dict[str, list[Tensor]] = defaultdict(list)
+
+        def see(name: str, args: Any, kwargs: Any, inputs: Any = inputs) -> None:
+            inputs[name].append(linear_input(args, kwargs))
+
         with (
-            before(
-                {name: layer.linear for name, layer in layers.items()},
-                lambda name, args, kwargs, inputs=inputs: inputs[name].append(
-                    linear_input(args, kwargs)
-                ),
-            ),
+            before({name: layer.linear for name, layer in layers.items()}, see),
             after(
                 {} if calls else blocks,
                 lambda name, args, kwargs, output: calls[name].append(_Call(args, kwargs, output)),
@@ -96,7 +95,7 @@ def trace(model: nn.Module, plan: Plan, batches: list[Batch]) -> list[Segment]:
     groups += [Group([layer], 0, None) for layer in layers.values()]
     slots = {}
     for stack in plan.stacks:
-        slot = _chain([calls[name] for name in stack])
+        slot = _chain([calls[name] for name in stack])  # as the first batch has it
         if slot is not None:
             slots.update(dict.fromkeys(stack, (slot, tuple(stack))))
     return _segments(plan, groups, slots)
