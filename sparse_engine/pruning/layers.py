@@ -12,6 +12,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
 from sparse_engine.pruning.granularity import Granularity
+from sparse_engine.pruning.unrolled import is_unrolled
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -158,7 +159,7 @@ def _left_by_rule(
             left[name] = by_name
         elif linear is head:
             left[name] = "a head"
-        elif isinstance(parent, nn.MultiheadAttention) and "q_proj" not in parent._modules:
+        elif isinstance(parent, nn.MultiheadAttention) and not is_unrolled(parent):
             left[name] = "of an attention that is left alone"
     rest = {name: linear for name, linear in linears.items() if name not in left}
     return left | _small(model, modules, rest, stacks)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_engine.pruning.unrolled.kind import Kind, Views
+from sparse_engine.pruning.unrolled.kind import Kind, Parts, Views
 
 
 def layers(conv: nn.Conv1d, views: Views) -> dict[str, nn.Module]:
@@ -14,7 +14,7 @@ def layers(conv: nn.Conv1d, views: Views) -> dict[str, nn.Module]:
     weights = views.matrix(conv.weight).chunk(conv.groups)
     biases = [None] * conv.groups if conv.bias is None else conv.bias.detach().chunk(conv.groups)
     parts = zip(weights, biases, strict=True)
-    return {"linears": nn.ModuleList(views.linear(weight, bias) for weight, bias in parts)}
+    return {"linears": Parts(views.linear(weight, bias) for weight, bias in parts)}
 
 
 def forward(conv: nn.Conv1d, input: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine import experts
-from sparse_engine.pruning.unrolled.kind import Kind, Views
+from sparse_engine.pruning.unrolled.kind import Kind, Parts, Views
 
 
 class RoutedLinear(nn.Linear):
@@ -29,7 +29,7 @@ def names(module: nn.Module) -> list[str]:
 def layers(module: nn.Module, views: Views) -> dict[str, nn.Module]:
     """The weight of each expert, [out, in], a view of the fused one."""
     return {
-        name: nn.ModuleList(
+        name: Parts(
             views.linear(linear.weight.detach(), _detached(linear.bias), RoutedLinear)
             for linear in linears
         )
@@ -45,9 +45,11 @@ def forward(
     All experts run, those that no token chose on no token, so that a run always shows the same
     layers in the same order.
     """
-    first = module._modules.get("gate_up_proj") or module.get_submodule("up_proj")
+    first = module._modules.get("gate_up_proj") or module._modules["up_proj"]
     result = torch.zeros_like(hidden_states)
-    for expert, (up, down) in enumerate(zip(first, module.down_proj, strict=True)):
+    for expert, (up, down) in enumerate(
+        zip(first.children(), module.down_proj.children(), strict=True)
+    ):
         chosen = top_k_index == expert
         tokens, choice = chosen.nonzero(as_tuple=True)
         routed = chosen.any(-1)

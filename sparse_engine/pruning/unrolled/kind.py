@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,19 @@ class Kind:
     refusal: Callable[[Any], str]
 
 
+class Forward(partial[Any]):
+    """The forward pass of a module that runs through linear layers."""
+
+
+class Parts(nn.Module):
+    """Numbered linear layers of a module; no ModuleList, which holds a model's blocks."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        for index, layer in enumerate(layers):
+            self.add_module(str(index), layer)
+
+
 class Views:
     """Parameters over parts of other parameters: a part that was asked for before is the same one.
 
@@ -46,7 +60,8 @@ class Views:
         linear = cls(1, 1, bias=False, device="meta")
         linear.out_features, linear.in_features = weight.shape
         linear.weight = self._parameter(weight)
-        linear.bias = None if bias is None else self._parameter(bias)
+        held: Any = None if bias is None else self._parameter(bias)
+        linear.bias = held
         return linear
 
     def matrix(self, weight: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from sparse_engine.pruning.unrolled.attention import ATTENTION
 from sparse_engine.pruning.unrolled.cells import CELL
 from sparse_engine.pruning.unrolled.conv import CONV1D
 from sparse_engine.pruning.unrolled.experts import EXPERTS
-from sparse_engine.pruning.unrolled.kind import Kind, Views
+from sparse_engine.pruning.unrolled.kind import Forward, Kind, Views
 from sparse_engine.pruning.unrolled.recurrent import NETWORK
 
 KINDS = (NETWORK, CELL, ATTENTION, CONV1D, EXPERTS)
@@ -46,6 +45,11 @@ def left_alone(model: nn.Module) -> dict[str, str]:
                 why[name] = reason
             break
     return why
+
+
+def is_unrolled(module: nn.Module) -> bool:
+    """Whether `module` runs through linear layers at the moment."""
+    return isinstance(module.__dict__.get("forward"), Forward)
 
 
 @contextmanager
@@ -83,7 +87,7 @@ def _opened(module: nn.Module, kind: Kind, views: Views) -> Iterator[None]:
             del module._parameters[name]
         module._modules.clear()
         module._modules.update({**layers, **modules})
-        module.__dict__.update(aside, forward=partial(kind.forward, module))
+        module.__dict__.update(aside, forward=Forward(kind.forward, module))
         yield
     finally:
         for name in (*aside, "forward"):
