@@ -5,6 +5,7 @@ memory, and a forward pass that runs these. Names of the layers are those of the
 `sparse_engine.nn`: `lstm.ih_l0`, `attention.q_proj`, `conv.linears.0`, `experts.gate_up_proj.3`.
 """
 
+from sparse_engine.pruning.unrolled.experts import RoutedLinear
 from sparse_engine.pruning.unrolled.swap import (
     KINDS,
     is_network,
@@ -14,4 +15,12 @@ from sparse_engine.pruning.unrolled.swap import (
     unrolled,
 )
 
-__all__ = ["KINDS", "is_network", "is_unrolled", "kind_of", "left_alone", "unrolled"]
+__all__ = [
+    "KINDS",
+    "RoutedLinear",
+    "is_network",
+    "is_unrolled",
+    "kind_of",
+    "left_alone",
+    "unrolled",
+]
