@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from expert_models import experts, routed
 from torch import Tensor, nn
 
 import sparse_engine as se
@@ -256,23 +257,30 @@ def test_least_squares_refits_biases_within_fused_ones() -> None:
     se.prune(conv, 0.8, recovery="lsq", calibration=texts, filter_fn=inner)
     for before, after in zip(held, (attention.in_proj_bias, conv.convs[1].bias), strict=True):
         assert (before != after).float().mean() > 0.9
-    gpt_oss = _gpt_oss()
-    held = tuple(b.clone() for b in (gpt_oss.gate_up_proj_bias, gpt_oss.down_proj_bias))
-    model = nn.Sequential(gpt_oss)
+    gpt_oss = Block()
+    held = tuple(
+        b.clone() for b in (gpt_oss.experts.gate_up_proj_bias, gpt_oss.experts.down_proj_bias)
+    )
     inputs = [
         (correlated(40, 24, seed=i), torch.randint(5, (40, 1)), torch.rand(40, 1)) for i in range(3)
     ]
     se.prune(gpt_oss, 0.8, recovery="lsq", calibration=inputs, filter_fn=lambda *_: True)
     for before, after in zip(
-        held, (gpt_oss.gate_up_proj_bias, gpt_oss.down_proj_bias), strict=True
+        held, (gpt_oss.experts.gate_up_proj_bias, gpt_oss.experts.down_proj_bias), strict=True
     ):
         assert (before != after).float().mean() > 0.9
 
 
-def _gpt_oss() -> Any:
-    from expert_models import experts
+class Block(nn.Module):
+    """GPT-OSS's experts, transposed, with biases, gates and ups in turn."""
 
-    return experts("gpt_oss")
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts: Any = experts("gpt_oss")
+
+    def forward(self, *args: Tensor) -> Tensor:
+        y: Tensor = self.experts(*args)
+        return y
 
 
 @pytest.mark.parametrize(
@@ -281,13 +289,12 @@ def _gpt_oss() -> Any:
 def test_an_expert_without_tokens_is_pruned_by_magnitude(
     criterion: str, recovery: str | None
 ) -> None:
-    from expert_models import routed
-
-    layer = _gpt_oss()
+    model = Block()
+    layer = model.experts
     lonely = layer.gate_up_proj[4].detach().clone()
     inputs = [routed(30) for _ in range(3)]  # expert 4 is never chosen
     report = se.prune(
-        layer,
+        model,
         0.8,
         criterion=criterion,
         recovery=recovery,
@@ -295,8 +302,8 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude(
         filter_fn=lambda *_: True,
     )
     noted = {row.name for row in report.layers if row.note}
-    assert noted == {"gate_up_proj.4", "down_proj.4"}
-    assert "gate_up_proj.4: no calibration token reached it" in str(report)
+    assert noted == {"experts.gate_up_proj.4", "experts.down_proj.4"}
+    assert "experts.gate_up_proj.4: no calibration token reached it" in str(report)
     kept = layer.gate_up_proj[4] != 0
     assert torch.equal(layer.gate_up_proj[4][kept], lonely[kept])
     assert lonely[~kept].abs().max() <= lonely[kept].abs().min()

@@ -27,13 +27,22 @@ class Method:
     granularity: Granularity
     recover: bool
     generator: torch.Generator
+    note: str = ""
 
     def given(self, statistics: Statistics) -> Method:
         """The same, or for an expert that no calibration token reaches what needs no inputs."""
         if not statistics.are_missing:
             return self
         needless = self.criterion.needs == "nothing"
-        return replace(self, criterion=self.criterion if needless else Magnitude(), recover=False)
+        if needless and not self.recover:
+            return self
+        done = "not refitted" if needless else "pruned by magnitude"
+        return replace(
+            self,
+            criterion=self.criterion if needless else Magnitude(),
+            recover=False,
+            note=f"no calibration token reached it: {done}",
+        )
 
 
 class Statistics:
@@ -101,6 +110,7 @@ def prune_layer(
         system.error(dense * keep, problem.target) if system else None,
         system.error(pruned.float(), problem.target) if system else None,
         time.perf_counter() - started,
+        method.note,
     )
 
 

@@ -30,6 +30,7 @@ class LayerReport:
     error_before:  |V X - Y| / |Y| with the mask alone; None if no statistics were taken
     error_after:   the same with the weights as they are now
     seconds:       time spent on this layer, without running the model
+    note:          what was done otherwise than asked, or ""
     """
 
     name: str
@@ -38,6 +39,7 @@ class LayerReport:
     error_before: float | None
     error_after: float | None
     seconds: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class PruneReport:
                 [
                     f"{len(self.layers)} layers ({how}), {self.seconds:.1f} s",
                     self.summary,
+                    *(f"{row.name}: {row.note}" for row in self.layers if row.note),
                     *(f"warning: {line}" for line in self.warnings),
                 ]
             )
