@@ -449,7 +449,7 @@ def test_the_progress_of_statistics_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     )
     first = next(i for i, (done, _, _) in enumerate(heard) if done)
     names = [what for _, _, what in heard[:first]]
-    assert "batch 3 of 3, to the first block" in names
+    assert "batch 3 of 3, to encoder.layer.0" in names
     assert "batch 2 of 3, encoder.layer.0" in names
     assert {total for _, total, _ in heard} == {12}
     assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -179,6 +180,16 @@ def test_stacks_are_the_outermost_lists_that_hold_layers() -> None:
     assert plan.block_of("model.decoder.layers.1.fc1") == "model.decoder.layers.1"
     assert plan.block_of("lm_head") is None
     assert planned(mlp(4, 4, 4)).stacks == []
+
+
+def test_a_known_model_inside_another_keeps_its_residual_streams() -> None:
+    inner = planned(of("bert")).residuals
+    outer = planned(nn.Sequential(of("bert"), nn.Linear(3, 3))).residuals
+    assert len(inner) == 4
+    assert outer == {
+        f"0.{layer}": replace(residual, module=f"0.{residual.module}")
+        for layer, residual in inner.items()
+    }
 
 
 def test_a_report_names_what_was_left_and_warns_where_that_is_most() -> None:

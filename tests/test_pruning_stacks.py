@@ -101,6 +101,12 @@ def test_stacks_are_walked_where_they_run() -> None:
     assert some == ["encoder.0", "decoder.1"]
 
 
+def test_blocks_in_a_sequential_are_a_stack() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sequential(Block(), Block()))
+    x = [batch[0] for batch in pairs()]
+    assert segments(model, x, everything) == ["", "1.0", "1.1"]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "arguments", [{"criterion": "wanda"}, {"criterion": "wanda", "recovery": "lsq"}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -73,7 +73,7 @@ def make_plan(
 
     - those whose weight an embedding reads too, and a language model's head;
     - those with a part of LEFT_ALONE in their name;
-    - the last layer, those outside of the stacks (repeated blocks in an nn.ModuleList), and routers
+    - the last layer, those outside of the stacks (see `find_stacks`), and routers
       of experts, the smallest first, as long as they have SMALL of the multiply-adds together;
     - the output projection of an nn.MultiheadAttention that is not unrolled: torch reads its weight
       without running the layer.
@@ -104,9 +104,21 @@ def make_plan(
             layers.append(layer)
     if not layers:
         raise UsageError(_nothing(granularity, linears, unfit))
-    family = find_family(model)
-    residuals = family.residuals(model) if family is not None else {}
-    return Plan(layers, stacks, residuals, left | unfit)
+    return Plan(layers, stacks, _residuals(model), left | unfit)
+
+
+def _residuals(model: nn.Module) -> dict[str, Residual]:
+    """Residual streams of a model of a known family, and of such models inside another."""
+    found: dict[str, Residual] = {}
+    for name, module in model.named_modules():
+        family = find_family(module)
+        if family is None:
+            continue
+        prefix = f"{name}." if name else ""
+        for layer, residual in family.residuals(module).items():
+            within = replace(residual, module=f"{prefix}{residual.module}")
+            found.setdefault(f"{prefix}{layer}", within)
+    return found
 
 
 def _nothing(
@@ -189,7 +201,7 @@ def _small(
     for name, linear in linears.items():
         parent = modules[name.rpartition(".")[0]]
         experts = parent._modules.get("experts")
-        if experts is not None and linear.weight.shape[0] == _count(experts):  # type: ignore[index]
+        if experts is not None and linear.weight.shape[0] in (1, _count(experts)):  # type: ignore[index]
             candidates[name] = "a router"
         elif stacks and not _name_in(name, inside):
             candidates[name] = "outside of the stacks"
@@ -218,19 +230,24 @@ def _name_in(name: str, prefixes: list[str]) -> bool:
 
 
 def find_stacks(model: nn.Module, linears: list[str]) -> list[list[str]]:
-    """For each outermost nn.ModuleList: its children that hold linear layers.
+    """The blocks of each stack: children that hold linear layers.
 
-    Lists of linear layers alone are no stacks.
+    Stacks are the outermost nn.ModuleLists, and nn.Sequentials of blocks of one class, that have
+    such children; linear layers themselves are no blocks.
     """
     stacks: list[list[str]] = []
     above: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or _name_in(name, above):
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or _name_in(name, above):
             continue
         prefix = f"{name}." if name else ""
-        children = [f"{prefix}{child}" for child, _ in module.named_children()]
-        blocks = [c for c in children if any(linear.startswith(f"{c}.") for linear in linears)]
-        if blocks:
-            stacks.append(blocks)
+        blocks = {
+            f"{prefix}{child}": type(held)
+            for child, held in module.named_children()
+            if any(linear.startswith(f"{prefix}{child}.") for linear in linears)
+        }
+        repeated = len(blocks) > 1 and len(set(blocks.values())) == 1
+        if blocks and (isinstance(module, nn.ModuleList) or repeated):
+            stacks.append(list(blocks))
             above += [f"{block}." for block in blocks]
     return stacks
