@@ -253,7 +253,7 @@ def test_tokens_of_an_expert_are_compared_with_themselves() -> None:
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
 def test_fused_experts_are_repaired(architecture: str) -> None:
     dense = of(architecture).eval()
-    batches = [{"input_ids": ids(4, length)} for length in (40, 50)]
+    batches = [{"input_ids": ids(4, 50)}]
     errors = []
     for arguments in ({}, {"criterion": "wanda", "recovery": "lsq", "calibration": batches}):
         model = copy.deepcopy(dense)

@@ -73,8 +73,8 @@ def make_plan(
 
     - those whose weight an embedding reads too, and a language model's head;
     - those with a part of LEFT_ALONE in their name;
-    - the last layer, those outside of the stacks (see `find_stacks`), and routers
-      of experts, the smallest first, as long as they have SMALL of the multiply-adds together;
+    - the last layer, those outside of the stacks (see `find_stacks`), and routers of experts, the
+      smallest first, as long as they have SMALL of the multiply-adds together;
     - the output projection of an nn.MultiheadAttention that is not unrolled: torch reads its weight
       without running the layer.
 
@@ -201,7 +201,8 @@ def _small(
     for name, linear in linears.items():
         parent = modules[name.rpartition(".")[0]]
         experts = parent._modules.get("experts")
-        if experts is not None and linear.weight.shape[0] in (1, _count(experts)):  # type: ignore[index]
+        rows = weight_of(linear).shape[0]
+        if experts is not None and rows in (1, _count(experts)):
             candidates[name] = "a router"
         elif stacks and not _name_in(name, inside):
             candidates[name] = "outside of the stacks"
