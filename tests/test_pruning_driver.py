@@ -361,7 +361,9 @@ def test_nothing_is_left_behind() -> None:
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == trainable
     assert model.config.use_cache
-    assert calls == [(i + 1, 12, row.name) for i, row in enumerate(report.layers)]
+    names = [row.name for row in report.layers]
+    layers = [call for call in calls if call[2] in names]  # a slow machine tells of batches, too
+    assert layers == [(i + 1, 12, name) for i, name in enumerate(names)]
 
 
 def test_report() -> None:

@@ -168,20 +168,13 @@ class PruneReport:
         how = f"{self.criterion}, {self.granularity}, {self.scope}"
         if self.recovery:
             how += f", {self.recovery}"
-        parts = [self.to_markdown()]
-        if self.left:
-            parts.append(self.left_to_markdown())
-        parts.append(
-            "\n".join(
-                [
-                    f"{len(self.layers)} layers ({how}), {self.seconds:.1f} s",
-                    self.summary,
-                    *(f"{row.name}: {row.note}" for row in self.layers if row.note),
-                    *(f"warning: {line}" for line in self.warnings),
-                ]
-            )
-        )
-        return "\n\n".join(parts)
+        head = [
+            f"{len(self.layers)} layers ({how}), {self.seconds:.1f} s",
+            self.summary,
+            *(f"warning: {line}" for line in self.warnings),
+        ]
+        tables = [self.to_markdown(), *([self.left_to_markdown()] if self.left else [])]
+        return "\n\n".join(["\n".join(head), *tables])
 
 
 def _is_part(layer: str, row: Row) -> bool:
