@@ -202,11 +202,19 @@ def _used(model: nn.Module, modules: dict[str, nn.Module], name: str, kind: str,
         if above == name and kind != "experts":
             break
         if above.rpartition(".")[2] == "experts" or (above == name and kind == "experts"):
-            held: Any = modules[above]
-            experts = int(getattr(held, "num_experts", 0) or len(list(held.children())))
-            experts = experts or next(held.parameters()).shape[0]
+            experts = _experts(modules[above])
             return count * _top_k(model, modules, above, experts) // experts
     return count
+
+
+def _experts(held: Any) -> int:
+    """How many experts a module holds: as it says, in lists of layers, or in fused parameters."""
+    if told := getattr(held, "num_experts", 0):
+        return int(told)
+    if isinstance(held, nn.ModuleList | nn.ModuleDict):
+        return len(held)
+    parts = [*held.children(), *held.parameters(recurse=False)]
+    return max((len(p) for p in parts if isinstance(p, nn.ModuleList | Tensor)), default=1)
 
 
 def _top_k(model: nn.Module, modules: dict[str, nn.Module], name: str, experts: int) -> int:
