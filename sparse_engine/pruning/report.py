@@ -89,7 +89,7 @@ class PruneReport:
         return zeros / sum(weights) if weights else 0.0
 
     @property
-    def summary(self) -> str:
+    def shares(self) -> str:
         """One sentence: zeros of the pruned layers, of all parameters, and of the multiply-adds."""
         return (
             f"zeros: {self.sparsity:.1%} of these layers, {self.zeros_of_parameters:.1%} of all "
@@ -164,17 +164,22 @@ class PruneReport:
         ]
         return "\n".join(lines)
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """Lines: how many layers, how and how long; what that is of the model; warnings."""
         how = f"{self.criterion}, {self.granularity}, {self.scope}"
         if self.recovery:
             how += f", {self.recovery}"
-        head = [
+        lines = [
             f"{len(self.layers)} layers ({how}), {self.seconds:.1f} s",
-            self.summary,
+            self.shares,
             *(f"warning: {line}" for line in self.warnings),
         ]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
         tables = [self.to_markdown(), *([self.left_to_markdown()] if self.left else [])]
-        return "\n\n".join(["\n".join(head), *tables])
+        return "\n\n".join([self.summary, *tables])
 
 
 def _is_part(layer: str, row: Row) -> bool:
