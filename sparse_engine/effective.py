@@ -36,7 +36,7 @@ def fold_(model: nn.Module, wanted: Wanted | None = None) -> dict[str, str]:
     found = {}
     for path, module in model.named_modules():
         told = [
-            fold(module)
+            fold(module, name)
             for name, fold in (*_masked(module), *_parametrized(module), *_hooked(module))
             if wanted is None or wanted(f"{path}.{name}" if path else name)
         ]
@@ -45,7 +45,8 @@ def fold_(model: nn.Module, wanted: Wanted | None = None) -> dict[str, str]:
     return found
 
 
-Fold = tuple[str, Callable[[Any], str]]
+# The name of a weight, and what makes it a plain one and returns what was folded.
+Fold = tuple[str, Callable[[Any, str], str]]
 
 
 def _masked(module: nn.Module) -> Iterator[Fold]:
@@ -53,7 +54,7 @@ def _masked(module: nn.Module) -> Iterator[Fold]:
     for original in list(module._parameters):
         name = original.removesuffix(ORIGINAL)
         if name != original and module._buffers.get(name + MASK) is not None:
-            yield name, lambda module, name=name: _fold_mask(module, name)
+            yield name, _fold_mask
 
 
 def _fold_mask(module: Any, name: str) -> str:
@@ -73,7 +74,7 @@ def _prunes(hook: Any, name: str) -> bool:
 def _parametrized(module: nn.Module) -> Iterator[Fold]:
     if parametrize.is_parametrized(module):
         for name in list(module.parametrizations):  # type: ignore[arg-type]
-            yield name, lambda module, name=name: _fold_parametrization(module, name)
+            yield name, _fold_parametrization
 
 
 def _fold_parametrization(module: Any, name: str) -> str:
@@ -94,9 +95,9 @@ def _hooked(module: nn.Module) -> Iterator[Fold]:
     """Weight norm and spectral norm as they were before there were parametrizations."""
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, WeightNorm):
-            yield hook.name, lambda module, name=hook.name: _fold_weight_norm(module, name)
+            yield hook.name, _fold_weight_norm
         elif isinstance(hook, SpectralNorm):
-            yield hook.name, lambda module, name=hook.name: _fold_spectral_norm(module, name)
+            yield hook.name, _fold_spectral_norm
 
 
 def _fold_weight_norm(module: Any, name: str) -> str:

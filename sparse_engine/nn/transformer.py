@@ -89,7 +89,7 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
             return "gradients are asked for"
         if self._activation() is None:
             return "its activation has no native kernel"
-        return None
+        return self._native().changed() or None
 
     def _native(self) -> NativeEncoder:
         """The layer as a stack of one."""
