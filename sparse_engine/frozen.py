@@ -8,10 +8,18 @@ from torch import nn
 KEPT = "_took_gradients"
 
 
-def freeze_(model: nn.Module) -> None:
-    """Let no parameter of `model` take gradients; names survive swaps, so names are remembered."""
-    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
-    setattr(model, KEPT, tuple({*vars(model).get(KEPT, ()), *names}))
+def trained(model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that take gradients: to be asked for before layers are swapped."""
+    named = model.named_parameters(remove_duplicate=False)
+    return tuple(name for name, parameter in named if parameter.requires_grad)
+
+
+def freeze_(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Let no parameter of `model` take gradients, and remember that `names` did.
+
+    Names survive swaps there and back, parameters do not.
+    """
+    setattr(model, KEPT, tuple(dict.fromkeys((*vars(model).get(KEPT, ()), *names))))
     model.requires_grad_(False)
 
 

@@ -16,7 +16,7 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.effective import fold_
 from sparse_engine.eligible import check_readable, why_not
 from sparse_engine.errors import UsageError
-from sparse_engine.frozen import freeze_, thaw_
+from sparse_engine.frozen import freeze_, thaw_, trained
 from sparse_engine.gpu_timer import time_on_gpu
 from sparse_engine.linears import as_conv1d, as_linear, is_conv1d, is_linear
 from sparse_engine.nn import SparseLinear, SparseRNNBase, SparseRNNCellBase
@@ -113,7 +113,7 @@ def sparsify_(
             f"the model is a single {kind}: use Sparse{kind}.from_dense(model, config)"
         )
     check_readable(model)
-    folded = fold_(model)
+    folded, flags = fold_(model), trained(model)
     # A module that is reached by two names is swapped at both.
     modules = list(model.named_modules(remove_duplicate=False))
     linears = [(name, module) for name, module in modules if is_linear(module)]
@@ -159,7 +159,7 @@ def sparsify_(
             progress(done, total, name)
     for name, swapped in swaps:
         _replace(model, name, swapped)
-    freeze_(model)
+    freeze_(model, flags)
     return SparsifyReport(_told(rows, folded), take_over_(model))
 
 
