@@ -34,6 +34,7 @@ def bert() -> Any:
         intermediate_size=24,
         max_position_embeddings=20,
         num_labels=3,
+        initializer_range=0.2,
     )
     return transformers.BertForSequenceClassification(config).eval()
 
@@ -41,6 +42,17 @@ def bert() -> Any:
 def logits(model: Any) -> Tensor:
     with torch.inference_mode():
         return model(input_ids=IDS)[0]
+
+
+def exit_code(*arguments: object) -> int:
+    """Of the command line, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sparse-engine", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
 
 
 def config(**given: Any) -> Any:
@@ -105,14 +117,14 @@ def test_merged_models_become_packages_that_are_verified(tmp_path: Path) -> None
     assert torch.allclose(logits(se.load(package)), pruned, atol=1e-5)
     assert not list(package.glob("adapter*"))
     again = tmp_path / "again"
-    assert main(["convert", str(source), str(again), "--format", "csr", "--verify"]) == 0
+    assert exit_code("convert", source, again, "--format", "csr", "--verify") == 0
     assert torch.allclose(logits(se.load(again)), expected, atol=1e-5)
 
 
 def test_pruned_checkpoints_hold_no_adapter(tmp_path: Path) -> None:
     source, pruned = tmp_path / "source", tmp_path / "pruned"
     make(source)
-    assert main(["prune", str(source), str(pruned), "--sparsity", "0.5"]) == 0
+    assert exit_code("prune", source, pruned, "--sparsity", "0.5") == 0
     assert not list(pruned.glob("adapter*"))
     model, _ = load_pretrained(source)
     se.prune(model, 0.5)
@@ -137,7 +149,7 @@ def test_an_adapter_alone_says_what_it_is(tmp_path: Path) -> None:
         ):
             load_pretrained(tmp_path)
         (tmp_path / "config.json").unlink(missing_ok=True)
-    assert main(["convert", str(tmp_path), str(tmp_path / "package")]) == 4
+    assert exit_code("convert", tmp_path, tmp_path / "package") == 4
 
 
 def test_other_adapters_are_refused(tmp_path: Path) -> None:
