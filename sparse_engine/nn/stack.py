@@ -92,8 +92,9 @@ class NativeStack(StandIn):
         return self._why_not() or "torch has forward hooks for all modules"
 
     def native(self) -> _core.Stack:
-        """The library's view of the layers, made anew when a weight was replaced or written to."""
-        self._look()
+        """The library's view of the layers as they were when `changed` was last asked, which lets go
+        of it when a weight was replaced or written to.
+        """
         if self._native is None:
             self._native = self._build()
         return self._native
