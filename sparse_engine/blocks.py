@@ -23,7 +23,8 @@ def take_over_(model: nn.Module) -> str:
         if module.stack.name in below:  # its names are those below this model
             _join(model, module.stack)
     if known:
-        return "the layers run natively already"
+        told = next(filter(None, (module.changed() for module in known)), "")
+        return f"layers run one by one: {told}" if told else "the layers run natively already"
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
         return "layers run one by one: none of them is sparse"
     networks = [name for name, m in model.named_modules() if isinstance(m, SparseRNNBase)]

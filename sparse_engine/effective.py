@@ -17,6 +17,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from sparse_engine.errors import UsageError
+
 ORIGINAL, MASK = "_orig", "_mask"
 # Called with the full name of a weight: whether it is folded.
 Wanted = Callable[[str], bool]
@@ -43,6 +45,17 @@ def fold_(model: nn.Module, wanted: Wanted | None = None) -> dict[str, str]:
         if told:
             found[path] = f"{', '.join(dict.fromkeys(told))} folded in"
     return found
+
+
+def check_plain(module: nn.Module) -> None:
+    """Raise UsageError if a weight of `module`, or in it, is computed before each call."""
+    for path, child in module.named_modules():
+        for name, _ in (*_masked(child), *_parametrized(child), *_hooked(child)):
+            full = f"{path}.{name}" if path else name
+            raise UsageError(
+                f"{full} is computed from other tensors before each call: make it plain first, with "
+                "sparse_engine.effective.fold_(module) or torch's own remove functions"
+            )
 
 
 # The name of a weight, and what makes it a plain one and returns what was folded.

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import sparse_engine as se
 from sparse_engine.effective import fold_
-from sparse_engine.errors import InvalidFileError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.io import load_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
@@ -149,6 +149,58 @@ def test_folding_keeps_gradients_on_and_off_and_other_hooks() -> None:
             assert isinstance(model.inner.weight, nn.Parameter)
             assert model.inner.weight.requires_grad == trained
             assert list(model.inner._forward_pre_hooks) == [hook.id]
+
+
+TWINS: dict[Any, tuple[Callable[[], nn.Module], str]] = {
+    se.nn.SparseLinear: (lambda: nn.Linear(8, 8), "weight"),
+    se.nn.SparseConv1d: (lambda: nn.Conv1d(8, 8, 3), "weight"),
+    se.nn.SparseLSTM: (lambda: nn.LSTM(8, 8), "weight_ih_l0"),
+    se.nn.SparseGRUCell: (lambda: nn.GRUCell(8, 8), "weight_hh"),
+    se.nn.SparseMultiheadAttention: (lambda: nn.MultiheadAttention(8, 2), "in_proj_weight"),
+    se.nn.SparseTransformerEncoderLayer: (
+        lambda: nn.TransformerEncoderLayer(8, 2, 8),
+        "linear2.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("twin", TWINS)
+def test_twins_are_not_made_of_stale_weights(twin: Any, way: str) -> None:
+    make, weight = TWINS[twin]
+    module = make().eval()
+    path, _, name = weight.rpartition(".")
+    WAYS[way][0](module.get_submodule(path), name)
+    with pytest.raises(UsageError, match=f"{weight} is computed .* sparse_engine.effective.fold_"):
+        twin.from_dense(module, "csr")
+    fold_(module)
+    assert type(twin.from_dense(module, "csr")) is twin
+
+
+def test_models_that_transformers_builds_with_weight_norm_come_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2Config(
+        vocab_size=30,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(16, 16),
+        conv_stride=(5, 2),
+        conv_kernel=(10, 3),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    transformers.Wav2Vec2Model(config).save_pretrained(tmp_path / "source")
+    model, _ = load_pretrained(tmp_path / "source")
+    se.prune(model, 0.7)
+    x = torch.randn(1, 400, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = model(x)[0]
+        se.sparsify_(model, "csr")
+        se.save(model, tmp_path / "package", source=tmp_path / "source")
+        assert torch.allclose(se.load(tmp_path / "package")(x)[0], expected, atol=1e-5)
 
 
 def test_wanted_picks_weights() -> None:

@@ -23,6 +23,7 @@ ALLOWED = {
         "as_built",
         "choose",
         "config",
+        "effective",
         "eligible",
         "errors",
         "formats",
@@ -36,7 +37,7 @@ ALLOWED = {
     "eligible": {"errors"},
     "as_built": {"eligible"},
     "frozen": set(),
-    "effective": set(),
+    "effective": {"errors"},
     "blocks": {"as_built", "errors", "models", "nn"},
     "semi_structured": {"choose", "gpu_timer"},
     "sparsify": {
