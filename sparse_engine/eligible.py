@@ -37,7 +37,7 @@ def why_not(module: nn.Module, *kinds: type) -> str:
     if parametrize.is_parametrized(module):
         return f"has a parametrization of {', '.join(module.parametrizations)}"  # type: ignore
     if not (kind in kinds if kinds else _known(kind)):
-        return f"is a {kind.__name__}, which may compute in its own way"
+        return f"is a {kind.__name__} of {kind.__module__}, which may compute in its own way"
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     if hooks if kinds else _changing(hooks):
         return "has forward hooks"
