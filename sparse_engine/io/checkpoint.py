@@ -145,6 +145,10 @@ def _build(folder: Path, plain: dict[str, Any], files: list[Path] | None) -> nn.
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
+        generation = folder / "generation_config.json"
+        if files is not None and generation.is_file() and hasattr(model, "generation_config"):
+            options = parse_json(generation.read_bytes(), str(generation))
+            model.generation_config = transformers_module().GenerationConfig.from_dict(options)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{folder}: {error}") from None
     except SparseEngineError:
@@ -153,10 +157,6 @@ def _build(folder: Path, plain: dict[str, Any], files: list[Path] | None) -> nn.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidFileError(f"{folder}: {reason[0][:300]}") from None
     _check_complete(folder, cls.__name__, info)
-    generation = folder / "generation_config.json"
-    if files is not None and generation.is_file() and hasattr(model, "generation_config"):
-        told = parse_json(generation.read_bytes(), str(generation))
-        model.generation_config = transformers_module().GenerationConfig.from_dict(told)
     return model.eval().requires_grad_(False)
 
 
@@ -166,7 +166,7 @@ def _read_state(files: list[Path]) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for file in files:
         state |= load_file(str(file))
-    return plain_state(state)
+    return plain_state(state, files[0].parent)
 
 
 def _check_complete(folder: Path, model: str, info: dict[str, Any]) -> None:
