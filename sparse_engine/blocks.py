@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from sparse_engine.as_built import why_not_as_built
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models import LayerStack, find_family
 from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear, SparseRNNBase
@@ -22,7 +23,8 @@ def take_over_(model: nn.Module) -> str:
         if module.stack.name in below:  # its names are those below this model
             _join(model, module.stack)
     if known:
-        return "the layers run natively already"
+        told = next(filter(None, (module.changed() for module in known)), "")
+        return f"layers run one by one: {told}" if told else "the layers run natively already"
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
         return "layers run one by one: none of them is sparse"
     networks = [name for name, m in model.named_modules() if isinstance(m, SparseRNNBase)]
@@ -38,10 +40,17 @@ def take_over_(model: nn.Module) -> str:
         return f"layers run one by one: {error}"
     if not all(stack.name for stack in stacks):
         return "layers run one by one: the model is a bare decoder, load it with its head"
-    for stack in stacks:
+    originals = [model.get_submodule(stack.name) for stack in stacks]
+    # Decoders of two stacks have a config each.
+    configs = [getattr(original, "config", model.config) for original in originals]
+    for stack, original, config in zip(stacks, originals, configs, strict=True):
+        told = why_not_as_built(original, stack.name, config, stack.layers)
+        if told:
+            return f"layers run one by one: {told}"
+    for stack, original, config in zip(stacks, originals, configs, strict=True):
         parent, _, child = stack.name.rpartition(".")
         native = NativeDecoder if stack.causal else NativeEncoder
-        setattr(model.get_submodule(parent), child, native(model.get_submodule(stack.name), stack))
+        setattr(model.get_submodule(parent), child, native(original, stack, config))
         _join(model, stack)
     told = ", ".join(f"{stack.name}: {len(stack.blocks)}" for stack in stacks)
     return f"{told} {family.name} layers run natively, in one call; on a GPU one by one"

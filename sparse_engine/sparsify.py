@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from sparse_engine.blocks import give_back_, take_over_
 from sparse_engine.choose import MIN_SPARSITY, Choice, choose_format, zeros
 from sparse_engine.config import SparseConfig
+from sparse_engine.effective import fold_
+from sparse_engine.eligible import check_readable, why_not
 from sparse_engine.errors import UsageError
+from sparse_engine.frozen import freeze_, thaw_, trained
 from sparse_engine.gpu_timer import time_on_gpu
 from sparse_engine.linears import as_conv1d, as_linear, is_conv1d, is_linear
 from sparse_engine.nn import SparseLinear, SparseRNNBase, SparseRNNCellBase
@@ -93,10 +96,13 @@ def sparsify_(
     Layers of known families (sparse_engine/models) then run natively, in one call a stack.
 
     `filter_fn(module, name)` picks layers; all by default. A layer stays dense, with its reason in
-    the report, when it is tied to an embedding, is a subclass of Linear with a life of its own, has
-    too few zeros, or when "auto" measured that dense is faster. `progress(done, total, name)` is
-    called after each layer. Raises UsageError when `model` is itself a Linear, or when a weight does
-    not fit the format.
+    the report, when it is tied to an embedding, may compute something else than its class does (a
+    subclass, forward hooks), has too few zeros, or when "auto" measured that dense is faster. Weights
+    that are computed before each call (masks of torch.nn.utils.prune, weight norm, spectral norm,
+    parametrizations) become plain ones. Parameters take no gradients from here on; `densify_` gives
+    their flags back. `progress(done, total, name)` is
+    called after each layer. Raises UsageError when `model` is itself a Linear, when a weight has no
+    values, is quantised already, or does not fit the format.
 
     >>> print(se.sparsify_(model, se.SparseConfig(format="csr")))
     """
@@ -106,6 +112,8 @@ def sparsify_(
         raise UsageError(
             f"the model is a single {kind}: use Sparse{kind}.from_dense(model, config)"
         )
+    check_readable(model)
+    folded, flags = fold_(model), trained(model)
     # A module that is reached by two names is swapped at both.
     modules = list(model.named_modules(remove_duplicate=False))
     linears = [(name, module) for name, module in modules if is_linear(module)]
@@ -151,7 +159,19 @@ def sparsify_(
             progress(done, total, name)
     for name, swapped in swaps:
         _replace(model, name, swapped)
-    return SparsifyReport(tuple(rows), take_over_(model))
+    freeze_(model, flags)
+    return SparsifyReport(_told(rows, folded), take_over_(model))
+
+
+def _told(rows: list[SparsifyRow], folded: dict[str, str]) -> tuple[SparsifyRow, ...]:
+    """Rows whose reasons say what was folded into their weights; parts of a network have its name."""
+    owners = [
+        (row, next((f for f in folded if f"{row.name}.".startswith(f"{f}.")), None)) for row in rows
+    ]
+    return tuple(
+        replace(row, reason=f"{row.reason}; {folded[owner]}") if owner is not None else row
+        for row, owner in owners
+    )
 
 
 def densify_(model: nn.Module) -> nn.Module:
@@ -175,6 +195,7 @@ def densify_(model: nn.Module) -> nn.Module:
         if isinstance(module, SparseLinear):
             linear = module.to_dense(dtype)
             _replace(model, name, as_conv1d(linear) if module.is_conv1d else linear)
+    thaw_(model)
     return model
 
 
@@ -183,8 +204,9 @@ def _reason_to_keep(
 ) -> str:
     if filter_fn is not None and not filter_fn(linear, name):
         return "left out by filter_fn"
-    if type(linear) is not nn.Linear and not is_conv1d(linear):
-        return f"is a {type(linear).__name__}, whose owner reads its weight"
+    told = why_not(linear, type(linear) if is_conv1d(linear) else nn.Linear)
+    if told:
+        return told
     if linear.weight.dtype not in _dtypes(linear.weight):
         return f"is {linear.weight.dtype}: cast the model to float32 or bfloat16 first"
     if is_compressed(linear.weight):
@@ -229,8 +251,9 @@ def _row(
 def _reason_to_keep_network(network: Any, name: str, filter_fn: FilterFn | None) -> str:
     if filter_fn is not None and not filter_fn(network, name):
         return "left out by filter_fn"
-    if type(network) not in TWINS:
-        return f"is a {type(network).__name__}, which may run in its own way"
+    told = why_not(network, *TWINS)
+    if told:
+        return told
     weights = [p for n, p in network.named_parameters() if n.startswith("weight")]
     if weights[0].dtype not in _dtypes(weights[0]):
         return f"is {weights[0].dtype}: cast the model to float32 or bfloat16 first"

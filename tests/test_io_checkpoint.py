@@ -251,8 +251,7 @@ def renamed(old: str, new: str) -> Any:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (renamed("", "module."), r"LayerNorm\.bias' .*missing .*the state dict without 'module\.'"),
-        (renamed("", "_orig_mod."), r"the state dict without '_orig_mod\.'"),
+        (renamed("", "net."), r"LayerNorm\.bias' .*missing .*the state dict without 'net\.'"),
         (renamed("", "model.encoder."), r"the state dict without 'model\.encoder\.'"),
         (
             renamed("dense.weight", "dense.parametrizations.weight.original"),

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import CRITERIA, NM, Block, prune
@@ -288,9 +287,11 @@ def test_weights_that_are_not_finite_are_named(bad: float) -> None:
     assert same(before, state(model))
 
 
-def test_computed_weights_are_refused() -> None:
+def test_weights_that_something_unknown_computes_are_refused() -> None:
     model = mlp()
-    parametrizations.weight_norm(model[0])
+    weight = model[0]._parameters.pop("weight")
+    model[0].register_forward_pre_hook(lambda module, args: setattr(module, "weight", 2 * weight))
+    model[0](torch.zeros(1, model[0].in_features))
     with pytest.raises(UsageError, match=r"0\.weight is not a plain"):
         prune(model, 0.5)
 

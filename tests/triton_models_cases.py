@@ -216,3 +216,20 @@ def test_t5_keeps_its_last_layer_in_float32() -> None:
     found = joined(x)
     assert found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@torch.inference_mode()
+def test_gated_modules_call_what_has_hooks_or_is_another_by_now() -> None:
+    model = llama().to(DEVICE)
+    dense = llama().to(DEVICE).model.layers[0].mlp
+    se.sparsify_(model, "bsr:16x16")
+    mlp = model.model.layers[0].mlp
+    assert isinstance(mlp, SparseGatedMLP)
+    x = torch.randn(3, 64, device=DEVICE)
+    torch.testing.assert_close(mlp(x), dense(x), rtol=1e-3, atol=1e-4)
+    doubled = [m.gate_proj.register_forward_hook(lambda m, a, y: 2 * y) for m in (mlp, dense)]
+    torch.testing.assert_close(mlp(x), dense(x), rtol=1e-3, atol=1e-4)
+    for hook in doubled:
+        hook.remove()
+    mlp.act_fn = dense.act_fn = nn.ReLU()
+    torch.testing.assert_close(mlp(x), dense(x), rtol=1e-3, atol=1e-4)

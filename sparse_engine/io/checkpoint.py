@@ -19,12 +19,15 @@ from sparse_engine.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from sparse_engine.io.adapters import CONFIG as ADAPTER
+from sparse_engine.io.adapters import adapter_only, has_adapter, merge_adapter
 from sparse_engine.io.companions import COMPANIONS, read_companions, write_companions
 from sparse_engine.io.folder import check_free, new_folder
 from sparse_engine.io.hugging import model_class, read_config, transformers_module
 from sparse_engine.io.manifest import MANIFEST, WEIGHTS
 from sparse_engine.io.package import Progress, is_package
 from sparse_engine.io.reader import load
+from sparse_engine.io.statedict import is_plain, plain_state
 from sparse_engine.io.tensorfile import parse_json, read_header
 from sparse_engine.io.writer import RECIPE
 from sparse_engine.nn import SparseLinear
@@ -39,7 +42,9 @@ def load_pretrained(
 ) -> tuple[nn.Module, Path]:
     """A Hugging Face folder or id, or a package, as a model; returns it and its folder.
 
-    The model is float32, in eval mode, of the class that config.json names. progress: called as
+    The model is float32, in eval mode, of the class that config.json names. A LoRA adapter beside the
+    weights is merged into them. State dicts of torch.compile (`_orig_mod.`), DataParallel (`module.`)
+    and torch.nn.utils.prune (`weight_orig` times `weight_mask`) are read too. progress: called as
     (done, total, tensor name) while weights are checked. Raises UnsupportedModelError for what is
     not there or of no known architecture, InvalidFileError for damaged, missing, non-finite or
     pickled weights.
@@ -49,14 +54,21 @@ def load_pretrained(
     folder = _find(path_or_id)
     if is_package(folder):
         return load(folder, progress=progress), folder
-    path = folder / "config.json"
+    path, adapted = folder / "config.json", has_adapter(folder)
+    if adapted and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise UnsupportedModelError(adapter_only(folder))
     if not path.is_file():
         raise InvalidFileError(f"{folder}: has no config.json: is it a Hugging Face model folder?")
     plain = parse_json(path.read_bytes(), str(path))
-    for weights in _weight_files(folder):
+    names: set[str] = set()
+    files = _weight_files(folder)
+    for weights in files:
         with open(weights, "rb") as file:
-            read_header(file.fileno(), weights)
-    model = _build(folder, plain)
+            names |= read_header(file.fileno(), weights).keys()
+    # transformers itself would look for the model that an adapter names.
+    model = _build(folder, plain, None if is_plain(names) and not adapted else files)
+    if adapted:
+        model = merge_adapter(model, folder).requires_grad_(False)
     _check_finite(model, folder, progress)
     return model, folder
 
@@ -77,7 +89,7 @@ def _find(path_or_id: str | Path) -> Path:
         raise UnsupportedModelError(
             f"{text} is no folder; to download models: pip install 'sparse-engine[hf]'"
         ) from None
-    patterns = [*COMPANIONS, "*.safetensors", INDEX, MANIFEST]
+    patterns = [*COMPANIONS, "*.safetensors", INDEX, MANIFEST, ADAPTER]
     try:
         return Path(snapshot_download(text, allow_patterns=patterns))
     except Exception as error:  # the hub raises its own errors, httpx's, OSError and ValueError
@@ -112,15 +124,19 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InvalidFileError(f"{folder}: has no weights: expected {WEIGHTS} or {INDEX}")
 
 
-def _build(folder: Path, plain: dict[str, Any]) -> nn.Module:
-    """The model with its weights; raises if any would be left random."""
+def _build(folder: Path, plain: dict[str, Any], files: list[Path] | None) -> nn.Module:
+    """The model with its weights; raises if any would be left random.
+
+    files: weights to be read here, where transformers would not find its way; None where it does.
+    """
     told = plain.get("architectures")
     named = isinstance(told, list) and bool(told) and isinstance(told[0], str)
     try:
         cls: Any = model_class(plain, told[0] if named else None)  # type: ignore[index]
         with _quiet():
             model, info = cls.from_pretrained(
-                str(folder),
+                str(folder) if files is None else None,
+                state_dict=None if files is None else _read_state(files),
                 config=read_config(plain),
                 dtype=torch.float32,
                 local_files_only=True,
@@ -129,6 +145,10 @@ def _build(folder: Path, plain: dict[str, Any]) -> nn.Module:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
+        generation = folder / "generation_config.json"
+        if files is not None and generation.is_file() and hasattr(model, "generation_config"):
+            options = parse_json(generation.read_bytes(), str(generation))
+            model.generation_config = transformers_module().GenerationConfig.from_dict(options)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{folder}: {error}") from None
     except SparseEngineError:
@@ -138,6 +158,15 @@ def _build(folder: Path, plain: dict[str, Any]) -> nn.Module:
         raise InvalidFileError(f"{folder}: {reason[0][:300]}") from None
     _check_complete(folder, cls.__name__, info)
     return model.eval().requires_grad_(False)
+
+
+def _read_state(files: list[Path]) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        state |= load_file(str(file))
+    return plain_state(state, files[0].parent)
 
 
 def _check_complete(folder: Path, model: str, info: dict[str, Any]) -> None:

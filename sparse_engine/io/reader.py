@@ -12,7 +12,7 @@ from sparse_engine import _core
 from sparse_engine.blocks import take_over_
 from sparse_engine.errors import UsageError
 from sparse_engine.io.package import Package, Progress, open_package
-from sparse_engine.io.skeleton import check_fit, fill, rebuild
+from sparse_engine.io.skeleton import check_fit, fill, fold_as_stored_, rebuild
 
 
 def load(
@@ -70,6 +70,7 @@ def _tell_if_moved(package: Package) -> None:
 def load_package(package: Package, model: nn.Module | None = None) -> nn.Module:
     """As `load`, from a package that is open already."""
     if model is not None:
+        fold_as_stored_(model, package)
         check_fit(model, package)
     elif package.manifest.source == "transformers":
         model = rebuild(package)

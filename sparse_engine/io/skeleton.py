@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparse_engine.effective import fold_
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.hugging import empty_model, model_class, read_config, transformers_module
@@ -47,11 +48,13 @@ def rebuild(package: Package) -> nn.Module:
         draft = empty_model(cls, read_config(plain), limit, buffers=False)
     except (InvalidFileError, UnsupportedModelError) as error:
         raise InvalidFileError(f"{package.path}: {error}") from None
+    fold_as_stored_(draft, package)
     check_fit(draft, package)
     size = sum(buffer.nbytes for buffer in draft.buffers())
     if size > MAX_BUFFER_BYTES:
         raise InvalidFileError(f"{where}: buffers of {size} bytes, at most {MAX_BUFFER_BYTES}")
     model = empty_model(cls, read_config(plain), limit, buffers=True)
+    fold_as_stored_(model, package)
     _read_generation_config(model, package)
     return model
 
@@ -65,6 +68,21 @@ def _read_generation_config(model: Any, package: Package) -> None:
             model.generation_config = transformers_module().GenerationConfig.from_dict(plain)
         except Exception as error:
             raise InvalidFileError(f"{where}: {str(error).splitlines()[0][:300]}") from None
+
+
+def fold_as_stored_(model: nn.Module, package: Package) -> None:
+    """Make weights of `model` that are computed before each call plain, where the package has no more
+    of what they are computed from: `sparsify_` folded them.
+    """
+    stored = _dense(package).keys()
+
+    def folded(weight: str) -> bool:
+        path, _, name = weight.rpartition(".")
+        parametrized = f"{path}.parametrizations.{name}.".removeprefix(".")
+        parts = (f"{weight}_orig", f"{weight}_g", f"{weight}_v")
+        return not any(n in parts or n.startswith(parametrized) for n in stored)
+
+    fold_(model, folded)
 
 
 def check_fit(model: nn.Module, package: Package) -> None:

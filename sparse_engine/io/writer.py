@@ -33,7 +33,7 @@ from sparse_engine.io.manifest import (
     stored_as,
 )
 from sparse_engine.io.package import Progress, is_package, open_package
-from sparse_engine.io.skeleton import check_fit, state_of
+from sparse_engine.io.skeleton import check_fit, fold_as_stored_, state_of
 from sparse_engine.io.tensorfile import parse_json, write_tensors
 from sparse_engine.nn import SparseLinear
 from sparse_engine.ops import native
@@ -248,7 +248,9 @@ def _read_back(
         if architecture:
             plain = parse_json(files["config.json"], "config.json")
             cls = model_class(plain, architecture)
-            check_fit(empty_model(cls, read_config(plain), sys.maxsize, buffers=False), package)
+            model = empty_model(cls, read_config(plain), sys.maxsize, buffers=False)
+            fold_as_stored_(model, package)
+            check_fit(model, package)
     except InvalidFileError as error:
         text = str(error).replace(str(draft), str(target))
         raise UsageError(f"the model cannot be packed: {text}") from None

@@ -98,6 +98,11 @@ class LayerStack:
         return ".".join(self.blocks[0].split(".")[:-2])
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers below the module that runs them."""
+        return tuple(".".join(block.split(".")[-2:]) for block in self.blocks)
+
+    @property
     def head_size(self) -> int:
         """Features of a head."""
         return self.head or self.hidden // self.heads

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.config import SparseConfig
+from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
@@ -53,6 +54,7 @@ class SparseMultiheadAttention(nn.Module):
         """Store the four weights of `attention` as `config` says; raises UsageError for options that
         are not supported: add_bias_kv and add_zero_attn.
         """
+        check_plain(attention)
         if attention.bias_k is not None or attention.add_zero_attn:
             raise UsageError("add_bias_kv and add_zero_attn are not supported")
         layer = cls.__new__(cls)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.config import SparseConfig
+from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
@@ -58,6 +59,7 @@ class SparseConv1d(nn.Module):
     @classmethod
     def from_dense(cls, conv: nn.Conv1d, config: SparseConfig | str | None = None) -> Self:
         """Store the weight of `conv`, each group [out, in x kernel] as `config` says."""
+        check_plain(conv)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._describe(conv)

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.eligible import Watch
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.recurrent_weights import same, version
 from sparse_engine.nn.standin import StandIn
@@ -127,6 +128,8 @@ class SparseGatedMLP(StandIn):
         """gate, up, down: names of submodules; activation: as `se.ops.linear` has it."""
         super().__init__(original)
         self.names, self.activation = (gate, up, down), activation
+        # Modules that the epilogue stands for.
+        self.others = {n: m for n, m in self._modules.items() if n not in self.names}
         self._joined: JoinedWeights | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,6 +155,10 @@ class SparseGatedMLP(StandIn):
         gate, up = (self.get_submodule(name) for name in self.names[:2])
         fit = isinstance(gate, SparseLinear) and isinstance(up, SparseLinear)
         if self.training or not fit or not isinstance(gate.packed, Blocks):
+            return None
+        if any(self._modules.get(name) is not module for name, module in self.others.items()):
+            return None
+        if Watch((self.original, *self.original.children())).changed():
             return None
         if self._joined is None or self._joined.layers != (gate, up):
             self._joined = JoinedWeights((gate, up), gated=True)  # type: ignore[arg-type]

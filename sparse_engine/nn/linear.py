@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparse_engine.choose import choose_format
 from sparse_engine.config import SparseConfig
+from sparse_engine.effective import check_plain
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import FORMATS, Format, parse_format
 from sparse_engine.ops import is_plain, linear_kernel, native, run_linear
@@ -72,6 +73,7 @@ class SparseLinear(nn.Module):
         `linear` is left as it is. "auto" measures the formats on this machine, see
         `sparse_engine.choose`. Raises UsageError for a format or dtype that the weight does not fit.
         """
+        check_plain(linear)
         config = SparseConfig.of(config)
         weight = linear.weight.detach().to(config.source_dtype)
         spec = config.format

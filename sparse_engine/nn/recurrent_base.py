@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from sparse_engine import _core
 from sparse_engine.config import SparseConfig
+from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
 from sparse_engine.nn import recurrent_gpu
@@ -129,6 +130,7 @@ class SparseRNNBase(nn.Module):
         rows lie together in sixteens. Raises UsageError for another class, or for a format or dtype
         that a weight does not fit.
         """
+        check_plain(network)
         if getattr(network, "mode", None) not in cls.kinds:
             raise UsageError(
                 f"{cls.__name__} stands for another class than {type(network).__name__}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.config import SparseConfig
+from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN
 from sparse_engine.nn.recurrent_base import SparseRNNBase, State
@@ -56,6 +57,7 @@ class SparseRNNCellBase(nn.Module):
     @classmethod
     def from_dense(cls, cell: nn.RNNCellBase, config: SparseConfig | str | None = None) -> Self:
         """Store the weights of torch.nn's cell as `config.format` in `config.dtype`."""
+        check_plain(cell)
         if type(cell) is not cls.dense_cell:
             raise UsageError(f"{cls.__name__} stands for another class than {type(cell).__name__}")
         made = cls.__new__(cls)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine import _core
+from sparse_engine.as_built import why_not_as_built
+from sparse_engine.eligible import Watch, why_not_inside
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import LayerStack
@@ -37,21 +39,27 @@ Watched = tuple[dict[str, Any], str, Tensor, int, int | None]
 class NativeStack(StandIn):
     """Stands in for the module that runs a model's layers, and holds the same submodules.
 
-    What the library cannot do (attentions asked for) runs layer by layer, with a warning that says
-    why; so does what torch traces, and everything on a GPU, without one.
+    What the library cannot do (attentions asked for, a hook or an adapter that was added to a layer)
+    runs layer by layer, with a warning that says why; so does what torch traces, and everything on a
+    GPU, without one.
     """
 
-    def __init__(self, original: nn.Module, stack: LayerStack) -> None:
-        """Take over the submodules of `original`, whose layers lie where `stack` says."""
+    def __init__(self, original: nn.Module, stack: LayerStack, config: Any = None) -> None:
+        """Take over the submodules of `original`, whose layers lie where `stack` says.
+
+        config: what a module of transformers is built from; None for other modules.
+        """
         super().__init__(original)
         self.stack = stack
-        self.config = getattr(original, "config", None)
+        self.config = config
         self._native: _core.Stack | None = None
+        self._reason = ""
+        self._watch: Watch | None = None
         self._watched: list[Watched] = []
         self._held: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_native": None, "_watched": [], "_held": []}
+        return {**self.__dict__, "_native": None, "_watch": None, "_watched": [], "_held": []}
 
     def on_gpu(self, x: Tensor) -> bool:
         """Whether layers run one by one as they are meant to: those of torch, on sparse ones."""
@@ -73,12 +81,28 @@ class NativeStack(StandIn):
                 return f"{name} was asked for"
         if _captured():
             return "output_attentions or output_hidden_states was asked for"
-        return None
+        return self.changed() or None
+
+    def changed(self) -> str:
+        """Why layers must be called rather than read, as one of them was changed; "" if not."""
+        self._look()
+        assert self._watch is not None
+        if not self._watch.changed():
+            return self._reason
+        return self._why_not() or "torch has forward hooks for all modules"
 
     def native(self) -> _core.Stack:
-        """The library's view of the layers, made anew when a weight was replaced or written to."""
+        """The library's view of the layers as they were when `changed` was last asked, which lets go
+        of it when a weight was replaced or written to.
+        """
+        if self._native is None:
+            self._native = self._build()
+        return self._native
+
+    def _look(self) -> None:
+        """Look at the modules, unless they and their weights are what they were the last time."""
         if (
-            self._native is None
+            self._watch is None
             or any(
                 tensors.get(name) is not tensor
                 or tensor.data_ptr() != place
@@ -87,14 +111,23 @@ class NativeStack(StandIn):
             )
             or any(modules.get(name) is not module for modules, name, module in self._held)
         ):
+            self._native = None
             self._watched = list(self._to_watch())
             self._held = [
                 (module._modules, name, child)
                 for module in self.modules()
                 for name, child in module._modules.items()
             ]
-            self._native = self._build()
-        return self._native
+            inside = list(self.original.modules())
+            stood_for = [m.original for m in inside if isinstance(m, StandIn)]
+            self._watch = Watch([*inside, *stood_for])
+            self._reason = self._why_not()
+
+    def _why_not(self) -> str:
+        if self.config is None:
+            return why_not_inside(self.original)
+        layers = self.stack.layers
+        return why_not_as_built(self.original, self.stack.name, self.config, layers)
 
     def _to_watch(self) -> Iterator[Watched]:
         """Every tensor that the library holds; of a packed weight, whose buffers are replaced
@@ -121,7 +154,7 @@ class NativeStack(StandIn):
 
     def forget(self) -> None:
         """Look at the layers anew at the next call: to be called after modules were swapped."""
-        self._native = None
+        self._native = self._watch = None
 
     def _build(self) -> _core.Stack:
         stack, bias, rotary = self.stack, None, None

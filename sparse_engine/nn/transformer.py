@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.config import SparseConfig
+from sparse_engine.effective import check_plain
 from sparse_engine.models import LayerNames, LayerStack
 from sparse_engine.nn.attention import SparseMultiheadAttention
 from sparse_engine.nn.encoder import NativeEncoder
@@ -89,7 +90,7 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
             return "gradients are asked for"
         if self._activation() is None:
             return "its activation has no native kernel"
-        return None
+        return self._native().changed() or None
 
     def _native(self) -> NativeEncoder:
         """The layer as a stack of one."""
@@ -152,6 +153,7 @@ def _with_sparse(
     attentions: tuple[str, ...],
     config: SparseConfig | str | None,
 ) -> Layer:
+    check_plain(layer)
     twin = _twin(cls, layer)
     for name in attentions:
         setattr(twin, name, SparseMultiheadAttention.from_dense(getattr(layer, name), config))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse_engine.effective import fold_
+from sparse_engine.eligible import check_readable
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.allocate import by_one_threshold
 from sparse_engine.pruning.calibration import Batch, read_calibration
@@ -58,13 +60,17 @@ def prune(
 
     All arguments and weights are checked before anything changes; if anything fails later on, or
     is interrupted, the weights are put back. A second copy of the pruned weights is held
-    meanwhile. Weights that are zero already stay zero.
+    meanwhile. Weights that are zero already stay zero. Weights that are computed before each call
+    (masks of torch.nn.utils.prune, weight norm, spectral norm, parametrizations) become plain ones
+    of the same values, as `prune.remove` makes them.
 
     Raises UsageError.
 
         report = se.prune(model, 0.9, "4x1", "sparsegpt", recovery="lsq", calibration=batches)
         print(report)
     """
+    check_readable(model)
+    fold_(model)
     unopened = left_alone(model)
     with unrolled(model) as opened:
         report, left = _prune(

@@ -1,0 +1,61 @@
+"""State dicts as training leaves them behind, under the names that the model itself has.
+
+torch.compile puts `_orig_mod.` into names, DataParallel `module.` before all of them, and
+torch.nn.utils.prune stores `weight_orig` and `weight_mask`, whose product is the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from sparse_engine.effective import MASK, ORIGINAL
+from sparse_engine.errors import InvalidFileError
+
+COMPILED, PARALLEL = "_orig_mod.", "module."
+
+
+def is_plain(names: Collection[str]) -> bool:
+    """Whether names are those of a model, as far as can be told."""
+    return not (
+        any(name.startswith(COMPILED) or f".{COMPILED}" in name for name in names)
+        or _all_wrapped(names)
+        or any(_stem(name) is not None and f"{_stem(name)}{MASK}" in names for name in names)
+    )
+
+
+def plain_state(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The state dict of a folder under plain names, masks multiplied in.
+
+    Raises InvalidFileError for a name twice, or a mask that does not fit.
+    """
+    wrapped, found = _all_wrapped(state), dict[str, Tensor]()
+    for name, tensor in state.items():
+        plain = name.replace(f".{COMPILED}", ".").removeprefix(COMPILED)
+        plain = plain.removeprefix(PARALLEL).removeprefix(COMPILED) if wrapped else plain
+        if plain in found:
+            raise InvalidFileError(f"{folder}: tensor {name!r}: there is another one for {plain!r}")
+        found[plain] = tensor
+    for name in list(found):
+        stem = _stem(name)
+        mask = found.get(f"{stem}{MASK}")
+        if stem is None or mask is None:
+            continue
+        original = found.pop(name)
+        del found[f"{stem}{MASK}"]
+        if stem in found or mask.shape != original.shape:
+            raise InvalidFileError(
+                f"{folder}: tensor {name!r} does not fit its mask or has a {stem!r} beside"
+            )
+        found[stem] = original.masked_fill(mask == 0, 0)
+    return found
+
+
+def _all_wrapped(names: Collection[str]) -> bool:
+    return bool(names) and all(n.removeprefix(COMPILED).startswith(PARALLEL) for n in names)
+
+
+def _stem(name: str) -> str | None:
+    return name.removesuffix(ORIGINAL) if name.endswith(ORIGINAL) else None
