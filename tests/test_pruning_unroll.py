@@ -12,6 +12,7 @@ from expert_models import experts, routed
 from torch import Tensor, nn
 
 import sparse_engine as se
+from sparse_engine.errors import UsageError
 from sparse_engine.nn import SparseConv1d
 from sparse_engine.pruning.unrolled import left_alone, unrolled
 
@@ -299,7 +300,6 @@ class Own(nn.Conv1d):
         (masked(nn.LSTM(4, 4), "weight_hh_l0"), "torch.nn.utils.prune.remove"),
         (nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), "remove_parametrizations"),
         (nn.utils.parametrizations.weight_norm(nn.GRUCell(4, 4), "weight_hh"), "parametrized"),
-        (nn.Conv1d(4, 4, 3, device="meta"), "meta device"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -315,3 +315,27 @@ def test_attention_with_a_projection_of_its_own_is_left_alone() -> None:
     layer = nn.MultiheadAttention(8, 2)
     layer.out_proj = nn.Sequential()
     assert left_alone(layer) == {"": "its out_proj is a Sequential"}
+
+
+@pytest.mark.parametrize(
+    ("module", "of"),
+    [
+        (nn.Conv1d(4, 4, 3, device="meta"), "0.weight is on the meta device"),
+        (nn.MultiheadAttention(8, 2, device="meta"), "0.in_proj_weight is on the meta device"),
+    ],
+    ids=["conv", "attention"],
+)
+def test_weights_without_values_are_one_line(module: nn.Module, of: str) -> None:
+    with pytest.raises(UsageError, match=of) as caught:
+        se.prune(nn.Sequential(module, nn.Linear(8, 8)), 0.5)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
+def test_int8_modules_of_torch_are_one_line(kind: Any) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 4, 3), kind(8, 8))
+    quantized = torch.ao.quantization.quantize_dynamic(model, {kind})
+    with pytest.raises(UsageError, match="1 is a quantized .* prune the model first") as caught:
+        se.prune(quantized, 0.5)
+    assert "\n" not in str(caught.value)
