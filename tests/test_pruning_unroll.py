@@ -336,6 +336,6 @@ def test_weights_without_values_are_one_line(module: nn.Module, of: str) -> None
 def test_int8_modules_of_torch_are_one_line(kind: Any) -> None:
     model = nn.Sequential(nn.Conv1d(4, 4, 3), kind(8, 8))
     quantized = torch.ao.quantization.quantize_dynamic(model, {kind})
-    with pytest.raises(UsageError, match="1 is a quantized .* prune the model first") as caught:
+    with pytest.raises(UsageError, match=r"1 is a quantized .* prune the model first") as caught:
         se.prune(quantized, 0.5)
     assert "\n" not in str(caught.value)
