@@ -246,7 +246,7 @@ def test_tokens_of_an_expert_are_compared_with_themselves() -> None:
     dense = Seen([torch.tensor([[1.0], [2.0]])], [torch.tensor([True, True, False])])
     pruned = Seen([torch.tensor([[20.0], [30.0]])], [torch.tensor([False, True, True])])
     # Token 1 went to the expert in both models, token 2 only in the pruned one.
-    assert torch.equal(_same_tokens(dense, pruned, 0), torch.tensor([[2.0], [30.0]]))
+    assert torch.equal(_same_tokens(dense, pruned, 0, True), torch.tensor([[2.0], [30.0]]))
 
 
 @torch.no_grad()

@@ -12,7 +12,9 @@ from expert_models import experts, routed
 from torch import Tensor, nn
 
 import sparse_engine as se
+from sparse_engine.errors import UsageError
 from sparse_engine.nn import SparseConv1d
+from sparse_engine.pruning.criterion import Criterion, Inputs
 from sparse_engine.pruning.unrolled import left_alone, unrolled
 
 ATTENTION: dict[str, dict[str, Any]] = {
@@ -299,7 +301,6 @@ class Own(nn.Conv1d):
         (masked(nn.LSTM(4, 4), "weight_hh_l0"), "torch.nn.utils.prune.remove"),
         (nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), "remove_parametrizations"),
         (nn.utils.parametrizations.weight_norm(nn.GRUCell(4, 4), "weight_hh"), "parametrized"),
-        (nn.Conv1d(4, 4, 3, device="meta"), "meta device"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -315,3 +316,64 @@ def test_attention_with_a_projection_of_its_own_is_left_alone() -> None:
     layer = nn.MultiheadAttention(8, 2)
     layer.out_proj = nn.Sequential()
     assert left_alone(layer) == {"": "its out_proj is a Sequential"}
+
+
+@pytest.mark.parametrize(
+    ("module", "of"),
+    [
+        (nn.Conv1d(4, 4, 3, device="meta"), "0.weight is on the meta device"),
+        (nn.MultiheadAttention(8, 2, device="meta"), "0.in_proj_weight is on the meta device"),
+    ],
+    ids=["conv", "attention"],
+)
+def test_weights_without_values_are_one_line(module: nn.Module, of: str) -> None:
+    with pytest.raises(UsageError, match=of) as caught:
+        se.prune(nn.Sequential(module, nn.Linear(8, 8)), 0.5)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
+def test_int8_modules_of_torch_are_one_line(kind: Any) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 4, 3), kind(8, 8))
+    quantized = torch.ao.quantization.quantize_dynamic(model, {kind})
+    with pytest.raises(UsageError, match=r"1 is a quantized .* prune the model first") as caught:
+        se.prune(quantized, 0.5)
+    assert "\n" not in str(caught.value)
+
+
+class Watch(Criterion):
+    """Magnitude that remembers the norms of inputs, by the shape of the weight."""
+
+    name = "watch"
+    needs = "norms"
+
+    def __init__(self) -> None:
+        self.norms: dict[torch.Size, Tensor] = {}
+
+    def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+        assert inputs.norms is not None
+        self.norms[weight.shape] = inputs.norms
+        return weight.square()
+
+
+def test_steps_count_to_the_end_of_every_batch() -> None:
+    """Whatever the length of the first batch."""
+    torch.manual_seed(0)
+    network = nn.LSTM(4, 6)
+    batches = [torch.randn(length, 3, 4) for length in (2, 7, 5)]
+    with torch.no_grad():
+        before = torch.cat([network(x)[0][:-1].flatten(0, 1) for x in batches])
+    watch = Watch()
+    se.prune(nn.Sequential(network), 0.5, criterion=watch, calibration=batches)
+    torch.testing.assert_close(watch.norms[torch.Size([24, 6])], before.norm(dim=0))
+    everything = torch.cat([x.flatten(0, 1) for x in batches])
+    torch.testing.assert_close(watch.norms[torch.Size([24, 4])], everything.norm(dim=0))
+
+
+def test_statistics_of_a_convolution_are_those_of_its_windows() -> None:
+    layer, watch = nn.Conv1d(4, 6, 3, groups=2, stride=2), Watch()
+    x = torch.randn(2, 4, 9)
+    se.prune(nn.Sequential(layer), 0.5, criterion=watch, calibration=[x])
+    windows = x[:, 2:].unfold(2, 3, 2).transpose(1, 2).flatten(2).flatten(0, 1)  # of group 1
+    torch.testing.assert_close(watch.norms[torch.Size([3, 6])], windows.norm(dim=0))

@@ -56,7 +56,7 @@ def linear_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A linear layer to watch for its first `calls` runs, and its parent's positional argument."""
+    """A linear layer to watch, its number of runs, and its parent's positional argument."""
 
     linear: nn.Module
     calls: int
@@ -81,6 +81,9 @@ def read_inputs(
 ) -> tuple[list[Seen], Any]:
     """Run and watch; without `to_end` the run is cut short as soon as all has been seen.
 
+    A layer that runs once is waited for; one that runs several times, such as that of a recurrent
+    step, may do so more often for one input than for another, and is watched to the end.
+
     Returns what was seen of each wanted layer, and what `run` returned, None if it was cut short.
     """
     seen = [Seen() for _ in wanted]
@@ -90,10 +93,11 @@ def read_inputs(
         at = int(index)
         if kind == "parent":
             seen[at].streams.append(args[wanted[at].argument])
-        elif len(seen[at].inputs) < wanted[at].calls:
+        else:
             seen[at].inputs.append(linear_input(args, kwargs))
             seen[at].routed.append(args[1] if len(args) > 1 else None)
-        if not to_end and all(len(s.inputs) == w.calls for s, w in zip(seen, wanted, strict=True)):
+        once = all(w.calls == 1 and s.inputs for s, w in zip(seen, wanted, strict=True))
+        if once and not to_end:
             raise Stop
 
     watched = {f"parent {i}": w.parent for i, w in enumerate(wanted) if w.parent is not None}

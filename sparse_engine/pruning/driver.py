@@ -42,7 +42,9 @@ def prune(
     """Set a fraction of the weights of a model's linear layers to zero, in place.
 
     model:        any nn.Module; its linear layers are pruned, and as such the weights of recurrent
-                  networks and cells, nn.MultiheadAttention, nn.Conv1d and fused experts. Heads,
+                  networks and cells, nn.MultiheadAttention, nn.Conv1d and fused experts, named as in
+                  the sparse twins: lstm.ih_l0, cell.hh, self_attn.q_proj, conv.linears.0 (one for
+                  each group of channels), experts.gate_up_proj.3 (of expert 3). Heads,
                   routers and what is tied to an embedding are left alone (see `make_plan`); the report
                   names them
     sparsity:     fraction of groups to prune, 0 <= sparsity < 1; with NM the pattern says it

@@ -184,8 +184,11 @@ class Walk:
             drifts = [was.float() - is_now.float() for was, is_now in pairs]
             for i, x in enumerate(now.inputs):
                 if len(x):
-                    dense_x = _same_tokens(seen, now, i) if is_expert(name) else seen.inputs[i]
-                    moments.add(x, dense_x, drifts[i] if drifts else None)
+                    moments.add(
+                        x,
+                        _same_tokens(seen, now, i, is_expert(name)),
+                        drifts[i] if drifts else None,
+                    )
         if moments.count == 0 and not is_expert(name):
             raise UsageError(
                 f"no token of the calibration inputs reaches {name}; check attention_mask"
@@ -208,12 +211,15 @@ def _tokens(batch: Batch, seen: Seen, layer: Layer) -> Seen:
     return Seen(inputs, routed, [batch.tokens(x, layer.name) for x in seen.streams])
 
 
-def _same_tokens(was: Seen, now: Seen, run: int) -> Tensor:
-    """Of an expert's inputs in the pruned model: what the dense model gives for the same tokens.
+def _same_tokens(was: Seen, now: Seen, run: int, routed: bool) -> Tensor:
+    """For a layer's inputs in the pruned model: what the dense model gives for the same tokens.
 
-    A token that the dense model sends to other experts has no such input: that of the pruned model
-    stands for it, so that the expert does for it what it would have done.
+    A token that the dense model sends to other experts, or a step that it does not take, has no such
+    input: that of the pruned model stands for it, so that the layer does for it what it would have
+    done.
     """
+    if not routed and run < len(was.inputs) and was.inputs[run].shape == now.inputs[run].shape:
+        return was.inputs[run]
     x = now.inputs[run].clone()
     before, after = (seen.routed[run] if run < len(seen.routed) else None for seen in (was, now))
     if before is None or after is None:

@@ -8,7 +8,6 @@ memory, and a forward pass that runs these. Names of the layers are those of the
 from sparse_engine.pruning.unrolled.experts import RoutedLinear
 from sparse_engine.pruning.unrolled.swap import (
     KINDS,
-    is_network,
     is_unrolled,
     kind_of,
     left_alone,
@@ -18,7 +17,6 @@ from sparse_engine.pruning.unrolled.swap import (
 __all__ = [
     "KINDS",
     "RoutedLinear",
-    "is_network",
     "is_unrolled",
     "kind_of",
     "left_alone",
