@@ -13,6 +13,7 @@ from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.parts import dense_part, sparse_parts_
 
 
 class SparseConv1d(nn.Module):
@@ -57,23 +58,27 @@ class SparseConv1d(nn.Module):
         )
 
     @classmethod
-    def from_dense(cls, conv: nn.Conv1d, config: SparseConfig | str | None = None) -> Self:
-        """Store the weight of `conv`, each group [out, in x kernel] as `config` says."""
+    def like(cls, conv: nn.Conv1d) -> Self:
+        """A layer whose groups still are dense views [out, in x kernel] of the weight of `conv`."""
         check_plain(conv)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._describe(conv)
         weights = conv.weight.detach().flatten(1).chunk(conv.groups)
         biases = [None] * conv.groups if conv.bias is None else conv.bias.chunk(conv.groups)
-        layer.linears = nn.ModuleList(
-            SparseLinear.from_dense(linear_of(weight, bias), config)
-            for weight, bias in zip(weights, biases, strict=True)
-        )
+        layer.linears = nn.ModuleList(map(linear_of, weights, biases))
         return layer.train(conv.training)
 
-    def to_dense(self) -> nn.Conv1d:
-        """A torch.nn.Conv1d with the same weight."""
-        parts: list[nn.Linear] = [part.to_dense() for part in self._parts()]
+    @classmethod
+    def from_dense(cls, conv: nn.Conv1d, config: SparseConfig | str | None = None) -> Self:
+        """Store the weight of `conv`, each group [out, in x kernel] as `config` says."""
+        layer = cls.like(conv)
+        sparse_parts_(layer, config)
+        return layer
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> nn.Conv1d:
+        """A torch.nn.Conv1d with the same weight, in `dtype` or the weight's own."""
+        parts = [dense_part(part, dtype) for part in self._parts()]
         conv = nn.Conv1d(
             self.in_channels,
             self.out_channels,
@@ -91,7 +96,7 @@ class SparseConv1d(nn.Module):
         conv.weight = nn.Parameter(weight.view(shape), requires_grad=False)
         if conv.bias is not None:
             conv.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
-        return conv
+        return conv.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """y [batch, out, length'], or without batch as x is; raises UsageError for other shapes."""
