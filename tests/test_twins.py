@@ -134,7 +134,6 @@ def test_linears_of_a_layer_may_be_swapped_alone(tmp_path: Path) -> None:
     assert type(layer) is nn.TransformerEncoderLayer
     assert isinstance(layer.linear1, SparseLinear)
     assert type(layer.self_attn) is nn.MultiheadAttention
-    model.requires_grad_(False)  # torch's attention takes another path where gradients are taken
     got = output(model, given)
     torch.testing.assert_close(got, dense, rtol=1e-5, atol=1e-5)
     se.save(model, tmp_path / "package")

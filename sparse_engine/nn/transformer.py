@@ -176,7 +176,6 @@ def _opened(cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...]) -> 
 def _with_dense(
     cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...], dtype: torch.dtype | None
 ) -> Layer:
-    check_plain(layer)
     twin = _twin(cls, layer)
     for name in attentions:
         setattr(twin, name, getattr(layer, name).to_dense(dtype))
