@@ -125,9 +125,9 @@ def _told(rows: list[SparsifyRow], folded: dict[str, str]) -> tuple[SparsifyRow,
 
 
 def _refuse_single(model: nn.Module) -> None:
-    kind = ancestor_of(model)
+    kind = kind_of(model) or ancestor_of(model)
     if (kind is not None and not kind.holds) or isinstance(model, nn.Linear):
-        name = kind.dense.__name__ if kind else "Linear"
+        name = "Linear" if kind is None else kind.sparse.__name__.removeprefix("Sparse")
         raise UsageError(
             f"the model is a single {name}: use Sparse{name}.from_dense(model, config)"
         )

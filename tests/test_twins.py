@@ -327,5 +327,32 @@ def test_a_mixture_from_a_folder_to_a_package(kind: str, tmp_path: Path) -> None
 def test_a_single_twin_goes_back_by_itself() -> None:
     with pytest.raises(UsageError, match="single SparseConv1d: use its to_dense"):
         se.densify_(SparseConv1d(4, 4, 3))
+    with pytest.raises(UsageError, match=r"single Experts: use SparseExperts\.from_dense"):
+        se.sparsify_(experts("mixtral"))
     with pytest.raises(UsageError, match=r"single Conv1d: use SparseConv1d\.from_dense"):
         se.sparsify_(nn.Conv1d(4, 4, 3))
+
+
+def test_convolutions_are_read_as_torchs_are() -> None:
+    """Whisper's encoder multiplies the strides of its convolutions."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "max_source_positions": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_mel_bins": 16}
+    inner = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 60, "pad_token_id": 0}
+    config = transformers.WhisperConfig(**sizes, **heads, **inner, max_target_positions=9)
+    torch.manual_seed(0)
+    model = cut_(transformers.WhisperModel(config).eval())
+    given = {"input_features": torch.randn(2, 16, 16), "decoder_input_ids": torch.ones(2, 3).long()}
+    with torch.inference_mode():
+        dense = model(**given).last_hidden_state
+        report = se.sparsify_(model, "csr")
+        assert type(model.encoder.conv2) is SparseConv1d
+        got = model(**given).last_hidden_state
+    torch.testing.assert_close(got, dense, rtol=1e-5, atol=1e-5)
+    conv = nn.Conv1d(16, 24, 3, stride=2, padding=1, groups=2)
+    twin = SparseConv1d.from_dense(conv, "csr")
+    for name in ("stride", "kernel_size", "padding", "dilation", "groups"):
+        assert getattr(twin, name) == getattr(conv, name)
+    assert twin.weight.shape == conv.weight.shape
+    assert torch.equal(twin.bias, conv.bias)
+    assert "conv" in {row.kind for row in report.rows}
