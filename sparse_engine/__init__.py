@@ -14,7 +14,8 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.formats import BSR, CSR, Bitmask
 from sparse_engine.io import load, save
 from sparse_engine.pruning import NM, Block, Element, PruneReport, prune
-from sparse_engine.sparsify import SparsifyReport, densify_, sparsify_
+from sparse_engine.sparsify import densify_, sparsify_
+from sparse_engine.sparsify_report import SparsifyReport
 
 __version__ = "0.1.0"
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparse_engine.linears import is_linear
 from sparse_engine.nn import (
     SparseConv1d,
+    SparseExperts,
     SparseLinear,
     SparseMultiheadAttention,
     SparseRNNBase,
@@ -135,11 +136,15 @@ def _weights(module: Any) -> tuple[str, list[Weight]]:
     if isinstance(module, SparseConv1d):
         return "conv", list(module.linears)  # type: ignore[arg-type]
     if isinstance(module, SparseRNNBase):
-        return "recurrent", list(module.children())  # type: ignore[arg-type]
+        held = module.children()  # a layer that was made dense again is a row of its own
+        return "recurrent", [layer for layer in held if isinstance(layer, SparseLinear)]
     if isinstance(module, SparseRNNCellBase):
         return "cell", list(module.network.children())  # type: ignore[arg-type]
     if isinstance(module, SparseMultiheadAttention):
-        return "attention", [module.q_proj, module.k_proj, module.v_proj]
+        projections = (module.q_proj, module.k_proj, module.v_proj)
+        return "attention", [p for p in projections if isinstance(p, SparseLinear)]
+    if isinstance(module, SparseExperts):
+        return "experts", [m for m in module.modules() if isinstance(m, SparseLinear)]
     if is_linear(module):
         return "linear", [module.weight]
     if isinstance(module, CONVOLUTIONS):
@@ -186,7 +191,8 @@ def _counts(module: Any, weights: list[Weight]) -> tuple[int, int, int]:
     network = module.network if isinstance(module, SparseRNNCellBase) else module
     if isinstance(network, SparseRNNBase):  # whose layers are padded with rows of zeros
         padded, gates = count, network.gates * network.hidden_size
-        layers: dict[str, Any] = dict(network.named_children())
+        parts = network.named_children()
+        layers = {name: part for name, part in parts if isinstance(part, SparseLinear)}
         count = sum(
             (layer.out_features if name.startswith("hr") else gates) * layer.in_features
             for name, layer in layers.items()

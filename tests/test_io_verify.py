@@ -65,7 +65,7 @@ def test_inspect(tmp_path: Path) -> None:
 def test_inspect_prints_and_serialises(tmp_path: Path) -> None:
     found = inspect(pack(tmp_path / "a"))
     text = str(found)
-    assert "2 of 3 linear layers are sparse" in text
+    assert "2 of 3 layers are sparse" in text
     assert "bsr:2x1" in text
     assert "kernels here: spmm_runs_f32" in text
     assert json.loads(json.dumps(found.to_dict()))["rows"][0]["name"] == "0"
@@ -78,7 +78,7 @@ def test_inspect_without_report_or_sparse_layers(tmp_path: Path) -> None:
     found = inspect(save(dense(), tmp_path / "a"))
     assert found.rows == ()
     assert found.machine is None
-    assert "0 of 0 linear layers" in str(found)
+    assert "0 of 0 layers" in str(found)
 
 
 def test_inspect_refuses_damage(tmp_path: Path) -> None:

@@ -321,8 +321,8 @@ def test_attention_with_a_projection_of_its_own_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("module", "of"),
     [
-        (nn.Conv1d(4, 4, 3, device="meta"), "0.weight is on the meta device"),
-        (nn.MultiheadAttention(8, 2, device="meta"), "0.in_proj_weight is on the meta device"),
+        (nn.Conv1d(4, 4, 3, device="meta"), "0.weight has no values"),
+        (nn.MultiheadAttention(8, 2, device="meta"), "0.in_proj_weight has no values"),
     ],
     ids=["conv", "attention"],
 )
@@ -337,7 +337,7 @@ def test_weights_without_values_are_one_line(module: nn.Module, of: str) -> None
 def test_int8_modules_of_torch_are_one_line(kind: Any) -> None:
     model = nn.Sequential(nn.Conv1d(4, 4, 3), kind(8, 8))
     quantized = torch.ao.quantization.quantize_dynamic(model, {kind})
-    with pytest.raises(UsageError, match=r"1 is a quantized .* prune the model first") as caught:
+    with pytest.raises(UsageError, match="1 is quantised already") as caught:
         se.prune(quantized, 0.5)
     assert "\n" not in str(caught.value)
 

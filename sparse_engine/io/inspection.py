@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,10 @@ class InspectionRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found. Bytes are of all weights, dense ones included; `rows` one a layer."""
+    """What `inspect` found. Bytes are of all weights, dense ones included; `rows` one a layer.
+
+    skipped: share of the multiply-adds for one token; None in packages of before it was stored.
+    """
 
     folder: str
     architecture: str | None
@@ -56,6 +60,7 @@ class Inspection:
     rows: tuple[InspectionRow, ...]
     parameters: int
     sparsity: float
+    skipped: float | None
     bytes: int
     dense_bytes: int
     machine: dict[str, str] | None
@@ -123,9 +128,12 @@ class Inspection:
 
     def _totals(self) -> str:
         sparse = sum(row.format != "dense" for row in self.rows)
+        skipped = (
+            "" if self.skipped is None else f", {self.skipped:.1%} of the multiply-adds skipped"
+        )
         return (
-            f"{sparse} of {len(self.rows)} linear layers are sparse; "
-            f"{self.parameters / 1e6:.1f} M parameters, {self.sparsity:.1%} of them zero; "
+            f"{sparse} of {len(self.rows)} layers are sparse; "
+            f"{self.parameters / 1e6:.1f} M parameters, {self.sparsity:.1%} of them zero{skipped}; "
             f"{self.bytes / 1e6:.1f} MB, dense {self.dense_bytes / 1e6:.1f} MB"
         )
 
@@ -145,9 +153,16 @@ def inspect(folder: str | Path) -> Inspection:
     package = open_package(Path(folder))
     manifest = package.manifest
     choices = {choice.name: choice for choice in manifest.choices}
-    rows = [_row(entry, package, choices.get(entry.name)) for entry in manifest.layers]
+    groups: dict[str, list[LayerEntry]] = {}
+    for entry in manifest.layers:
+        groups.setdefault(_choice_name(entry.name, choices), []).append(entry)
+    rows = [_row(name, group, package, choices.get(name)) for name, group in groups.items()]
     rows += _kept_dense(package)
-    place = {entry.name.rpartition(".")[0]: i for i, entry in enumerate(manifest.tensors)}
+    place: dict[str, int] = {}  # of each module, that of its first tensor
+    for i, tensor in enumerate(manifest.tensors):
+        parts = tensor.name.split(".")
+        for end in range(1, len(parts)):
+            place.setdefault(".".join(parts[:end]), i)
     rows.sort(key=lambda row: place.get(row.name, len(place)))  # the order of the model
     dense = package.dense.values()
     biases = [bias for bias in map(package.bias, manifest.layers) if bias is not None]
@@ -165,6 +180,7 @@ def inspect(folder: str | Path) -> Inspection:
         rows=tuple(rows),
         parameters=parameters,
         sparsity=zeros / max(parameters, 1),
+        skipped=manifest.skipped,
         bytes=size,
         dense_bytes=size + saved,
         machine=manifest.machine.model_dump() if manifest.machine else None,
@@ -172,19 +188,31 @@ def inspect(folder: str | Path) -> Inspection:
     )
 
 
-def _row(entry: LayerEntry, package: Package, choice: ChoiceEntry | None) -> InspectionRow:
-    weight = package.layers[entry.name]
+def _choice_name(name: str, choices: Mapping[str, ChoiceEntry]) -> str:
+    """The layer that a choice was made for: `name`, or what it is a part of; else `name`."""
+    parts = name.split(".")
+    above = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((found for found in above if found in choices), name)
+
+
+def _row(
+    name: str, parts: list[LayerEntry], package: Package, choice: ChoiceEntry | None
+) -> InspectionRow:
+    """A row about the parts that one choice was made for: experts, groups of a convolution."""
+    weights = [package.layers[part.name] for part in parts]
     times = _times(choice)
     tokens = max((count for found in times.values() for count in found), default=TOKENS)
+    sizes = [math.prod(part.shape) for part in parts]
+    zeros = sum(part.sparsity * size for part, size in zip(parts, sizes, strict=True))
     return InspectionRow(
-        name=entry.name,
-        shape=entry.shape,
-        sparsity=entry.sparsity,
-        format=entry.format,
-        dtype=entry.dtype,
-        bytes=weight.nbytes,
-        dense_bytes=math.prod(entry.shape) * weight.dtype.itemsize,
-        kernel=_kernel(weight, tokens),
+        name=name,
+        shape=(sum(part.shape[0] for part in parts), parts[0].shape[1]),
+        sparsity=zeros / max(sum(sizes), 1),
+        format=parts[0].format,
+        dtype=parts[0].dtype,
+        bytes=sum(weight.nbytes for weight in weights),
+        dense_bytes=sum(sizes) * weights[0].dtype.itemsize,
+        kernel=_kernel(weights[0], tokens),
         reason=choice.reason if choice else "",
         times_us=times,
     )

@@ -124,6 +124,8 @@ class Manifest(Entry):
     recipe: dict[str, JsonValue] | None
     machine: Machine | None
     choices: tuple[ChoiceEntry, ...]
+    skipped: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the multiply-adds for one token that the sparse layers skip; older packages lack it."""
 
     def to_bytes(self) -> bytes:
         """The file, with its own hash filled in."""

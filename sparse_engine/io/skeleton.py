@@ -16,8 +16,9 @@ from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
 from sparse_engine.linears import is_conv1d, is_linear, weight_of
 from sparse_engine.nn import SparseLinear
+from sparse_engine.nn.transformer import leave_fast_path_
 from sparse_engine.semi_structured import plain_of
-from sparse_engine.sparsify import TWINS
+from sparse_engine.twins import above, kind_of, like
 
 # Non-persistent buffers are all that a config can make the constructor allocate.
 MAX_BUFFER_BYTES = 1 << 30
@@ -90,13 +91,20 @@ def check_fit(model: nn.Module, package: Package) -> None:
     layers = _layers(package)
     twins = _twins(model, package)
     inside = {
-        f"{path}.{name}": m for path, twin in twins.items() for name, m in twin.named_modules()
+        f"{path}.{name}".rstrip("."): module
+        for path, twin in twins.items()
+        for name, module in twin.named_modules(remove_duplicate=False)
     }
     for name, entry in layers.items():
         _check_layer(model, inside, name, entry, package)
     expected = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if path not in layers and path not in twins:
+    outside = [
+        (path, module)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if twins.keys().isdisjoint(above(path))
+    ]
+    for path, module in (*outside, *inside.items()):
+        if path not in layers:
             prefix = f"{path}." if path else ""
             expected.update({prefix + key: tensor for key, tensor in state_of(module)})
     given = _dense(package)
@@ -115,19 +123,25 @@ def check_fit(model: nn.Module, package: Package) -> None:
 
 
 def _twins(model: nn.Module, package: Package) -> dict[str, nn.Module]:
-    """Sparse twins, without weights, of the recurrent networks whose weights the package has packed."""
-    layers, found = _layers(package), {}
+    """Twins, without weights of their own, of the modules that the package holds as twins.
+
+    A package says so by the names of its tensors: those of a twin differ from its module's.
+    """
+    layers = _layers(package)
+    names = {part for name in (*layers, *_dense(package)) for part in above(name)}
+    found: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        kind = TWINS.get(type(module))
-        first = f"{name}.hh_l0" if isinstance(module, nn.RNNBase) else f"{name}.network.hh_l0"
-        if kind is None or first not in layers:
+        kind = kind_of(module)
+        if kind is None or f"{name}.{kind.mark}" not in names or not name:
+            continue
+        if not found.keys().isdisjoint(above(name)):
             continue
         try:
-            twin = kind.like(module, device="meta")
+            twin = like(kind, module)
         except UsageError as error:
             raise InvalidFileError(f"{package.path}: {name}: {error}") from None
         for part, child in twin.named_modules():
-            if is_linear(child) and f"{name}.{part}" not in layers:
+            if kind.whole and is_linear(child) and f"{name}.{part}" not in layers:
                 raise InvalidFileError(f"{package.path}: layer {name}.{part} is missing")
         found[name] = twin
     return found
@@ -184,6 +198,7 @@ def fill(model: nn.Module, package: Package) -> None:
             holder = model.get_submodule(parent)
             layer.is_conv1d = is_conv1d(holder.get_submodule(child))
             setattr(holder, child, layer)
+    leave_fast_path_(model)
     held: dict[int, nn.Parameter] = {}  # one Parameter for all names of a tied one
     for name, tensor in _dense(package).items():
         parent, _, child = name.rpartition(".")

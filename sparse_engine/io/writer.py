@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from sparse_engine.census import census
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import Format, parse_format
 from sparse_engine.formats.checks import dtype_name
@@ -38,7 +39,7 @@ from sparse_engine.io.tensorfile import parse_json, write_tensors
 from sparse_engine.nn import SparseLinear
 from sparse_engine.ops import native
 from sparse_engine.packings import GPU_PACKINGS, pack
-from sparse_engine.sparsify import SparsifyReport
+from sparse_engine.sparsify_report import SparsifyReport, skipped_share
 
 RECIPE = "pruning.json"
 
@@ -96,7 +97,8 @@ def save(
             )
             for name, tensor in state.tensors.items()
         )
-        manifest = draft.model_copy(update={"tensors": entries})
+        skipped = skipped_share(census(model), dict(model.named_modules()))
+        manifest = draft.model_copy(update={"tensors": entries, "skipped": skipped})
         (folder_now / MANIFEST).write_bytes(manifest.to_bytes())
         write_companions(folder_now, files)
         _read_back(folder_now, target, files, architecture)

@@ -6,6 +6,7 @@ from sparse_engine.nn.attention import SparseMultiheadAttention
 from sparse_engine.nn.conv import SparseConv1d
 from sparse_engine.nn.decoder import NativeDecoder
 from sparse_engine.nn.encoder import NativeEncoder
+from sparse_engine.nn.experts import SparseExperts
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.recurrent import (
     SparseGRU,
@@ -30,6 +31,7 @@ __all__ = [
     "NativeEncoder",
     "NativeStack",
     "SparseConv1d",
+    "SparseExperts",
     "SparseGRU",
     "SparseGRUCell",
     "SparseLSTM",

@@ -13,6 +13,11 @@ from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.parts import dense_part, sparse_parts_
+
+
+class _Unreadable(Tensor):
+    """Has the `__torch_function__` of a subclass, which is what torch's fast paths look for."""
 
 
 class SparseMultiheadAttention(nn.Module):
@@ -27,6 +32,9 @@ class SparseMultiheadAttention(nn.Module):
     # What torch's own encoder layers look at before they read dense weights past the modules.
     in_proj_bias = None
     _qkv_same_embed_dim = False
+    out_proj: nn.Module
+    dropout = 0.0
+    """Of the dense layer that it was made from; nothing is dropped here."""
 
     def __init__(
         self,
@@ -48,11 +56,9 @@ class SparseMultiheadAttention(nn.Module):
         self.out_proj = SparseLinear(embed_dim, embed_dim, bias)
 
     @classmethod
-    def from_dense(
-        cls, attention: nn.MultiheadAttention, config: SparseConfig | str | None = None
-    ) -> Self:
-        """Store the four weights of `attention` as `config` says; raises UsageError for options that
-        are not supported: add_bias_kv and add_zero_attn.
+    def like(cls, attention: nn.MultiheadAttention) -> Self:
+        """A layer whose projections still are dense views of the weights of `attention`; raises
+        UsageError for options that are not supported: add_bias_kv and add_zero_attn.
         """
         check_plain(attention)
         if attention.bias_k is not None or attention.add_zero_attn:
@@ -60,7 +66,7 @@ class SparseMultiheadAttention(nn.Module):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.embed_dim, layer.num_heads = attention.embed_dim, attention.num_heads
-        layer.batch_first = attention.batch_first
+        layer.batch_first, layer.dropout = attention.batch_first, attention.dropout
         if attention.in_proj_weight is not None:
             weights = attention.in_proj_weight.chunk(3)
         else:
@@ -68,22 +74,35 @@ class SparseMultiheadAttention(nn.Module):
         given = attention.in_proj_bias
         biases = (None, None, None) if given is None else given.chunk(3)
         for name, weight, bias in zip("qkv", weights, biases, strict=True):
-            setattr(layer, f"{name}_proj", SparseLinear.from_dense(linear_of(weight, bias), config))
-        out = attention.out_proj
-        layer.out_proj = SparseLinear.from_dense(out, config)
+            setattr(layer, f"{name}_proj", linear_of(weight, bias))
+        layer.out_proj = linear_of(attention.out_proj.weight, attention.out_proj.bias)
         return layer.train(attention.training)
 
-    def to_dense(self) -> nn.MultiheadAttention:
-        """A torch.nn.MultiheadAttention with the same weights."""
-        parts = [part.to_dense() for part in (self.q_proj, self.k_proj, self.v_proj, self.out_proj)]
-        q, k, v, out = parts
+    @classmethod
+    def from_dense(
+        cls, attention: nn.MultiheadAttention, config: SparseConfig | str | None = None
+    ) -> Self:
+        """Store the four weights of `attention` as `config` says; raises UsageError for options that
+        are not supported: add_bias_kv and add_zero_attn.
+        """
+        layer = cls.like(attention)
+        sparse_parts_(layer, config)
+        return layer
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> nn.MultiheadAttention:
+        """A torch.nn.MultiheadAttention with the same weights, in `dtype` or the weights' own."""
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        q, k, v, out = (dense_part(self.get_submodule(name), dtype) for name in names)
         attention = nn.MultiheadAttention(
             self.embed_dim,
             self.num_heads,
+            dropout=self.dropout,
             bias=out.bias is not None,
             kdim=k.in_features,
             vdim=v.in_features,
             batch_first=self.batch_first,
+            device=out.weight.device,
+            dtype=out.weight.dtype,
         ).requires_grad_(False)
         if attention.in_proj_weight is not None:
             attention.in_proj_weight.copy_(torch.cat([q.weight, k.weight, v.weight]))
@@ -95,6 +114,13 @@ class SparseMultiheadAttention(nn.Module):
             attention.in_proj_bias.copy_(torch.cat([q.bias, k.bias, v.bias]))
             attention.out_proj.bias.copy_(out.bias)
         return attention.train(self.training)
+
+    @property
+    def in_proj_weight(self) -> Tensor:
+        """No values: torch.nn.TransformerEncoder's fast path, which would read them, steps aside for
+        tensors of any other class than its own.
+        """
+        return _Unreadable(torch.empty(0, device="meta"))
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.parts import dense_part, sparse_parts_
 
 
 class SparseConv1d(nn.Module):
@@ -57,23 +58,27 @@ class SparseConv1d(nn.Module):
         )
 
     @classmethod
-    def from_dense(cls, conv: nn.Conv1d, config: SparseConfig | str | None = None) -> Self:
-        """Store the weight of `conv`, each group [out, in x kernel] as `config` says."""
+    def like(cls, conv: nn.Conv1d) -> Self:
+        """A layer whose groups still are dense views [out, in x kernel] of the weight of `conv`."""
         check_plain(conv)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._describe(conv)
         weights = conv.weight.detach().flatten(1).chunk(conv.groups)
         biases = [None] * conv.groups if conv.bias is None else conv.bias.chunk(conv.groups)
-        layer.linears = nn.ModuleList(
-            SparseLinear.from_dense(linear_of(weight, bias), config)
-            for weight, bias in zip(weights, biases, strict=True)
-        )
+        layer.linears = nn.ModuleList(map(linear_of, weights, biases))
         return layer.train(conv.training)
 
-    def to_dense(self) -> nn.Conv1d:
-        """A torch.nn.Conv1d with the same weight."""
-        parts: list[nn.Linear] = [part.to_dense() for part in self._parts()]
+    @classmethod
+    def from_dense(cls, conv: nn.Conv1d, config: SparseConfig | str | None = None) -> Self:
+        """Store the weight of `conv`, each group [out, in x kernel] as `config` says."""
+        layer = cls.like(conv)
+        sparse_parts_(layer, config)
+        return layer
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> nn.Conv1d:
+        """A torch.nn.Conv1d with the same weight, in `dtype` or the weight's own."""
+        parts = [dense_part(part, dtype) for part in self._parts()]
         conv = nn.Conv1d(
             self.in_channels,
             self.out_channels,
@@ -87,11 +92,11 @@ class SparseConv1d(nn.Module):
             device="meta",
         )
         weight = torch.cat([part.weight for part in parts])
-        shape = self.out_channels, self.in_channels // self.groups, self.kernel_size
+        shape = self.out_channels, self.in_channels // self.groups, *self.kernel_size
         conv.weight = nn.Parameter(weight.view(shape), requires_grad=False)
         if conv.bias is not None:
             conv.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
-        return conv
+        return conv.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """y [batch, out, length'], or without batch as x is; raises UsageError for other shapes."""
@@ -103,11 +108,12 @@ class SparseConv1d(nn.Module):
         if left or right:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             batch = F.pad(batch, (left, right), mode)
-        reach = self.dilation * (self.kernel_size - 1) + 1
+        (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
+        reach = dilation * (kernel - 1) + 1
         if batch.shape[-1] < reach:
             raise UsageError(f"x is {batch.shape[-1]} long with its padding, the kernel {reach}")
         # [batch, in, length', kernel]: views of x, copied once as rows [batch, length', in x kernel].
-        windows = batch.unfold(2, reach, self.stride)[..., :: self.dilation]
+        windows = batch.unfold(2, reach, stride)[..., ::dilation]
         groups = windows.transpose(1, 2).chunk(self.groups, 2)
         parts = [part(rows.flatten(2)) for part, rows in zip(self._parts(), groups, strict=True)]
         y = (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).transpose(1, 2)
@@ -121,19 +127,35 @@ class SparseConv1d(nn.Module):
             f"groups={self.groups}, padding_mode={self.padding_mode}"
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the dense weight [out, in, kernel] on the meta device, without values."""
+        size = self.out_channels, self.in_channels // self.groups, *self.kernel_size
+        return torch.empty(size, dtype=self._parts()[0].weight.dtype, device="meta")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias [out], float32; a copy where there are groups."""
+        biases = [part.bias for part in self._parts() if part.bias is not None]
+        return torch.cat(biases) if len(biases) > 1 else next(iter(biases), None)
+
     def _parts(self) -> list[SparseLinear]:
         return list(self.linears)  # type: ignore[arg-type]
 
     def _describe(self, conv: nn.Conv1d) -> None:
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        (self.kernel_size,), (self.stride,) = conv.kernel_size, conv.stride
-        (self.dilation,), self.groups = conv.dilation, conv.groups
-        self.padding: int | str = conv.padding if isinstance(conv.padding, str) else conv.padding[0]
+        sizes: Any = conv  # tuples of one, as torch has them: models read them
+        self.kernel_size: tuple[int] = sizes.kernel_size
+        self.stride: tuple[int] = sizes.stride
+        self.dilation: tuple[int] = sizes.dilation
+        self.padding: tuple[int] | str = sizes.padding
+        self.groups = conv.groups
         self.padding_mode = conv.padding_mode
 
     def _pads(self) -> tuple[int, int]:
         """Values to add on the left and on the right."""
-        if isinstance(self.padding, int):
-            return self.padding, self.padding
-        total = self.dilation * (self.kernel_size - 1) if self.padding == "same" else 0
+        if not isinstance(self.padding, str):
+            return self.padding[0], self.padding[0]
+        same = self.padding == "same"
+        total = self.dilation[0] * (self.kernel_size[0] - 1) if same else 0
         return total // 2, total - total // 2

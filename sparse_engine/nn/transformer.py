@@ -15,6 +15,7 @@ from sparse_engine.models import LayerNames, LayerStack
 from sparse_engine.nn.attention import SparseMultiheadAttention
 from sparse_engine.nn.encoder import NativeEncoder
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.parts import dense_part, sparse_parts_
 
 LAYER = LayerNames(
     query="self_attn.q_proj",
@@ -27,6 +28,8 @@ LAYER = LayerNames(
     norm2="norm2",
 )
 Layer = TypeVar("Layer", bound=nn.Module)
+# On an encoder: torch would use nested tensors, were its layers dense.
+LEFT = "_left_fast_path"
 
 
 class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -40,17 +43,24 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
     """
 
     @classmethod
+    def like(cls, layer: nn.TransformerEncoderLayer) -> Self:
+        """A layer with the weights of `layer`, still dense."""
+        twin = _opened(cls, layer, ("self_attn",))
+        twin._encoder = None
+        return twin
+
+    @classmethod
     def from_dense(
         cls, layer: nn.TransformerEncoderLayer, config: SparseConfig | str | None = None
     ) -> Self:
         """Store the weights of `layer` as `config` says; `layer` is left as it is."""
-        twin: Self = _with_sparse(cls, layer, ("self_attn",), config)
-        twin._encoder = None
+        twin = cls.like(layer)
+        sparse_parts_(twin, config)
         return twin
 
-    def to_dense(self) -> nn.TransformerEncoderLayer:
-        """A torch.nn.TransformerEncoderLayer with the same weights."""
-        dense = _with_dense(nn.TransformerEncoderLayer, self, ("self_attn",))
+    def to_dense(self, dtype: torch.dtype | None = None) -> nn.TransformerEncoderLayer:
+        """A torch.nn.TransformerEncoderLayer with the same weights, in `dtype` or their own."""
+        dense = _with_dense(nn.TransformerEncoderLayer, self, ("self_attn",), dtype)
         dense.__dict__.pop("_encoder", None)
         return dense
 
@@ -128,15 +138,23 @@ class SparseTransformerDecoderLayer(nn.TransformerDecoderLayer):
     """torch.nn.TransformerDecoderLayer with sparse attention and feed-forward, module by module."""
 
     @classmethod
+    def like(cls, layer: nn.TransformerDecoderLayer) -> Self:
+        """A layer with the weights of `layer`, still dense."""
+        return _opened(cls, layer, ("self_attn", "multihead_attn"))
+
+    @classmethod
     def from_dense(
         cls, layer: nn.TransformerDecoderLayer, config: SparseConfig | str | None = None
     ) -> Self:
         """Store the weights of `layer` as `config` says; `layer` is left as it is."""
-        return _with_sparse(cls, layer, ("self_attn", "multihead_attn"), config)
+        twin = cls.like(layer)
+        sparse_parts_(twin, config)
+        return twin
 
-    def to_dense(self) -> nn.TransformerDecoderLayer:
-        """A torch.nn.TransformerDecoderLayer with the same weights."""
-        return _with_dense(nn.TransformerDecoderLayer, self, ("self_attn", "multihead_attn"))
+    def to_dense(self, dtype: torch.dtype | None = None) -> nn.TransformerDecoderLayer:
+        """A torch.nn.TransformerDecoderLayer with the same weights, in `dtype` or their own."""
+        attentions = ("self_attn", "multihead_attn")
+        return _with_dense(nn.TransformerDecoderLayer, self, attentions, dtype)
 
 
 def _twin(cls: type[Layer], layer: nn.Module) -> Layer:
@@ -147,23 +165,41 @@ def _twin(cls: type[Layer], layer: nn.Module) -> Layer:
     return twin
 
 
-def _with_sparse(
-    cls: type[Layer],
-    layer: nn.Module,
-    attentions: tuple[str, ...],
-    config: SparseConfig | str | None,
-) -> Layer:
+def _opened(cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...]) -> Layer:
     check_plain(layer)
     twin = _twin(cls, layer)
     for name in attentions:
-        setattr(twin, name, SparseMultiheadAttention.from_dense(getattr(layer, name), config))
-    for name in ("linear1", "linear2"):
-        setattr(twin, name, SparseLinear.from_dense(getattr(layer, name), config))
+        setattr(twin, name, SparseMultiheadAttention.like(getattr(layer, name)))
     return twin
 
 
-def _with_dense(cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...]) -> Layer:
+def _with_dense(
+    cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...], dtype: torch.dtype | None
+) -> Layer:
     twin = _twin(cls, layer)
-    for name in (*attentions, "linear1", "linear2"):
-        setattr(twin, name, getattr(layer, name).to_dense())
+    for name in attentions:
+        setattr(twin, name, getattr(layer, name).to_dense(dtype))
+    for name in ("linear1", "linear2"):
+        setattr(twin, name, dense_part(getattr(layer, name), dtype))
     return twin
+
+
+def leave_fast_path_(model: nn.Module) -> None:
+    """Let every torch.nn.TransformerEncoder with sparse layers hand padding on as a mask.
+
+    By default torch cuts the padding off into nested tensors, for kernels that read dense weights.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoder):
+            continue
+        sparse = any(isinstance(inner, SparseLinear) for inner in module.modules())
+        if sparse and getattr(module, "use_nested_tensor", False):
+            module.use_nested_tensor = False
+            module.__dict__[LEFT] = True
+
+
+def take_fast_path_(model: nn.Module) -> None:
+    """Undo `leave_fast_path_`."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and module.__dict__.pop(LEFT, False):
+            module.use_nested_tensor = True

@@ -138,8 +138,6 @@ def _check_weight(name: str, linear: nn.Module) -> None:
             f"{name}.weight is not a plain floating-point parameter; remove its parametrization "
             "or quantization first, or leave it out with filter_fn"
         )
-    if weight.is_meta:
-        raise UsageError(f"{name}.weight is on the meta device: load the model's weights first")
     if not weight.isfinite().all():
         raise UsageError(f"{name}.weight holds NaN or Inf; nothing was pruned")
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse_engine.errors import UsageError
 from sparse_engine.pruning.unrolled.attention import ATTENTION
 from sparse_engine.pruning.unrolled.cells import CELL
 from sparse_engine.pruning.unrolled.conv import CONV1D
@@ -17,7 +16,6 @@ from sparse_engine.pruning.unrolled.experts import EXPERTS
 from sparse_engine.pruning.unrolled.kind import Forward, Kind, Views
 from sparse_engine.pruning.unrolled.recurrent import NETWORK
 
-PACKED = ("_packed", "_all_weight_values")  # where torch.ao's modules hold weights
 KINDS = (NETWORK, CELL, ATTENTION, CONV1D, EXPERTS)
 
 
@@ -56,10 +54,7 @@ def unrolled(model: nn.Module) -> Iterator[nn.Module]:
     The modules themselves stay, with their attributes and hooks; for a while they have the layers
     as children, which hold their parameters, and another forward pass. torch's fused encoder layers
     and nested tensors, which read weights past the modules, are off.
-
-    Raises UsageError if weights have no values (the meta device) or are int8 of torch.ao.
     """
-    _check(model)
     views = Views()
     with ExitStack() as stack:
         stack.callback(
@@ -96,19 +91,6 @@ def _opened(module: nn.Module, kind: Kind, views: Views) -> Iterator[None]:
         module._modules.update(modules)
         module._parameters.clear()
         module._parameters.update(parameters)
-
-
-def _check(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise UsageError(f"{name} is on the meta device: load the model's weights first")
-    for name, module in model.named_modules():
-        packed = any(part.startswith(PACKED) for part in (*module.__dict__, *module._modules))
-        if packed and type(module).__module__.startswith("torch.ao.nn.quantized"):
-            raise UsageError(
-                f"{name or 'the model'} is a quantized {type(module).__name__} of torch.ao with int8 "
-                "weights: prune the model first and quantize it then"
-            )
 
 
 def _refusal(module: Any, kind: Kind) -> str:

@@ -1,0 +1,52 @@
+"""Whole models: pruned, made sparse, saved and loaded into what their constructor gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sparse_engine as se
+from tests.whole_models import MODELS, inputs, output
+
+
+def cut_(model: nn.Module, share: float = 0.8) -> nn.Module:
+    """Zero the smallest weights of every matrix that is multiplied with."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and id(parameter) not in embeddings:
+                rank = parameter.abs().flatten().argsort().argsort().view_as(parameter)
+                parameter[rank < share * parameter.numel()] = 0
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pruned_sparse_saved_loaded(name: str, tmp_path: Path) -> None:
+    if name in ("mixtral", "qwen3-moe"):
+        pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    model = cut_(MODELS[name]().eval())
+    given = inputs(name)
+    dense = output(model, given)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    report = se.sparsify_(model, "csr")
+    assert all(row.format == "csr" for row in report.rows), report
+    assert report.skipped > 0.79
+    got = output(model, given)
+    torch.testing.assert_close(got, dense, rtol=1e-5, atol=1e-5)
+    se.save(model, tmp_path / "package", report=report)
+    inspected = se.io.inspect(tmp_path / "package")
+    assert inspected.skipped == report.skipped
+    assert [row.name for row in inspected.rows] == [row.name for row in report.rows]
+    plain = None if name in ("mixtral", "qwen3-moe") else MODELS[name]()
+    loaded = se.load(tmp_path / "package", model=plain)
+    assert torch.equal(output(loaded, given), got)
+    for back in (model, loaded):
+        se.densify_(back)
+        restored = back.state_dict()
+        assert restored.keys() == state.keys()
+        assert all(torch.equal(restored[key], value) for key, value in state.items())
+        torch.testing.assert_close(output(back, given), dense, rtol=1e-5, atol=1e-5)
