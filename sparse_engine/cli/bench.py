@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sparse_engine.cli.common import console, progress_bar, set_threads, split
+from sparse_engine.cli.common import Command, console, progress_bar, set_threads, split
 from sparse_engine.errors import UsageError
 
 app = typer.Typer(help="Measure kernels and models against dense.", no_args_is_help=True)
@@ -16,7 +16,7 @@ Output = Annotated[str, typer.Option("-o", "--output", help="md, csv or json, on
 Threads = Annotated[int | None, typer.Option(help="Cores to use; torch's default otherwise.")]
 
 
-@app.command("kernel")
+@app.command("kernel", cls=Command)
 def kernel(
     op: Annotated[str, typer.Option(help="linear, lstm, gru or rnn.")] = "linear",
     n: Annotated[
@@ -136,7 +136,7 @@ def isa_levels(isa: str | None) -> tuple[str | None, ...]:
     return tuple(dict.fromkeys(k["isa"] for k in _core.kernels() if k["supported"]))
 
 
-@app.command("model")
+@app.command("model", cls=Command)
 def model(
     package: Annotated[Path, typer.Argument(help="A package, as `convert` writes it.")],
     against: Annotated[

@@ -6,12 +6,7 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-import sparse_engine
-from sparse_engine import _core
+from sparse_engine import __version__
 
 # Distribution -> what it is for.
 OPTIONAL = {
@@ -31,11 +26,17 @@ def info() -> None:
     SPARSE_ENGINE_ISA=avx2 forces a level: scalar, avx2, avx512, avx512_vnni, avx512_vbmi2
     or avx512_bf16.
     """
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from sparse_engine import _core
+
     active = _core.active_isa()
     console = Console()
     forced = os.environ.get("SPARSE_ENGINE_ISA")
     facts = Table(show_header=False, box=None)
-    facts.add_row("sparse_engine", sparse_engine.__version__)
+    facts.add_row("sparse_engine", __version__)
     facts.add_row("python, torch", f"{platform.python_version()}, {torch.__version__}")
     facts.add_row("processor", f"{_core.cpu_name()}, {os.cpu_count()} cores")
     facts.add_row("threads", str(torch.get_num_threads()))
