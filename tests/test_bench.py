@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_engine.bench.kernel import KernelGrid, bench_kernel, random_weight
-from sparse_engine.bench.output import plot_kernels, render
+from sparse_engine.bench.grid import KernelGrid
+from sparse_engine.bench.kernel import bench_kernel
+from sparse_engine.bench.output import render
+from sparse_engine.bench.patterns import random_weight
+from sparse_engine.bench.plot import plot_kernels
 from sparse_engine.bench.timing import time_in_turn
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import block_fill
