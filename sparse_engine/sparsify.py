@@ -80,8 +80,12 @@ class SparsifyReport:
             f"{row.reason}{', ' if row.kernel else ''}{row.kernel}"
             for row in self.rows
         ]
-        total = f"{len(self.swapped)} of {len(self.rows)} linear layers are sparse"
-        return "\n".join([head, *lines, total, *([self.blocks] if self.blocks else [])])
+        return "\n".join([head, *lines, self.summary, *([self.blocks] if self.blocks else [])])
+
+    @property
+    def summary(self) -> str:
+        """One line: how many layers are sparse."""
+        return f"{len(self.swapped)} of {len(self.rows)} linear layers are sparse"
 
 
 def sparsify_(

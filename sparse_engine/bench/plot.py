@@ -37,10 +37,11 @@ def draw_speedups(chart: Chart, path: Path) -> None:
     labels = list(dict.fromkeys(label for lines in chart.panels.values() for label in lines))
     # A format and its dashed line on panels share a colour.
     bases = list(dict.fromkeys(label.removesuffix(PANELS) for label in labels))
+    width = 1.2 + 0.07 * max(map(len, labels)) + max(3.2 * len(chart.panels), 4.5)
     figure, axes = pyplot.subplots(
         1,
         len(chart.panels),
-        figsize=(2.6 + 3.2 * len(chart.panels), max(3.8, 0.9 + 0.2 * len(labels))),
+        figsize=(width, max(3.8, 0.9 + 0.2 * len(labels))),
         squeeze=False,
         sharey=True,
         layout="constrained",
@@ -70,7 +71,11 @@ def draw_speedups(chart: Chart, path: Path) -> None:
     axes[0][0].set_ylabel("speed-up over dense")
     figure.suptitle(chart.title, fontsize=10)
     figure.legend(
-        [drawn[label] for label in labels], labels, loc="outside right center", fontsize=8
+        [drawn[label] for label in labels],
+        labels,
+        loc="outside right center",
+        fontsize=8,
+        handlelength=3.2,
     )
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

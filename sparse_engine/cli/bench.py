@@ -298,7 +298,7 @@ def model(
     """
     from sparse_engine.bench.model import bench_model
     from sparse_engine.bench.output import render
-    from sparse_engine.cli.bench_tables import model_table
+    from sparse_engine.cli.bench_tables import model_tables
     from sparse_engine.cli.tables import show
 
     output = checked_output(output)
@@ -307,7 +307,7 @@ def model(
     with progress_bar("measuring") as report:
         rows = bench_model(package, engines, batch, seq, new, runs, rounds, threads, report)
     if output == "table":
-        show(model_table(rows))
+        show(*model_tables(rows))
     else:
         print(render(rows, output))
     for row in rows:

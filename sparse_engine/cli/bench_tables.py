@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from sparse_engine.cli.tables import add_columns, fold, new_table
+from sparse_engine.cli.tables import add_columns, fold, heading, new_table
 
 if TYPE_CHECKING:
     from sparse_engine.bench.compare import Comparison
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 SPREAD = "10th 90th\npercentile"
 
 
-def kernel_tables(rows: Sequence[KernelRow]) -> Iterator[Table]:
+def kernel_tables(rows: Sequence[KernelRow]) -> Iterator[Table | Text]:
     """A table for each weight's shape, dtype and ISA; the fastest format of a point is marked."""
     from sparse_engine.bench.hints import same_work
 
     for (source, n, k, dtype, isa), group in _grouped(rows, "source n k dtype isa"):
         title = f"{source}: {n} x {k}, {dtype}, {isa}, {_threads(group[0].threads)}"
-        table = new_table(title, tight=True)
+        yield heading(title)
+        table = new_table(tight=True)
         add_columns(table, "", "tokens|zeros")
         add_columns(
             table, "format", f"us|{SPREAD}|dense\nus|speed\n-up|GFLOP\n/s|of\nroof|largest\nerror"
@@ -52,12 +53,13 @@ def kernel_tables(rows: Sequence[KernelRow]) -> Iterator[Table]:
             table.caption = Text("* the fastest format measured on the same weight and tokens")
         yield table
         if len({name for row in group for name in row.peers}) > 1:
+            yield heading("median us of every peer")
             yield _peer_table(group)
 
 
 def _peer_table(group: Sequence[KernelRow]) -> Table:
     names = list(dict.fromkeys(name for row in group for name in row.peers))
-    table = new_table("median us of every peer")
+    table = new_table()
     add_columns(table, "", "tokens|zeros")
     add_columns(
         table, "format", "|".join(["sparse\n_engine", *(n.replace("-", "-\n") for n in names)])
@@ -69,11 +71,12 @@ def _peer_table(group: Sequence[KernelRow]) -> Table:
     return table
 
 
-def network_tables(rows: Sequence[NetworkRow]) -> Iterator[Table]:
+def network_tables(rows: Sequence[NetworkRow]) -> Iterator[Table | Text]:
     """A table for each network, dtype and ISA."""
     for (op, n, layers, steps, dtype, isa), group in _grouped(rows, "op n layers steps dtype isa"):
         title = f"{op}, {layers} x {n} units, {steps} steps, {dtype}, {isa}"
-        table = new_table(f"{title}, {_threads(group[0].threads)}", tight=True)
+        yield heading(f"{title}, {_threads(group[0].threads)}")
+        table = new_table(tight=True)
         add_columns(table, "", "sequen-\nces|zeros")
         add_columns(
             table, "format", f"ms|{SPREAD}|us a\nstep|dense\nms|speed\n-up|of\nroof|largest\nerror"
@@ -94,9 +97,10 @@ def network_tables(rows: Sequence[NetworkRow]) -> Iterator[Table]:
         yield table
 
 
-def model_table(rows: Sequence[ModelRow]) -> Table:
+def model_tables(rows: Sequence[ModelRow]) -> Iterator[Table | Text]:
     """A row an engine."""
-    table = new_table(f"batch {rows[0].batch}, {rows[0].seq} tokens a sequence")
+    yield heading(f"batch {rows[0].batch}, {rows[0].seq} tokens a sequence")
+    table = new_table()
     decodes = any(row.decode_ms is not None for row in rows)
     add_columns(table, "engine", "ms,\nmedian|ms,\nleast|over\nours")
     add_columns(table, "", "ms a\ntoken|over\nours" if decodes else "")
@@ -107,18 +111,20 @@ def model_table(rows: Sequence[ModelRow]) -> Table:
         cells = ("-" if value is None else f"{value:.2f}" for value in values)
         memory = "-" if row.resident_mb is None else f"{row.resident_mb:.0f}"
         table.add_row(row.engine, *cells, memory)
-    return table
+    yield table
 
 
-def compare_tables(found: Comparison) -> Iterator[Table]:
+def compare_tables(found: Comparison) -> Iterator[Table | Text]:
     """A table for each weight's shape, dtype and ISA of the new run."""
     for (op, source, n, k, dtype, isa), group in _grouped(found.rows, "op source n k dtype isa"):
         shape = str(n) if k is None else f"{n} x {k}"
         what = fold(source, 60) if op == "linear" else op
-        table = new_table(f"{what}: {shape}, {dtype}, {isa}")
+        yield heading(f"{what}: {shape}, {dtype}, {isa}")
+        table = new_table(tight=True)
         add_columns(table, "", "tokens|zeros")
-        add_columns(table, "format", "old us|new us|old/new|speed-up, old > new")
-        table.add_column("", no_wrap=True)
+        add_columns(table, "format", "old us|new us|old/new|speed-up over dense,\nold > new")
+        if any(row.apart is False for row in group):
+            table.caption = Text("~ 10th to 90th percentiles of old and new overlap")
         for row in group:
             over = (row.old_speedup, row.new_speedup)
             table.add_row(
@@ -127,9 +133,8 @@ def compare_tables(found: Comparison) -> Iterator[Table]:
                 row.format,
                 _us(row.old_us),
                 _us(row.new_us),
-                _speedup(row.ratio),
+                _speedup(row.ratio) + (" ~" if row.apart is False else "  "),
                 " > ".join("-" if value is None else f"{value:.2f}x" for value in over),
-                {None: "", True: "", False: "within spread"}[row.apart],
             )
         yield table
 

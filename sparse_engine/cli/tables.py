@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from sparse_engine.io import Inspection
     from sparse_engine.pruning import PruneReport
-    from sparse_engine.sparsify import SparsifyReport
 
-NAME_WIDTH = 30
+WIDTH = 80
+NAME_WIDTH = 36
+# Of modules that were left for the same reason.
+NAMED = 3
 
 
 def new_table(title: str | None = None, caption: str | None = None, tight: bool = False) -> Table:
@@ -25,9 +26,7 @@ def new_table(title: str | None = None, caption: str | None = None, tight: bool 
         caption=None if caption is None else Text(caption),
         box=SIMPLE_HEAD,
         padding=(0, 0 if tight else 1, 0, 0),
-        title_justify="left",
         caption_justify="left",
-        title_style="bold",
     )
 
 
@@ -43,11 +42,11 @@ def add_columns(table: Table, left: str = "", right: str = "") -> None:
             )
 
 
-def show(*tables: Table) -> None:
+def show(*parts: Table | Text) -> None:
     """Print on stdout; as wide as the terminal, 80 columns where there is none."""
     console = Console()
-    for table in tables:
-        console.print(table)
+    for part in parts:
+        console.print(part)
 
 
 def fold(name: str, width: int = NAME_WIDTH) -> str:
@@ -70,53 +69,87 @@ def _parts(name: str) -> Iterator[str]:
     yield last
 
 
+def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
+    """Layers of `sparsify_` or `inspect`: what each is stored as, what that saves, its time over dense.
+
+    Then why dense ones stayed dense, each reason once.
+    """
+    dtypes = {dtype_of(row) for row in rows if row.format != "dense"}
+    one = next(iter(dtypes)) if len(dtypes) == 1 else "float32"
+    cells = [
+        (
+            f"{row.shape[0]}x{row.shape[1]}",
+            f"{row.sparsity:.1%}",
+            row.format if dtype_of(row) in (one, "float32") else f"{row.format}\n{dtype_of(row)}",
+            f"{row.bytes / 1e6:.2f} > {row.dense_bytes / 1e6:.2f}",
+            time_of_dense(row.format, row.times_us),
+        )
+        for row in rows
+    ]
+    kind = "format" if one == "float32" else f"format,\n{one}"
+    table = new_table(tight=True)
+    add_columns(table, "layer", "shape|zeros")
+    add_columns(table, kind, "MB > dense|time\nof dense")
+    width = _left_for_names(cells, ("shape", "zeros", kind, "MB > dense", "of dense"))
+    for row, values in zip(rows, cells, strict=True):
+        table.add_row(Text(fold(row.name, width)), *values)
+    yield table
+    dense = [(row.reason, row.name) for row in rows if row.format == "dense"]
+    if dense:
+        yield reasons_table("kept dense", dense)
+
+
+def reasons_table(title: str, named: Iterable[tuple[str, str]]) -> Table:
+    """Why modules were left, each reason once: pairs of reason and name."""
+    by_reason: dict[str, list[str]] = {}
+    for reason, name in named:
+        by_reason.setdefault(reason, []).append(name)
+    table = new_table(tight=True)
+    table.add_column(title, vertical="top", no_wrap=True)
+    table.add_column("why", vertical="top")
+    for reason, names in by_reason.items():
+        more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+        shown = [fold(name) for name in names[:NAMED]]
+        table.add_row(Text("\n".join([*shown, *more])), Text(reason))
+    return table
+
+
+def dtype_of(row: Any) -> str:
+    """Of the stored values; float32 where a row does not say."""
+    return getattr(row, "dtype", "float32")
+
+
+def time_of_dense(spec: str, times_us: dict[str, dict[int, float]]) -> str:
+    """The format's time over dense time, both summed over the token counts, as it was measured."""
+    dense, own = times_us.get("dense", {}), times_us.get(spec, {})
+    total = sum(dense.get(tokens, 0.0) for tokens in own)
+    return f"{sum(own.values()) / total:.2f}" if total and spec != "dense" else ""
+
+
 def prune_table(report: PruneReport) -> Table:
     """A row a layer: zeros, and the error of its outputs before and after the weights were refitted."""
-    table = new_table()
-    add_columns(table, "layer", "shape|zeros|error\nbefore|error\nafter|seconds")
-    for row in report.layers:
-        errors = (row.error_before, row.error_after)
-        table.add_row(
-            Text(fold(row.name)),
+    cells = [
+        (
             f"{row.shape[0]}x{row.shape[1]}",
             f"{row.sparsity:.1%}",
-            *("-" if error is None else f"{error:.3f}" for error in errors),
+            "-" if row.error_before is None else f"{row.error_before:.3f}",
+            "-" if row.error_after is None else f"{row.error_after:.3f}",
             f"{row.seconds:.2f}",
         )
+        for row in report.layers
+    ]
+    table = new_table(tight=True)
+    add_columns(table, "layer", "shape|zeros|error\nbefore|error\nafter|seconds")
+    width = _left_for_names(cells, ("shape", "zeros", "before", "error", "seconds"))
+    for row, values in zip(report.layers, cells, strict=True):
+        table.add_row(Text(fold(row.name, width)), *values)
     return table
 
 
-def sparsify_table(report: SparsifyReport) -> Table:
-    """A row a layer: what it was stored as, what that saves, and why."""
-    table = new_table()
-    add_columns(table, "layer", "shape|zeros")
-    add_columns(table, "format", "MB > dense")
-    table.add_column("why", ratio=1, vertical="bottom")
-    for row in report.rows:
-        table.add_row(
-            Text(fold(row.name, 26)),
-            f"{row.shape[0]}x{row.shape[1]}",
-            f"{row.sparsity:.1%}",
-            row.format,
-            f"{row.bytes / 1e6:.2f} > {row.dense_bytes / 1e6:.2f}",
-            Text(row.reason),
-        )
-    return table
-
-
-def inspection_table(found: Inspection) -> Table:
-    """A row a layer: what it is stored as, what that saves, and its measured time over dense."""
-    table = new_table(found.title(), f"{found.totals()}\n{found.kernels()}")
-    add_columns(table, "layer", "shape|zeros")
-    add_columns(table, "format", "MB > dense")
-    table.add_column("time of dense", justify="right", vertical="bottom", max_width=9)
-    for row in found.rows:
-        table.add_row(
-            Text(fold(row.name)),
-            f"{row.shape[0]}x{row.shape[1]}",
-            f"{row.sparsity:.1%}",
-            row.format if row.dtype == "float32" else f"{row.format}\n{row.dtype}",
-            f"{row.bytes / 1e6:.2f} > {row.dense_bytes / 1e6:.2f}",
-            row.time_of_dense() or Text(row.reason),
-        )
-    return table
+def _left_for_names(cells: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> int:
+    """Columns of WIDTH that the others leave to the names; a space stands before each column."""
+    longest = (
+        max(len(line) for cell in column for line in cell.split("\n"))
+        for column in zip(head, *cells, strict=True)
+    )
+    return max(20, WIDTH - 2 - sum(1 + most for most in longest))

@@ -42,12 +42,6 @@ class InspectionRow:
     reason: str
     times_us: dict[str, dict[int, float]]
 
-    def time_of_dense(self) -> str:
-        """The format's time over dense time, both summed over the token counts, as it was measured."""
-        dense, own = self.times_us.get("dense", {}), self.times_us.get(self.format, {})
-        total = sum(dense.get(tokens, 0.0) for tokens in own)
-        return f"{sum(own.values()) / total:.2f}" if total and self.format != "dense" else ""
-
 
 @dataclass(frozen=True)
 class Inspection:
@@ -72,8 +66,8 @@ class Inspection:
         """A line for each layer, and totals."""
         lines = [
             f"{row.name}: {row.shape[0]}x{row.shape[1]}, {row.sparsity:.1%} zeros, {row.format} "
-            f"{row.dtype}, {row.bytes / 1e6:.2f} MB, dense {row.dense_bytes / 1e6:.2f}; "
-            f"{row.time_of_dense() or row.reason}".removesuffix("; ")
+            f"{row.dtype}, {row.bytes / 1e6:.2f} MB, dense {row.dense_bytes / 1e6:.2f}"
+            f"{'; ' if row.reason else ''}{row.reason}"
             for row in self.rows
         ]
         return "\n".join([self.title(), *lines, self.totals(), self.kernels()])
