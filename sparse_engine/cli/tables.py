@@ -19,11 +19,14 @@ NAME_WIDTH = 36
 NAMED = 3
 
 
-def new_table(title: str | None = None, caption: str | None = None, tight: bool = False) -> Table:
+def heading(text: str) -> Text:
+    """A line above a table, which may be wider than it."""
+    return Text(text, style="bold")
+
+
+def new_table(tight: bool = False) -> Table:
     """An empty table: a line under the head, nothing else; `tight` for many columns."""
     return Table(
-        title=None if title is None else Text(title),
-        caption=None if caption is None else Text(caption),
         box=SIMPLE_HEAD,
         padding=(0, 0 if tight else 1, 0, 0),
         caption_justify="left",
