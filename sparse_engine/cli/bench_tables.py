@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sparse_engine.bench.recurrent import NetworkRow
 
 
-# Of the 10th and 90th percentile.
-SPREAD = "10th 90th\npercentile"
+# 10th and 90th percentile, from the median.
+SPREAD = "10th 90th\nin %"
 
 
 def kernel_tables(rows: Sequence[KernelRow]) -> Iterator[Table | Text]:
@@ -29,10 +29,14 @@ def kernel_tables(rows: Sequence[KernelRow]) -> Iterator[Table | Text]:
     for (source, n, k, dtype, isa), group in _grouped(rows, "source n k dtype isa"):
         title = f"{source}: {n} x {k}, {dtype}, {isa}, {_threads(group[0].threads)}"
         yield heading(title)
+        long = max(max(row.time_us, row.dense_time_us) for row in group) >= 1e5
+        unit, per_unit = ("ms", 1e3) if long else ("us", 1.0)
         table = new_table(tight=True)
         add_columns(table, "", "tokens|zeros")
         add_columns(
-            table, "format", f"us|{SPREAD}|dense\nus|speed\n-up|GFLOP\n/s|of\nroof|largest\nerror"
+            table,
+            "format",
+            f"{unit}|{SPREAD}|dense\n{unit}|speed\n-up|GFLOP\n/s|of\nroof|largest\nerror",
         )
         for row in group:
             rivals = [r for r in group if same_work(r) == same_work(row)]
@@ -41,9 +45,9 @@ def kernel_tables(rows: Sequence[KernelRow]) -> Iterator[Table | Text]:
                 str(row.m),
                 _percent(row.sparsity),
                 f"{row.format}*" if best else row.format,
-                _us(row.time_us),
+                _us(row.time_us / per_unit),
                 _span(row.time_us, row.spread_us["time"]),
-                _us(row.dense_time_us),
+                _us(row.dense_time_us / per_unit),
                 _speedup(row.speedup),
                 f"{row.gflops:.3g}",
                 f"{row.roof_fraction:.0%}",
@@ -155,7 +159,7 @@ def _threads(count: int) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share * 100:.3g} %"
+    return f"{share * 100:.4g} %"
 
 
 def _us(value: float) -> str:
@@ -164,9 +168,9 @@ def _us(value: float) -> str:
 
 
 def _span(median: float, spread: tuple[float, float]) -> str:
-    """10th and 90th percentile by what they are below and above the median."""
+    """10th and 90th percentile, as percent below and above the median."""
     low, high = (100 * (end / median - 1) for end in spread)
-    return f"{low:+.0f} {high:+.0f} %"
+    return f"{low:+.0f} {high:+.0f}"
 
 
 def _speedup(value: float | None) -> str:

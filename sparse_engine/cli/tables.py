@@ -29,6 +29,7 @@ def new_table(tight: bool = False) -> Table:
     return Table(
         box=SIMPLE_HEAD,
         padding=(0, 0 if tight else 1, 0, 0),
+        show_edge=not tight,
         caption_justify="left",
     )
 
@@ -155,4 +156,4 @@ def _left_for_names(cells: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> 
         max(len(line) for cell in column for line in cell.split("\n"))
         for column in zip(head, *cells, strict=True)
     )
-    return max(20, WIDTH - 2 - sum(1 + most for most in longest))
+    return max(20, WIDTH - sum(1 + most for most in longest))
