@@ -49,7 +49,7 @@ def kernel_tables(rows: Sequence[KernelRow]) -> Iterator[Table | Text]:
                 _span(row.time_us, row.spread_us["time"]),
                 _us(row.dense_time_us / per_unit),
                 _speedup(row.speedup),
-                f"{row.gflops:.3g}",
+                _us(row.gflops),
                 f"{row.roof_fraction:.0%}",
                 f"{row.max_rel_err:.0e}",
             )
