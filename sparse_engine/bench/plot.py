@@ -99,8 +99,12 @@ def _x_ticks(axis: Any, values: Sequence[float], log: bool) -> None:
         axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.set_xticks([], minor=True)
         return
-    ticks = [value for value in values if not any(0 < other - value < 0.04 for other in values)]
-    axis.set_xticks(ticks, [f"{tick:.0%}".removesuffix("%") for tick in ticks], fontsize=8)
+    least = 0.07 * (values[-1] - values[0])  # what a number takes of the axis
+    ticks: list[float] = []
+    for value in reversed(values):
+        if not ticks or ticks[-1] - value >= least:
+            ticks.append(value)
+    axis.set_xticks(ticks, [f"{100 * tick:.4g}" for tick in ticks], fontsize=8)
 
 
 def plot_kernels(rows: Sequence[KernelRow], path: Path) -> None:

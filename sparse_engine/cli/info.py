@@ -27,13 +27,12 @@ def info() -> None:
     or avx512_bf16.
     """
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from sparse_engine import _core
+    from sparse_engine.cli.tables import add_columns, heading, new_table, show
 
     active = _core.active_isa()
-    console = Console()
     forced = os.environ.get("SPARSE_ENGINE_ISA")
     facts = Table(show_header=False, box=None)
     facts.add_row("sparse_engine", __version__)
@@ -48,10 +47,9 @@ def info() -> None:
     facts.add_row("CUDA device", cuda)
     for name, purpose in OPTIONAL.items():
         facts.add_row(name, f"{_version(name)}  [dim]{purpose}")
-    console.print(facts)
-    table = Table(title="CPU kernels, best first; * = in use")
-    for column in ("op", "packing", "dtype", "ISA", "kernel"):
-        table.add_column(column)
+    show(facts)
+    table = new_table(tight=True)
+    add_columns(table, "op|packing|dtype|ISA|kernel")
     used = {
         _core.linear_kernel(k["packing"], k["dtype"], 1 if k["op"] == "spmv" else 128)
         for k in _core.kernels()
@@ -61,7 +59,7 @@ def info() -> None:
         style = None if k["supported"] else "dim"
         isa = k["isa"] if k["supported"] else f"{k['isa']} (not on this machine)"
         table.add_row(k["op"], k["packing"], k["dtype"], isa, f"{mark} {k['name']}", style=style)
-    console.print(table)
+    show(heading("CPU kernels, best first; * = in use"), table)
 
 
 def _version(name: str) -> str:
