@@ -53,12 +53,21 @@ class SparsifyRow:
 
 
 @dataclass(frozen=True)
+class Left:
+    """A module with weights that no row is about, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class SparsifyReport:
     """What `sparsify_` swapped, what it did not, and why."""
 
     rows: tuple[SparsifyRow, ...]
     blocks: str = ""
     """Whether whole layers run natively, and if not, why."""
+    left: tuple[Left, ...] = ()
 
     @property
     def swapped(self) -> tuple[SparsifyRow, ...]:

@@ -13,8 +13,8 @@ from sparse_engine.bench.kernel import KernelRow, bench_kernel
 from sparse_engine.bench.model import ModelRow
 from sparse_engine.bench.recurrent import NetworkGrid, bench_recurrent
 from sparse_engine.cli.bench_tables import kernel_tables, model_tables, network_tables
-from sparse_engine.cli.tables import fold, layer_tables, prune_table, show
-from sparse_engine.pruning.report import LayerReport, PruneReport
+from sparse_engine.cli.tables import fold, layer_tables, prune_tables, show
+from sparse_engine.pruning.report import LayerReport, Left, PruneReport
 from sparse_engine.sparsify import SparsifyRow
 
 NAME = "model.decoder.layers.10.encoder_attention.attention.output_projection"
@@ -106,4 +106,9 @@ def test_layers_of_a_model() -> None:
     assert text.count("time over dense") == 1  # two layers, one reason
     report = PruneReport("element", "sparsegpt", "lsq", "local")
     report.layers.append(LayerReport(NAME, large, 0.9, 0.123, None, 123.4))
-    assert any("123.40" in line for line in fits(prune_table(report)))
+    report.left = [Left(f"{NAME}.{i}", 500_000, 0.25, "a head") for i in range(4)]
+    text = "\n".join(fits(*prune_tables(report)))
+    assert "100.0%" in text
+    assert "2.00" in text
+    assert "and 1 more" in text
+    assert any("123.40" in line for line in fits(*prune_tables(report)))

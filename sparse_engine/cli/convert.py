@@ -43,7 +43,7 @@ def convert(
 
       sparse-engine convert package again                             # measures anew, on this machine
     """
-    from sparse_engine.cli.tables import layer_tables, show
+    from sparse_engine.cli.tables import layer_tables, reasons_table, show
     from sparse_engine.config import SparseConfig
     from sparse_engine.io import load_pretrained, save
     from sparse_engine.io import verify as verify_package
@@ -63,6 +63,8 @@ def convert(
     with progress_bar("writing") as report:
         save(loaded, out, report=result, source=folder, progress=report)
     show(*layer_tables(result.rows))
+    if result.left:
+        show(reasons_table("left", [(left.reason, left.name) for left in result.left]))
     print(result.summary)
     if result.blocks:
         print(result.blocks)

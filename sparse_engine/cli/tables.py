@@ -17,6 +17,7 @@ WIDTH = 80
 NAME_WIDTH = 36
 # Of modules that were left for the same reason.
 NAMED = 3
+COUNTS = ("weights", "multiply_adds")
 
 
 def heading(text: str) -> Text:
@@ -112,10 +113,13 @@ def reasons_table(title: str, named: Iterable[tuple[str, str]]) -> Table:
     table.add_column(title, vertical="top", no_wrap=True)
     table.add_column("why", vertical="top")
     for reason, names in by_reason.items():
-        more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
-        shown = [fold(name) for name in names[:NAMED]]
-        table.add_row(Text("\n".join([*shown, *more])), Text(reason))
+        table.add_row(Text(_shortened(names)), Text(reason))
     return table
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return "\n".join([*(fold(name) for name in names[:NAMED]), *more])
 
 
 def dtype_of(row: Any) -> str:
@@ -130,8 +134,11 @@ def time_of_dense(spec: str, times_us: dict[str, dict[int, float]]) -> str:
     return f"{sum(own.values()) / total:.2f}" if total and spec != "dense" else ""
 
 
-def prune_table(report: PruneReport) -> Table:
-    """A row a layer: zeros, and the error of its outputs before and after the weights were refitted."""
+def prune_tables(report: PruneReport) -> Iterator[Table]:
+    """A row a layer: zeros, and the error of its outputs before and after the weights were refitted.
+
+    Then what was left, and what share of the multiply-adds for one token that does.
+    """
     cells = [
         (
             f"{row.shape[0]}x{row.shape[1]}",
@@ -147,6 +154,23 @@ def prune_table(report: PruneReport) -> Table:
     width = _left_for_names(cells, ("shape", "zeros", "before", "error", "seconds"))
     for row, values in zip(report.layers, cells, strict=True):
         table.add_row(Text(fold(row.name, width)), *values)
+    yield table
+    if report.left:
+        yield _left_table(report)
+
+
+def _left_table(report: PruneReport) -> Table:
+    """Modules left for the same reason in a row, those of the most multiply-adds first."""
+    by_reason: dict[str, list[Any]] = {}
+    for left in report.left:
+        by_reason.setdefault(left.reason, []).append(left)
+    table = new_table(tight=True)
+    add_columns(table, "left alone", "million\nweights|multiply-\nadds")
+    table.add_column("why", vertical="top")
+    for reason, found in by_reason.items():
+        weights, work = (sum(getattr(left, name) for left in found) for name in COUNTS)
+        names = _shortened([left.name for left in found])
+        table.add_row(Text(names), f"{weights / 1e6:.2f}", f"{work:.1%}", Text(reason))
     return table
 
 
