@@ -81,12 +81,7 @@ def prune(
     with progress_bar("writing") as report:
         save_checkpoint(loaded, out, folder, result.to_dict(), report)
     show(*prune_tables(result))
-    how = (result.criterion, result.granularity, result.scope, result.recovery)
-    told = ", ".join(part for part in how if part)
-    print(f"{len(result.layers)} layers ({told}), {result.seconds:.1f} s")
     print(result.summary)
-    for warning in result.warnings:
-        console.print(f"warning: {warning}", style="yellow", soft_wrap=True, highlight=False)
     if batches is None:
         console.print("no --calibration was given: expect much lower quality", style="yellow")
     console.print(f"wrote {out}; next: sparse-engine convert {out} PACKAGE", style="dim")
