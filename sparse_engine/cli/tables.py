@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.align import VerticalAlignMethod
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +36,9 @@ def new_table(tight: bool = False) -> Table:
     )
 
 
-def add_columns(table: Table, left: str = "", right: str = "") -> None:
+def add_columns(
+    table: Table, left: str = "", right: str = "", vertical: VerticalAlignMethod = "bottom"
+) -> None:
     """Columns named in two strings with "|" between names: of text, then of numbers."""
     for names, justify in ((left, "left"), (right, "right")):
         for name in filter(None, names.split("|")):
@@ -43,7 +46,7 @@ def add_columns(table: Table, left: str = "", right: str = "") -> None:
                 name,
                 justify=justify,  # type: ignore[arg-type]
                 no_wrap=True,
-                vertical="bottom",
+                vertical=vertical,
             )
 
 
@@ -165,7 +168,7 @@ def _left_table(report: PruneReport) -> Table:
     for left in report.left:
         by_reason.setdefault(left.reason, []).append(left)
     table = new_table(tight=True)
-    add_columns(table, "left alone", "million\nweights|multiply-\nadds")
+    add_columns(table, "left alone", "million\nweights|multiply-\nadds", "top")
     table.add_column("why", vertical="top")
     for reason, found in by_reason.items():
         weights, work = (sum(getattr(left, name) for left in found) for name in COUNTS)
