@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparse_engine.bench.kernel import conditions
+from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.output import render
 from sparse_engine.bench.worker import release_memory, resident_mb
 from sparse_engine.cli.common import progress_bar, split

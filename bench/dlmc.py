@@ -17,68 +17,19 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path, PurePath
 from statistics import geometric_mean
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from sparse_engine import _core
-from sparse_engine.bench.kernel import KernelRow, Layer, conditions, measure
+from sparse_engine.bench.kernel import KernelRow, Layer, measure
+from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.rivals import Rivals
+from sparse_engine.bench.smtx import Smtx, parse_smtx
 from sparse_engine.cli.common import console, progress_bar, set_threads
 from sparse_engine.errors import SparseEngineError, UsageError
 
 AGAINST = ("torch", "torch-csr")
-# Patterns are made dense to be compared: larger ones are a mistake, or no layer.
-MAX_ELEMENTS = 2**30
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Where a weight [rows, cols] has its non-zeros."""
-
-    rows: int
-    cols: int
-    offsets: np.ndarray
-    columns: np.ndarray
-
-    def weight(self) -> Tensor:
-        """A float32 weight with random values there."""
-        row_of = np.repeat(np.arange(self.rows), np.diff(self.offsets))
-        values = torch.randn(len(self.columns), generator=torch.Generator().manual_seed(0))
-        dense = torch.zeros(self.rows, self.cols)
-        # No value may be zero by accident: the pattern is what is measured.
-        dense[torch.from_numpy(row_of), torch.from_numpy(self.columns)] = values.where(
-            values != 0, torch.ones(())
-        )
-        return dense
-
-
-def parse_smtx(text: str, name: str) -> Pattern:
-    """Read the text of a .smtx file; raises UsageError, naming the file, for a damaged one."""
-    lines = text.splitlines()
-    try:
-        rows, cols, nnz = (int(part) for part in lines[0].split(","))
-        offsets, columns = (
-            np.array((lines[i].split() if i < len(lines) else []), dtype=np.int64) for i in (1, 2)
-        )
-    except (ValueError, IndexError, OverflowError) as error:
-        raise UsageError(f"{name}: not a .smtx file: {str(error)[:80]}") from error
-    if not (rows > 0 and cols > 0 and rows * cols <= MAX_ELEMENTS):
-        raise UsageError(f"{name}: a matrix of {rows} x {cols} is not a layer")
-    if len(offsets) != rows + 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
-        raise UsageError(f"{name}: row offsets must be {rows + 1} numbers that rise from 0")
-    if offsets[-1] != nnz or len(columns) != nnz:
-        raise UsageError(f"{name}: {nnz} non-zeros promised, {len(columns)} there")
-    if nnz and (columns.min() < 0 or columns.max() >= cols):
-        raise UsageError(f"{name}: columns must lie in 0..{cols - 1}")
-    places = np.repeat(np.arange(rows), np.diff(offsets)) * cols + columns
-    if len(np.unique(places)) != nnz:
-        raise UsageError(f"{name}: a place is listed twice")
-    return Pattern(rows, cols, offsets, columns)
 
 
 def find_smtx(folder: Path) -> Iterator[tuple[PurePath, bytes]]:
@@ -102,7 +53,7 @@ def find_smtx(folder: Path) -> Iterator[tuple[PurePath, bytes]]:
             raise UsageError(f"{path}: {error}") from error
 
 
-def stated_sparsity(name: PurePath, pattern: Pattern) -> float:
+def stated_sparsity(name: PurePath, pattern: Smtx) -> float:
     """The sparsity that the folder's name states, else the pattern's own, to two digits."""
     try:
         stated = float(name.parent.name)

@@ -15,8 +15,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import date
-from importlib.metadata import version
 from itertools import groupby, product
 from pathlib import Path
 from statistics import geometric_mean
@@ -24,9 +22,12 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from sparse_engine import _core
-from sparse_engine.bench.kernel import KernelGrid, Layer, conditions, measure, random_weight
-from sparse_engine.bench.output import load_pyplot, reasons
-from sparse_engine.bench.peers import find_peers
+from sparse_engine.bench.grid import KernelGrid
+from sparse_engine.bench.kernel import Layer, measure
+from sparse_engine.bench.machine import conditions
+from sparse_engine.bench.output import reasons
+from sparse_engine.bench.patterns import random_weight
+from sparse_engine.bench.plot import PANELS, Chart, draw_speedups, load_pyplot
 from sparse_engine.bench.rivals import Rivals
 from sparse_engine.cli.common import console, progress_bar, set_threads, split
 from sparse_engine.errors import SparseEngineError, UsageError
@@ -46,7 +47,6 @@ DTYPES = ("float32", "bfloat16", "int8")
 FORMATS = ("csr", "bsr:4x1", "bsr:4x4", "sellp", "bitmask", "nm:2:4")
 # Made for few tokens; right for more, but nothing to measure.
 DECODE_FORMATS, DECODE_TOKENS = ("sellp", "bitmask", "nm:2:4"), 4
-PANELS = " on panels"  # marks the op as native blocks call it, without row-major tensors
 AGAINST = "torch,onnxruntime,openvino"
 
 
@@ -161,8 +161,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Measure the points that `path` lacks, writing each as it is done; returns all of its lines."""
     lines = read_results(path)
-    versions = {package: version(package) for p in find_peers(against) for package in p.packages}
-    told = conditions() | versions | {"against": list(against)}
+    told = conditions(against) | {"against": list(against)}
     check_conditions(path, lines, told)
     done = {point_of(line) for line in lines}
     left = [point for point in points if point not in done]
@@ -177,7 +176,7 @@ def run(
             lines.append(line)
             print(json.dumps(line), file=file, flush=True)
 
-        add({"conditions": told | {"date": date.today().isoformat(), "rounds": rounds}})
+        add({"conditions": told | {"rounds": rounds}})
         for i, (point, layer) in enumerate(layers(left)):
             if monotonic() > stop:
                 console.print(f"time is up, {len(left) - i} points are left: start it again")
@@ -225,25 +224,12 @@ def summary(found: Means) -> str:
 
 def draw(found: Means, dtype: str, path: Path) -> None:
     """Speed-up against sparsity, a panel per token count, a line per format."""
-    pyplot = load_pyplot()
-    tokens = sorted({m for kind, _, m in found if kind == dtype})
-    figure, axes = pyplot.subplots(
-        1, len(tokens), figsize=(1 + 3.2 * len(tokens), 3.6), squeeze=False, sharey=True
-    )
-    for axis, m in zip(axes[0], tokens, strict=True):
-        for (kind, spec, count), series in sorted(found.items()):
-            if (kind, count) == (dtype, m):
-                style = "--" if spec.endswith(PANELS) else "-"
-                axis.plot(list(series), list(series.values()), style, marker="o", label=spec)
-        axis.axhline(1.0, color="grey", linewidth=0.8)
-        axis.set(title=f"{m} token{'s' if m > 1 else ''}", xlabel="fraction of zeros")
-        axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter("{x:g}x")
-    axes[0][0].set_ylabel(f"speed-up over dense, {dtype}")
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    panels: dict[str, dict[str, dict[float, float]]] = {}
+    for (kind, spec, m), series in sorted(found.items(), key=lambda item: item[0][2]):
+        if kind == dtype:
+            title = f"{m} token{'s' if m > 1 else ''}"
+            panels.setdefault(title, {})[spec] = series
+    draw_speedups(Chart(f"{dtype}, geometric means over shapes", "% of zeros", panels), path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine import prune
-from sparse_engine.bench.kernel import conditions
+from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.output import render
 from sparse_engine.cli.common import progress_bar, split
 from sparse_engine.config import SparseConfig

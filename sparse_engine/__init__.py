@@ -5,17 +5,13 @@
 >>> print(se.sparsify_(model, se.SparseConfig(format="auto", tokens=(1, 128))))
 >>> se.save(model, "package", source="path/of/the/dense/model")
 >>> model = se.load("package")
+
+Names are imported at their first use, so that `sparse-engine --help` does not wait for torch.
 """
 
 from __future__ import annotations
 
-from sparse_engine import errors, formats, nn, ops, packings, tasks
-from sparse_engine.config import SparseConfig
-from sparse_engine.formats import BSR, CSR, Bitmask
-from sparse_engine.io import load, save
-from sparse_engine.pruning import NM, Block, Element, PruneReport, prune
-from sparse_engine.sparsify import densify_, sparsify_
-from sparse_engine.sparsify_report import SparsifyReport
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -41,3 +37,45 @@ __all__ = [
     "sparsify_",
     "tasks",
 ]
+
+if TYPE_CHECKING:
+    from sparse_engine import errors, formats, nn, ops, packings, tasks
+    from sparse_engine.config import SparseConfig
+    from sparse_engine.formats import BSR, CSR, Bitmask
+    from sparse_engine.io import load, save
+    from sparse_engine.pruning import NM, Block, Element, PruneReport, prune
+    from sparse_engine.sparsify import densify_, sparsify_
+    from sparse_engine.sparsify_report import SparsifyReport
+else:
+    from importlib import import_module as _import_module
+
+    # Where each public name that is not a module is defined.
+    _HOMES = {
+        "config": ("SparseConfig",),
+        "formats": ("BSR", "CSR", "Bitmask"),
+        "io": ("load", "save"),
+        "pruning": ("NM", "Block", "Element", "PruneReport", "prune"),
+        "sparsify": ("densify_", "sparsify_"),
+        "sparsify_report": ("SparsifyReport",),
+    }
+
+    def __getattr__(name):
+        """A public name, or any module of the package, at its first use."""
+        for home, names in _HOMES.items():
+            if name in names:
+                value = getattr(_import_module(f"{__name__}.{home}"), name)
+                globals()[name] = value
+                return value
+        if not name.startswith("__"):
+            if name == "_core":  # torch's OpenMP library has to be loaded before the system's
+                import torch  # noqa: F401
+            path = f"{__name__}.{name}"
+            try:
+                return _import_module(path)
+            except ModuleNotFoundError as error:
+                if error.name != path:
+                    raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -6,14 +6,22 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparse_engine.bench.kernel import KernelGrid, bench_kernel, random_weight
-from sparse_engine.bench.output import plot_kernels, render
-from sparse_engine.bench.timing import time_in_turn
+from sparse_engine.bench import kernel as kernel_room
+from sparse_engine.bench.grid import KernelGrid
+from sparse_engine.bench.hints import hints
+from sparse_engine.bench.kernel import KernelBench, KernelRow, bench_kernel
+from sparse_engine.bench.machine import BusyMeter, conditions
+from sparse_engine.bench.output import render
+from sparse_engine.bench.patterns import random_weight
+from sparse_engine.bench.plot import load_pyplot, plot_kernels
+from sparse_engine.bench.timing import Samples, time_in_turn
+from sparse_engine.cli.bench import isa_levels
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import block_fill
 
@@ -90,3 +98,148 @@ def test_rivals_take_turns() -> None:
     runs = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert "".join(runs).endswith("ababab")
     assert torch.get_num_threads() >= 1
+
+
+def test_each_point_once() -> None:
+    """N:M has one sparsity whatever is asked for, and what is asked for twice counts once."""
+    grid = KernelGrid((8,), (8,), (2, 2), (0.5, 0.9, 0.9), ("nm:2:4", "csr", "csr"), rounds=1)
+    points = [(row.format, row.sparsity, row.m) for row in bench_kernel(grid)]
+    assert len(points) == len(grid) == len(set(points))
+    assert [point[0] for point in points] == ["nm:2:4", "csr", "csr"]
+
+
+def test_each_kernel_once_over_all_levels() -> None:
+    bench = KernelBench()
+    grid = KernelGrid((16,), (16,), (1, 32), (0.5,), ("csr",), rounds=1)
+    levels = isa_levels("all")
+    assert levels[0] == "scalar"
+    rows = [row for level in levels for row in bench.run(grid, level)]
+    kernels = [(row.m, row.kernel) for row in rows]
+    assert len(kernels) == len(set(kernels))
+    assert len(rows) + sum(bench.repeated.values()) == len(levels) * len(grid)
+    assert {row.isa for row in rows} <= {"scalar", "avx2", "avx512"}  # others are for other dtypes
+
+
+def test_auto_takes_a_format_a_token_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_ENGINE_CACHE", "")
+    chosen = {1: "sellp", 20: "csr"}
+    monkeypatch.setattr("sparse_engine.bench.kernel._chosen", lambda weight, dtype, m: chosen[m])
+    measured: list[tuple[str, int]] = []
+    measure = kernel_room.measure
+    monkeypatch.setattr(
+        kernel_room,
+        "measure",
+        lambda layer, m, *rest: (measured.append((layer.spec, m)), measure(layer, m, *rest))[1],
+    )
+    rows = list(bench_kernel(KernelGrid((16,), (16,), (1, 20), (0.5,), ("auto", "csr"), rounds=1)))
+    assert [(row.format, row.m) for row in rows] == [
+        ("csr", 1),
+        ("csr", 20),
+        ("auto:sellp", 1),
+        ("auto:csr", 20),
+    ]
+    assert measured == [("csr", 1), ("csr", 20), ("sellp", 1)]  # csr at 20 is known already
+    assert rows[1].time_us == rows[3].time_us
+
+
+def test_auto_is_what_the_timer_chooses() -> None:
+    (row,) = bench_kernel(KernelGrid((64,), (64,), (2,), (0.9,), ("auto",), rounds=1))
+    assert row.format.removeprefix("auto:") in ("csr", "sellp", "bitmask")
+
+
+def test_spread_of_samples() -> None:
+    samples = Samples((1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0))
+    assert (samples.median, samples.spread) == (6.0, (2.0, 10.0))
+    assert Samples((3.0,)).spread == (3.0, 3.0)
+
+
+def test_rows_have_spread_bandwidth_and_conditions(rows: list[object]) -> None:
+    for row in json.loads(render(rows, "json", conditions())):
+        low, high = row["spread_us"]["time"]
+        assert low == row["time_us"] == high  # one sample
+        assert set(row["spread_us"]) == {"time", "torch"}
+        moved = row["weight_bytes"] + 4 * row["m"] * (row["n"] + row["k"])
+        assert row["gbytes_per_s"] == pytest.approx(moved / row["time_us"] / 1e3, abs=0.01)
+        assert {"cpu", "isa", "threads", "torch", "sparse_engine", "date"} <= set(row["conditions"])
+    head = render(rows, "csv").splitlines()[0].split(",")
+    assert {"time_p10_us", "time_p90_us", "torch_p10_us", "torch_p90_us"} <= set(head)
+
+
+class Clock:
+    """perf_counter for a spin that takes the given seconds, over and over."""
+
+    def __init__(self, *taken: float) -> None:
+        self.now, self.taken, self.count = 0.0, taken, 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spin(self) -> None:
+        self.now += self.taken[self.count % len(self.taken)]
+        self.count += 1
+
+
+def test_busy_machines_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for taken, share in (((1e-3, 1e-3), 0.0), ((1e-3, 3e-3), 0.5)):
+        clock = Clock(*taken)
+        monkeypatch.setattr("sparse_engine.bench.machine.perf_counter", clock)
+        meter = BusyMeter(clock.spin)
+        assert meter.start() == pytest.approx(share, abs=0.02)
+        assert meter.look() == pytest.approx(share, abs=0.05)
+        assert (meter.warning() is None) == (share == 0)
+    quiet, then = Clock(1e-3), Clock(1e-3, 9e-3)
+    monkeypatch.setattr("sparse_engine.bench.machine.perf_counter", quiet)
+    meter = BusyMeter(lambda: quiet.spin())
+    meter.start()
+    quiet.taken = then.taken  # others start in the middle of the run
+    meter.look()
+    assert "up to 8" in str(meter.warning())
+
+
+def row_of(rows: list[object], **other: object) -> KernelRow:
+    return replace(rows[0], **other)  # type: ignore[type-var]
+
+
+def test_hints_name_what_is_faster_on_the_same_weight(rows: list[object]) -> None:
+    slow = row_of(rows, format="csr", time_us=30.0, likely_faster="sellp")
+    assert hints([slow]) == [
+        "1 token, float32: sellp is likely faster than csr by the cost model: --format csr,sellp"
+    ]
+    fast = row_of(rows, format="sellp", time_us=10.0, likely_faster="")
+    assert hints([slow, fast]) == ["1 token, float32: sellp is 3.0x as fast as csr"]
+    # A weight of whole blocks is another one, and what is about as fast is no hint.
+    blocks = row_of(rows, format="bsr:4x1", time_us=1.0, likely_faster="")
+    assert hints([fast, blocks]) == []
+    assert hints([fast, row_of(rows, format="csr", time_us=10.5, likely_faster="")]) == []
+    assert (
+        "--pattern 4x1:1 --format bsr:4x1,sellp"
+        in hints([replace(blocks, likely_faster="sellp")])[0]
+    )
+
+
+def test_the_cost_model_prefers_sellp_for_one_token() -> None:
+    (row,) = bench_kernel(KernelGrid((256,), (256,), (1,), (0.9,), ("csr",), rounds=1))
+    assert row.likely_faster == "sellp"
+
+
+def test_chart_has_powers_of_two_and_a_legend_beside(
+    rows: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    pyplot = load_pyplot()
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    some = [
+        row_of(rows, m=m, sparsity=s, speedup=x)
+        for m in (1, 16)
+        for s, x in ((0.5, 0.6), (0.9, 3.0))
+    ]
+    plot_kernels(some, tmp_path / "a.png")
+    figure = pyplot.gcf()
+    monkeypatch.undo()
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["0.5x", "1x", "2x", "4x"]
+    (legend,) = figure.legends
+    renderer = figure.canvas.get_renderer()
+    right = max(axis.get_window_extent(renderer).x1 for axis in figure.axes)
+    assert legend.get_window_extent(renderer).x0 >= right
+    pyplot.close(figure)

@@ -26,7 +26,7 @@ from sparse_engine.bench.engines import (
 )
 from sparse_engine.bench.model import bench_model
 from sparse_engine.bench.worker import decode_call, random_inputs
-from sparse_engine.cli import app
+from sparse_engine.cli.app import app
 from sparse_engine.errors import SparseEngineError, UnsupportedModelError, UsageError
 
 ALL = [f"{name}:{dtype}" for name, dtypes in DENSE_ENGINES.items() for dtype in dtypes]

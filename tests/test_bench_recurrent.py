@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from sparse_engine.bench.recurrent import NetworkGrid, bench_recurrent, random_network
-from sparse_engine.cli import app
+from sparse_engine.cli.app import app
 from sparse_engine.errors import SparseEngineError, UsageError
 
 ROOT = Path(__file__).parents[1]

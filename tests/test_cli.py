@@ -315,7 +315,7 @@ def test_encoder_decoders_are_calibrated_and_verified(
     pairs.write_text("\n".join(f"{a}\t{b}" for a, b in pairwise(lines)))
     for name, file in (("texts", texts), ("pairs", pairs)):
         told = ok("prune", model, tmp_path / name, "--sparsity", "0.5", "--calibration", file)
-        assert "sparsegpt" in told.splitlines()[0]
+        assert "sparsegpt" in told
     ok("convert", tmp_path / "texts", tmp_path / "package", "--format", "csr", "--verify")
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("texts", "pairs"))
     assert a != b  # answers were read

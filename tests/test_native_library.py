@@ -120,3 +120,19 @@ def test_more_threads_than_cores_and_python_threads() -> None:
         "[t.start() for t in ts]; [t.join() for t in ts]; print('bad', len(bad))"
     )
     assert out.strip() == "bad 0"
+
+
+def test_a_forked_child_computes_on_one_thread() -> None:
+    """docs/layers.md: OpenMP's threads do not survive a fork, but one thread is enough."""
+    out = python(
+        "import os, signal, torch, sparse_engine as se\n"
+        "w = torch.randn(512, 512); p = se.packings.pack(se.CSR.from_dense(w))\n"
+        "x = torch.randn(128, 512); y = se.ops.linear(p, x)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(60)\n"
+        "    torch.set_num_threads(1)\n"
+        "    os._exit(0 if torch.equal(se.ops.linear(p, x), y) else 1)\n"
+        "print(os.waitpid(child, 0)[1])"
+    )
+    assert out.strip() == "0"

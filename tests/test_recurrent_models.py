@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import sparse_engine as se
-from sparse_engine.cli import app
+from sparse_engine.cli.app import app
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError
 
 pytest.importorskip("transformers")

@@ -203,7 +203,7 @@ def test_run_answers_from_the_shell(
 ) -> None:
     from typer.testing import CliRunner
 
-    from sparse_engine.cli import app
+    from sparse_engine.cli.app import app
 
     asked = ["run", str(packages[kind]), "-t", "the cat sat", *options]
     result = CliRunner().invoke(app, [*asked, "-o", "json"])
@@ -217,7 +217,7 @@ def test_run_answers_from_the_shell(
 def test_run_refuses_what_does_not_fit(packages: dict[str, Path]) -> None:
     from typer.testing import CliRunner
 
-    from sparse_engine.cli import app
+    from sparse_engine.cli.app import app
 
     for kind, options, why in (
         ("BertModel", ["--question", "who?"], "--question"),

@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,12 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine import _core
-from sparse_engine.bench.peers import find_peers
+from sparse_engine.bench.grid import Case, KernelGrid
+from sparse_engine.bench.hints import likely_faster
+from sparse_engine.bench.machine import BusyMeter
 from sparse_engine.bench.rivals import Rivals, max_error
 from sparse_engine.bench.timing import CallSampler, Sampler, samples_in_turn
-from sparse_engine.config import DTYPES
+from sparse_engine.choose import choose_format
+from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR, NM, Format, parse_format
+from sparse_engine.formats import Format, parse_format
 from sparse_engine.ops import linear_kernel, run_linear, weight_handle
 from sparse_engine.packings import pack
 
@@ -62,57 +64,81 @@ class KernelRow:
     """Microseconds of every peer that ran."""
     refused: dict[str, str]
     """Why the others did not, one line each."""
+    source: str = "random"
+    """The random pattern (see `Pattern`), or the file or layer that the weight comes from."""
+    gbytes_per_s: float = 0.0
+    """Bytes of weight, activations and results over `time_us`."""
+    samples: int = 0
+    """How many the medians are of."""
+    spread_us: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """10th and 90th percentile of the samples of "time", "panels" and every peer, microseconds."""
+    busy: float = 0.0
+    """Share of the time that other programs took just before this point was measured."""
+    likely_faster: str = ""
+    """A format that the cost model expects to be faster for so many tokens, or none."""
 
 
-@dataclass(frozen=True)
-class KernelGrid:
-    """What to measure: every combination. n outputs, k inputs, m tokens."""
+class KernelBench:
+    """Measures grids; what was measured with the same kernel on a lower ISA is not measured again."""
 
-    n: tuple[int, ...] = (3072,)
-    k: tuple[int, ...] = (768,)
-    m: tuple[int, ...] = (1, 16, 128)
-    sparsity: tuple[float, ...] = (0.5, 0.8, 0.9)
-    format: tuple[str, ...] = ("csr", "bsr:4x1")
-    dtype: tuple[str, ...] = ("float32",)
-    rounds: int = 9
-    against: tuple[str, ...] = ("torch",)
+    def __init__(self, busy: BusyMeter | None = None) -> None:
+        self.busy = busy or BusyMeter()
+        self.repeated: dict[str, int] = {}
+        """How many points an ISA left out, since a lower one has measured their kernel."""
+        self._kernels: set[tuple[Any, ...]] = set()
 
-    def __post_init__(self) -> None:
-        for name in ("n", "k", "m"):
-            if any(size < 1 for size in getattr(self, name)):
-                raise UsageError(f"-{name} must be 1 or more, got {getattr(self, name)}")
-        if any(not 0 <= s < 1 for s in self.sparsity):
-            raise UsageError(f"sparsity is a fraction of zeros in [0, 1), got {self.sparsity}")
-        for spec in self.format:
-            parse_format(spec)
-        for dtype in self.dtype:
-            if dtype not in DTYPES:
-                raise UsageError(f"dtype {dtype!r}: use {' or '.join(DTYPES)}")
-            if not any(p.dense and not p.problem(dtype) for p in find_peers(self.against)):
-                asked = ", ".join(self.against) or "nobody"
-                raise UsageError(f"no dense {dtype} among {asked}: ask for torch as well")
+    def run(
+        self,
+        grid: KernelGrid,
+        isa: str | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Iterator[KernelRow]:
+        """Measure every point of `grid`, on `isa` if given; raises UsageError for one not at hand."""
+        with forced_isa(isa), Rivals(grid.against) as rivals:
+            peaks = {dtype: _core.peak_gflops(dtype) for dtype in grid.dtype}
+            self.busy.start()
+            done = 0
+            rows: dict[tuple[Any, ...], KernelRow] = {}
+            for case in grid.cases():
+                name = f"{case.n}x{case.k} {case.format} {case.sparsity:.0%} {case.dtype}"
+                weight = case.weight(grid.pattern)
+                layer: Layer | None = None
+                for m in grid.tokens():
+                    if progress is not None:
+                        progress(done, len(grid), f"{name} m={m}")
+                    done += 1
+                    spec = case.format if case.format != "auto" else _chosen(weight, case.dtype, m)
+                    point = replace(case, format=spec), m
+                    if point not in rows:
+                        if layer is None or layer.spec != spec:
+                            layer = Layer.of(weight, spec, case.dtype, case.source)
+                        if self._known(point, layer, m):
+                            level = isa or ""
+                            self.repeated[level] = self.repeated.get(level, 0) + 1
+                            continue
+                        busy = self.busy.look()
+                        row = measure(layer, m, rivals, peaks[case.dtype], grid.rounds)
+                        rows[point] = replace(
+                            row, busy=busy, likely_faster=likely_faster(layer.weight, row)
+                        )
+                    row = rows[point]
+                    yield replace(row, format=f"auto:{spec}") if case.format == "auto" else row
 
-    def __len__(self) -> int:
-        axes = (self.n, self.k, self.m, self.sparsity, self.format, self.dtype)
-        return len(list(product(*axes)))
+    def warning(self) -> str | None:
+        """A line where the machine was busy."""
+        return self.busy.warning()
+
+    def _known(self, point: tuple[Case, int], layer: Layer, m: int) -> bool:
+        key = *point, linear_kernel(layer.packed, m)
+        known = key in self._kernels
+        self._kernels.add(key)
+        return known
 
 
-def random_weight(n: int, k: int, sparsity: float, spec: str) -> Tensor:
-    """A weight [n, k] with `sparsity` zeros, in whole blocks or groups where the format has them."""
-    generator = torch.Generator().manual_seed(0)
-    format_class, params = parse_format(spec)
-    rows, cols = (params["rows"], params["cols"]) if format_class is BSR else (1, 1)
-    weight = torch.randn(n, k, generator=generator)
-    score = torch.rand(-(-n // rows), -(-k // cols), generator=generator)
-    if format_class is NM:
-        groups = F.pad(score, (0, -k % params["of"]), value=-1.0).view(n, -1, params["of"])
-        keep = torch.zeros_like(groups, dtype=torch.bool)
-        keep.scatter_(2, groups.topk(params["keep"], dim=2).indices, True)
-        return weight * keep.view(n, -1)[:, :k]
-    zeros = round(sparsity * score.numel())
-    cut = score.flatten().kthvalue(zeros).values if zeros else -1.0
-    keep = (score > cut).repeat_interleave(rows, 0).repeat_interleave(cols, 1)[:n, :k]
-    return weight * keep
+def _chosen(weight: Tensor, dtype: str, m: int) -> str:
+    """What "auto" takes for `m` tokens, dense apart."""
+    config = SparseConfig(dtype=dtype, tokens=(m,))
+    return choose_format(weight.to(carrier(dtype)), config, dense=False).format
 
 
 def bench_kernel(
@@ -121,17 +147,7 @@ def bench_kernel(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[KernelRow]:
     """Measure every point of `grid`, on `isa` if given; raises UsageError for one not at hand."""
-    with forced_isa(isa):
-        peaks = {dtype: _core.peak_gflops(dtype) for dtype in grid.dtype}
-        layers = product(grid.dtype, grid.n, grid.k, grid.format, grid.sparsity)
-        with Rivals(grid.against) as rivals:
-            for i, (dtype, n, k, spec, sparsity) in enumerate(layers):
-                name = f"{n}x{k} {spec} {sparsity:.0%} {dtype}"
-                layer = Layer.of(random_weight(n, k, sparsity, spec), spec, dtype)
-                for j, m in enumerate(grid.m):
-                    if progress is not None:
-                        progress(i * len(grid.m) + j, len(grid), f"{name} m={m}")
-                    yield measure(layer, m, rivals, peaks[dtype], grid.rounds)
+    return KernelBench().run(grid, isa, progress)
 
 
 @contextmanager
@@ -165,15 +181,16 @@ class Layer:
     weight: Tensor
     stored: Tensor
     packed: Format
+    source: str = "random"
 
     @classmethod
-    def of(cls, weight: Tensor, spec: str, dtype: str) -> Layer:
+    def of(cls, weight: Tensor, spec: str, dtype: str, source: str = "random") -> Layer:
         """Store a float32 weight [out, in] as `spec` says, and pack it."""
         format_class, params = parse_format(spec)
         weight = weight.to(carrier(dtype))
         packed = pack(format_class.from_dense(weight, **params), "cpu", dtype)
         stored = packed.to_dense() if dtype == "int8" else weight
-        return cls(spec, dtype, weight.float(), stored, packed)
+        return cls(spec, dtype, weight.float(), stored, packed, source)
 
     @property
     def block(self) -> tuple[int, int]:
@@ -235,7 +252,8 @@ def measure(layer: Layer, m: int, rivals: Rivals, peak: float, rounds: int) -> K
         samplers["panels"] = CallSampler(on_panels)
         error = max(error, max_error(on_panels.rows(m), layer.stored, x, most=128))
     peers = rivals.start(layer.weight, x.float(), layer.dtype, layer.block)
-    times = samples_in_turn(samplers | dict(peers), rounds)
+    samples = samples_in_turn(samplers | dict(peers), rounds)
+    times = {name: taken.median for name, taken in samples.items()}
     dense = [peer.name for peer in rivals.peers if peer.dense and peer.name in times]
     if not dense:
         told = "; ".join(f"{name} {why}" for name, why in rivals.refused.items())
@@ -269,14 +287,11 @@ def measure(layer: Layer, m: int, rivals: Rivals, peak: float, rounds: int) -> K
         dense_engine=fastest,
         peers={p.name: round(times[p.name] * 1e6, 2) for p in rivals.peers if p.name in times},
         refused=dict(rivals.refused),
+        source=layer.source,
+        gbytes_per_s=round(moved / times["sparse"] * 1e-9, 2),
+        samples=rounds,
+        spread_us={
+            "time" if name == "sparse" else name: taken.spread_us()
+            for name, taken in samples.items()
+        },
     )
-
-
-def conditions() -> dict[str, Any]:
-    """What a reader must know to judge the figures."""
-    return {
-        "cpu": _core.cpu_name(),
-        "isa": _core.active_isa(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }

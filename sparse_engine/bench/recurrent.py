@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -19,7 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine import _core
-from sparse_engine.bench.kernel import carrier, forced_isa, random_weight
+from sparse_engine.bench.grid import sparsity_of
+from sparse_engine.bench.kernel import carrier, forced_isa
+from sparse_engine.bench.machine import BusyMeter
+from sparse_engine.bench.matrices import check_size
+from sparse_engine.bench.patterns import random_weight
 from sparse_engine.bench.timing import CallSampler, samples_in_turn
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
@@ -57,6 +61,10 @@ class NetworkRow:
     kernel: str
     """Of the hidden weights, for one sequence."""
     refused: dict[str, str]
+    samples: int = 0
+    """How many the medians are of."""
+    spread_us: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """10th and 90th percentile of the samples of "time" and "dense_time", microseconds."""
 
 
 @dataclass(frozen=True)
@@ -84,31 +92,59 @@ class NetworkGrid:
         if any(not 0 <= s < 1 for s in self.sparsity):
             raise UsageError(f"sparsity is a fraction of zeros in [0, 1), got {self.sparsity}")
         for spec in self.format:
-            parse_format(spec)
+            if spec != "auto":
+                parse_format(spec)
         for dtype in self.dtype:
             if dtype not in DTYPES:
                 raise UsageError(f"dtype {dtype!r}: use {' or '.join(DTYPES)}")
+        for n in self.n:
+            check_size(4 * n, n, "a network's weight")
+            check_size(self.steps * max(self.m), n, "sequences")
+
+    def networks(self) -> list[tuple[str, int, str, float]]:
+        """dtype, units, format and sparsity of each network, each once."""
+        axes = product(self.dtype, self.n, self.format, self.sparsity)
+        return list(dict.fromkeys((d, n, spec, sparsity_of(spec, s)) for d, n, spec, s in axes))
+
+    def sequences(self) -> tuple[int, ...]:
+        """Numbers of sequences, each once."""
+        return tuple(dict.fromkeys(self.m))
 
     def __len__(self) -> int:
-        return len(list(product(self.n, self.m, self.sparsity, self.format, self.dtype)))
+        return len(self.networks()) * len(self.sequences())
 
 
 def bench_recurrent(
     grid: NetworkGrid,
     isa: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    known: set[tuple[Any, ...]] | None = None,
+    busy: BusyMeter | None = None,
 ) -> Iterator[NetworkRow]:
-    """Measure every point of `grid`, on `isa` if given; raises UsageError for one not at hand."""
+    """Measure every point of `grid`, on `isa` if given; raises UsageError for one not at hand.
+
+    known: points and kernels measured before, which are left out and added to; busy: looks at the
+    machine before the first point and before each.
+    """
+    known = set() if known is None else known
+    busy = busy or BusyMeter()
     with forced_isa(isa):
-        networks = product(grid.dtype, grid.n, grid.format, grid.sparsity)
+        busy.start()
         peaks = {dtype: _core.peak_gflops(dtype) for dtype in grid.dtype}
-        for i, (dtype, n, spec, sparsity) in enumerate(networks):
+        for i, (dtype, n, spec, sparsity) in enumerate(grid.networks()):
             network = random_network(grid.op, n, grid.layers, sparsity, spec)
             sparse = NETWORKS[type(network)].from_dense(network, SparseConfig(spec, dtype))
-            for j, m in enumerate(grid.m):
+            for j, m in enumerate(grid.sequences()):
                 if progress is not None:
                     name = f"{grid.op} {n} {spec} {sparsity:.0%} {dtype} m={m}"
-                    progress(i * len(grid.m) + j, len(grid), name)
+                    progress(i * len(grid.sequences()) + j, len(grid), name)
+                layers: Any = [layer for _, layer in sparse.named_children()]
+                kernels = {layer.kernel(tokens) for layer in layers for tokens in (1, 128)}
+                key = dtype, n, spec, sparsity, m, tuple(sorted(kernels))
+                if key in known:
+                    continue
+                known.add(key)
+                busy.look()
                 yield measure(grid, network, sparse, spec, dtype, m, peaks[dtype])
 
 
@@ -143,7 +179,8 @@ def measure(
     calls = {"sparse": CallSampler(lambda: sparse(x))}
     if dense is not None:
         calls["dense"] = CallSampler(dense)
-    times = samples_in_turn(calls, grid.rounds)
+    samples = samples_in_turn(calls, grid.rounds)
+    times = {name: taken.median for name, taken in samples.items()}
     hidden = [c for name, c in sparse.named_children() if name.startswith("hh")]
     inputs = [c for name, c in sparse.named_children() if name.startswith("ih")]
     packed: list[Any] = [layer.packed for layer in (*hidden, *inputs)]
@@ -175,6 +212,11 @@ def measure(
         max_rel_err=float(f"{_error(sparse, x):.2e}"),
         kernel=hidden[0].kernel(1),  # type: ignore[operator]
         refused={} if dense is not None else {"torch": why},
+        samples=grid.rounds,
+        spread_us={
+            "time" if name == "sparse" else "dense_time": taken.spread_us()
+            for name, taken in samples.items()
+        },
     )
 
 

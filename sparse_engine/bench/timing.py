@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from statistics import median
+from dataclasses import dataclass
+from statistics import median, quantiles
 from time import perf_counter, sleep
 from typing import Protocol
 
@@ -55,8 +56,33 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
     return (perf_counter() - start) / repeats
 
 
-def samples_in_turn(samplers: Mapping[str, Sampler], rounds: int = 9) -> dict[str, float]:
-    """Median seconds of each over `rounds` samples, taken A B C A B C ...
+@dataclass(frozen=True)
+class Samples:
+    """Seconds a call, one figure a sample."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The figure to quote."""
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """10th and 90th percentile, between samples as far as there are any."""
+        if len(self.seconds) == 1:
+            return self.seconds[0], self.seconds[0]
+        cuts = quantiles(self.seconds, n=10, method="inclusive")
+        return cuts[0], cuts[-1]
+
+    def spread_us(self) -> tuple[float, float]:
+        """`spread` in microseconds, rounded as the medians are."""
+        low, high = self.spread
+        return round(low * 1e6, 2), round(high * 1e6, 2)
+
+
+def samples_in_turn(samplers: Mapping[str, Sampler], rounds: int = 9) -> dict[str, Samples]:
+    """`rounds` samples of each, taken A B C A B C ...
 
     Where the next call runs on other threads than the last one, wait until those have stopped
     spinning: on the same cores they would slow it, up to a hundredfold.
@@ -72,9 +98,10 @@ def samples_in_turn(samplers: Mapping[str, Sampler], rounds: int = 9) -> dict[st
                 sleep(last.spin)
             samples[name].append(sampler())
             last = sampler
-    return {name: median(taken) for name, taken in samples.items()}
+    return {name: Samples(tuple(taken)) for name, taken in samples.items()}
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
     """Median seconds of each call over `rounds` samples, taken A B C A B C ... after a warm-up."""
-    return samples_in_turn({name: CallSampler(call) for name, call in calls.items()}, rounds)
+    samplers = {name: CallSampler(call) for name, call in calls.items()}
+    return {name: taken.median for name, taken in samples_in_turn(samplers, rounds).items()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperCommand
 
 from sparse_engine.errors import UsageError
 
@@ -28,6 +31,14 @@ def split(text: str, kind: Callable[[str], T], option: str) -> tuple[T, ...]:
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar on stderr; call the result with (done, total, name). It is gone when the work is done."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -45,9 +56,34 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
         yield report
 
 
+class Command(TyperCommand):
+    """A command that refuses a wrong SPARSE_ENGINE_ISA before it starts; its help needs no check."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Check, then run."""
+        check_isa()
+        return super().invoke(ctx)
+
+
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Ctrl-C ends the process at once: torch swallows some interrupts while it is imported."""
+
+    def leave(*_: object) -> None:
+        print("error: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def check_isa() -> None:
     """Refuse a SPARSE_ENGINE_ISA that does not exist or that this machine lacks."""
-    from sparse_engine import _core
+    with exit_on_interrupt():
+        from sparse_engine import _core
 
     try:
         _core.active_isa()

@@ -43,6 +43,7 @@ def convert(
 
       sparse-engine convert package again                             # measures anew, on this machine
     """
+    from sparse_engine.cli.tables import layer_tables, reasons_table, show
     from sparse_engine.config import SparseConfig
     from sparse_engine.io import load_pretrained, save
     from sparse_engine.io import verify as verify_package
@@ -61,7 +62,12 @@ def convert(
         result = sparsify_(loaded, config, progress=report)
     with progress_bar("writing") as report:
         save(loaded, out, report=result, source=folder, progress=report)
-    print(result)
+    show(*layer_tables(result.rows))
+    if result.left:
+        show(reasons_table("left", [(left.reason, left.name) for left in result.left]))
+    print(result.summary)
+    if result.blocks:
+        print(result.blocks)
     if verify:
         try:
             with progress_bar("verifying") as report:

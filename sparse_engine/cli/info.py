@@ -6,12 +6,7 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-import sparse_engine
-from sparse_engine import _core
+from sparse_engine import __version__
 
 # Distribution -> what it is for.
 OPTIONAL = {
@@ -31,11 +26,16 @@ def info() -> None:
     SPARSE_ENGINE_ISA=avx2 forces a level: scalar, avx2, avx512, avx512_vnni, avx512_vbmi2
     or avx512_bf16.
     """
+    import torch
+    from rich.table import Table
+
+    from sparse_engine import _core
+    from sparse_engine.cli.tables import add_columns, heading, new_table, show
+
     active = _core.active_isa()
-    console = Console()
     forced = os.environ.get("SPARSE_ENGINE_ISA")
     facts = Table(show_header=False, box=None)
-    facts.add_row("sparse_engine", sparse_engine.__version__)
+    facts.add_row("sparse_engine", __version__)
     facts.add_row("python, torch", f"{platform.python_version()}, {torch.__version__}")
     facts.add_row("processor", f"{_core.cpu_name()}, {os.cpu_count()} cores")
     facts.add_row("threads", str(torch.get_num_threads()))
@@ -47,10 +47,9 @@ def info() -> None:
     facts.add_row("CUDA device", cuda)
     for name, purpose in OPTIONAL.items():
         facts.add_row(name, f"{_version(name)}  [dim]{purpose}")
-    console.print(facts)
-    table = Table(title="CPU kernels, best first; * = in use")
-    for column in ("op", "packing", "dtype", "ISA", "kernel"):
-        table.add_column(column)
+    show(facts)
+    table = new_table(tight=True)
+    add_columns(table, "op|packing|dtype|ISA|kernel")
     used = {
         _core.linear_kernel(k["packing"], k["dtype"], 1 if k["op"] == "spmv" else 128)
         for k in _core.kernels()
@@ -60,7 +59,7 @@ def info() -> None:
         style = None if k["supported"] else "dim"
         isa = k["isa"] if k["supported"] else f"{k['isa']} (not on this machine)"
         table.add_row(k["op"], k["packing"], k["dtype"], isa, f"{mark} {k['name']}", style=style)
-    console.print(table)
+    show(heading("CPU kernels, best first; * = in use"), table)
 
 
 def _version(name: str) -> str:

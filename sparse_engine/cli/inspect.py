@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sparse_engine.cli.common import progress_bar
 from sparse_engine.errors import UsageError
@@ -23,6 +22,7 @@ def inspect(package: Package, output: Output = "table") -> None:
 
       sparse-engine inspect package -o json
     """
+    from sparse_engine.cli.tables import heading, layer_tables, show
     from sparse_engine.io import inspect as read
 
     if output not in ("table", "json"):
@@ -31,7 +31,8 @@ def inspect(package: Package, output: Output = "table") -> None:
     if output == "json":
         print(json.dumps(found.to_dict(), indent=1))
     else:
-        Console().print(found.table())
+        show(heading(found.title()), *layer_tables(found.rows))
+        print("\n".join((found.totals(), found.kernels())))
 
 
 def verify(

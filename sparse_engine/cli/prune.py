@@ -46,6 +46,7 @@ def prune(
 
       sparse-engine prune ./model pruned --sparsity 0.8 --granularity 4x1 --calibration texts.txt
     """
+    from sparse_engine.cli.tables import prune_tables, show
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as run
@@ -79,7 +80,8 @@ def prune(
         )
     with progress_bar("writing") as report:
         save_checkpoint(loaded, out, folder, result.to_dict(), report)
-    print(result)
+    show(*prune_tables(result))
+    print(result.summary)
     if batches is None:
         console.print("no --calibration was given: expect much lower quality", style="yellow")
     console.print(f"wrote {out}; next: sparse-engine convert {out} PACKAGE", style="dim")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from sparse_engine.cli.common import set_threads
+from sparse_engine.cli.tables import new_table, show
 from sparse_engine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,9 +104,10 @@ def _table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         print("nothing was found")
         return
-    table = Table()
+    table = new_table()
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console().print(table)
+        cells = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
+        table.add_row(*map(Text, cells))
+    show(table)

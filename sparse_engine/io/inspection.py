@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from sparse_engine.io.manifest import ChoiceEntry, LayerEntry
 from sparse_engine.io.package import Package, open_package
 from sparse_engine.ops import linear_kernel
 from sparse_engine.packings import PACKINGS, pack
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 # Tokens for which kernels are named where nothing was measured.
 TOKENS = 128
@@ -70,52 +67,25 @@ class Inspection:
         """Plain values, for JSON."""
         return asdict(self)
 
-    def table(self) -> Table:
-        """The layers as a rich table that fits 80 columns; totals and kernels in its caption."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
-        table = Table(
-            title=self._title(),
-            caption=f"{self._totals()}\n{self._kernels()}",
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title_justify="left",
-            caption_justify="left",
-        )
-        table.add_column("layer", overflow="fold", min_width=28)
-        table.add_column("shape", justify="right", no_wrap=True)
-        table.add_column("zeros", justify="right", no_wrap=True)
-        table.add_column("format", no_wrap=True)
-        table.add_column("MB > dense", justify="right", no_wrap=True)
-        table.add_column("time\nof dense", justify="right", max_width=9)
-        for row in self.rows:
-            table.add_row(
-                row.name,
-                f"{row.shape[0]}x{row.shape[1]}",
-                f"{row.sparsity:.1%}",
-                row.format if row.dtype == "float32" else f"{row.format} {row.dtype}",
-                f"{row.bytes / 1e6:.2f} > {row.dense_bytes / 1e6:.2f}",
-                _time_of_dense(row) or row.reason,
-            )
-        return table
-
     def __str__(self) -> str:
-        """The table as text, 140 columns wide."""
-        from rich.console import Console
+        """A line for each layer, and totals."""
+        lines = [
+            f"{row.name}: {row.shape[0]}x{row.shape[1]}, {row.sparsity:.1%} zeros, {row.format} "
+            f"{row.dtype}, {row.bytes / 1e6:.2f} MB, dense {row.dense_bytes / 1e6:.2f}"
+            f"{'; ' if row.reason else ''}{row.reason}"
+            for row in self.rows
+        ]
+        return "\n".join([self.title(), *lines, self.totals(), self.kernels()])
 
-        console = Console(width=140, color_system=None, force_terminal=False)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
-
-    def _title(self) -> str:
+    def title(self) -> str:
+        """What the package is, and where its formats were chosen."""
         title = f"{self.folder}: {self.architecture or 'torch module'}"
         if self.machine:
             title += f", measured on {self.machine['cpu']} ({self.machine['isa']})"
         return title
 
-    def _kernels(self) -> str:
+    def kernels(self) -> str:
+        """Which kernels would run here."""
         counts = Counter(row.kernel for row in self.rows if row.format != "dense")
         used = ", ".join(f"{kernel} ({count})" for kernel, count in counts.most_common())
         text = f"kernels here: {used or 'none'}"
@@ -126,7 +96,8 @@ class Inspection:
             )
         return text
 
-    def _totals(self) -> str:
+    def totals(self) -> str:
+        """Layers, parameters, zeros and bytes."""
         sparse = sum(row.format != "dense" for row in self.rows)
         skipped = (
             "" if self.skipped is None else f", {self.skipped:.1%} of the multiply-adds skipped"
@@ -136,13 +107,6 @@ class Inspection:
             f"{self.parameters / 1e6:.1f} M parameters, {self.sparsity:.1%} of them zero{skipped}; "
             f"{self.bytes / 1e6:.1f} MB, dense {self.dense_bytes / 1e6:.1f} MB"
         )
-
-
-def _time_of_dense(row: InspectionRow) -> str:
-    """The format's time over dense time, both summed over the token counts, as it was measured."""
-    dense, own = row.times_us.get("dense", {}), row.times_us.get(row.format, {})
-    total = sum(dense.get(tokens, 0.0) for tokens in own)
-    return f"{sum(own.values()) / total:.2f}" if total and row.format != "dense" else ""
 
 
 def inspect(folder: str | Path) -> Inspection:

@@ -1,0 +1,186 @@
+"""The one style of all tables, in 80 columns, and the reports of commands in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.align import VerticalAlignMethod
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from sparse_engine.pruning import PruneReport
+
+WIDTH = 80
+NAME_WIDTH = 36
+# Of modules that were left for the same reason.
+NAMED = 3
+COUNTS = ("weights", "multiply_adds")
+
+
+def heading(text: str) -> Text:
+    """A line above a table, which may be wider than it."""
+    return Text(text, style="bold")
+
+
+def new_table(tight: bool = False) -> Table:
+    """An empty table: a line under the head, nothing else; `tight` for many columns."""
+    return Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 0 if tight else 1, 0, 0),
+        show_edge=not tight,
+        caption_justify="left",
+    )
+
+
+def add_columns(
+    table: Table, left: str = "", right: str = "", vertical: VerticalAlignMethod = "bottom"
+) -> None:
+    """Columns named in two strings with "|" between names: of text, then of numbers."""
+    for names, justify in ((left, "left"), (right, "right")):
+        for name in filter(None, names.split("|")):
+            table.add_column(
+                name,
+                justify=justify,  # type: ignore[arg-type]
+                no_wrap=True,
+                vertical=vertical,
+            )
+
+
+def show(*parts: Table | Text) -> None:
+    """Print on stdout; as wide as the terminal, 80 columns where there is none."""
+    console = Console()
+    for part in parts:
+        console.print(part)
+
+
+def fold(name: str, width: int = NAME_WIDTH) -> str:
+    """A dotted name over several lines of at most `width`, broken behind dots only.
+
+    >>> fold("encoder.layer.0.attention.self.query", 24)
+    'encoder.layer.0.\\n  attention.self.query'
+    """
+    lines = [""]
+    for part in _parts(name):
+        if lines[-1].strip() and len(lines[-1]) + len(part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _parts(name: str) -> Iterator[str]:
+    *before, last = name.split(".")
+    yield from (f"{part}." for part in before)
+    yield last
+
+
+def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
+    """Layers of `sparsify_` or `inspect`: what each is stored as, what that saves, its time over dense.
+
+    Then why dense ones stayed dense, each reason once.
+    """
+    dtypes = {dtype_of(row) for row in rows if row.format != "dense"}
+    one = next(iter(dtypes)) if len(dtypes) == 1 else "float32"
+    cells = [
+        (
+            f"{row.shape[0]}x{row.shape[1]}",
+            f"{row.sparsity:.1%}",
+            row.format if dtype_of(row) in (one, "float32") else f"{row.format}\n{dtype_of(row)}",
+            f"{row.bytes / 1e6:.2f} > {row.dense_bytes / 1e6:.2f}",
+            time_of_dense(row.format, row.times_us),
+        )
+        for row in rows
+    ]
+    kind = "format" if one == "float32" else f"format,\n{one}"
+    table = new_table(tight=True)
+    add_columns(table, "layer", "shape|zeros")
+    add_columns(table, kind, "MB > dense|time\nof dense")
+    width = _left_for_names(cells, ("shape", "zeros", kind, "MB > dense", "of dense"))
+    for row, values in zip(rows, cells, strict=True):
+        table.add_row(Text(fold(row.name, width)), *values)
+    yield table
+    dense = [(row.reason, row.name) for row in rows if row.format == "dense"]
+    if dense:
+        yield reasons_table("kept dense", dense)
+
+
+def reasons_table(title: str, named: Iterable[tuple[str, str]]) -> Table:
+    """Why modules were left, each reason once: pairs of reason and name."""
+    by_reason: dict[str, list[str]] = {}
+    for reason, name in named:
+        by_reason.setdefault(reason, []).append(name)
+    table = new_table(tight=True)
+    table.add_column(title, vertical="top", no_wrap=True)
+    table.add_column("why", vertical="top")
+    for reason, names in by_reason.items():
+        table.add_row(Text(_shortened(names)), Text(reason))
+    return table
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return "\n".join([*(fold(name) for name in names[:NAMED]), *more])
+
+
+def dtype_of(row: Any) -> str:
+    """Of the stored values; float32 where a row does not say."""
+    return getattr(row, "dtype", "float32")
+
+
+def time_of_dense(spec: str, times_us: dict[str, dict[int, float]]) -> str:
+    """The format's time over dense time, both summed over the token counts, as it was measured."""
+    dense, own = times_us.get("dense", {}), times_us.get(spec, {})
+    total = sum(dense.get(tokens, 0.0) for tokens in own)
+    return f"{sum(own.values()) / total:.2f}" if total and spec != "dense" else ""
+
+
+def prune_tables(report: PruneReport) -> Iterator[Table]:
+    """A row a layer: zeros, and the error of its outputs before and after the weights were refitted.
+
+    Then what was left, and what share of the multiply-adds for one token that does.
+    """
+    cells = [
+        (
+            f"{row.shape[0]}x{row.shape[1]}",
+            f"{row.sparsity:.1%}",
+            "-" if row.error_before is None else f"{row.error_before:.3f}",
+            "-" if row.error_after is None else f"{row.error_after:.3f}",
+            f"{row.seconds:.2f}",
+        )
+        for row in report.layers
+    ]
+    table = new_table(tight=True)
+    add_columns(table, "layer", "shape|zeros|error\nbefore|error\nafter|seconds")
+    width = _left_for_names(cells, ("shape", "zeros", "before", "error", "seconds"))
+    for row, values in zip(report.layers, cells, strict=True):
+        table.add_row(Text(fold(row.name, width)), *values)
+    yield table
+    if report.left:
+        yield _left_table(report)
+
+
+def _left_table(report: PruneReport) -> Table:
+    """Modules left for the same reason in a row, those of the most multiply-adds first."""
+    by_reason: dict[str, list[Any]] = {}
+    for left in report.left:
+        by_reason.setdefault(left.reason, []).append(left)
+    table = new_table(tight=True)
+    add_columns(table, "left alone", "million\nweights|multiply-\nadds", "top")
+    table.add_column("why", vertical="top")
+    for reason, found in by_reason.items():
+        weights, work = (sum(getattr(left, name) for left in found) for name in COUNTS)
+        names = _shortened([left.name for left in found])
+        table.add_row(Text(names), f"{weights / 1e6:.2f}", f"{work:.1%}", Text(reason))
+    return table
+
+
+def _left_for_names(cells: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> int:
+    """Columns of WIDTH that the others leave to the names; a space stands before each column."""
+    longest = (
+        max(len(line) for cell in column for line in cell.split("\n"))
+        for column in zip(head, *cells, strict=True)
+    )
+    return max(20, WIDTH - sum(1 + most for most in longest))
