@@ -75,7 +75,7 @@ def refusal(module: nn.Module) -> str:
     first, down = (module._parameters.get(name) for name in (first_name(module) or "", DOWN))
     if first is None or down is None or first.dim() != 3 or down.dim() != 3:
         return f"{kind} has no fused experts"
-    gates = 2 if first_name(module) == "gate_up_proj" else 1
+    gates = 1 if getattr(module, "has_gate", True) is False else 2
     (out, width), (hidden, inner) = (
         (p.shape[:0:-1] if is_transposed(module) else p.shape[1:]) for p in (first, down)
     )
@@ -166,7 +166,7 @@ def run_experts(
 
 def gate(module: Any, x: Tensor) -> Tensor:
     """What an expert does between its two products, in the module's own words if it has some."""
-    if first_name(module) == "up_proj" or getattr(module, "has_gate", True) is False:
+    if getattr(module, "has_gate", True) is False:
         return module.act_fn(x)
     if hasattr(module, "_apply_gate"):
         return module._apply_gate(x)

@@ -11,6 +11,8 @@ from torch import nn
 import sparse_engine as se
 from tests.whole_models import MODELS, inputs, output
 
+MIXTURES = ("mixtral", "qwen3-moe")
+
 
 def cut_(model: nn.Module, share: float = 0.8) -> nn.Module:
     """Zero the smallest weights of every matrix that is multiplied with."""
@@ -25,15 +27,17 @@ def cut_(model: nn.Module, share: float = 0.8) -> nn.Module:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_sparse_saved_loaded(name: str, tmp_path: Path) -> None:
-    if name in ("mixtral", "qwen3-moe"):
+    if name in MIXTURES:
         pytest.importorskip("transformers")
     torch.manual_seed(3)
-    model = cut_(MODELS[name]().eval())
+    model = MODELS[name]().eval()
+    # Heads of language models are left alone unless asked for; they weigh in small ones.
+    se.prune(model, 0.8, filter_fn=(lambda *_: True) if name in MIXTURES else None)
     given = inputs(name)
     dense = output(model, given)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     report = se.sparsify_(model, "csr")
-    assert all(row.format == "csr" for row in report.rows), report
+    assert {row.name for row in report.rows if row.format != "csr"} <= {"head"}, report
     assert report.skipped > 0.79
     got = output(model, given)
     torch.testing.assert_close(got, dense, rtol=1e-5, atol=1e-5)
@@ -41,7 +45,7 @@ def test_pruned_sparse_saved_loaded(name: str, tmp_path: Path) -> None:
     inspected = se.io.inspect(tmp_path / "package")
     assert inspected.skipped == report.skipped
     assert [row.name for row in inspected.rows] == [row.name for row in report.rows]
-    plain = None if name in ("mixtral", "qwen3-moe") else MODELS[name]()
+    plain = None if name in MIXTURES else MODELS[name]()
     loaded = se.load(tmp_path / "package", model=plain)
     assert torch.equal(output(loaded, given), got)
     for back in (model, loaded):
