@@ -3,10 +3,10 @@
     python bench/models.py                       # all, a table in docs/models.md
     python bench/models.py --only Bert,Whisper   # some, printed
 
-Each row is made as a user would make it: a Hugging Face folder is written, loaded, pruned to 80 % zeros with
-`wanda` on random inputs, written, converted to csr, verified against the pruned folder, loaded and run. Nothing is left
-out of the table: what fails has its error as its row. Weights are random and layers tiny, so the table tells what works,
-not what is fast.
+Each row is made as a user would make it: a Hugging Face folder is written, loaded, pruned to 80 %
+zeros with `wanda` on random inputs, written, converted to csr, verified against the pruned folder,
+loaded and run. Nothing is left out of the table: what fails has its error as its row. Weights are
+random and layers tiny, so the table tells what works, not what is fast.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import transformers
 from rich.progress import track
+from sparse_engine.census import census
 
 import sparse_engine as se
-from sparse_engine.census import census
 from sparse_engine.io import load_pretrained, save_checkpoint, verify
 
 SPARSITY = 0.8
@@ -114,7 +114,8 @@ OWN_CONFIG: dict[str, dict[str, Any]] = {
     "DeepseekV3ForCausalLM": {
         **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
         **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 16),
-        **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+        **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace"), 1),
+        "num_key_value_heads": 4,
     },
     "MambaForCausalLM": {"state_size": 8, "time_step_rank": 8},
     "Mamba2ForCausalLM": {"state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 1},
