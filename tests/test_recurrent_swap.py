@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import sparse_engine as se
+from sparse_engine import choose_network
 from sparse_engine.errors import UsageError
 
 
@@ -128,3 +129,56 @@ def test_unrolled_networks_compute_the_same(kind: str) -> None:
             assert error_of(slow(packed, state), network(packed, state)) < 1e-6
             one = tuple(t[:, 0] for t in state) if isinstance(state, tuple) else state[:, 0]
             assert error_of(slow(x[0], one), network(x[0], one)) < 1e-6
+
+
+class Paced(nn.Module):
+    """Stands for a network or its twin whose calls take as long as the test says."""
+
+    def __init__(self, clock: list[float], sequence: float, step: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.input_size, self.batch_first, self.bidirectional = 4, False, False
+        self.clock, self.sequence_seconds, self.step_seconds = clock, sequence, step
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Tensor]:
+        self.clock[0] += self.step_seconds if len(x) == 1 else self.sequence_seconds
+        return x, x
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Tensor]:
+        self.clock[0] += self.step_seconds
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("sequence", "step", "tokens", "kept"),
+    [
+        (0.5, 0.5, (1, 128), True),
+        (0.5, 2.0, (1, 128), False),  # slower a step at a time
+        (0.5, 2.0, (128,), True),  # which nobody asked for
+        (2.0, 0.5, (1, 128), False),
+    ],
+)
+def test_auto_keeps_no_network_that_is_slower_in_a_use(
+    sequence: float,
+    step: float,
+    tokens: tuple[int, ...],
+    kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(choose_network, "perf_counter", lambda: clock[0])
+    dense, sparse = Paced(clock, 1.0, 1.0), Paced(clock, sequence, step)
+    found, why = choose_network.faster(dense, sparse, tokens)
+    assert found is kept
+    assert ("a step" in why) == (1 in tokens)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_auto_times_networks_and_cells_of_every_kind(kind: str) -> None:
+    network = dense(kind, 16, 24)
+    twin = NETWORKS[kind][1].from_dense(network, "csr")
+    assert "a step" in choose_network.faster(network, twin, (1,))[1]
+    cell = nn.GRUCell(16, 24).requires_grad_(False)
+    found = choose_network.faster(cell, se.nn.SparseGRUCell.from_dense(cell, "csr"), (1, 64))
+    assert "a step" in found[1]
+    assert "2 steps" in found[1]
