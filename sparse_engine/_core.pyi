@@ -90,6 +90,9 @@ class Stack:
         isa: str | None = None,
     ) -> None: ...
 
+def unchanged(
+    watched: list[tuple[dict[str, Any], str, Any, int | None, int | None]],
+) -> bool: ...
 def linear_kernel(packing: str, dtype: str, tokens: int, isa: str | None = None) -> str: ...
 def pack_runs(
     pointers: np.ndarray[Any, Any],

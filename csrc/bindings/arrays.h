@@ -45,5 +45,6 @@ void bind_stack(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_packers(py::module_& m);
 void bind_machine(py::module_& m);
+void bind_watch(py::module_& m);
 
 }  // namespace se

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, m) {
   se::bind_recurrent(m);
   se::bind_packers(m);
   se::bind_machine(m);
+  se::bind_watch(m);
 }

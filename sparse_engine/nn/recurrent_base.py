@@ -12,30 +12,13 @@ from sparse_engine import _core
 from sparse_engine.config import SparseConfig
 from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import Format
 from sparse_engine.nn import recurrent_gpu
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.recurrent_weights import (
-    BLOCK,
-    added_up,
-    in_order,
-    interleaved,
-    packed_layer,
-    same,
-    version,
-)
-from sparse_engine.ops import weight_handle
+from sparse_engine.nn.recurrent_native import NativeRecurrent
+from sparse_engine.nn.recurrent_weights import BLOCK, added_up, in_order, interleaved, packed_layer
 from sparse_engine.packings import Strips
-from sparse_engine.packings.purposes import (
-    for_panels,
-    for_rows,
-    for_steps_on_panels,
-    for_steps_on_rows,
-)
+from sparse_engine.packings.purposes import for_steps_on_rows
 
-FEW, FEW_ON_STRIPS = _core.ROW_TOKENS, 16
-"""As many sequences as run on kernels for few tokens, and with tall blocks; more have a lane each."""
-CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -83,13 +66,12 @@ class SparseRNNBase(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size = bidirectional, proj_size
-        self._natives: dict[str, tuple[tuple[Any, ...], _core.Recurrent]] = {}
-        self._packings: dict[tuple[str, str], tuple[Any, Format]] = {}
+        self._native = NativeRecurrent()
         rows = -(-hidden_size // BLOCK) * BLOCK * self.gates
         linear: Any = nn.Linear if str(device) == "meta" else SparseLinear
         made = {"device": device, "dtype": dtype}
         for layer in range(num_layers):
-            for end in self._ends:
+            for end in self.ends:
                 width = input_size if layer == 0 else self.directions * self.out_size
                 self.add_module(f"ih_l{layer}{end}", linear(width, rows, bias, **made))
                 self.add_module(f"hh_l{layer}{end}", linear(self.out_size, rows, bias, **made))
@@ -113,7 +95,8 @@ class SparseRNNBase(nn.Module):
         return self.proj_size or self.hidden_size
 
     @property
-    def _ends(self) -> tuple[str, ...]:
+    def ends(self) -> tuple[str, ...]:
+        """What the names of each direction's layers end with."""
         return ("", "_reverse")[: self.directions]
 
     @classmethod
@@ -153,9 +136,9 @@ class SparseRNNBase(nn.Module):
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Any:
         """The torch.nn network with the same weights, in `dtype` or the weights' own."""
-        dtype = dtype or next(self._layers())[1].weight.dtype
+        dtype = dtype or self.layers()[0][1].weight.dtype
         network = self._dense(device="meta", dtype=dtype).to_empty(device="cpu")
-        for name, child in self._layers():
+        for name, child in self.layers():
             linear = child.to_dense(dtype)
             turned = name.startswith("hr")
             for part, tensor in (("weight", linear.weight), ("bias", linear.bias)):
@@ -170,8 +153,9 @@ class SparseRNNBase(nn.Module):
         """torch.nn's network of these sizes."""
         raise NotImplementedError
 
-    def _layers(self) -> Any:
-        return ((n, child) for n, child in self.named_children() if isinstance(child, SparseLinear))
+    def layers(self) -> list[tuple[str, SparseLinear]]:
+        """The weights and their names."""
+        return [(n, child) for n, child in self.named_children() if isinstance(child, SparseLinear)]
 
     def flatten_parameters(self) -> None:
         """Nothing: there is nothing to flatten."""
@@ -217,10 +201,45 @@ class SparseRNNBase(nn.Module):
         """
         if self.bidirectional:
             raise UsageError("a bidirectional network needs whole sequences")
+        if state is not None:
+            y = self.plain_step(x, state, state, (self.num_layers,))
+            if y is not None:
+                return y, state
         self._check(x, 2)
         kept = self._state(state, len(x), None, True)
         y, last = self._run(x, [len(x)], kept, in_place=state is not None)
         return y, self._given(last, None, True)
+
+    def plain_step(
+        self, x: Tensor, state: State, into: State, lead: tuple[int, ...]
+    ) -> Tensor | None:
+        """y of a step whose arguments need no conversion; None where one does or is wrong, or where the
+        library's view is to be made first.
+
+        x: [batch, in]; state: [*lead, batch, out]; `into`: the same, for the new state, or `state` itself.
+        A step takes microseconds, and so would one conversion.
+        """
+        given = (state,) if isinstance(state, Tensor) else state
+        if len(given) != 1 + (self.mode == "LSTM") or not _is_plain(x):
+            return None
+        batch = len(x)
+        if x.shape != (batch, self.input_size) or not batch:
+            return None
+        for tensor, width in zip(given, (self.out_size, self.hidden_size), strict=False):
+            if not _is_plain(tensor) or tensor.shape != (*lead, batch, width):
+                return None
+        native = self._native.known(batch, batch)
+        if native is None:
+            return None
+        y = torch.empty(batch, self.out_size)
+        begin = [tensor.numpy() for tensor in given]
+        end = begin
+        if into is not state:
+            end = [t.numpy() for t in ((into,) if isinstance(into, Tensor) else into)]
+        if len(begin) == 1:
+            begin, end = [*begin, None], [*end, None]  # type: ignore[list-item]
+        native.run(x.numpy(), [batch], y.numpy(), begin[0], begin[1], end[0], end[1])
+        return y
 
     def _check(self, x: Tensor, dims: int) -> None:
         if x.requires_grad and torch.is_grad_enabled():
@@ -318,68 +337,14 @@ class SparseRNNBase(nn.Module):
         """The library's view of the network for so many sequences, made anew when a weight was
         replaced or written to.
         """
-        strips = all(
-            isinstance(child.packed, Strips) for n, child in self._layers() if n[:2] != "ih"
-        )
-        few = batch <= (FEW_ON_STRIPS if strips else FEW)
-        kind = "panels" if not few else "rows" if tokens > FEW else "steps"
-        seen = tuple(
-            (child.packed, child.bias, *map(version, child.buffers()))
-            for _, child in self._layers()
-        )
-        known = self._natives.get(kind)
-        if known is None or not same(known[0], seen):
-            known = seen, self._build(kind)
-            self._natives[kind] = known
-        return known[1]
+        return self._native.view(self, batch, tokens)
 
     def forget(self) -> None:
         """Make everything anew at the next call: after weights that were made under
         torch.inference_mode were written to, which nothing else shows.
         """
-        self._natives, self._packings = {}, {}
+        self._native = NativeRecurrent()
         self.__dict__.pop("_graphs", None)
-
-    def _build(self, kind: str) -> _core.Recurrent:
-        layers = [
-            [self._direction(f"l{i}{end}", kind) for end in self._ends]
-            for i in range(self.num_layers)
-        ]
-        return _core.Recurrent(
-            CELLS[self.mode],
-            self.input_size,
-            self.hidden_size,
-            self.out_size,
-            self.directions,
-            layers,
-        )
-
-    def _direction(self, which: str, kind: str) -> tuple[Any, Any, Any]:
-        b_ih, b_hh = self.step_biases(which)
-        rows = kind != "panels"
-        return (
-            self._linear(f"ih_{which}", kind == "steps", b_ih),
-            self._linear(f"hh_{which}", rows, b_hh),
-            self._linear(f"hr_{which}", rows, None) if self.proj_size else None,
-        )
-
-    def _linear(self, name: str, rows: bool, bias: Tensor | None) -> Any:
-        packed: Any = self.get_submodule(name).packed
-        key = name, "rows" if rows else "panels"
-        made = self._packings.get(key)
-        seen = (packed, *map(version, packed.tensors().values()))
-        if made is None or not same(made[0], seen):
-            if name.startswith("hh"):
-                together = BLOCK * self.gates
-                turned = (
-                    for_steps_on_rows(packed) if rows else for_steps_on_panels(packed, together)
-                )
-            else:
-                turned = for_rows(packed) if rows else for_panels(packed)
-            made = self._packings[key] = seen, turned
-        handle = weight_handle(made[1])
-        plain = None if bias is None else bias.contiguous().numpy()
-        return (None, handle, plain) if rows else (handle, None, plain)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self.forget()
@@ -387,7 +352,7 @@ class SparseRNNBase(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: value for key, value in self.__dict__.items() if key != "_graphs"}
-        return {**kept, "_natives": {}, "_packings": {}}
+        return {**kept, "_native": NativeRecurrent()}
 
     def extra_repr(self) -> str:
         """Sizes, as torch shows them."""
@@ -395,3 +360,14 @@ class SparseRNNBase(nn.Module):
         if self.proj_size:
             told += f", proj_size={self.proj_size}"
         return told + f", batch_first={self.batch_first}, bidirectional={self.bidirectional}"
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether the library can read and write it as it is."""
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not tensor.requires_grad
+    )

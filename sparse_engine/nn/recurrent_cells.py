@@ -89,11 +89,16 @@ class SparseRNNCellBase(nn.Module):
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """The new state, h or (h, c) [batch, hidden], of input [batch, in] or [in]."""
+        if hx is not None:
+            pair = not isinstance(hx, Tensor)
+            into: State = torch.empty_like(hx) if isinstance(hx, Tensor) else _like(hx)
+            network = self.network
+            if network.plain_step(input, hx, into, ()) is not None:
+                return into
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
         state: Any = None
         if hx is not None:
-            pair = isinstance(hx, tuple)
             state = tuple(_as_layer(t, batched).clone() for t in (hx if pair else (hx,)))  # type: ignore[arg-type]
             state = state if pair else state[0]
         _, last = self.network.step(x, state)
@@ -101,6 +106,10 @@ class SparseRNNCellBase(nn.Module):
             h, c = (t[0] if batched else t[0, 0] for t in last)
             return h, c
         return last[0] if batched else last[0, 0]
+
+
+def _like(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(pair[0]), torch.empty_like(pair[1])
 
 
 def _as_layer(state: Tensor, batched: bool) -> Tensor:
