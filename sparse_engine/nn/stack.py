@@ -19,6 +19,7 @@ from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import LayerStack
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.standin import StandIn
+from sparse_engine.nn.watch import Watched, child_entries, tensor_entry
 from sparse_engine.ops import weight_handle
 from sparse_engine.ops.native import ACTIVATION_CODES
 from sparse_engine.packings import Runs
@@ -31,9 +32,6 @@ UNSUPPORTED = (
     "head_mask",
     "token_type_ids",
 )
-
-# The dict that holds a tensor, its name there, the tensor, where it lies, how often it was written to.
-Watched = tuple[dict[str, Any], str, Tensor, int, int | None]
 
 
 class NativeStack(StandIn):
@@ -56,10 +54,9 @@ class NativeStack(StandIn):
         self._reason = ""
         self._watch: Watch | None = None
         self._watched: list[Watched] = []
-        self._held: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_native": None, "_watch": None, "_watched": [], "_held": []}
+        return {**self.__dict__, "_native": None, "_watch": None, "_watched": []}
 
     def on_gpu(self, x: Tensor) -> bool:
         """Whether layers run one by one as they are meant to: those of torch, on sparse ones."""
@@ -101,23 +98,9 @@ class NativeStack(StandIn):
 
     def _look(self) -> None:
         """Look at the modules, unless they and their weights are what they were the last time."""
-        if (
-            self._watch is None
-            or any(
-                tensors.get(name) is not tensor
-                or tensor.data_ptr() != place
-                or (version is not None and tensor._version != version)
-                for tensors, name, tensor, place, version in self._watched
-            )
-            or any(modules.get(name) is not module for modules, name, module in self._held)
-        ):
+        if self._watch is None or not _core.unchanged(self._watched):
             self._native = None
-            self._watched = list(self._to_watch())
-            self._held = [
-                (module._modules, name, child)
-                for module in self.modules()
-                for name, child in module._modules.items()
-            ]
+            self._watched = [*self._to_watch(), *child_entries(self.modules())]
             inside = list(self.original.modules())
             stood_for = [m.original for m in inside if isinstance(m, StandIn)]
             self._watch = Watch([*inside, *stood_for])
@@ -131,16 +114,14 @@ class NativeStack(StandIn):
 
     def _to_watch(self) -> Iterator[Watched]:
         """Every tensor that the library holds; of a packed weight, whose buffers are replaced
-        together, the values. Inference tensors do not count how often they were written to.
+        together, the values.
         """
         for module in self.modules():
             packed = isinstance(module, SparseLinear)
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
-                    if tensor is None or (packed and name not in ("values", "bias")):
-                        continue
-                    version = None if tensor.is_inference() else tensor._version
-                    yield tensors, name, tensor, tensor.data_ptr(), version
+                    if tensor is not None and (not packed or name in ("values", "bias")):
+                        yield tensor_entry(tensors, name)
 
     def weight_dtypes(self) -> set[torch.dtype]:
         """In what the weights of all linear layers are stored."""
