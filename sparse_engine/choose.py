@@ -1,9 +1,11 @@
 """format="auto": time the formats that fit a weight on this machine, and keep the fastest.
 
 A cost model drops the formats that cannot win; the rest, and dense torch, are timed in turn. The
-score of a format is its time over dense's, both added up over the token counts asked for; dense
-itself scores 1 and stays unless something beats it. A layer holds one packing: ask for the token
-counts that matter, (1,) where a model mostly decodes. Choices are remembered (sparse_engine.choices) for
+score of a format is its time over dense's, both added up over the token counts asked for. In a model
+the other layers' weights pass through the caches between two calls of a layer, so on the CPU other
+bytes do before each sample; and of what is within NEAR of the fastest the smallest is kept, dense
+included: it leaves the others more of the caches. A layer holds one packing: ask for the token counts
+that matter, (1,) where a model mostly decodes. Choices are remembered (sparse_engine.choices) for
 weights of the same shape, dtype and sparsity, that the same formats fit, on the same processor.
 """
 
@@ -28,8 +30,8 @@ from sparse_engine.gpu_timer import time_on_gpu
 from sparse_engine.ops import run_linear
 from sparse_engine.packings import FLOAT16_ON_CPU, pack
 
-# Blocks that are tried, tallest first: only where the pattern really is made of them. On the CPU lower
-# ones need no trial: csr is packed to the same runs, which find rows with the same columns anyway.
+# Blocks that are tried, tallest first; the cost model drops those that would store too many zeros. On
+# the CPU lower ones need no trial: csr is packed to the same runs, which find rows with the same columns.
 BLOCKS = ((32, 1), (16, 1))
 # On a GPU tall ones: what many tokens cost is set by the rows that share a tile of x.
 GPU_BLOCKS = (
@@ -38,12 +40,16 @@ GPU_BLOCKS = (
     *((32, 32), (16, 16), (128, 1), (64, 1)),
 )
 GPU_GROUPS = ((1, 4), (2, 4), (2, 8), (4, 8), (4, 16))
-# A pattern counts as made of blocks when at least this share of their elements is non-zero.
+# On a GPU a pattern counts as made of blocks when at least this share of their elements is non-zero.
 MIN_FILL = 0.95
 # Below this share of zeros no format is worth timing.
 MIN_SPARSITY = 0.05
-# What a format must save against dense: less is within the noise of the timer.
-MARGIN = 0.02
+# Times this close to the best, as a share of it, count as a tie, which the fewest bytes decide.
+NEAR = 0.1
+# What is read before each sample on the CPU: more than the L2 of a core and its share of L3.
+FLUSH_BYTES = 32 << 20
+# How formats are timed: figures that were taken in another way are not compared with these.
+METHOD = 2
 # Formats whose estimate is worse than this many times the best one are not timed.
 HOPELESS = 2.5
 # A format is timed this often, or until so many seconds are spent on one token count.
@@ -70,15 +76,13 @@ def zeros(weight: Tensor) -> float:
 def fitting(weight: Tensor, dtype: str) -> list[str]:
     """Formats that `weight` fits and that its device has kernels for, `dtype` as in SparseConfig."""
     on_cpu = weight.device.type == "cpu"
-    blocks = BLOCKS if on_cpu else GPU_BLOCKS
-    made_of = (f"bsr:{r}x{c}" for r, c in blocks if block_fill(weight, r, c) >= MIN_FILL)
-    fits = list(islice(made_of, 2))
     if not on_cpu:
+        made_of = (f"bsr:{r}x{c}" for r, c in GPU_BLOCKS if block_fill(weight, r, c) >= MIN_FILL)
         groups = (f"nm:{n}:{m}" for n, m in GPU_GROUPS if most_in_group(weight, m) <= n)
-        return [*fits, *islice(groups, 1), "csr"]
-    if dtype == "int8":  # blocks have no kernel of their own there
-        fits = []
-    return ["csr", *fits, "bitmask", *(["sellp"] if weight.shape[1] <= 65536 else [])]
+        return [*islice(made_of, 2), *islice(groups, 1), "csr"]
+    # Blocks have no kernel of their own in int8.
+    blocks = [] if dtype == "int8" else [f"bsr:{r}x{c}" for r, c in BLOCKS]
+    return ["csr", *blocks, "bitmask", *(["sellp"] if weight.shape[1] <= 65536 else [])]
 
 
 def most_in_group(weight: Tensor, of: int) -> int:
@@ -90,7 +94,8 @@ def most_in_group(weight: Tensor, of: int) -> int:
 def estimate(spec: str, weight: Tensor, nnz: int, tokens: int, dtype: str) -> float:
     """Cycles of one core, roughly, to multiply `tokens` tokens: what the kernels' loops take.
 
-    From their instruction counts, good to a factor of two: enough to drop what cannot win.
+    From their instruction counts, good to a factor of two: enough to drop what cannot win. nnz: values
+    that are stored and multiplied, of blocks with the zeros inside.
     """
     wide = _core.active_isa().startswith("avx512")
     vectors = -(-tokens // 16) * (1 if wide else 2)  # of tokens
@@ -113,7 +118,12 @@ def candidates(weight: Tensor, tokens: tuple[int, ...], dtype: str) -> list[str]
     if weight.device.type != "cpu":
         return specs
     nnz = int(weight.count_nonzero())
-    costs = {s: sum(estimate(s, weight, nnz, t, dtype) for t in tokens) for s in specs}
+    stored = dict.fromkeys(specs, nnz)
+    for spec in specs:
+        if spec.startswith("bsr"):
+            sides = parse_format(spec)[1]
+            stored[spec] = round(nnz / (block_fill(weight, sides["rows"], sides["cols"]) or 1.0))
+    costs = {s: sum(estimate(s, weight, stored[s], t, dtype) for t in tokens) for s in specs}
     least = max(1.0, min(costs.values()))
     return [s for s in specs if costs[s] <= HOPELESS * least]
 
@@ -148,20 +158,36 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
         choices.remember(key, times)
     totals = {spec: sum(times[spec][t] for t in config.tokens) for spec in times}
     scores = {spec: total / totals["dense"] for spec, total in totals.items()}
-    best = min(specs, key=lambda spec: scores[spec])
+    best, why = _smallest_near_best(weight, stored, config, scores, dense)
     told = ", ".join(
         f"{spec} {scores[spec]:.2f}" for spec in sorted(scores, key=scores.__getitem__)
     )
     source = ", as measured before" if remembered else ""
-    reason = f"time over dense: {told}{source}"
-    if dense and scores[best] > 1 - MARGIN:
-        return Choice("dense", 1.0, times, reason)
-    return Choice(best, scores[best], times, reason)
+    return Choice(best, scores[best], times, f"time over dense: {told}{why}{source}")
+
+
+def _smallest_near_best(
+    weight: Tensor, stored: Tensor, config: SparseConfig, scores: dict[str, float], dense: bool
+) -> tuple[str, str]:
+    """Of what is about as fast as the fastest, that with the fewest bytes; and why not the fastest."""
+    rivals = {spec: score for spec, score in scores.items() if dense or spec != "dense"}
+    fastest = min(rivals, key=rivals.__getitem__)
+    near = [spec for spec, score in rivals.items() if score <= rivals[fastest] * (1 + NEAR)]
+    if len(near) == 1:
+        return fastest, ""
+    sizes = {
+        spec: weight.nbytes if spec == "dense" else _packed(spec, weight, stored, config).nbytes
+        for spec in near
+    }
+    best = min(near, key=lambda spec: (sizes[spec], rivals[spec]))
+    why = f"; {best} is smallest of those within {NEAR:.0%}" if best != fastest else ""
+    return best, why
 
 
 def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float) -> dict[str, Any]:
     """What must be equal for a measurement to hold again."""
     return {
+        "method": METHOD,
         "device": torch.cuda.get_device_name(weight.device) if weight.is_cuda else _core.cpu_name(),
         "isa": _core.active_isa(),
         "threads": torch.get_num_threads(),
@@ -176,14 +202,17 @@ def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float
     }
 
 
+def _packed(spec: str, weight: Tensor, stored: Tensor, config: SparseConfig) -> Format:
+    """What a layer of `weight` would hold in a format; stored: the weight as formats take it."""
+    format_class, params = parse_format(spec)
+    plain = format_class.from_dense(stored, **params)
+    return pack(plain, weight.device.type, config.dtype_of(weight), config.tokens)
+
+
 def _measure(
     weight: Tensor, stored: Tensor, config: SparseConfig, specs: list[str]
 ) -> dict[str, dict[int, float]]:
-    packed = {}
-    for spec in specs:
-        format_class, params = parse_format(spec)
-        plain = format_class.from_dense(stored, **params)
-        packed[spec] = pack(plain, weight.device.type, config.dtype_of(weight))
+    packed = {spec: _packed(spec, weight, stored, config) for spec in specs}
     times: dict[str, dict[int, float]] = {spec: {} for spec in ("dense", *specs)}
     for tokens in config.tokens:
         x = torch.randn(tokens, weight.shape[1]).to(weight)
@@ -203,9 +232,12 @@ def _time_in_turn(weight: Tensor, packed: dict[str, Format], x: Tensor) -> dict[
     if x.is_cuda:
         return time_on_gpu(runs, x.device)
     best = dict.fromkeys(runs, float("inf"))
+    flush = torch.zeros(FLUSH_BYTES // 4)
     began = perf_counter()
     for turn in range(TURNS + 1):
         for spec, call in runs.items():
+            flush.sum()  # other weights
+            x.sum()  # what the last layer has just written
             start = perf_counter()
             call()
             if turn:  # the first turn warms up

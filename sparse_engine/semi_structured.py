@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_engine.choose import MARGIN, most_in_group
+from sparse_engine.choose import most_in_group
 from sparse_engine.gpu_timer import time_on_gpu
 
 NARROW = (torch.float16, torch.bfloat16)
 # Largest difference from dense over the largest magnitude: sums in another order, rounded to 16 bits.
 TOLERANCE = 2e-2
+# What it must save against dense: less is within the noise of the timer.
+MARGIN = 0.02
 
 
 def compress(linear: nn.Linear, tokens: tuple[int, ...]) -> tuple[Tensor | None, str]:

@@ -38,7 +38,7 @@ from sparse_engine.io.skeleton import check_fit, fold_as_stored_, state_of
 from sparse_engine.io.tensorfile import parse_json, write_tensors
 from sparse_engine.nn import SparseLinear
 from sparse_engine.ops import native
-from sparse_engine.packings import GPU_PACKINGS, pack
+from sparse_engine.packings import pack
 from sparse_engine.sparsify_report import SparsifyReport, skipped_share
 
 RECIPE = "pruning.json"
@@ -160,10 +160,11 @@ def _stored(layer: SparseLinear) -> Format:
     dtype = (
         "float32" if dtype == "float16" else dtype
     )  # which packages do not have, since CPUs don't
-    if stored_as(format_class, params, dtype) is format_class:
+    kind = stored_as(format_class, params, dtype)
+    if kind is format_class:
         return layer.to_format().to("cpu")
-    on_gpu = isinstance(layer.packed, GPU_PACKINGS)
-    packed = layer.to_format() if on_gpu else layer.packed
+    # From a GPU, or blocks that are packed for a few tokens: files hold what any number needs.
+    packed = layer.packed if isinstance(layer.packed, kind) else layer.to_format()
     return pack(packed.to("cpu"), "cpu", dtype)
 
 

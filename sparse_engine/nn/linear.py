@@ -83,7 +83,7 @@ class SparseLinear(nn.Module):
             raise UsageError("format 'dense' keeps torch.nn.Linear: there is nothing to convert")
         format_class, params = parse_format(spec)
         stored = format_class.from_dense(weight, **params)
-        packed = pack(stored, weight.device.type, config.dtype_of(linear.weight))
+        packed = pack(stored, weight.device.type, config.dtype_of(linear.weight), config.tokens)
         return cls.from_format(packed, linear.bias, spec)
 
     @classmethod

@@ -6,12 +6,13 @@ that the CPU kernels read as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP
+from sparse_engine.formats.sellp import MAX_INPUTS
 from sparse_engine.packings.bits import Bits
 from sparse_engine.packings.blocks import Blocks
 from sparse_engine.packings.ell import Ell
@@ -24,13 +25,23 @@ from sparse_engine.packings.strips import Strips
 INT8 = (QuadRuns, SellP8, Bits8, Groups8)
 PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8, Groups, Groups8)
 GPU_PACKINGS = (Blocks, Ell, PackedNM)
+FEW_TOKENS = 4
+"""As many tokens as a kernel with rows in the lanes takes at once."""
 FLOAT16_ON_CPU = "float16 has kernels on GPUs only: use float32 or bfloat16 on the CPU"
 
 
 def packing_of(
-    format_class: type[Format], params: Mapping[str, int], dtype: str
+    format_class: type[Format],
+    params: Mapping[str, int],
+    dtype: str,
+    tokens: Sequence[int] = (),
 ) -> type[Runs | Strips | SellP | Bits | Groups]:
-    """What the CPU kernels read for a weight in a format, with values of `dtype`."""
+    """What the CPU kernels read for a weight in a format, with values of `dtype`.
+
+    tokens: the counts that the weight will be multiplied with, where they are known. Runs have tokens
+    in the lanes, of which a few fill none: low blocks that meet only FEW_TOKENS are packed as SELL-P
+    (in float; packages hold blocks of int8 as the kernels for any number of tokens do).
+    """
     int8 = dtype == "int8"
     if issubclass(format_class, SellP):
         return SellP8 if int8 else SellP
@@ -40,15 +51,24 @@ def packing_of(
         return Groups8 if int8 else Groups
     if int8:
         return QuadRuns
+    few = bool(tokens) and max(tokens) <= FEW_TOKENS
+    if issubclass(format_class, BSR) and params["rows"] % 16 and few:
+        return SellP
     # Tall blocks share an index among the lanes of a vector. Of lower ones a pair of rows has all
     # columns in common, which is what runs are for.
     return Strips if issubclass(format_class, BSR) and params["rows"] % 16 == 0 else Runs
 
 
-def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> Format:
+def pack(
+    weight: Format,
+    device_type: str = "cpu",
+    dtype: str | None = None,
+    tokens: Sequence[int] = (),
+) -> Format:
     """What the kernels of a device read for `weight`.
 
-    On the CPU what `packing_of` says, for dtype "int8" or the weight's own; on CUDA what `pack_gpu` makes.
+    On the CPU what `packing_of` says, for dtype "int8" or the weight's own, and for `tokens` where they
+    are known; on CUDA what `pack_gpu` makes.
     Elsewhere, as on the meta device, nothing is run, and the weight stays what it is.
     """
     if device_type == "cuda":
@@ -59,7 +79,8 @@ def pack(weight: Format, device_type: str = "cpu", dtype: str | None = None) -> 
         raise UsageError(FLOAT16_ON_CPU)
     if isinstance(weight, PACKINGS) and dtype != "int8":
         return weight
-    cls = packing_of(type(weight), weight.params(), dtype or "")
+    few = tokens if weight.shape[1] <= MAX_INPUTS else ()
+    cls = packing_of(type(weight), weight.params(), dtype or "", few)
     if isinstance(weight, cls):
         return weight
     if issubclass(cls, Strips):
