@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from recurrent_cases import ISAS
 from torch import Tensor, nn
 
 import sparse_engine as se
@@ -57,6 +58,53 @@ def test_convolution(options: dict[str, Any], batch: int | None) -> None:
     close(layer(x), truth)
     close(layer.to_dense()(x), truth)
     assert torch.equal(layer.to_dense().weight, conv.weight)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("spec", ["csr", "bsr:16x1", "sellp"])
+def test_convolutions_of_every_length(spec: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences that share panels, that fill them, and that take several; empty rows and columns."""
+    monkeypatch.setenv("SPARSE_ENGINE_ISA", isa)
+    for batch, length in [
+        (0, 9),
+        (1, 5),
+        (1, 20),
+        (3, 7),
+        (5, 30),
+        (2, 64),
+        (2, 69),
+        (9, 21),
+        (1, 200),
+    ]:
+        more = {"dilation": 1 if length < 20 else 2, "stride": 1 + length % 2}
+        conv = thinned(nn.Conv1d(7, 33, 5, **more))
+        conv.weight[4:9] = 0
+        conv.weight[:, 3] = 0
+        x = torch.randn(batch, 7, length)
+        layer = SparseConv1d.from_dense(conv, spec)
+        y, expected = layer(x), copy.deepcopy(conv).double()(x.double())
+        assert y.shape == expected.shape
+        if batch == 0:
+            continue
+        close(y, expected)
+        if spec == "csr":
+            x[0, 0, 0] = float("nan")  # stays in its sequence and in its window
+            poisoned = layer(x)
+            assert torch.equal(poisoned[1:], y[1:])
+            assert torch.equal(poisoned[0, :, 1:], y[0, :, 1:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_convolutions_in_every_dtype(dtype: str) -> None:
+    conv = thinned(nn.Conv1d(16, 32, 3, padding=1))
+    x = torch.randn(4, 16, 40)
+    layer = SparseConv1d.from_dense(conv, se.SparseConfig("csr", dtype))
+    truth = copy.deepcopy(conv).double()(x.double())
+    bound = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 5e-2}[dtype]
+    close(layer(x), truth, bound)
+    close(layer(x.bfloat16()), truth, max(bound, 3e-2))
+    with pytest.raises(UsageError, match="inference"):
+        layer(x.requires_grad_())
 
 
 def test_convolution_is_made_empty_and_filled() -> None:
