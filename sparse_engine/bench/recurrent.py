@@ -3,7 +3,8 @@
 Both run the same random weights, inputs as wide as the network, in the same dtype: int8 against
 torch's dynamic quantisation. Times are of a call, all layers and steps, taken in turn. The roof is
 that of a step's hidden weights, read from wherever they fit, or of its multiply-adds, whichever is
-longer, and of the input product, which all steps share.
+longer, and of the input product, which all steps share. With --steps 1 it is a single step, as online
+use has it: `step` with the state of the last one, against torch's network with its own.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class NetworkRow:
     kernel: str
     """Of the hidden weights, for one sequence."""
     refused: dict[str, str]
+    native_us: float | None = None
+    """Of a single step what the library takes; the rest of its time is Python's."""
     samples: int = 0
     """How many the medians are of."""
     spread_us: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -177,6 +180,9 @@ def measure(
     x = x.to(carrier(dtype))
     dense, why = dense_call(network, x, dtype)
     calls = {"sparse": CallSampler(lambda: sparse(x))}
+    if grid.steps == 1:
+        calls = {"sparse": CallSampler(step_call(sparse, x[0]))}
+        calls["native"] = CallSampler(native_step_call(sparse, x[0]))
     if dense is not None:
         calls["dense"] = CallSampler(dense)
     samples = samples_in_turn(calls, grid.rounds)
@@ -211,13 +217,30 @@ def measure(
         dense_bytes=sum(w.numel() for w in weights) * DTYPES[dtype].itemsize,
         max_rel_err=float(f"{_error(sparse, x):.2e}"),
         kernel=hidden[0].kernel(1),  # type: ignore[operator]
+        native_us=round(times["native"] * 1e6, 2) if "native" in times else None,
         refused={} if dense is not None else {"torch": why},
         samples=grid.rounds,
         spread_us={
             "time" if name == "sparse" else "dense_time": taken.spread_us()
             for name, taken in samples.items()
+            if name != "native"
         },
     )
+
+
+def step_call(sparse: SparseRNNBase, x: Tensor) -> Callable[[], object]:
+    """A single step on x [batch, in], from wherever the last one ended."""
+    _, state = sparse.step(x)
+    return lambda: sparse.step(x, state)
+
+
+def native_step_call(sparse: SparseRNNBase, x: Tensor) -> Callable[[], object]:
+    """The same by the library alone, on arrays that are there already."""
+    y, state = sparse.step(x.float())
+    states = [t.numpy() for t in (state if isinstance(state, tuple) else (state,))]
+    h, c = states[0], states[1] if len(states) > 1 else None
+    native, rows, out = sparse.native(len(x), len(x)), x.float().numpy(), y.numpy()
+    return lambda: native.run(rows, [len(rows)], out, h, c, h, c)
 
 
 def dense_call(
@@ -233,9 +256,17 @@ def dense_call(
             quantized = torch.ao.quantization.quantize_dynamic(
                 nn.Sequential(copy.deepcopy(network)), {type(network)}, dtype=torch.qint8
             )
-        return lambda: quantized(x), ""
+        return _going_on(quantized[0], x), ""
     dense = copy.deepcopy(network).to(DTYPES[dtype])
-    return lambda: dense(x), ""
+    return _going_on(dense, x), ""
+
+
+def _going_on(dense: Any, x: Tensor) -> Callable[[], object]:
+    """Sequences from zeros; a single step from the state that is there."""
+    if len(x) > 1:
+        return lambda: dense(x)
+    _, state = dense(x)
+    return lambda: dense(x, state)
 
 
 def _nnz(packed: Any) -> int:
