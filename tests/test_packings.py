@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from recurrent_cases import ISAS
 from torch import Tensor
 
+import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP, parse_format
 from sparse_engine.ops import reference, run_linear
@@ -155,3 +159,39 @@ def test_damage_is_refused_or_harmless(cls: type[Format]) -> None:
         bound = 2e-2 if cls in (QuadRuns, Bits8) else 1e-5
         assert float((y - truth).abs().max()) <= bound * float(truth.abs().max()), name
     assert refused >= 150
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("spec", ["bsr:4x4", "bsr:8x1", "bsr:4x1", "bsr:2x4"])
+def test_low_blocks_that_meet_a_few_tokens(
+    spec: str, dtype: str, isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows lie in the lanes; the layer stays what it is by name, in copies, state dicts and packages."""
+    monkeypatch.setenv("SPARSE_ENGINE_ISA", isa)
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(37, 51).requires_grad_(False)
+    linear.weight[torch.rand(51, 37) < 0.8] = 0
+    linear.weight[8:24] = 0
+    layers = {
+        tokens: se.nn.SparseLinear.from_dense(linear, se.SparseConfig(spec, dtype, tokens))
+        for tokens in ((1,), (2, 4), (1, 5), (1, 128))
+    }
+    assert [type(layer.packed) is SellP for layer in layers.values()] == [True, True, False, False]
+    few, many = layers[(1,)], layers[(1, 128)]
+    assert few.format == many.format == spec
+    assert torch.equal(few.to_format().values, many.to_format().values)
+    empty = se.nn.SparseLinear(37, 51)
+    empty.load_state_dict(few.state_dict())
+    assert type(empty.packed) is SellP
+    se.save(torch.nn.Sequential(few), tmp_path / "package")
+    loaded = se.load(tmp_path / "package", model=torch.nn.Sequential(torch.nn.Linear(37, 51)))
+    for tokens in (1, 2, 3, 4, 9):
+        x = torch.randn(tokens, 37)
+        truth = x.double() @ few.packed.to_dense().double().T + linear.bias.double()
+        for layer in (few, empty, loaded):
+            error = float((layer(x).double() - truth).abs().max())
+            rounds = isa == "avx512_bf16" and dtype == "bfloat16"
+            assert error < (3e-2 if rounds else 1e-5)
+    int8 = se.nn.SparseLinear.from_dense(linear, se.SparseConfig(spec, "int8", (1,)))
+    assert int8.packed.kind == "runs"
