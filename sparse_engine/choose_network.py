@@ -23,7 +23,7 @@ REPEATS, ROUNDS = 50, 7
 Call = Callable[[], object]
 
 
-def faster(network: Any, twin: Any, tokens: tuple[int, ...]) -> tuple[bool, str]:
+def faster_network(network: Any, twin: Any, tokens: tuple[int, ...]) -> tuple[bool, str]:
     """Whether `twin` beats `network` (torch's, or one of its cells) in every use of `tokens`; and the
     times.
     """

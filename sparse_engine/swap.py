@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparse_engine.choose import MIN_SPARSITY, Choice, choose_format, zeros
+from sparse_engine.choose_network import faster_network
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
-from sparse_engine.gpu_timer import time_on_gpu
 from sparse_engine.linears import as_linear, is_conv1d
 from sparse_engine.nn import SparseLinear
 from sparse_engine.nn.recurrent_gpu import step_kernel
 from sparse_engine.semi_structured import compress, restored
 from sparse_engine.sparsify_report import SparsifyRow
 from sparse_engine.twins import Kind, faster, like, tokens_of
-
-# Of the sequences on which "auto" times recurrent networks: `tokens` are spread over as many.
-STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -190,37 +185,15 @@ def _row(
 def _sparse_network(kind: Kind, network: Any, config: SparseConfig) -> tuple[nn.Module | None, str]:
     """The sparse twin, or None if "auto" measures that the network is faster; and why.
 
-    What it times: sequences of STEPS, as many as have the tokens asked for; of a cell one step.
+    `choose_network` says what it times.
     """
     if config.format == "dense":
         return None, "asked for"
     twin: nn.Module = kind.sparse.from_dense(network, config)
     if config.format != "auto":
         return twin, "asked for"
-    batches = sorted({max(1, tokens // STEPS) for tokens in config.tokens})
-    total = [0.0, 0.0]
-    for batch in batches:
-        shape = (batch,) if isinstance(network, nn.RNNCellBase) else (STEPS, batch)
-        if getattr(network, "batch_first", False):
-            shape = (batch, STEPS)
-        weight = next(network.parameters())
-        x = torch.randn(*shape, network.input_size).to(weight)
-        if x.is_cuda:
-            runs = {"dense": lambda x=x: network(x), "sparse": lambda x=x: twin(x)}
-            times = time_on_gpu(runs, x.device)
-            total = [total[0] + times["dense"] / 1e6, total[1] + times["sparse"] / 1e6]
-            continue
-        best = [float("inf")] * 2
-        with torch.inference_mode():
-            for i, run in [(0, network), (1, twin)] * 5:
-                start = perf_counter()
-                run(x)
-                best[i] = min(best[i], perf_counter() - start)
-        total = [a + b for a, b in zip(total, best, strict=True)]
-    told = (
-        f"{', '.join(map(str, batches))} sequences of {STEPS} steps: dense {total[0] * 1e3:.2f} ms"
-    )
-    return (twin if total[1] < total[0] else None), f"{told}, sparse {total[1] * 1e3:.2f} ms"
+    kept, why = faster_network(network, twin, config.tokens)
+    return (twin if kept else None), why
 
 
 def _network_rows(

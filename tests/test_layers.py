@@ -18,6 +18,7 @@ ALLOWED = {
     "choices": set(),
     "gpu_timer": set(),
     "choose": {"_core", "choices", "config", "formats", "gpu_timer", "ops", "packings", "errors"},
+    "choose_network": {"gpu_timer"},
     "nn": {
         "_core",
         "as_built",
@@ -46,9 +47,9 @@ ALLOWED = {
     "sparsify_report": {"census", "nn", "twins"},
     "swap": {
         "choose",
+        "choose_network",
         "config",
         "errors",
-        "gpu_timer",
         "linears",
         "nn",
         "semi_structured",

@@ -168,7 +168,7 @@ def test_auto_keeps_no_network_that_is_slower_in_a_use(
     clock = [0.0]
     monkeypatch.setattr(choose_network, "perf_counter", lambda: clock[0])
     dense, sparse = Paced(clock, 1.0, 1.0), Paced(clock, sequence, step)
-    found, why = choose_network.faster(dense, sparse, tokens)
+    found, why = choose_network.faster_network(dense, sparse, tokens)
     assert found is kept
     assert ("a step" in why) == (1 in tokens)
 
@@ -177,8 +177,10 @@ def test_auto_keeps_no_network_that_is_slower_in_a_use(
 def test_auto_times_networks_and_cells_of_every_kind(kind: str) -> None:
     network = dense(kind, 16, 24)
     twin = NETWORKS[kind][1].from_dense(network, "csr")
-    assert "a step" in choose_network.faster(network, twin, (1,))[1]
+    assert "a step" in choose_network.faster_network(network, twin, (1,))[1]
     cell = nn.GRUCell(16, 24).requires_grad_(False)
-    found = choose_network.faster(cell, se.nn.SparseGRUCell.from_dense(cell, "csr"), (1, 64))
+    found = choose_network.faster_network(
+        cell, se.nn.SparseGRUCell.from_dense(cell, "csr"), (1, 64)
+    )
     assert "a step" in found[1]
     assert "2 steps" in found[1]
