@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import transformers
 from rich.progress import track
-from sparse_engine.census import census
 
 import sparse_engine as se
+from sparse_engine.census import census
 from sparse_engine.io import load_pretrained, save_checkpoint, verify
 
 SPARSITY = 0.8
