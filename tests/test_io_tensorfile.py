@@ -85,13 +85,13 @@ def test_tensors_off_their_boundary(bad: Path) -> None:
     table, data = read_table(bad)
     raw = json.dumps(table).encode()
     raw += b" " * (-(8 + len(raw)) % 64 + 8)
-    (bad / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+    (bad / "sparse_engine.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + data)
     refused(bad, "not on a 64-byte boundary")
 
 
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, 1 << 40, (1 << 64) - 1])
 def test_header_length(length: int, bad: Path) -> None:
-    path = bad / "model.safetensors"
+    path = bad / "sparse_engine.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     refused(bad, "header")
 

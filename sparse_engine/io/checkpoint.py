@@ -24,7 +24,7 @@ from sparse_engine.io.adapters import adapter_only, has_adapter, merge_adapter
 from sparse_engine.io.companions import COMPANIONS, read_companions, write_companions
 from sparse_engine.io.folder import check_free, new_folder
 from sparse_engine.io.hugging import model_class, read_config, transformers_module
-from sparse_engine.io.manifest import MANIFEST, WEIGHTS
+from sparse_engine.io.manifest import MANIFEST
 from sparse_engine.io.package import Progress, is_package
 from sparse_engine.io.reader import load
 from sparse_engine.io.statedict import is_plain, plain_state
@@ -32,6 +32,7 @@ from sparse_engine.io.tensorfile import parse_json, read_header
 from sparse_engine.io.writer import RECIPE
 from sparse_engine.nn import SparseLinear
 
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

@@ -5,7 +5,9 @@ A new folder is a temporary sibling until its last byte is on the disk; then it 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -28,14 +30,17 @@ def check_free(target: Path) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling to write into; it becomes `target` when the block ends without an error.
 
-    Whatever goes wrong, a killed process apart, leaves nothing behind. Raises UsageError if `target`
-    exists and SparseEngineError if the disk does not take it.
+    Whatever goes wrong leaves nothing behind; what a killed process left is removed by the next one
+    that writes `target`. Raises UsageError if `target` exists and SparseEngineError if the disk does
+    not take it.
     """
     check_free(target)
-    parent = target.absolute().parent
-    draft = parent / f".{target.absolute().name}.{secrets.token_hex(6)}.tmp"
+    parent, name = target.absolute().parent, target.absolute().name
+    _remove_leftovers(parent, name)
+    draft = parent / f".{name}.{secrets.token_hex(6)}.tmp"
+    lock = None
     try:
-        draft.mkdir()
+        lock = _make_locked(draft)
         yield draft
         for folder, _, names in os.walk(draft):
             for name in names:
@@ -52,7 +57,46 @@ def new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     _flush(parent)
+
+
+def _make_locked(draft: Path) -> int:
+    """Make a folder and lock it; the descriptor holds the lock as long as this process lives.
+
+    Whoever removes leftovers may take the lock first: then the folder is made anew.
+    """
+    while True:
+        draft.mkdir()
+        handle = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), os.stat(draft)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks, where leftovers stay
+            return handle
+        os.close(handle)
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Remove what killed processes left of `name`: folders that no live process has locked."""
+    drafts = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp")
+    for found in filter(drafts.fullmatch, os.listdir(parent)):
+        try:
+            handle = os.open(parent / found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # no folder, gone already, or another user's
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(parent / found, ignore_errors=True)
+        except OSError:
+            pass
+        finally:
+            os.close(handle)
 
 
 def _flush(path: str | Path) -> None:

@@ -14,11 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import NM, Bitmask, Format, parse_format
 from sparse_engine.io.companions import Companion
-from sparse_engine.io.tensorfile import MAX_DIMS, parse_json
+from sparse_engine.io.tensorfile import MAX_DIMS, parse_json, repeated
 from sparse_engine.packings import PACKINGS, packing_of
 
 MANIFEST = "sparse_engine.json"
-WEIGHTS = "model.safetensors"
+# Not a name that other tools look for: beside config.json they would take it for a dense checkpoint,
+# find none of its tensors, and go on with random ones.
+WEIGHTS = "sparse_engine.safetensors"
+# What packages called it before; such packages are read as they are.
+OLD_WEIGHTS = "model.safetensors"
 VERSION: Literal[2] = 2
 MAX_BYTES = 64 << 20
 
@@ -51,7 +55,7 @@ class FileEntry(Entry):
 
 
 class TensorEntry(Entry):
-    """One tensor of model.safetensors; `aliases` are further names of the same parameter."""
+    """One tensor of the weights file; `aliases` are further names of the same parameter."""
 
     name: Name
     dtype: DtypeName
@@ -167,8 +171,8 @@ def _check_names(manifest: Manifest, what: str) -> None:
     used = [name for entry in manifest.layers for name in entry.tensor_names.values()]
     used += [entry.bias for entry in manifest.layers if entry.bias is not None]
     for kind, names in (("file", files), ("tensor", tensors), ("layer", layers), ("buffer", used)):
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        twice = repeated(names)
+        if twice is not None:
             raise InvalidFileError(f"{what}: {kind} {twice!r} appears twice")
     missing = set(used) - {entry.name for entry in manifest.tensors}
     if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from sparse_engine.io.folder import open_inside, read_inside
 from sparse_engine.io.manifest import (
     MANIFEST,
     MAX_BYTES,
+    OLD_WEIGHTS,
     WEIGHTS,
     LayerEntry,
     Manifest,
@@ -31,11 +33,12 @@ Progress = Callable[[int, int, str], None]
 class Package:
     """A folder whose manifest, tensor table and sparse structures are valid.
 
-    tensors: views of model.safetensors by name; layers: the sparse weights by layer name, built
+    weights: the file of the tensors; tensors: views of it by name; layers: the sparse weights by layer name, built
     from such views. Values are not read: damage there is found by `verify`, through the hashes.
     """
 
     path: Path
+    weights: Path
     manifest: Manifest
     tensors: dict[str, Tensor]
     layers: dict[str, Format]
@@ -65,6 +68,12 @@ def is_package(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def weights_name(folder: Path) -> str:
+    """What the weights file of a package is called; old packages have the name of a checkpoint's."""
+    old = os.path.lexists(folder / OLD_WEIGHTS) and not os.path.lexists(folder / WEIGHTS)
+    return OLD_WEIGHTS if old else WEIGHTS
+
+
 def open_package(folder: Path, progress: Progress | None = None) -> Package:
     """Open and check a package; raises InvalidFileError naming the file and what is wrong.
 
@@ -74,8 +83,8 @@ def open_package(folder: Path, progress: Progress | None = None) -> Package:
     if not folder.is_dir():
         raise InvalidFileError(f"{folder}: is not a folder")
     manifest = read_manifest(read_inside(folder, MANIFEST, MAX_BYTES), str(folder / MANIFEST))
-    path = folder / WEIGHTS
-    with open_inside(folder, WEIGHTS) as handle:
+    path = folder / weights_name(folder)
+    with open_inside(folder, path.name) as handle:
         slots = read_header(handle, path)
         _check_table(path, manifest, slots)
         tensors = map_tensors(handle, path, slots)
@@ -86,7 +95,7 @@ def open_package(folder: Path, progress: Progress | None = None) -> Package:
         if progress is not None:
             progress(done, len(manifest.layers), entry.name)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PAD)}
-    package = Package(folder, manifest, tensors, layers)
+    package = Package(folder, path, manifest, tensors, layers)
     for file in manifest.files:  # small, and the tokenizer decides what the model is asked
         package.read_file(file.name)
     return package

@@ -18,7 +18,6 @@ from sparse_engine.errors import InvalidFileError, UsageError, VerificationError
 from sparse_engine.inputs import check_ids, inputs_of_texts, positions, random_inputs, takes
 from sparse_engine.io.checkpoint import load_pretrained
 from sparse_engine.io.hugging import transformers_module
-from sparse_engine.io.manifest import WEIGHTS
 from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.reader import load_package
 from sparse_engine.io.tensorfile import tensor_bytes
@@ -112,7 +111,7 @@ def _check_hashes(package: Package, progress: Progress | None) -> None:
         digest = hashlib.sha256(tensor_bytes(package.tensors[entry.name])).hexdigest()
         if digest != entry.sha256:
             raise InvalidFileError(
-                f"{package.path / WEIGHTS}: tensor {entry.name!r} does not match its sha256"
+                f"{package.weights}: tensor {entry.name!r} does not match its sha256"
             )
         if progress is not None:
             progress(done, len(entries), entry.name)
