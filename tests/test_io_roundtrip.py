@@ -117,7 +117,7 @@ def test_same_model_same_bytes(spec: str, tmp_path: Path) -> None:
         net, _ = packed(spec)
         save(net, tmp_path / name, recipe={"sparsity": 0.7})
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == ["sparse_engine.safetensors", "sparse_engine.json"]
+    assert files == ["sparse_engine.json", "sparse_engine.safetensors"]
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     again = load(tmp_path / "a", model=Net())

@@ -84,7 +84,7 @@ ALLOWED = {
         "ops",
     },
     "inputs": {"errors"},
-    "text": {"errors", "inputs"},
+    "text": {"errors", "inputs", "io"},
     "io": {
         "_core",
         "blocks",
@@ -117,7 +117,7 @@ ALLOWED = {
         "packings",
         "sparsify",
     },
-    "tasks": {"errors", "inputs", "text"},
+    "tasks": {"errors", "inputs", "io", "text"},
     "serve": {"errors", "io", "nn", "tasks"},
     "demo": {
         "_core",

@@ -155,3 +155,14 @@ def test_damage_is_refused_or_harmless(cls: type[Format]) -> None:
         bound = 2e-2 if cls in (QuadRuns, Bits8) else 1e-5
         assert float((y - truth).abs().max()) <= bound * float(truth.abs().max()), name
     assert refused >= 150
+
+
+@pytest.mark.parametrize("cls", [c for c in PACKINGS if "scales" in c.buffer_names])
+@pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
+def test_scales_are_numbers_from_zero_on(cls: type[Format], value: float) -> None:
+    good = make(cls, half_empty())
+    tensors = good.tensors() | {"scales": good.tensors()["scales"].clone()}
+    tensors["scales"][1] = value
+    told = "must not be negative" if value < 0 else "must be finite"
+    with pytest.raises(InvalidFileError, match=told):
+        cls.from_tensors(good.shape, good.params(), tensors)

@@ -21,10 +21,11 @@ from sparse_engine.errors import (
 )
 from sparse_engine.io.adapters import CONFIG as ADAPTER
 from sparse_engine.io.adapters import adapter_only, has_adapter, merge_adapter
-from sparse_engine.io.companions import COMPANIONS, read_companions, write_companions
+from sparse_engine.io.companions import COMPANIONS, write_companions
 from sparse_engine.io.folder import check_free, new_folder
 from sparse_engine.io.hugging import model_class, read_config, transformers_module
 from sparse_engine.io.manifest import MANIFEST
+from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Progress, is_package
 from sparse_engine.io.reader import load
 from sparse_engine.io.statedict import is_plain, plain_state

@@ -36,10 +36,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     check_free(target)
     parent, name = target.absolute().parent, target.absolute().name
-    _remove_leftovers(parent, name)
     draft = parent / f".{name}.{secrets.token_hex(6)}.tmp"
     lock = None
     try:
+        _remove_leftovers(parent, name)
         lock = _make_locked(draft)
         yield draft
         for folder, _, names in os.walk(draft):
@@ -126,8 +126,7 @@ def open_inside(folder: Path, name: str) -> Iterator[int]:
     finally:
         os.close(handle)
     try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise InvalidFileError(f"{folder / name}: is not a regular file")
+        _check_regular(file, folder / name)
         yield file
     finally:
         os.close(file)
@@ -146,11 +145,38 @@ def _open(told: Path, base: int | None, path: Path, flags: int) -> int:
         raise InvalidFileError(f"{told}: {reason}") from None
 
 
+def read_regular(path: Path, limit: int) -> bytes | None:
+    """All bytes of a file, at most `limit`, links followed; None where there is none.
+
+    Raises InvalidFileError for anything else, without waiting for it: a FIFO, a device, a folder.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InvalidFileError(f"{path}: {error.strerror}") from None
+    try:
+        return _read(handle, path, limit)
+    finally:
+        os.close(handle)
+
+
 def read_inside(folder: Path, name: str, limit: int) -> bytes:
     """All bytes of a file of `folder`, at most `limit`; raises InvalidFileError."""
     with open_inside(folder, name) as handle:
-        size = os.fstat(handle).st_size
-        if size > limit:
-            raise InvalidFileError(f"{folder / name}: {size} bytes, at most {limit} are read")
-        with open(handle, "rb", closefd=False) as file:
-            return file.read(limit + 1)
+        return _read(handle, folder / name, limit)
+
+
+def _read(handle: int, path: Path, limit: int) -> bytes:
+    _check_regular(handle, path)
+    size = os.fstat(handle).st_size
+    if size > limit:
+        raise InvalidFileError(f"{path}: {size} bytes, at most {limit} are read")
+    with open(handle, "rb", closefd=False) as file:
+        return file.read(size)
+
+
+def _check_regular(handle: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise InvalidFileError(f"{path}: is not a regular file")

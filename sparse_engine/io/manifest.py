@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import NM, Bitmask, Format, parse_format
 from sparse_engine.io.companions import Companion
+from sparse_engine.io.folder import read_inside
 from sparse_engine.io.tensorfile import MAX_DIMS, parse_json, repeated
 from sparse_engine.packings import PACKINGS, packing_of
 
@@ -137,6 +139,11 @@ class Manifest(Entry):
         text = json.dumps(draft.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
         digest = hashlib.sha256(text.encode()).hexdigest()
         return text.replace('"sha256": ""', f'"sha256": "{digest}"', 1).encode()
+
+
+def read_folder_manifest(folder: Path) -> Manifest:
+    """The manifest of a package folder; raises InvalidFileError."""
+    return read_manifest(read_inside(folder, MANIFEST, MAX_BYTES), str(folder / MANIFEST))
 
 
 def read_manifest(raw: bytes, what: str) -> Manifest:

@@ -88,14 +88,20 @@ def read_header(handle: int, path: Path) -> dict[str, Slot]:
 
 def parse_json(raw: bytes, what: str) -> dict[str, Any]:
     """A JSON object without duplicate keys, NaN or Infinity; raises InvalidFileError."""
+    return read_json(raw, what, dict)
+
+
+def read_json(raw: bytes, what: str, kind: type) -> Any:
+    """The same for an object, a dict, or a list; raises InvalidFileError."""
     try:
         value = json.loads(
             raw, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
         )
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(f"{what} is not valid JSON: {str(error)[:200]}") from None
-    if not isinstance(value, dict):
-        raise InvalidFileError(f"{what} is not a JSON object")
+    if not isinstance(value, kind):
+        told = "a JSON object" if kind is dict else f"a JSON {kind.__name__}"
+        raise InvalidFileError(f"{what} is not {told}")
     return value
 
 
