@@ -23,7 +23,7 @@ import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -72,7 +72,9 @@ def outcome(run: Callable[[], None]) -> str:
         name, told = type(error).__name__, str(error)
         if name in REFUSED and told.strip() and "\n" not in told:
             return f"refused {name}: {told[:200]}"
-        where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+        where = [
+            f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)
+        ]
         return f"finding {name}: {told[:300]!r} at {' > '.join(where[-5:])}"
     return "ran"
 
@@ -114,7 +116,7 @@ class Worker:
 
     def start(self) -> subprocess.Popen[str]:
         """The child, ready for a number."""
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             [*self.command], stdin=pipe, stdout=pipe, stderr=self.errors, text=True, bufsize=1
@@ -127,7 +129,8 @@ class Worker:
     def ask(self, index: int) -> str:
         """The outcome of a mutation; of a child that died or hung, what is known of it."""
         process = self.process or self.start()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(f"{index}\n")
         ready, _, _ = select.select([process.stdout], [], [], self.seconds)
         answer = process.stdout.readline() if ready else ""
@@ -150,9 +153,15 @@ class Worker:
             self.process.wait()
 
 
-def fuzz(command: list[str], indices: list[int], jobs: int, seconds: float) -> dict[int, str]:
-    """Outcomes by index, from `jobs` children of `command` at a time."""
-    left, outcomes = iter(indices), {}
+def fuzz(
+    command: list[str],
+    indices: Iterable[int],
+    jobs: int,
+    seconds: float,
+    tell: Callable[[int, str], None],
+) -> None:
+    """Tell the outcome of each index, from `jobs` children of `command` at a time."""
+    left = iter(indices)
     lock = threading.Lock()
 
     def work() -> None:
@@ -163,7 +172,9 @@ def fuzz(command: list[str], indices: list[int], jobs: int, seconds: float) -> d
                     index = next(left, None)
                 if index is None:
                     return
-                outcomes[index] = worker.ask(index)
+                outcome = worker.ask(index)
+                with lock:
+                    tell(index, outcome)
         finally:
             worker.stop()
 
@@ -172,7 +183,6 @@ def fuzz(command: list[str], indices: list[int], jobs: int, seconds: float) -> d
         thread.start()
     for thread in threads:
         thread.join()
-    return outcomes
 
 
 def main() -> int:
@@ -184,6 +194,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", type=int, help="run one mutation in this process")
     parser.add_argument("--no-memory-limit", action="store_true", help="for sanitizers")
+    parser.add_argument("--verbose", action="store_true", help="print every outcome")
     parser.add_argument("--root", type=Path, help="keep the valid packages here")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -201,15 +212,20 @@ def main() -> int:
             return 0
         command = [sys.executable, __file__, "--child", "--root", str(root)]
         command += ["--seed", str(options.seed)] + ["--no-memory-limit"] * options.no_memory_limit
-        indices = list(range(options.first, options.first + options.mutations))
-        outcomes = fuzz(command, indices, options.jobs, SECONDS + 10)
-        found = {i: told for i, told in sorted(outcomes.items()) if told.startswith("finding")}
-        for index, told in found.items():
-            shutil.rmtree(folder, ignore_errors=True)
-            print(f"{index} {fuzzer.make(index, folder)[1]}\n    {told}")
-        counts = Counter(told.split()[0] for told in outcomes.values())
+        counts: Counter[str] = Counter()
+
+        def tell(index: int, told: str) -> None:
+            counts[told.split()[0]] += 1
+            if told.startswith("finding"):
+                shutil.rmtree(folder, ignore_errors=True)
+                print(f"{index} {fuzzer.make(index, folder)[1]}\n    {told}", flush=True)
+            elif options.verbose:
+                print(f"{index} {told}", flush=True)
+
+        indices = range(options.first, options.first + options.mutations)
+        fuzz(command, indices, options.jobs, SECONDS + 10, tell)
         print(", ".join(f"{counts[kind]} {kind}" for kind in ("ran", "refused", "finding")))
-    return 1 if found else 0
+    return 1 if counts["finding"] else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import copy
 import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Case:
 def linears() -> nn.Module:
     """A layer for each of SPECS, and what is kept dense."""
     sizes = (33, 40, 29, 36, 48, 35, 40, 24)
-    layers = [nn.Linear(a, b, bias=i % 2 == 0) for i, (a, b) in enumerate(zip(sizes, sizes[1:]))]
+    layers = [nn.Linear(a, b, bias=i % 2 == 0) for i, (a, b) in enumerate(pairwise(sizes))]
     tail = nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 24))
     return nn.Sequential(*layers, tail)
 
@@ -184,7 +185,15 @@ def dense(folder: Path, kind: str) -> Path:
     model: Any
     if kind == "GPT2LMHeadModel":
         model = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(n_embd=24, n_head=3, n_layer=2, n_positions=64, bos_token_id=2, eos_token_id=3, **sizes)
+            transformers.GPT2Config(
+                n_embd=24,
+                n_head=3,
+                n_layer=2,
+                n_positions=64,
+                bos_token_id=2,
+                eos_token_id=3,
+                **sizes,
+            )
         )
     elif kind == "MPNetModel":
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

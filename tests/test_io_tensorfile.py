@@ -83,7 +83,7 @@ def test_duplicate_names_in_the_table(bad: Path) -> None:
 
 def test_many_names_and_one_of_them_twice(bad: Path) -> None:
     """As fast as reading them: each name is looked up once."""
-    table, data = read_table(bad)
+    _, data = read_table(bad)
     entry = json.dumps({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
     names = [f"t{i}" for i in range(150_000)]
     text = ", ".join(f'"{name}": {entry}' for name in [*names, names[-1]])

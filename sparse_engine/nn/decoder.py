@@ -162,6 +162,8 @@ class NativeDecoder(NativeStack):
                 f"position {int(positions.max())} is past the model's {reach} positions "
                 "(max_position_embeddings)"
             )
+        if positions.numel():
+            self.reach_for(int(positions.max()) + 1)
         x = self._embed(ids, embedded, positions)
         refuse_gradients(x)
         flat, where = keep.reshape(-1), None

@@ -1,0 +1,91 @@
+"""Bounds on what a config asks for: by what the tensors of its file say, before anything is built."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparse_engine.errors import InvalidFileError
+from sparse_engine.io.hugging import empty_model, read_config
+from sparse_engine.io.tensorfile import Slot
+
+# What a config counts and its classes loop over as soon as they read it; every one has a tensor.
+COUNTS = re.compile(r"(layers?|depths?|blocks?|stages?|n_layer|num_labels)$")
+MAX_LABELS = 1 << 20
+# Non-persistent buffers are all that a config can make the constructor allocate.
+MAX_BUFFER_BYTES = 1 << 30
+# Room for tensors that a file leaves out, such as tied ones and sinusoidal positions.
+SPARE_ELEMENTS = 1 << 24
+
+
+def most_parameters(tensors: int) -> int:
+    """Parameters of a model whose file has so many tensors: some share one, some split one."""
+    return 64 + 4 * tensors
+
+
+def check_counts(config: Any, tensors: int) -> None:
+    """Raise InvalidFileError where a config counts more layers or labels than there can be."""
+    if isinstance(config, list):
+        for entry in config:
+            check_counts(entry, tensors)
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        check_counts(value, tensors)
+        if type(value) is not int or not COUNTS.search(key):
+            continue
+        most = MAX_LABELS if key == "num_labels" else most_parameters(tensors)
+        if value > most:
+            raise InvalidFileError(
+                f"config.json: {key} is {value}, far more than {tensors} tensors can be"
+            )
+
+
+def check_checkpoint(cls: type[nn.Module], plain: dict[str, Any], slots: Sequence[Slot]) -> None:
+    """Raise InvalidFileError where a checkpoint's config asks for far more than its files hold.
+
+    The model is built without memory to see. What is missing, or of another shape, is found later.
+    """
+    tensors, held = len(slots), sum(math.prod(slot.shape) for slot in slots)
+    check_counts(plain, tensors)
+    draft = empty_model(cls, read_config(plain), most_parameters(tensors), buffers=False)
+    asked = sum(parameter.numel() for parameter in draft.parameters())
+    if asked > 4 * held + SPARE_ELEMENTS:
+        raise InvalidFileError(
+            f"config.json: {cls.__name__} has {asked} weights, the files hold {held}"
+        )
+    check_buffers(draft)
+
+
+def check_buffers(draft: nn.Module) -> None:
+    """Raise InvalidFileError if the buffers of a model without memory would take too much of it."""
+    size = sum(buffer.nbytes for buffer in draft.buffers())
+    if size > MAX_BUFFER_BYTES:
+        raise InvalidFileError(f"config.json: buffers of {size} bytes, at most {MAX_BUFFER_BYTES}")
+
+
+def check_numbers(model: nn.Module) -> None:
+    """Raise InvalidFileError where a config made a model compute NaN whatever its input is.
+
+    That is an epsilon below zero, or rotary angles or other buffers that are no numbers.
+    """
+    for name, module in model.named_modules():
+        for key in ("eps", "variance_epsilon", "epsilon", "attention_scaling"):
+            value = vars(module).get(key)
+            fine = type(value) in (int, float) and math.isfinite(value)
+            if value is not None and not (fine and (value >= 0 or key == "attention_scaling")):
+                told = str(value)[:40]
+                raise InvalidFileError(f"config.json: {key} of {name} is {told}: give 0 or more")
+        for key, buffer in module._buffers.items():
+            if buffer is None or not buffer.is_floating_point() or buffer.is_meta:
+                continue
+            if key not in module._non_persistent_buffers_set:
+                continue  # it is in the file
+            wrong = ~buffer.isfinite() if key.endswith("inv_freq") else buffer.isnan()
+            if bool(torch.any(wrong)):
+                raise InvalidFileError(f"config.json: it makes {name}.{key} NaN or infinite")
