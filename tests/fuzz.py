@@ -185,6 +185,17 @@ def fuzz(
         thread.join()
 
 
+def use(site: Path) -> None:
+    """Import the library from `site`, whatever is installed."""
+    editable = "ScikitBuildRedirectingFinder"
+    sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != editable]
+    sys.path.insert(0, str(site))
+    from sparse_engine import _core
+
+    if not str(_core.__file__).startswith(str(site)):
+        raise SystemExit(f"the library is {_core.__file__}, not below {site}")
+
+
 def main() -> int:
     """Fuzz, and print what was found; 1 if there is anything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -193,13 +204,15 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", type=int, help="run one mutation in this process")
-    parser.add_argument("--no-memory-limit", action="store_true", help="for sanitizers")
+    parser.add_argument("--site", type=Path, help="a build with sanitizers: memory is not limited")
     parser.add_argument("--verbose", action="store_true", help="print every outcome")
     parser.add_argument("--root", type=Path, help="keep the valid packages here")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.site is not None:
+        use(options.site)
     if options.child:
-        child(options.root, options.seed, not options.no_memory_limit)
+        child(options.root, options.seed, options.site is None)
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         root = options.root or Path(scratch) / "valid"
@@ -211,7 +224,9 @@ def main() -> int:
             fuzzer.run(options.only, folder)
             return 0
         command = [sys.executable, __file__, "--child", "--root", str(root)]
-        command += ["--seed", str(options.seed)] + ["--no-memory-limit"] * options.no_memory_limit
+        command += ["--seed", str(options.seed)] + (
+            ["--site", str(options.site)] if options.site else []
+        )
         counts: Counter[str] = Counter()
 
         def tell(index: int, told: str) -> None:

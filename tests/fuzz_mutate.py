@@ -305,7 +305,10 @@ def change_config(package: Package, random: Random) -> str:
     if not names:
         return change_manifest(package, random)
     name = "config.json" if random.random() < 0.8 else random.choice(names)
-    config = json.loads(package.files[name])
+    try:
+        config = json.loads(package.files[name])
+    except ValueError:
+        return f"{name} is no JSON"
     if random.random() < 0.5 and isinstance(config, dict):
         key = random.choice(KEYS)
         old = config.get(key)
@@ -329,18 +332,23 @@ def change_file(package: Package, random: Random) -> str:
     elif kind < 0.3:
         content = bytearray(package.files[random.choice(list(package.files))])
     elif kind < 0.5 and name.endswith(".json"):
-        try:
-            plain = json.loads(content)
-        except ValueError:
-            return f"{name} is no JSON"
-        told = change_json(plain, random)
-        package.files[name] = json.dumps(plain).encode()
-        return f"{name} {told}"
+        return change_document(package, name, random)
     elif content:
         for _ in range(random.choice((1, 3))):
             content[random.randrange(len(content))] = random.randrange(256)
     package.files[name] = bytes(content)
     return f"bytes of {name}"
+
+
+def change_document(package: Package, name: str, random: Random) -> str:
+    """Some place in a JSON file of the model."""
+    try:
+        plain = json.loads(package.files[name])
+    except ValueError:
+        return f"{name} is no JSON"
+    told = change_json(plain, random)
+    package.files[name] = json.dumps(plain).encode()
+    return f"{name} {told}"
 
 
 def _scalar(old: Any, random: Random) -> Any:
@@ -360,6 +368,8 @@ def _scalar(old: Any, random: Random) -> Any:
 def change_json(root: Any, random: Random) -> str:
     """One place anywhere below `root`: another value, a key or entry less, one more, two swapped."""
     where, node = "", root
+    if not isinstance(root, dict | list):
+        return "nothing"
     while True:
         keys: list[Any] = list(node) if isinstance(node, dict) else list(range(len(node)))
         if not keys:

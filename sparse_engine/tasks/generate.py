@@ -89,8 +89,8 @@ class Generator(TextModel):
 
     def warm_up(self) -> None:
         """A few tokens."""
-        tokens = self.tokens([0] * min(9, self.max_length - 3))
-        next(tokens), next(tokens)
+        tokens = self.tokens([0] * max(1, min(9, self.max_length - 3)))
+        next(tokens, None), next(tokens, None)
 
     def generate(self, prompt: str, sampling: Sampling | None = None) -> str:
         """The text that follows `prompt`, which is not repeated."""
@@ -159,7 +159,11 @@ class Generator(TextModel):
         while len(chosen) < most:
             with torch.inference_mode():
                 output = self.model(
-                    **{ids_name: new.to(self.device)}, use_cache=True, **given, **cache
+                    **{ids_name: new.to(self.device)},
+                    use_cache=True,
+                    return_dict=True,
+                    **given,
+                    **cache,
                 )
                 scores = output.logits[:, -1].float().cpu()
                 name = next(name for name in CACHES if name in output)  # one of two is an alias
@@ -189,7 +193,7 @@ class Rewriter(Generator):
         """Token ids of the answer to the text `ids`."""
         with torch.inference_mode():
             rows = torch.tensor([list(ids)], device=self.device)
-            states = self.model.get_encoder()(input_ids=rows)  # type: ignore[operator]
+            states = self.model.get_encoder()(input_ids=rows, return_dict=True)  # type: ignore[operator]
         told = getattr(self.model, "generation_config", None)
         start = getattr(told, "decoder_start_token_id", None)
         if start is None:
