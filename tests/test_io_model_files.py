@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
@@ -132,3 +133,28 @@ def test_texts_for_verify_use_the_packed_tokenizer(package: Path) -> None:
     model = se.densify_(se.load(package))
     report = se.io.verify(package, against=model, samples=["the cat sat on a mat"])
     assert report.samples == 1
+
+
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "T5ForConditionalGeneration"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"eos_token_id": ["x"]},
+        {"eos_token_id": [[1]]},
+        {"decoder_start_token_id": 10**6},
+        {"decoder_start_token_id": [0]},
+        {"bad_words_ids": "x"},
+        {"suppress_tokens": "x"},
+        {"forced_bos_token_id": 10**6},
+        {"no_repeat_ngram_size": "x"},
+    ],
+    ids=str,
+)
+def test_generation_configs_are_checked(kind: str, told: dict[str, Any], tmp_path: Path) -> None:
+    source = MODELS["folder"](tmp_path / "dense", kind)
+    model, _ = se.io.load_pretrained(source)
+    se.sparsify_(model, "csr")
+    path = source / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    package = se.save(model, tmp_path / "packed", source=source)
+    refused(lambda: open_task(se.load(package), package), "generation_config|token_id")

@@ -17,6 +17,10 @@ from sparse_engine.io.tensorfile import Slot
 # What a config counts and its classes loop over as soon as they read it; every one has a tensor.
 COUNTS = re.compile(r"(layers?|depths?|blocks?|stages?|n_layer|num_labels)$")
 MAX_LABELS = 1 << 20
+# What transformers only looks at when a model runs.
+FLAGS = frozenset(
+    ("output_hidden_states", "output_attentions", "return_dict", "use_cache", "is_decoder")
+)
 # Non-persistent buffers are all that a config can make the constructor allocate.
 MAX_BUFFER_BYTES = 1 << 30
 # Room for tensors that a file leaves out, such as tied ones and sinusoidal positions.
@@ -28,15 +32,19 @@ def most_parameters(tensors: int) -> int:
     return 64 + 4 * tensors
 
 
-def check_counts(config: Any, tensors: int) -> None:
-    """Raise InvalidFileError where a config counts more layers or labels than there can be."""
+def check_values(config: Any, tensors: int) -> None:
+    """Raise InvalidFileError where a config counts more layers or labels than there can be, or has
+    something else for a flag.
+    """
     if isinstance(config, list):
         for entry in config:
-            check_counts(entry, tensors)
+            check_values(entry, tensors)
     if not isinstance(config, dict):
         return
     for key, value in config.items():
-        check_counts(value, tensors)
+        check_values(value, tensors)
+        if key in FLAGS and not (value is None or isinstance(value, bool)):
+            raise InvalidFileError(f"config.json: {key} is {str(value)[:40]}: give true or false")
         if type(value) is not int or not COUNTS.search(key):
             continue
         most = MAX_LABELS if key == "num_labels" else most_parameters(tensors)
@@ -52,7 +60,7 @@ def check_checkpoint(cls: type[nn.Module], plain: dict[str, Any], slots: Sequenc
     The model is built without memory to see. What is missing, or of another shape, is found later.
     """
     tensors, held = len(slots), sum(math.prod(slot.shape) for slot in slots)
-    check_counts(plain, tensors)
+    check_values(plain, tensors)
     draft = empty_model(cls, read_config(plain), most_parameters(tensors), buffers=False)
     asked = sum(parameter.numel() for parameter in draft.parameters())
     if asked > 4 * held + SPARE_ELEMENTS:

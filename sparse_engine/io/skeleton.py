@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparse_engine.effective import fold_
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.formats.checks import dtype_name
-from sparse_engine.io.bounds import check_buffers, check_counts, check_numbers, most_parameters
+from sparse_engine.io.bounds import check_buffers, check_numbers, check_values, most_parameters
 from sparse_engine.io.hugging import (
     empty_model,
     model_class,
@@ -50,7 +50,7 @@ def rebuild(package: Package) -> nn.Module:
     names = sum(1 + len(entry.aliases) for entry in entries)
     limit = most_parameters(names)
     try:
-        check_counts(plain, names)
+        check_values(plain, names)
         cls = model_class(plain, package.manifest.architecture)
         draft = empty_model(cls, read_config(plain), limit, buffers=False)
     except (InvalidFileError, UnsupportedModelError) as error:
