@@ -13,8 +13,8 @@ from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.bounds import check_buffers, check_numbers, check_values, most_parameters
 from sparse_engine.io.hugging import (
     empty_model,
+    last_line,
     model_class,
-    one_line,
     read_config,
     transformers_module,
 )
@@ -76,7 +76,7 @@ def _read_generation_config(model: Any, package: Package) -> None:
         try:
             model.generation_config = transformers_module().GenerationConfig.from_dict(plain)
         except Exception as error:
-            raise InvalidFileError(f"{where}: {one_line(error)}") from None
+            raise InvalidFileError(f"{where}: {last_line(error)}") from None
 
 
 def fold_as_stored_(model: nn.Module, package: Package) -> None:
