@@ -158,3 +158,15 @@ def test_generation_configs_are_checked(kind: str, told: dict[str, Any], tmp_pat
     path.write_text(json.dumps(json.loads(path.read_text()) | told))
     package = se.save(model, tmp_path / "packed", source=source)
     refused(lambda: open_task(se.load(package), package), "generation_config|token_id")
+
+
+def test_a_config_without_return_dict_gives_the_same_answers(package: Path, tmp_path: Path) -> None:
+    expected = open_task(se.load(package), package).embed(["the cat sat"])
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, data in read_companions(package).items():
+        (source / name).write_bytes(data)
+    plain = json.loads((source / "config.json").read_bytes())
+    (source / "config.json").write_text(json.dumps(plain | {"return_dict": False}))
+    again = se.save(se.load(package), tmp_path / "again", source=source)
+    assert open_task(se.load(again), again).embed(["the cat sat"]).equal(expected)

@@ -18,9 +18,7 @@ from sparse_engine.io.tensorfile import Slot
 COUNTS = re.compile(r"(layers?|depths?|blocks?|stages?|n_layer|num_labels)$")
 MAX_LABELS = 1 << 20
 # What transformers only looks at when a model runs.
-FLAGS = frozenset(
-    ("output_hidden_states", "output_attentions", "return_dict", "use_cache", "is_decoder")
-)
+FLAGS = frozenset(("output_hidden_states", "output_attentions", "use_cache", "is_decoder"))
 # Non-persistent buffers are all that a config can make the constructor allocate.
 MAX_BUFFER_BYTES = 1 << 30
 # Room for tensors that a file leaves out, such as tied ones and sinusoidal positions.

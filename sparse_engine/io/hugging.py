@@ -29,6 +29,7 @@ DROPPED = frozenset(
         "_experts_implementation_internal",
         "kernel_config",
         "_name_or_path",
+        "return_dict",  # tasks read outputs by name
     }
 )
 # Keys that make a model something this package cannot rebuild; fine when null or false.

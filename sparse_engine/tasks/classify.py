@@ -73,8 +73,7 @@ class _Headed(TextModel):
                 for place, i in enumerate(chosen):
                     types[place, : len(rows[i])] = torch.tensor(encodings[i].type_ids)
                 given["token_type_ids"] = types
-            on_device = {name: t.to(self.device) for name, t in given.items()}
-            output = self.model(**on_device, return_dict=True)
+            output = self.model(**{name: t.to(self.device) for name, t in given.items()})
             for place, i in enumerate(chosen):
                 tensors = {
                     name: tensor[place].float().cpu()

@@ -73,8 +73,7 @@ class Embedder(TextModel):
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states float32 [n, seq, hidden] on the CPU; ids and mask int64 [n, seq]."""
-        given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        output = self.model(**given, return_dict=True)
+        output = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
         hidden = getattr(output, "last_hidden_state", None)
         if not isinstance(hidden, Tensor) or hidden.shape[:-1] != ids.shape:
             raise UnsupportedModelError(

@@ -175,7 +175,6 @@ class Generator(TextModel):
                 output = self.model(
                     **{ids_name: new.to(self.device)},
                     use_cache=True,
-                    return_dict=True,
                     **given,
                     **cache,
                 )
@@ -207,7 +206,7 @@ class Rewriter(Generator):
         """Token ids of the answer to the text `ids`."""
         with torch.inference_mode():
             rows = torch.tensor([list(ids)], device=self.device)
-            states = self.model.get_encoder()(input_ids=rows, return_dict=True)  # type: ignore[operator]
+            states = self.model.get_encoder()(input_ids=rows)  # type: ignore[operator]
         given = {"encoder_outputs": states}
         yield from self._choose([self.start], self.max_length, sampling or Sampling(), given)
 
