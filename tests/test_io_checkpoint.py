@@ -304,3 +304,28 @@ def test_rotary_angles_are_numbers(rope: dict[str, Any], tmp_path: Path) -> None
     plain["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0} | rope
     path.write_text(json.dumps(plain))
     refused(InvalidFileError, tmp_path / "hf", r"inv_freq NaN or infinite|division by zero")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "match"),
+    [
+        ("Llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of .* 3"),
+        ("T5", {"relative_attention_max_distance": 16}, "buckets 32 does not fit .*distance 16"),
+        ("T5", {"relative_attention_max_distance": -1}, "buckets 32 does not fit .*distance -1"),
+        ("T5", {"relative_attention_num_buckets": 1}, "buckets 1 does not fit .*distance 128"),
+    ],
+)
+def test_sizes_that_no_tensor_has(
+    name: str, changes: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    own = {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 4, "vocab_size": 50}
+    sizes: dict[str, Any] = {"T5": own, "Llama": CONFIG}[name]
+    kind, cls = getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}Model")
+    cls(
+        kind(**(sizes | {k: v for k, v in changes.items() if "distance" not in k}))
+    ).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    refused(InvalidFileError, tmp_path / "hf", match)

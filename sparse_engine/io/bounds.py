@@ -76,10 +76,12 @@ def check_buffers(draft: nn.Module) -> None:
 
 
 def check_numbers(model: nn.Module) -> None:
-    """Raise InvalidFileError where a config made a model compute NaN whatever its input is.
+    """Raise InvalidFileError where a config makes a model fail, or compute NaN, whatever its input is.
 
-    That is an epsilon below zero, or rotary angles or other buffers that are no numbers.
+    That is an epsilon below zero, rotary angles or other buffers that are no numbers, and heads or
+    distances that do not fit each other.
     """
+    _check_heads(getattr(model, "config", None))
     for name, module in model.named_modules():
         for key in ("eps", "variance_epsilon", "epsilon", "attention_scaling"):
             value = vars(module).get(key)
@@ -95,3 +97,21 @@ def check_numbers(model: nn.Module) -> None:
             wrong = ~buffer.isfinite() if key.endswith("inv_freq") else buffer.isnan()
             if bool(torch.any(wrong)):
                 raise InvalidFileError(f"config.json: it makes {name}.{key} NaN or infinite")
+
+
+def _check_heads(config: Any) -> None:
+    """What attention can be told in sizes that no tensor has."""
+    heads, keys = (
+        getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value")
+    )
+    if type(heads) is int and type(keys) is int and (keys < 1 or heads % keys):
+        raise InvalidFileError(
+            f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {keys}"
+        )
+    buckets = getattr(config, "relative_attention_num_buckets", None)
+    distance = getattr(config, "relative_attention_max_distance", 128)
+    if type(buckets) is int and not 4 <= buckets < 2 * distance:
+        raise InvalidFileError(
+            f"config.json: relative_attention_num_buckets {buckets} does not fit "
+            f"relative_attention_max_distance {distance}"
+        )
