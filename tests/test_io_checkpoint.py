@@ -274,6 +274,7 @@ def test_missing_tensors_are_told_with_what_is_there(edit: Any, match: str, fold
         ({"max_position_embeddings": 10**8}, r"BertModel has \d+ weights, the files hold 2\d+"),
         ({"vocab_size": 10**9}, r"BertModel has \d+ weights, the files hold"),
         ({"intermediate_size": 10**8}, r"BertModel has \d+ weights, the files hold"),
+        ({"num_attention_heads": -1}, "num_attention_heads is -1: give 1 or more"),
         ({"layer_norm_eps": -1.0}, "eps of embeddings.LayerNorm is -1.0: give 0 or more"),
         ({"output_hidden_states": 0.0}, "output_hidden_states is 0.0: give true or false"),
     ],
@@ -311,6 +312,8 @@ def test_rotary_angles_are_numbers(rope: dict[str, Any], tmp_path: Path) -> None
     [
         ("Llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of .* 3"),
         ("T5", {"relative_attention_max_distance": 16}, "buckets 32 does not fit .*distance 16"),
+        ("T5", {"num_heads": -4}, "num_heads is -4: give 1 or more"),
+        ("T5", {"d_kv": 0}, "d_kv is 0: give 1 or more"),
         ("T5", {"relative_attention_max_distance": -1}, "buckets 32 does not fit .*distance -1"),
         ("T5", {"relative_attention_num_buckets": 1}, "buckets 1 does not fit .*distance 128"),
     ],

@@ -16,6 +16,10 @@ from sparse_engine.io.tensorfile import Slot
 
 # What a config counts and its classes loop over as soon as they read it; every one has a tensor.
 COUNTS = re.compile(r"(layers?|depths?|blocks?|stages?|n_layer|num_labels)$")
+# Of attention, by all names that families have; there is at least one head, of one feature.
+HEADS = re.compile(
+    r"^(num_|n_|encoder_|decoder_)?((attention|key_value)_)?(heads?|head_dim)$|^d_kv$"
+)
 MAX_LABELS = 1 << 20
 # What transformers only looks at when a model runs.
 FLAGS = frozenset(("output_hidden_states", "output_attentions", "use_cache", "is_decoder"))
@@ -31,8 +35,8 @@ def most_parameters(tensors: int) -> int:
 
 
 def check_values(config: Any, tensors: int) -> None:
-    """Raise InvalidFileError where a config counts more layers or labels than there can be, or has
-    something else for a flag.
+    """Raise InvalidFileError where a config counts more layers or labels than there can be, no heads,
+    or has something else for a flag.
     """
     if isinstance(config, list):
         for entry in config:
@@ -43,6 +47,8 @@ def check_values(config: Any, tensors: int) -> None:
         check_values(value, tensors)
         if key in FLAGS and not (value is None or isinstance(value, bool)):
             raise InvalidFileError(f"config.json: {key} is {str(value)[:40]}: give true or false")
+        if type(value) is int and value < 1 and HEADS.search(key):
+            raise InvalidFileError(f"config.json: {key} is {value}: give 1 or more")
         if type(value) is not int or not COUNTS.search(key):
             continue
         most = MAX_LABELS if key == "num_labels" else most_parameters(tensors)
@@ -110,8 +116,9 @@ def _check_heads(config: Any) -> None:
         )
     buckets = getattr(config, "relative_attention_num_buckets", None)
     distance = getattr(config, "relative_attention_max_distance", 128)
-    if type(buckets) is int and not 4 <= buckets < 2 * distance:
+    fits = type(buckets) is type(distance) is int and 4 <= buckets < 2 * distance
+    if buckets is not None and not fits:
         raise InvalidFileError(
-            f"config.json: relative_attention_num_buckets {buckets} does not fit "
-            f"relative_attention_max_distance {distance}"
+            f"config.json: relative_attention_num_buckets {buckets!s:.40} does not fit "
+            f"relative_attention_max_distance {distance!s:.40}"
         )
