@@ -62,8 +62,8 @@ class NativeStack(StandIn):
         self._held: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        made = {"_native": None, "_given": None, "_watch": None, "_watched": [], "_held": []}
-        return {**self.__dict__, **made}
+        without = dict.fromkeys(("_native", "_given", "_watch"))
+        return {**self.__dict__, **without, "_watched": [], "_held": []}
 
     def on_gpu(self, x: Tensor) -> bool:
         """Whether layers run one by one as they are meant to: those of torch, on sparse ones."""
