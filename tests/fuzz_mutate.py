@@ -26,36 +26,13 @@ NAMES = {
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "BOOL": "bool",
 }  # fmt: skip
 INTEGERS = (
-    -1,
-    0,
-    1,
-    2,
-    3,
-    7,
-    64,
-    255,
-    65536,
-    2**31 - 1,
-    2**31,
-    2**63,
-    10**6,
-    10**8,
-    10**12,
-    -(10**9),
-)
+    -1, 0, 1, 2, 3, 7, 64, 255, 65536, 2**31 - 1, 2**31, 2**63, 10**6, 10**8, 10**12, -(10**9),
+)  # fmt: skip
 FLOATS = (-1.0, 0.0, 0.5, 1e-30, 1e-5, 1e30, 3.5, -1e-12)
 OTHERS = (None, True, False, "", "x", "csr", "gelu", [], {}, [1], [[]], {"a": 1}, ["x", None])
 FORMATS = (
-    "csr",
-    "bsr:2x3",
-    "bsr:16x1",
-    "bsr:32x1",
-    "sellp",
-    "bitmask",
-    "nm:2:4",
-    "nm:1:4",
-    "nm:4:8",
-)
+    "csr", "bsr:2x3", "bsr:16x1", "bsr:32x1", "sellp", "bitmask", "nm:2:4", "nm:1:4", "nm:4:8",
+)  # fmt: skip
 STORED = ("runs", "quad_runs", "strips", "sellp", "sellp8", "bits8", "groups8", "bitmask", "nm")
 # Names that a config may or may not have, and that models read.
 KEYS = (
