@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test check format sanitize bench clean help
+.PHONY: demo test check format sanitize fuzz bench clean help
 
 help:
 	@echo "make demo      prune, convert, verify, time and serve a real model (minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check     lint, types, formatting, import directions (under a minute)"
 	@echo "make format    apply the formatters"
 	@echo "make sanitize  run the kernel tests under ASan and UBSan"
+	@echo "make fuzz      load and run mutated packages (MUTATIONS=20000 SEED=1)"
 	@echo "make bench     time kernels against dense on this machine"
 
 demo: $(VENV)/.demo
@@ -41,6 +42,11 @@ bench: $(VENV)/.demo
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python tests/sanitize.py
+
+MUTATIONS ?= 20000
+SEED ?= 1
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz.py --mutations $(MUTATIONS) --seed $(SEED)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

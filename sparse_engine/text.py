@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InvalidFileError, UsageError, one_line
 from sparse_engine.inputs import check_ids, has_decoder, inputs_of_texts, positions, vocabulary
+from sparse_engine.io.model_files import ModelFiles
 
 
 def read_texts(path: Path) -> list[str]:
@@ -37,10 +38,11 @@ def load_tokenizer(folder: Path) -> Any:
     except ImportError as error:
         raise UsageError("texts need tokenizers: pip install sparse-engine[hf]") from error
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    raw = ModelFiles(folder).read(path.name)
+    if raw is None:
         raise InvalidFileError(f"{path} is missing: reading text needs the model's tokenizer")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(raw)
     except Exception as error:  # the Rust side raises Exception itself
         raise InvalidFileError(f"{path} is not a tokenizer: {error}") from error
     tokenizer.no_truncation()

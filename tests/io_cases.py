@@ -68,7 +68,7 @@ def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def read_table(folder: Path) -> tuple[dict[str, Any], bytes]:
-    raw = (folder / "model.safetensors").read_bytes()
+    raw = (folder / "sparse_engine.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
     return json.loads(raw[8 : 8 + length]), raw[8 + length :]
 
@@ -78,4 +78,4 @@ def write_table(folder: Path, table: dict[str, Any] | str, data: bytes) -> None:
     header = text.encode()
     header += b" " * (-(8 + len(header)) % 64)
     raw = len(header).to_bytes(8, "little") + header + data
-    (folder / "model.safetensors").write_bytes(raw)
+    (folder / "sparse_engine.safetensors").write_bytes(raw)

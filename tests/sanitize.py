@@ -1,4 +1,4 @@
-"""Build the native library with AddressSanitizer and UBSan, and run the kernel tests on it.
+"""Build the native library with AddressSanitizer and UBSan; run the kernel tests and mutated packages on it.
 
 python tests/sanitize.py        (or: make sanitize)
 """
@@ -24,6 +24,7 @@ TESTS = (
     "tests/test_decoder_models.py",
     "tests/test_seq2seq_models.py",
 )
+MUTATIONS = "2000"
 
 
 def build() -> None:
@@ -59,7 +60,9 @@ def run() -> int:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "OMP_NUM_THREADS": "2",
     }
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env).returncode
+    tests = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env).returncode
+    fuzz = [sys.executable, "tests/fuzz.py", "--site", str(SITE), "--mutations", MUTATIONS]
+    return tests or subprocess.run(fuzz, cwd=ROOT, env=env).returncode
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ def test_bad_models(model: Path, tmp_path: Path) -> None:
 
 def test_bad_packages(package: Path, tmp_path: Path) -> None:
     assert "exists" in refused(2, "convert", package, package)
-    weights = "model.safetensors"
+    weights = "sparse_engine.safetensors"
     for name, damage in (
         ("truncated", lambda b: b[:-100]),
         ("flipped", lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:]),

@@ -344,3 +344,23 @@ def test_hidden_states_asked_for_by_the_config() -> None:
     model.config.output_hidden_states = True
     with pytest.warns(UserWarning, match="output_hidden_states"):
         assert len(model(ids, use_cache=False).hidden_states) == 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama 3"])
+def test_rotary_tables_are_built_as_far_as_positions_go(kind: str) -> None:
+    """A config may name positions that nobody uses: tables for all of them would take gigabytes."""
+    dense = hugging(kind, max_position_embeddings=10**8)
+    model = copy.deepcopy(dense)
+    se.sparsify_(model, "csr")
+    ids = torch.randint(3, 99, (1, 5), generator=torch.Generator().manual_seed(1))
+    sizes = []
+    for first in (0, 1020, 3000, 7):
+        places = torch.arange(first, first + 5)[None]
+        with torch.inference_mode():
+            got = model(input_ids=ids, position_ids=places).logits
+            expected = dense.double()(input_ids=ids, position_ids=places).logits
+        assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
+        sizes.append(len(model.model._given[0]["rotary"][0]))
+    assert sizes == [1024, 2048, 4096, 4096]
+    with pytest.raises(UsageError, match="position 100000000 is past the model's 100000000"):
+        model(input_ids=ids, position_ids=torch.arange(10**8 - 4, 10**8 + 1)[None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,8 +134,28 @@ def test_a_disk_that_takes_no_more_then_a_kill_before_the_rename(tmp_path: Path)
 
     assert done.returncode == 9, done.stderr
     target = tmp_path / "killed"
-    assert not target.exists()
+    (leftover,) = tmp_path.iterdir()
+    assert leftover.name.startswith(".killed.")
     with pytest.raises(InvalidFileError):
         load(target, model=net())
+    save(net(), tmp_path / "other")
+    assert leftover.exists()
     save(net(), target)
     load(target, model=net())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "other"]
+
+
+def test_leftovers_are_removed_but_no_living_writer_s(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".a.0123456789ab.tmp").mkdir()
+    (tmp_path / ".a.0123456789ab.tmp/x").write_text("x")
+    (tmp_path / ".a.ba9876543210.tmp").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".a.notes.tmp").mkdir()
+    with folder_module.new_folder(tmp_path / "a") as living:
+        (living / "x").write_text("x")
+        save(net(), tmp_path / "a")  # another one is faster
+        assert (living / "x").exists()
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"a", "elsewhere", living.name, ".a.ba9876543210.tmp", ".a.notes.tmp"}
+        shutil.rmtree(tmp_path / "a")
+    assert (tmp_path / "a/x").read_text() == "x"

@@ -264,3 +264,69 @@ def renamed(old: str, new: str) -> Any:
 def test_missing_tensors_are_told_with_what_is_there(edit: Any, match: str, folder: Path) -> None:
     rewrite(folder, edit)
     refused(InvalidFileError, folder, match)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, far more than 39 tensors"),
+        ({"num_labels": 10**8}, "num_labels is 100000000, far more than"),
+        ({"max_position_embeddings": 10**8}, r"BertModel has \d+ weights, the files hold 2\d+"),
+        ({"vocab_size": 10**9}, r"BertModel has \d+ weights, the files hold"),
+        ({"intermediate_size": 10**8}, r"BertModel has \d+ weights, the files hold"),
+        ({"num_attention_heads": -1}, "num_attention_heads is -1: give 1 or more"),
+        ({"layer_norm_eps": -1.0}, "eps of embeddings.LayerNorm is -1.0: give 0 or more"),
+        ({"output_hidden_states": 0.0}, "output_hidden_states is 0.0: give true or false"),
+    ],
+)
+def test_sizes_are_bounded_by_tensors(changes: dict[str, Any], match: str, folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    refused(InvalidFileError, folder, match)
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-1e999", "Infinity"])
+def test_epsilons_are_numbers(number: str, folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("1e-12", number))
+    refused(InvalidFileError, folder, r"is not a number|is no finite number")
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_theta": -3.0}, {"rope_theta": 0.0}, {"rope_type": "linear", "factor": 0.0}]
+)
+def test_rotary_angles_are_numbers(rope: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"num_key_value_heads": 2} | {k: v for k, v in CONFIG.items() if "max" not in k}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    plain = json.loads(path.read_text())
+    plain["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0} | rope
+    path.write_text(json.dumps(plain))
+    refused(InvalidFileError, tmp_path / "hf", r"inv_freq NaN or infinite|division by zero")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "match"),
+    [
+        ("Llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of .* 3"),
+        ("T5", {"relative_attention_max_distance": 16}, "buckets 32 does not fit .*distance 16"),
+        ("T5", {"num_heads": -4}, "num_heads is -4: give 1 or more"),
+        ("T5", {"d_kv": 0}, "d_kv is 0: give 1 or more"),
+        ("T5", {"relative_attention_max_distance": -1}, "buckets 32 does not fit .*distance -1"),
+        ("T5", {"relative_attention_num_buckets": 1}, "buckets 1 does not fit .*distance 128"),
+    ],
+)
+def test_sizes_that_no_tensor_has(
+    name: str, changes: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    own = {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 4, "vocab_size": 50}
+    sizes: dict[str, Any] = {"T5": own, "Llama": CONFIG}[name]
+    kind, cls = getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}Model")
+    cls(kind(**sizes)).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    refused(InvalidFileError, tmp_path / "hf", match)

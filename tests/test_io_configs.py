@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, SparseEngineError
-from sparse_engine.io import load, save, skeleton
+from sparse_engine.io import bounds, load, save
 
 torch.set_num_threads(1)
 SIZES = {
@@ -78,7 +78,9 @@ def edit_config(folder: Path, architecture: str | None = None, **changes: Any) -
         (None, {"hidden_size": "32"}, r"config\.json"),
         (None, {"num_attention_heads": 0}, r"config\.json"),
         (None, {"num_hidden_layers": 3}, "of the model is missing"),
-        (None, {"num_hidden_layers": 10**9}, "far more than the package"),
+        (None, {"num_hidden_layers": 10**9}, "is 1000000000, far more than 43 tensors"),
+        (None, {"num_labels": 10**9}, "num_labels is 1000000000, far more than"),
+        (None, {"layer_norm_eps": -1.0}, "eps of embeddings.LayerNorm is -1.0: give 0 or more"),
         (None, {"max_position_embeddings": 10**15}, "the model has"),
         (None, {"x": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}, "nested more than 16 deep"),
     ],
@@ -95,10 +97,10 @@ def test_hostile_configs(
 
 def test_buffers_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(bert(), tmp_path / "a")
-    monkeypatch.setattr(skeleton, "MAX_BUFFER_BYTES", 639)  # position and token type ids need 640
+    monkeypatch.setattr(bounds, "MAX_BUFFER_BYTES", 639)  # position and token type ids need 640
     with pytest.raises(InvalidFileError, match=r"buffers of 640 bytes, at most 639"):
         load(tmp_path / "a")
-    monkeypatch.setattr(skeleton, "MAX_BUFFER_BYTES", 640)
+    monkeypatch.setattr(bounds, "MAX_BUFFER_BYTES", 640)
     load(tmp_path / "a")
 
 

@@ -40,7 +40,7 @@ def test_the_good_one_and_an_equal_copy_are_taken(good: Path, bad: Path) -> None
     load(bad, model=skeleton())
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "sparse_engine.json"])
+@pytest.mark.parametrize("name", ["sparse_engine.safetensors", "sparse_engine.json"])
 def test_truncated_anywhere(name: str, bad: Path) -> None:
     raw = (bad / name).read_bytes()
     for end in {0, 1, 7, 8, 9, *range(10, len(raw), 53), len(raw) - 1}:
@@ -48,7 +48,7 @@ def test_truncated_anywhere(name: str, bad: Path) -> None:
         refused(bad, name)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "sparse_engine.json"])
+@pytest.mark.parametrize("name", ["sparse_engine.safetensors", "sparse_engine.json"])
 def test_anything_appended(name: str, bad: Path) -> None:
     with open(bad / name, "ab") as file:
         file.write(b"\0")
@@ -66,7 +66,7 @@ def test_every_flip_in_the_manifest_is_seen(bad: Path) -> None:
 
 
 def test_every_flip_in_the_header_is_seen(bad: Path) -> None:
-    path = bad / "model.safetensors"
+    path = bad / "sparse_engine.safetensors"
     raw = path.read_bytes()
     length = 8 + int.from_bytes(raw[:8], "little")
     for at in [*range(16), *range(16, length, 5)]:
@@ -80,7 +80,7 @@ STRUCTURAL = ("columns", "pointers", "mask", "positions", "rows", "stretches", "
 
 
 def test_every_flip_in_the_data_is_seen_at_load_or_by_verify(bad: Path) -> None:
-    path = bad / "model.safetensors"
+    path = bad / "sparse_engine.safetensors"
     raw = path.read_bytes()
     table, data = read_table(bad)
     base = len(raw) - len(data)
@@ -110,7 +110,7 @@ def test_flips_in_companions_are_seen_at_load_and_by_verify(bad: Path) -> None:
             read()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "sparse_engine.json"])
+@pytest.mark.parametrize("name", ["sparse_engine.safetensors", "sparse_engine.json"])
 @pytest.mark.parametrize("kind", ["missing", "link", "folder", "fifo"])
 def test_files_must_be_files(kind: str, name: str, bad: Path, tmp_path: Path) -> None:
     moved = (bad / name).rename(tmp_path / "outside")

@@ -91,6 +91,32 @@ MANIFEST_CASES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
 ]
 
 
+def many(manifest: dict[str, Any], kind: str) -> None:
+    """150,000 entries, the last one twice; of aliases, keys of an object, and entries."""
+    names = [f"t{i}" for i in range(150_000)]
+    if kind == "alias":
+        tensor(manifest, "4.weight")["aliases"] = [*names, names[-1]]
+    elif kind == "layer":
+        layer(manifest, "0")["aliases"] = [*names, names[-1]]
+    else:
+        first = manifest["tensors"][0]
+        manifest["tensors"] += [{**first, "name": name} for name in (*names, names[-1])]
+
+
+@pytest.mark.parametrize("kind", ["alias", "layer", "tensor"])
+def test_many_names_and_one_of_them_twice(kind: str, bad: Path) -> None:
+    """As fast as reading them: each name is looked up once."""
+    edit_manifest(bad, lambda manifest: many(manifest, kind))
+    refused(bad, "'t149999' appears twice")
+
+
+def test_many_keys_and_one_of_them_twice(bad: Path) -> None:
+    path = bad / "sparse_engine.json"
+    keys = ", ".join(f'"k{i}": 0' for i in (*range(150_000), 149_999))
+    path.write_text(path.read_text().replace('"recipe": null', f'"recipe": {{{keys}}}'))
+    refused(bad, "'k149999' appears twice")
+
+
 @pytest.mark.parametrize(
     ("edit", "match"), [case[1:] for case in MANIFEST_CASES], ids=[c[0] for c in MANIFEST_CASES]
 )

@@ -117,7 +117,7 @@ def test_same_model_same_bytes(spec: str, tmp_path: Path) -> None:
         net, _ = packed(spec)
         save(net, tmp_path / name, recipe={"sparsity": 0.7})
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == ["model.safetensors", "sparse_engine.json"]
+    assert files == ["sparse_engine.json", "sparse_engine.safetensors"]
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     again = load(tmp_path / "a", model=Net())
@@ -132,7 +132,7 @@ def test_safetensors_reads_what_is_written(tmp_path: Path) -> None:
     net, _ = packed("bitmask")
     save(net, tmp_path / "a")
     state = {**net.state_dict(), **net.wide.to_format().tensors()}
-    with safe_open(tmp_path / "a/model.safetensors", framework="pt") as file:
+    with safe_open(tmp_path / "a/sparse_engine.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("flags"), state["flags"])
         assert torch.equal(file.get_tensor("halves"), state["halves"])
         assert torch.equal(file.get_tensor("wide.mask"), state["mask"])
@@ -154,7 +154,7 @@ def test_loads_share_one_copy_in_memory(tmp_path: Path) -> None:
     net, _ = packed("csr")
     save(net, tmp_path / "a")
     loads = [load(tmp_path / "a", model=Net()) for _ in range(2)]
-    ranges = mapped_ranges(tmp_path / "a/model.safetensors")
+    ranges = mapped_ranges(tmp_path / "a/sparse_engine.safetensors")
     for loaded in loads:
         for name in ("wide.values", "wide.columns", "wide.starts", "embedding.weight"):
             module, _, key = name.partition(".")
@@ -167,11 +167,11 @@ def test_loads_share_one_copy_in_memory(tmp_path: Path) -> None:
 def test_writing_to_a_loaded_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
     net, _ = packed("csr")
     save(net, tmp_path / "a")
-    before = (tmp_path / "a/model.safetensors").read_bytes()
+    before = (tmp_path / "a/sparse_engine.safetensors").read_bytes()
     one, two = (load(tmp_path / "a", model=Net()) for _ in range(2))
     one.embedding.weight.zero_()
     assert torch.equal(two.embedding.weight, net.embedding.weight)
-    assert (tmp_path / "a/model.safetensors").read_bytes() == before
+    assert (tmp_path / "a/sparse_engine.safetensors").read_bytes() == before
 
 
 def test_a_skeleton_on_meta_is_enough(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_companions_are_copied_from_a_closed_list(tmp_path: Path) -> None:
     save(nn.Linear(2, 2), tmp_path / "a", source=source)
     files = {str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*") if p.is_file()}
     assert files == {
-        "model.safetensors",
+        "sparse_engine.safetensors",
         "sparse_engine.json",
         "tokenizer.json",
         "vocab.txt",

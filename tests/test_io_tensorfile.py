@@ -81,17 +81,27 @@ def test_duplicate_names_in_the_table(bad: Path) -> None:
     refused(bad, "'4.weight' appears twice")
 
 
+def test_many_names_and_one_of_them_twice(bad: Path) -> None:
+    """As fast as reading them: each name is looked up once."""
+    _, data = read_table(bad)
+    entry = json.dumps({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
+    names = [f"t{i}" for i in range(150_000)]
+    text = ", ".join(f'"{name}": {entry}' for name in [*names, names[-1]])
+    write_table(bad, f"{{{text}}}", data)
+    refused(bad, "'t149999' appears twice")
+
+
 def test_tensors_off_their_boundary(bad: Path) -> None:
     table, data = read_table(bad)
     raw = json.dumps(table).encode()
     raw += b" " * (-(8 + len(raw)) % 64 + 8)
-    (bad / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+    (bad / "sparse_engine.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + data)
     refused(bad, "not on a 64-byte boundary")
 
 
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, 1 << 40, (1 << 64) - 1])
 def test_header_length(length: int, bad: Path) -> None:
-    path = bad / "model.safetensors"
+    path = bad / "sparse_engine.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     refused(bad, "header")
 

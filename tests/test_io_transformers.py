@@ -134,7 +134,7 @@ def test_generation_works(tmp_path: Path) -> None:
 def test_no_dense_weight_is_copied(tmp_path: Path) -> None:
     save(sparse(bert), tmp_path / "a")
     loaded = load(tmp_path / "a")
-    inode = str((tmp_path / "a/model.safetensors").stat().st_ino)
+    inode = str((tmp_path / "a/sparse_engine.safetensors").stat().st_ino)
     spans = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split()
@@ -168,7 +168,7 @@ def test_a_config_of_another_model_is_refused_by_save(tmp_path: Path) -> None:
 def test_a_package_is_a_source_too(tmp_path: Path) -> None:
     save(sparse(bert), tmp_path / "a", recipe={"sparsity": 0.8})
     save(load(tmp_path / "a"), tmp_path / "b", source=tmp_path / "a")
-    for name in ("model.safetensors", "sparse_engine.json", "config.json"):
+    for name in ("sparse_engine.safetensors", "sparse_engine.json", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 

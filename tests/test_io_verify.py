@@ -83,7 +83,7 @@ def test_inspect_without_report_or_sparse_layers(tmp_path: Path) -> None:
 
 def test_inspect_refuses_damage(tmp_path: Path) -> None:
     folder = pack(tmp_path / "a")
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "sparse_engine.safetensors").write_bytes(b"")
     with pytest.raises(InvalidFileError):
         inspect(folder)
 
@@ -140,9 +140,9 @@ def test_verify_finds_another_model(tmp_path: Path) -> None:
 
 def test_verify_finds_a_flipped_value(tmp_path: Path) -> None:
     folder = pack(tmp_path / "a")
-    raw = bytearray((folder / "model.safetensors").read_bytes())
+    raw = bytearray((folder / "sparse_engine.safetensors").read_bytes())
     raw[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(raw)
+    (folder / "sparse_engine.safetensors").write_bytes(raw)
     with pytest.raises(InvalidFileError, match=r"'3\.bias' does not match its sha256"):
         verify(folder)
 

@@ -85,7 +85,7 @@ ALLOWED = {
         "ops",
     },
     "inputs": {"errors"},
-    "text": {"errors", "inputs"},
+    "text": {"errors", "inputs", "io"},
     "io": {
         "_core",
         "blocks",
@@ -118,7 +118,7 @@ ALLOWED = {
         "packings",
         "sparsify",
     },
-    "tasks": {"errors", "inputs", "text"},
+    "tasks": {"errors", "inputs", "io", "text"},
     "serve": {"errors", "io", "nn", "tasks"},
     "demo": {
         "_core",

@@ -195,3 +195,14 @@ def test_low_blocks_that_meet_a_few_tokens(
             assert error < (3e-2 if rounds else 1e-5)
     int8 = se.nn.SparseLinear.from_dense(linear, se.SparseConfig(spec, "int8", (1,)))
     assert int8.packed.kind == "runs"
+
+
+@pytest.mark.parametrize("cls", [c for c in PACKINGS if "scales" in c.buffer_names])
+@pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
+def test_scales_are_numbers_from_zero_on(cls: type[Format], value: float) -> None:
+    good = make(cls, half_empty())
+    tensors = good.tensors() | {"scales": good.tensors()["scales"].clone()}
+    tensors["scales"][1] = value
+    told = "must not be negative" if value < 0 else "must be finite"
+    with pytest.raises(InvalidFileError, match=told):
+        cls.from_tensors(good.shape, good.params(), tensors)

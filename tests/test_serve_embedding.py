@@ -163,9 +163,9 @@ def test_wrong_texts(tmp_path: Path) -> None:
     [
         ("tokenizer.json", None, InvalidFileError, "tokenizer.json is missing"),
         ("tokenizer.json", "{}", InvalidFileError, "is not a tokenizer"),
-        ("config.json", "[" * 100_000, InvalidFileError, "not readable JSON"),
-        ("config.json", "[]", InvalidFileError, "holds a list, expected a dict"),
-        ("modules.json", "{}", InvalidFileError, "holds a dict, expected a list"),
+        ("config.json", "[" * 100_000, InvalidFileError, "not valid JSON"),
+        ("config.json", "[]", InvalidFileError, "is not a JSON object"),
+        ("modules.json", "{}", InvalidFileError, "is not a JSON list"),
         ("modules.json", '[{"type": "a.Dense", "path": "2"}]', UnsupportedModelError, "'Dense'"),
         (
             "modules.json",

@@ -4,6 +4,15 @@
 namespace se {
 
 void bind_machine(py::module_& m) {
+  // Whoever sets the variable gets the library's own error of one line, whatever was called.
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const ForcedIsaError& error) {
+      const py::object kind = py::module_::import("sparse_engine.errors").attr("UsageError");
+      PyErr_SetString(kind.ptr(), error.what());
+    }
+  });
   m.def("detected_isa", [] { return isa_name(detected_isa()); }, "Highest ISA of this machine.");
   m.def(
       "active_isa", [] { return isa_name(active_isa()); },

@@ -50,8 +50,12 @@ Isa parse_isa(const std::string& name) {
 
 std::optional<Isa> forced_isa() {
   const char* forced = std::getenv("SPARSE_ENGINE_ISA");
-  if (forced && *forced) return parse_isa(forced);
-  return std::nullopt;
+  if (!forced || !*forced) return std::nullopt;
+  try {
+    return parse_isa(forced);
+  } catch (const std::invalid_argument& error) {
+    throw ForcedIsaError(std::string("SPARSE_ENGINE_ISA: ") + error.what());
+  }
 }
 
 std::string cpu_name() {

@@ -85,10 +85,7 @@ def check_isa() -> None:
     with exit_on_interrupt():
         from sparse_engine import _core
 
-    try:
-        _core.active_isa()
-    except ValueError as error:
-        raise UsageError(f"SPARSE_ENGINE_ISA: {error}") from error
+    _core.active_isa()
 
 
 def set_threads(threads: int | None) -> None:

@@ -21,17 +21,20 @@ from sparse_engine.errors import (
 )
 from sparse_engine.io.adapters import CONFIG as ADAPTER
 from sparse_engine.io.adapters import adapter_only, has_adapter, merge_adapter
-from sparse_engine.io.companions import COMPANIONS, read_companions, write_companions
+from sparse_engine.io.bounds import check_checkpoint, check_numbers
+from sparse_engine.io.companions import COMPANIONS, write_companions
 from sparse_engine.io.folder import check_free, new_folder
 from sparse_engine.io.hugging import model_class, read_config, transformers_module
-from sparse_engine.io.manifest import MANIFEST, WEIGHTS
+from sparse_engine.io.manifest import MANIFEST
+from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Progress, is_package
 from sparse_engine.io.reader import load
 from sparse_engine.io.statedict import is_plain, plain_state
-from sparse_engine.io.tensorfile import parse_json, read_header
+from sparse_engine.io.tensorfile import Slot, parse_json, read_header
 from sparse_engine.io.writer import RECIPE
 from sparse_engine.nn import SparseLinear
 
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -61,12 +64,15 @@ def load_pretrained(
         raise InvalidFileError(f"{folder}: has no config.json: is it a Hugging Face model folder?")
     plain = parse_json(path.read_bytes(), str(path))
     names: set[str] = set()
+    slots: list[Slot] = []
     files = _weight_files(folder)
     for weights in files:
         with open(weights, "rb") as file:
-            names |= read_header(file.fileno(), weights).keys()
+            header = read_header(file.fileno(), weights)
+        names |= header.keys()
+        slots += header.values()
     # transformers itself would look for the model that an adapter names.
-    model = _build(folder, plain, None if is_plain(names) and not adapted else files)
+    model = _build(folder, plain, slots, None if is_plain(names) and not adapted else files)
     if adapted:
         model = merge_adapter(model, folder).requires_grad_(False)
     _check_finite(model, folder, progress)
@@ -124,15 +130,19 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InvalidFileError(f"{folder}: has no weights: expected {WEIGHTS} or {INDEX}")
 
 
-def _build(folder: Path, plain: dict[str, Any], files: list[Path] | None) -> nn.Module:
+def _build(
+    folder: Path, plain: dict[str, Any], slots: list[Slot], files: list[Path] | None
+) -> nn.Module:
     """The model with its weights; raises if any would be left random.
 
-    files: weights to be read here, where transformers would not find its way; None where it does.
+    slots: what its files hold; files: weights to be read here, where transformers would not find its
+    way; None where it does.
     """
     told = plain.get("architectures")
     named = isinstance(told, list) and bool(told) and isinstance(told[0], str)
     try:
         cls: Any = model_class(plain, told[0] if named else None)  # type: ignore[index]
+        check_checkpoint(cls, plain, slots)
         with _quiet():
             model, info = cls.from_pretrained(
                 str(folder) if files is None else None,
@@ -149,8 +159,9 @@ def _build(folder: Path, plain: dict[str, Any], files: list[Path] | None) -> nn.
         if files is not None and generation.is_file() and hasattr(model, "generation_config"):
             options = parse_json(generation.read_bytes(), str(generation))
             model.generation_config = transformers_module().GenerationConfig.from_dict(options)
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{folder}: {error}") from None
+        check_numbers(model)
+    except (UnsupportedModelError, InvalidFileError) as error:
+        raise type(error)(f"{folder}: {error}") from None
     except SparseEngineError:
         raise
     except Exception as error:  # transformers raises any kind for files that do not fit

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from sparse_engine.errors import UsageError
-
 Companion = Literal[
     "config.json",
     "generation_config.json",
@@ -38,24 +36,6 @@ Companion = Literal[
 ]
 COMPANIONS: tuple[Companion, ...] = get_args(Companion)
 MAX_BYTES = 64 << 20
-
-
-def read_companions(source: Path) -> dict[Companion, bytes]:
-    """All companion files of a model folder; links, as in the hub's cache, are followed.
-
-    Raises UsageError if `source` is no folder or a file is too large.
-    """
-    if not source.is_dir():
-        raise UsageError(f"source {source} is not a folder")
-    found: dict[Companion, bytes] = {}
-    for name in COMPANIONS:
-        path = source / name
-        if not path.is_file():
-            continue
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: {path.stat().st_size} bytes, at most {MAX_BYTES} are copied")
-        found[name] = path.read_bytes()
-    return found
 
 
 def write_companions(folder: Path, files: dict[Companion, bytes]) -> None:

@@ -5,7 +5,9 @@ A new folder is a temporary sibling until its last byte is on the disk; then it 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -28,14 +30,17 @@ def check_free(target: Path) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling to write into; it becomes `target` when the block ends without an error.
 
-    Whatever goes wrong, a killed process apart, leaves nothing behind. Raises UsageError if `target`
-    exists and SparseEngineError if the disk does not take it.
+    Whatever goes wrong leaves nothing behind; what a killed process left is removed by the next one
+    that writes `target`. Raises UsageError if `target` exists and SparseEngineError if the disk does
+    not take it.
     """
     check_free(target)
-    parent = target.absolute().parent
-    draft = parent / f".{target.absolute().name}.{secrets.token_hex(6)}.tmp"
+    parent, name = target.absolute().parent, target.absolute().name
+    draft = parent / f".{name}.{secrets.token_hex(6)}.tmp"
+    lock = None
     try:
-        draft.mkdir()
+        _remove_leftovers(parent, name)
+        lock = _make_locked(draft)
         yield draft
         for folder, _, names in os.walk(draft):
             for name in names:
@@ -52,7 +57,46 @@ def new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     _flush(parent)
+
+
+def _make_locked(draft: Path) -> int:
+    """Make a folder and lock it; the descriptor holds the lock as long as this process lives.
+
+    Whoever removes leftovers may take the lock first: then the folder is made anew.
+    """
+    while True:
+        draft.mkdir()
+        handle = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), os.stat(draft)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks, where leftovers stay
+            return handle
+        os.close(handle)
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Remove what killed processes left of `name`: folders that no live process has locked."""
+    drafts = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp")
+    for found in filter(drafts.fullmatch, os.listdir(parent)):
+        try:
+            handle = os.open(parent / found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # no folder, gone already, or another user's
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(parent / found, ignore_errors=True)
+        except OSError:
+            pass
+        finally:
+            os.close(handle)
 
 
 def _flush(path: str | Path) -> None:
@@ -82,8 +126,7 @@ def open_inside(folder: Path, name: str) -> Iterator[int]:
     finally:
         os.close(handle)
     try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise InvalidFileError(f"{folder / name}: is not a regular file")
+        _check_regular(file, folder / name)
         yield file
     finally:
         os.close(file)
@@ -102,11 +145,38 @@ def _open(told: Path, base: int | None, path: Path, flags: int) -> int:
         raise InvalidFileError(f"{told}: {reason}") from None
 
 
+def read_regular(path: Path, limit: int) -> bytes | None:
+    """All bytes of a file, at most `limit`, links followed; None where there is none.
+
+    Raises InvalidFileError for anything else, without waiting for it: a FIFO, a device, a folder.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InvalidFileError(f"{path}: {error.strerror}") from None
+    try:
+        return _read(handle, path, limit)
+    finally:
+        os.close(handle)
+
+
 def read_inside(folder: Path, name: str, limit: int) -> bytes:
     """All bytes of a file of `folder`, at most `limit`; raises InvalidFileError."""
     with open_inside(folder, name) as handle:
-        size = os.fstat(handle).st_size
-        if size > limit:
-            raise InvalidFileError(f"{folder / name}: {size} bytes, at most {limit} are read")
-        with open(handle, "rb", closefd=False) as file:
-            return file.read(limit + 1)
+        return _read(handle, folder / name, limit)
+
+
+def _read(handle: int, path: Path, limit: int) -> bytes:
+    _check_regular(handle, path)
+    size = os.fstat(handle).st_size
+    if size > limit:
+        raise InvalidFileError(f"{path}: {size} bytes, at most {limit} are read")
+    with open(handle, "rb", closefd=False) as file:
+        return file.read(size)
+
+
+def _check_regular(handle: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise InvalidFileError(f"{path}: is not a regular file")

@@ -29,6 +29,7 @@ DROPPED = frozenset(
         "_experts_implementation_internal",
         "kernel_config",
         "_name_or_path",
+        "return_dict",  # tasks read outputs by name
     }
 )
 # Keys that make a model something this package cannot rebuild; fine when null or false.
@@ -84,7 +85,7 @@ def model_class(config: dict[str, Any], architecture: str | None) -> type[nn.Mod
     try:
         return getattr(transformers, str(name))
     except (ImportError, AttributeError) as error:
-        raise UnsupportedModelError(f"{name} cannot be imported: {_line(error)}") from None
+        raise UnsupportedModelError(f"{name} cannot be imported: {last_line(error)}") from None
 
 
 def read_config(plain: dict[str, Any]) -> Any:
@@ -98,7 +99,7 @@ def read_config(plain: dict[str, Any]) -> Any:
     try:
         return kind.from_dict(cleaned)
     except Exception as error:
-        raise InvalidFileError(f"config.json: {_line(error)}") from None
+        raise InvalidFileError(f"config.json: {last_line(error)}") from None
 
 
 def _config_class(kind: str) -> Any:
@@ -136,7 +137,7 @@ def empty_model(cls: type[nn.Module], config: Any, limit: int, buffers: bool) ->
             with torch.device("meta"):
                 return cls(config)
     except Exception as error:
-        raise InvalidFileError(f"config.json: {cls.__name__}: {_line(error)}") from None
+        raise InvalidFileError(f"config.json: {cls.__name__}: {last_line(error)}") from None
 
 
 @contextmanager
@@ -165,7 +166,7 @@ def _parameters_on_meta(limit: int) -> Iterator[None]:
         handle.remove()
 
 
-def _line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """The last line of a message: pydantic and transformers put what matters there."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

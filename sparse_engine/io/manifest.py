@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -14,11 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import NM, Bitmask, Format, parse_format
 from sparse_engine.io.companions import Companion
-from sparse_engine.io.tensorfile import MAX_DIMS, parse_json
+from sparse_engine.io.folder import read_inside
+from sparse_engine.io.tensorfile import MAX_DIMS, parse_json, repeated
 from sparse_engine.packings import PACKINGS, packing_of
 
 MANIFEST = "sparse_engine.json"
-WEIGHTS = "model.safetensors"
+# Not a name that other tools look for: beside config.json they would take it for a dense checkpoint,
+# find none of its tensors, and go on with random ones.
+WEIGHTS = "sparse_engine.safetensors"
+# What packages called it before; such packages are read as they are.
+OLD_WEIGHTS = "model.safetensors"
 VERSION: Literal[2] = 2
 MAX_BYTES = 64 << 20
 
@@ -51,7 +57,7 @@ class FileEntry(Entry):
 
 
 class TensorEntry(Entry):
-    """One tensor of model.safetensors; `aliases` are further names of the same parameter."""
+    """One tensor of the weights file; `aliases` are further names of the same parameter."""
 
     name: Name
     dtype: DtypeName
@@ -135,6 +141,11 @@ class Manifest(Entry):
         return text.replace('"sha256": ""', f'"sha256": "{digest}"', 1).encode()
 
 
+def read_folder_manifest(folder: Path) -> Manifest:
+    """The manifest of a package folder; raises InvalidFileError."""
+    return read_manifest(read_inside(folder, MANIFEST, MAX_BYTES), str(folder / MANIFEST))
+
+
 def read_manifest(raw: bytes, what: str) -> Manifest:
     """Read and check sparse_engine.json; raises InvalidFileError."""
     version = parse_json(raw, what).get("package_version")
@@ -167,8 +178,8 @@ def _check_names(manifest: Manifest, what: str) -> None:
     used = [name for entry in manifest.layers for name in entry.tensor_names.values()]
     used += [entry.bias for entry in manifest.layers if entry.bias is not None]
     for kind, names in (("file", files), ("tensor", tensors), ("layer", layers), ("buffer", used)):
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        twice = repeated(names)
+        if twice is not None:
             raise InvalidFileError(f"{what}: {kind} {twice!r} appears twice")
     missing = set(used) - {entry.name for entry in manifest.tensors}
     if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ from sparse_engine.io import companions
 from sparse_engine.io.folder import open_inside, read_inside
 from sparse_engine.io.manifest import (
     MANIFEST,
-    MAX_BYTES,
+    OLD_WEIGHTS,
     WEIGHTS,
+    FileEntry,
     LayerEntry,
     Manifest,
-    read_manifest,
+    read_folder_manifest,
 )
 from sparse_engine.io.tensorfile import ALIGNMENT, PAD, Slot, map_tensors, read_header
 
@@ -31,11 +33,13 @@ Progress = Callable[[int, int, str], None]
 class Package:
     """A folder whose manifest, tensor table and sparse structures are valid.
 
-    tensors: views of model.safetensors by name; layers: the sparse weights by layer name, built
-    from such views. Values are not read: damage there is found by `verify`, through the hashes.
+    weights: the file of the tensors; tensors: views of it by name; layers: the sparse weights by
+    layer name, built from such views. Values are not read: damage there is found by `verify`,
+    through the hashes.
     """
 
     path: Path
+    weights: Path
     manifest: Manifest
     tensors: dict[str, Tensor]
     layers: dict[str, Format]
@@ -54,15 +58,26 @@ class Package:
     def read_file(self, name: companions.Companion) -> bytes:
         """A companion file that the manifest lists, checked against its hash."""
         entry = next(entry for entry in self.manifest.files if entry.name == name)
-        data = read_inside(self.path, name, companions.MAX_BYTES)
-        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise InvalidFileError(f"{self.path / name}: is not the file that was packed")
-        return data
+        return read_listed(self.path, entry)
 
 
 def is_package(folder: Path) -> bool:
     """Whether `folder` claims to be a package."""
     return (folder / MANIFEST).is_file()
+
+
+def read_listed(folder: Path, entry: FileEntry) -> bytes:
+    """A companion file, checked against its entry in the manifest; raises InvalidFileError."""
+    data = read_inside(folder, entry.name, companions.MAX_BYTES)
+    if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise InvalidFileError(f"{folder / entry.name}: is not the file that was packed")
+    return data
+
+
+def weights_name(folder: Path) -> str:
+    """What the weights file of a package is called; old packages have the name of a checkpoint's."""
+    old = os.path.lexists(folder / OLD_WEIGHTS) and not os.path.lexists(folder / WEIGHTS)
+    return OLD_WEIGHTS if old else WEIGHTS
 
 
 def open_package(folder: Path, progress: Progress | None = None) -> Package:
@@ -73,9 +88,10 @@ def open_package(folder: Path, progress: Progress | None = None) -> Package:
     """
     if not folder.is_dir():
         raise InvalidFileError(f"{folder}: is not a folder")
-    manifest = read_manifest(read_inside(folder, MANIFEST, MAX_BYTES), str(folder / MANIFEST))
-    path = folder / WEIGHTS
-    with open_inside(folder, WEIGHTS) as handle:
+    manifest = read_folder_manifest(folder)
+    _check_unlisted(folder, manifest)
+    path = folder / weights_name(folder)
+    with open_inside(folder, path.name) as handle:
         slots = read_header(handle, path)
         _check_table(path, manifest, slots)
         tensors = map_tensors(handle, path, slots)
@@ -86,10 +102,18 @@ def open_package(folder: Path, progress: Progress | None = None) -> Package:
         if progress is not None:
             progress(done, len(manifest.layers), entry.name)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PAD)}
-    package = Package(folder, manifest, tensors, layers)
+    package = Package(folder, path, manifest, tensors, layers)
     for file in manifest.files:  # small, and the tokenizer decides what the model is asked
         package.read_file(file.name)
     return package
+
+
+def _check_unlisted(folder: Path, manifest: Manifest) -> None:
+    """No file that a model is read from lies there without a hash: it would change the answers."""
+    known: set[str] = {weights_name(folder), *(entry.name for entry in manifest.files)}
+    for name in (*companions.COMPANIONS, OLD_WEIGHTS):
+        if name not in known and os.path.lexists(folder / name):
+            raise InvalidFileError(f"{folder / name}: is not among the files of {MANIFEST}")
 
 
 def _check_table(path: Path, manifest: Manifest, slots: dict[str, Slot]) -> None:

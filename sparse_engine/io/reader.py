@@ -31,7 +31,7 @@ def load(
 
     Weights are mapped, not read: they come from the disk when they are first used, and processes
     that load the same package share one copy. Packages are replaced by renaming, so never rewrite
-    model.safetensors in place while it is loaded. A warning says when the formats were chosen by
+    the weights file in place while it is loaded. A warning says when the formats were chosen by
     measurement on another processor.
 
     Raises InvalidFileError, before anything is built, for a package that is damaged or not what it

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from sparse_engine.effective import fold_
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.formats.checks import dtype_name
-from sparse_engine.io.hugging import empty_model, model_class, read_config, transformers_module
+from sparse_engine.io.bounds import check_buffers, check_numbers, check_values, most_parameters
+from sparse_engine.io.hugging import (
+    empty_model,
+    last_line,
+    model_class,
+    read_config,
+    transformers_module,
+)
 from sparse_engine.io.manifest import LayerEntry
 from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
@@ -19,9 +26,6 @@ from sparse_engine.nn import SparseLinear
 from sparse_engine.nn.transformer import leave_fast_path_
 from sparse_engine.semi_structured import plain_of
 from sparse_engine.twins import above, kind_of, like
-
-# Non-persistent buffers are all that a config can make the constructor allocate.
-MAX_BUFFER_BYTES = 1 << 30
 
 
 def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -43,19 +47,23 @@ def rebuild(package: Package) -> nn.Module:
     where = package.path / "config.json"
     plain = parse_json(package.read_file("config.json"), str(where))
     entries = package.manifest.tensors
-    limit = 64 + 4 * sum(1 + len(entry.aliases) for entry in entries)
+    names = sum(1 + len(entry.aliases) for entry in entries)
+    limit = most_parameters(names)
     try:
+        check_values(plain, names)
         cls = model_class(plain, package.manifest.architecture)
         draft = empty_model(cls, read_config(plain), limit, buffers=False)
     except (InvalidFileError, UnsupportedModelError) as error:
         raise InvalidFileError(f"{package.path}: {error}") from None
     fold_as_stored_(draft, package)
     check_fit(draft, package)
-    size = sum(buffer.nbytes for buffer in draft.buffers())
-    if size > MAX_BUFFER_BYTES:
-        raise InvalidFileError(f"{where}: buffers of {size} bytes, at most {MAX_BUFFER_BYTES}")
-    model = empty_model(cls, read_config(plain), limit, buffers=True)
-    fold_as_stored_(model, package)
+    try:
+        check_buffers(draft)
+        model = empty_model(cls, read_config(plain), limit, buffers=True)
+        fold_as_stored_(model, package)
+        check_numbers(model)
+    except InvalidFileError as error:
+        raise InvalidFileError(f"{package.path}: {error}") from None
     _read_generation_config(model, package)
     return model
 
@@ -68,7 +76,7 @@ def _read_generation_config(model: Any, package: Package) -> None:
         try:
             model.generation_config = transformers_module().GenerationConfig.from_dict(plain)
         except Exception as error:
-            raise InvalidFileError(f"{where}: {str(error).splitlines()[0][:300]}") from None
+            raise InvalidFileError(f"{where}: {last_line(error)}") from None
 
 
 def fold_as_stored_(model: nn.Module, package: Package) -> None:

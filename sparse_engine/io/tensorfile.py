@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,26 +88,49 @@ def read_header(handle: int, path: Path) -> dict[str, Slot]:
 
 def parse_json(raw: bytes, what: str) -> dict[str, Any]:
     """A JSON object without duplicate keys, NaN or Infinity; raises InvalidFileError."""
+    return read_json(raw, what, dict)
+
+
+def read_json(raw: bytes, what: str, kind: type) -> Any:
+    """The same for an object, a dict, or a list; raises InvalidFileError."""
     try:
-        value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            raw, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(f"{what} is not valid JSON: {str(error)[:200]}") from None
-    if not isinstance(value, dict):
-        raise InvalidFileError(f"{what} is not a JSON object")
+    if not isinstance(value, kind):
+        told = "a JSON object" if kind is dict else f"a JSON {kind.__name__}"
+        raise InvalidFileError(f"{what} is not {told}")
     return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} appears twice")
+        raise ValueError(f"{repeated(name for name, _ in pairs)!r} appears twice")
     return result
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that was there before, or None; in linear time, as files choose the names."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # 1e999
+        raise ValueError(f"{text[:40]} is no finite number")
+    return value
 
 
 def _slot(path: Path, name: str, entry: Any, base: int) -> Slot:

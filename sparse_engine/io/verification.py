@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from sparse_engine.errors import InvalidFileError, UsageError, VerificationError, one_line
 from sparse_engine.inputs import check_ids, inputs_of_texts, positions, random_inputs, takes
 from sparse_engine.io.checkpoint import load_pretrained
+from sparse_engine.io.companions import write_companions
 from sparse_engine.io.hugging import transformers_module
-from sparse_engine.io.manifest import WEIGHTS
+from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.reader import load_package
 from sparse_engine.io.tensorfile import tensor_bytes
@@ -112,7 +114,7 @@ def _check_hashes(package: Package, progress: Progress | None) -> None:
         digest = hashlib.sha256(tensor_bytes(package.tensors[entry.name])).hexdigest()
         if digest != entry.sha256:
             raise InvalidFileError(
-                f"{package.path / WEIGHTS}: tensor {entry.name!r} does not match its sha256"
+                f"{package.weights}: tensor {entry.name!r} does not match its sha256"
             )
         if progress is not None:
             progress(done, len(entries), entry.name)
@@ -126,7 +128,11 @@ def _inputs(samples: int | Sequence[Any], model: nn.Module, folder: Path) -> Ite
     elif all(isinstance(sample, str) for sample in samples):
         auto = transformers_module().AutoTokenizer
         try:
-            tokenizer = auto.from_pretrained(str(folder), local_files_only=True)
+            with TemporaryDirectory() as checked:  # transformers would follow links
+                write_companions(Path(checked), read_companions(folder))
+                tokenizer = auto.from_pretrained(checked, local_files_only=True)
+        except InvalidFileError:
+            raise
         except Exception as error:  # whatever the tokenizer classes raise
             reason = str(error).strip().splitlines()[0][:300]
             raise UsageError(f"{folder}: texts need a tokenizer: {reason}") from None

@@ -18,7 +18,7 @@ from sparse_engine.census import census
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import Format, parse_format
 from sparse_engine.formats.checks import dtype_name
-from sparse_engine.io.companions import Companion, read_companions, write_companions
+from sparse_engine.io.companions import Companion, write_companions
 from sparse_engine.io.folder import check_free, new_folder
 from sparse_engine.io.hugging import empty_model, model_class, read_config
 from sparse_engine.io.manifest import (
@@ -33,6 +33,7 @@ from sparse_engine.io.manifest import (
     TensorEntry,
     stored_as,
 )
+from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Progress, is_package, open_package
 from sparse_engine.io.skeleton import check_fit, fold_as_stored_, state_of
 from sparse_engine.io.tensorfile import parse_json, write_tensors

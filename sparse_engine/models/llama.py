@@ -84,9 +84,13 @@ class Llama(Family):
 def _window(model: nn.Module) -> int:
     """The sliding window of all layers, or 0; each family has its own way to say it."""
     config: Any = model.config
-    window = int(getattr(config, "sliding_window", None) or 0)
     if model_type(model) == "llama":
         return 0
+    window = getattr(config, "sliding_window", None) or 0
+    if type(window) is not int or window < 0:
+        raise UnsupportedModelError(f"sliding_window {window!s:.40} is not native")
+    if window >= config.max_position_embeddings:
+        window = 0  # nothing is ever that far away
     if model_type(model) == "mistral":
         return window
     kinds = set(getattr(config, "layer_types", None) or ("full_attention",))

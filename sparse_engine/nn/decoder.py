@@ -157,11 +157,12 @@ class NativeDecoder(NativeStack):
             positions = torch.arange(before, before + seq)
         positions = positions.to(torch.int64).expand(batch, seq)
         reach = self.stack.reach
-        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < reach:
+        last = int(positions.max()) if positions.numel() else 0
+        if positions.numel() and not 0 <= int(positions.min()) <= last < reach:
             raise UsageError(
-                f"position {int(positions.max())} is past the model's {reach} positions "
-                "(max_position_embeddings)"
+                f"position {last} is past the model's {reach} positions (max_position_embeddings)"
             )
+        self.reach_for(last + 1)
         x = self._embed(ids, embedded, positions)
         refuse_gradients(x)
         flat, where = keep.reshape(-1), None

@@ -53,10 +53,14 @@ class NativeStack(StandIn):
         self._native: _core.Stack | None = None
         self._reason = ""
         self._watch: Watch | None = None
+        # What it was made of, and for how many positions its rotary tables are.
+        self._given: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
+        self._turned = 1024
         self._watched: list[Watched] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_native": None, "_watch": None, "_watched": []}
+        without = dict.fromkeys(("_native", "_given", "_watch"))
+        return {**self.__dict__, **without, "_watched": []}
 
     def on_gpu(self, x: Tensor) -> bool:
         """Whether layers run one by one as they are meant to: those of torch, on sparse ones."""
@@ -142,7 +146,7 @@ class NativeStack(StandIn):
         if stack.position_bias is not None:
             bias = _floats(stack.position_bias(self.original, stack.reach))
         if stack.rotary is not None:
-            rotary = tuple(map(_floats, stack.rotary(self.original, stack.reach)))
+            rotary = self._angles()
         config = {
             "hidden": stack.hidden,
             "heads": stack.heads,
@@ -159,7 +163,26 @@ class NativeStack(StandIn):
             "last": None if stack.last is None else _norm(self.get_submodule(stack.last)),
         }
         at = len(stack.name) + 1 if stack.name else 0
-        return _core.Stack(config, [self._layer(block[at:]) for block in stack.blocks])
+        self._given = config, [self._layer(block[at:]) for block in stack.blocks]
+        return _core.Stack(*self._given)
+
+    def reach_for(self, positions: int) -> None:
+        """Let the rotary tables, if there are any, serve so many positions: they grow by doubling,
+        since a config may name far more positions than anyone uses.
+        """
+        if self.stack.rotary is None or positions <= self._turned:
+            return
+        self._turned = min(self.stack.reach, max(positions, 2 * self._turned))
+        if self._native is not None and self._given is not None:
+            config, layers = self._given
+            self._given = {**config, "rotary": self._angles()}, layers
+            self._native = _core.Stack(*self._given)
+
+    def _angles(self) -> tuple[Any, Any]:
+        assert self.stack.rotary is not None
+        positions = min(self._turned, self.stack.reach)
+        cosines, sines = self.stack.rotary(self.original, positions)
+        return _floats(cosines), _floats(sines)
 
     def _layer(self, block: str) -> dict[str, Any]:
         layer: dict[str, Any] = {}

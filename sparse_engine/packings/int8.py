@@ -202,6 +202,8 @@ def _check_scales(scales: Tensor, out_features: int) -> None:
     check_buffer("scales", scales, (torch.float32,), (out_features,))
     if not bool(torch.isfinite(scales).all()):
         raise InvalidFileError("scales: must be finite")
+    if bool((scales < 0).any()):
+        raise InvalidFileError("scales: must not be negative")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.tasks.text import InputError, TextModel
 
 # Longest stop text in characters: every new token is compared with its beginnings.
@@ -82,15 +82,29 @@ class Generator(TextModel):
     def __init__(self, model: nn.Module, folder: str | Path, batch_size: int = 32) -> None:
         super().__init__(model, folder, batch_size)
         told = getattr(model, "generation_config", None)
-        ends = getattr(told, "eos_token_id", None)
-        if ends is None:
-            ends = self.config.get("eos_token_id")
-        self.ends = set([] if ends is None else [ends] if isinstance(ends, int) else ends)
+        ends, start = self._told("eos_token_id"), self._told("decoder_start_token_id")
+        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        if not all(type(end) is int for end in ends):
+            raise InvalidFileError(f"{folder}: eos_token_id {ends!s:.40} is no token id")
+        self.ends = set(ends)
+        self.start = self.pad if start is None else start
+        if type(self.start) is not int or not 0 <= self.start < self.vocabulary:
+            raise InvalidFileError(f"{folder}: decoder_start_token_id {start!s:.40} is no token id")
+        try:
+            _processors(Sampling(), told)(torch.tensor([[0]]), torch.zeros(1, self.vocabulary))
+        except Exception as error:  # whatever transformers makes of the values in the file
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise InvalidFileError(f"{folder}/generation_config.json: {reason}") from None
+
+    def _told(self, name: str) -> Any:
+        """A value of the generation config, or of config.json."""
+        value = getattr(getattr(self.model, "generation_config", None), name, None)
+        return self.config.get(name) if value is None else value
 
     def warm_up(self) -> None:
         """A few tokens."""
-        tokens = self.tokens([0] * min(9, self.max_length - 3))
-        next(tokens), next(tokens)
+        tokens = self.tokens([0] * max(1, min(9, self.max_length - 3)))
+        next(tokens, None), next(tokens, None)
 
     def generate(self, prompt: str, sampling: Sampling | None = None) -> str:
         """The text that follows `prompt`, which is not repeated."""
@@ -159,7 +173,10 @@ class Generator(TextModel):
         while len(chosen) < most:
             with torch.inference_mode():
                 output = self.model(
-                    **{ids_name: new.to(self.device)}, use_cache=True, **given, **cache
+                    **{ids_name: new.to(self.device)},
+                    use_cache=True,
+                    **given,
+                    **cache,
                 )
                 scores = output.logits[:, -1].float().cpu()
                 name = next(name for name in CACHES if name in output)  # one of two is an alias
@@ -190,12 +207,8 @@ class Rewriter(Generator):
         with torch.inference_mode():
             rows = torch.tensor([list(ids)], device=self.device)
             states = self.model.get_encoder()(input_ids=rows)  # type: ignore[operator]
-        told = getattr(self.model, "generation_config", None)
-        start = getattr(told, "decoder_start_token_id", None)
-        if start is None:
-            start = self.config.get("decoder_start_token_id", self.pad)
         given = {"encoder_outputs": states}
-        yield from self._choose([start], self.max_length, sampling or Sampling(), given)
+        yield from self._choose([self.start], self.max_length, sampling or Sampling(), given)
 
 
 def _processors(sampling: Sampling, told: Any) -> Any:

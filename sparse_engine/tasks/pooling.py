@@ -5,7 +5,6 @@ Reimers and Gurevych 2019, arXiv:1908.10084; the files are those of sentence-tra
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError
+from sparse_engine.io.model_files import ModelFiles
 
 MODES = ("mean", "cls", "max")
 FLAG = "pooling_mode_"
@@ -38,10 +38,11 @@ class Pooling:
         Raises UnsupportedModelError for a module or mode that is not known here: leaving it out
         would give other embeddings than the model was trained for.
         """
-        modules = read_modules(folder)
+        files = ModelFiles(folder)
+        modules = read_modules(files)
         paths = [path for kind, path in modules if kind == "Pooling"] or ["1_Pooling"]
         normalize = any(kind == "Normalize" for kind, _ in modules)
-        config = read_json(folder / paths[0] / "config.json")
+        config = files.json(f"{paths[0]}/config.json")
         if config is not None:
             return cls(_mode(config), normalize, f"{paths[0]}/config.json")
         if any(kind == "Pooling" for kind, _ in modules):
@@ -60,35 +61,24 @@ class Pooling:
         return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
 
 
-def read_modules(folder: Path) -> list[tuple[str, str]]:
+def read_modules(files: ModelFiles) -> list[tuple[str, str]]:
     """(class name, path) of each entry of modules.json; empty when there is no such file."""
-    entries = read_json(folder / "modules.json", list)
+    entries = files.json("modules.json", list)
     found = []
     for entry in entries or []:
         kind = str(entry.get("type", "")).rpartition(".")[2] if isinstance(entry, dict) else ""
         path = str(entry.get("path", "")) if kind else ""
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise UnsupportedModelError(
-                f"{folder}/modules.json has a module {kind!r}: "
+                f"{files.folder}/modules.json has a module {kind!r}: "
                 "only Transformer, Pooling and Normalize are supported"
             )
         if path != Path(path).name:
-            raise InvalidFileError(f"{folder}/modules.json: path {path!r} is not a plain name")
+            raise InvalidFileError(
+                f"{files.folder}/modules.json: path {path!r} is not a plain name"
+            )
         found.append((kind, path))
     return found
-
-
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The dict (or `kind`) in a JSON file, None when there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidFileError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise InvalidFileError(f"{path} holds a {type(value).__name__}, expected a {kind.__name__}")
-    return value
 
 
 def _mode(config: dict[str, Any]) -> str:

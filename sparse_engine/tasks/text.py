@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError, UsageError
 from sparse_engine.inputs import positions, vocabulary
-from sparse_engine.tasks.pooling import read_json
+from sparse_engine.io.model_files import ModelFiles
 from sparse_engine.text import encode, load_tokenizer
 
 # A text with more characters for each token that the model takes is not tokenized at all. English
@@ -42,8 +42,9 @@ class TextModel:
         self.batch_size = batch_size
         self.device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
         self.tokenizer = load_tokenizer(folder)
-        sentence = read_json(folder / "sentence_bert_config.json") or {}
-        self.config = read_json(folder / "config.json") or {}
+        files = ModelFiles(folder)
+        sentence = files.json("sentence_bert_config.json") or {}
+        self.config = files.json("config.json") or {}
         self.lowercase = bool(sentence.get("do_lower_case"))
         self.vocabulary = _vocabulary(self.model, self.config)
         self.max_length = _max_length(self.model, self.config, sentence)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparse_engine.tasks.pooling import read_json
+from sparse_engine.io.model_files import ModelFiles
 
 NAME = "token_type_ids"
 
@@ -19,7 +19,7 @@ def has_token_types(folder: Path, config: dict[str, Any]) -> bool:
 
     True for models that transformers has no tokenizer for. Raises InvalidFileError for damaged files.
     """
-    told = read_json(folder / "tokenizer_config.json") or {}
+    told = ModelFiles(folder).json("tokenizer_config.json") or {}
     names = told.get("model_input_names")
     if isinstance(names, list):
         return NAME in names

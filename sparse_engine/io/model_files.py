@@ -1,0 +1,62 @@
+"""The one way to the small files of a model folder: its config, tokenizer and pooling.
+
+Of a package only what the manifest lists is read, with its hash and without following links; of a
+Hugging Face folder any regular file, links followed, since the hub's cache is made of them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.io.companions import COMPANIONS, MAX_BYTES, Companion
+from sparse_engine.io.folder import read_regular
+from sparse_engine.io.manifest import MANIFEST, FileEntry, read_folder_manifest
+from sparse_engine.io.package import read_listed
+from sparse_engine.io.tensorfile import read_json
+
+
+class ModelFiles:
+    """Files of a folder by name ("tokenizer.json", "1_Pooling/config.json"), at most 64 MiB each.
+
+    >>> ModelFiles("out").json("config.json")["model_type"]
+    'bert'
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises InvalidFileError for a package whose manifest is damaged."""
+        self.folder = Path(folder)
+        self.listed: dict[str, FileEntry] | None = None
+        if os.path.lexists(self.folder / MANIFEST):
+            manifest = read_folder_manifest(self.folder)
+            self.listed = {entry.name: entry for entry in manifest.files}
+
+    def read(self, name: str) -> bytes | None:
+        """All bytes of a file; None where there is none. Raises InvalidFileError."""
+        path = self.folder / name
+        if self.listed is None:
+            return read_regular(path, MAX_BYTES)
+        if name in self.listed:
+            return read_listed(self.folder, self.listed[name])
+        if os.path.lexists(path):
+            raise InvalidFileError(f"{path}: is not among the files of {MANIFEST}")
+        return None
+
+    def json(self, name: str, kind: type = dict) -> Any:
+        """The object (or `kind`) in a JSON file; None where there is no such file."""
+        raw = self.read(name)
+        return None if raw is None else read_json(raw, str(self.folder / name), kind)
+
+
+def read_companions(source: Path) -> dict[Companion, bytes]:
+    """All companion files of a model folder.
+
+    Raises UsageError if `source` is no folder, InvalidFileError if a file is too large, or is none.
+    """
+    if not source.is_dir():
+        raise UsageError(f"source {source} is not a folder")
+    files = ModelFiles(source)
+    found = {name: files.read(name) for name in COMPANIONS}
+    return {name: data for name, data in found.items() if data is not None}
