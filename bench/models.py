@@ -102,7 +102,7 @@ OWN_CONFIG: dict[str, dict[str, Any]] = {
     "GPTJForCausalLM": {"rotary_dim": 8},
     "CodeGenForCausalLM": {"rotary_dim": 8},
     "GPTBigCodeForCausalLM": {"multi_query": True},
-    "FalconForCausalLM": {"num_kv_heads": 4},
+    "FalconForCausalLM": {"num_kv_heads": 4, "head_dim": None},
     "DebertaModel": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "DebertaV2Model": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "MobileBertModel": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
@@ -125,6 +125,7 @@ OWN_CONFIG: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), 2),
         **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
     },
+    "XLNetModel": {"max_position_embeddings": None},
     "NystromformerModel": {"segment_means_seq_len": TOKENS, "num_landmarks": TOKENS},
 }
 OTHERS = (

@@ -307,9 +307,22 @@ def test_layers_that_do_not_run_are_named() -> None:
             used: Tensor = self.used(x)
             return used
 
-    with pytest.raises(UsageError, match="idle did not run"):
-        prune(Idle(), 0.5, recovery="lsq", calibration=batches())
+    model = Idle()
+    before = model.idle.weight.clone()
+    report = prune(model, 0.5, recovery="lsq", calibration=batches())
+    assert [layer.name for layer in report.layers] == ["used"]
+    assert [left.name for left in report.left] == ["idle"]
+    assert "idle did not run on the calibration inputs" in str(report)
+    assert torch.equal(model.idle.weight, before)
     assert prune(Idle(), 0.5).sparsity == 0.5
+    with pytest.raises(UsageError, match=r"idle did not run .* nor did any other layer"):
+        prune(
+            Idle(),
+            0.5,
+            recovery="lsq",
+            calibration=batches(),
+            filter_fn=lambda module, name: name == "idle",
+        )
 
 
 def test_attention_is_pruned_with_the_layers_around_it() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse_engine.effective import fold_
 from sparse_engine.errors import (
     InvalidFileError,
     SparseEngineError,
@@ -167,6 +168,7 @@ def _build(
     except Exception as error:  # transformers raises any kind for files that do not fit
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidFileError(f"{folder}: {reason[0][:300]}") from None
+    _fill_folded(model, info, _weight_files(folder) if files is None else files)
     _check_complete(folder, cls.__name__, info)
     return model.eval().requires_grad_(False)
 
@@ -178,6 +180,34 @@ def _read_state(files: list[Path]) -> dict[str, torch.Tensor]:
     for file in files:
         state |= load_file(str(file))
     return plain_state(state, files[0].parent)
+
+
+def _fill_folded(model: nn.Module, info: dict[str, Any], files: list[Path]) -> None:
+    """Plain weights, where the model would compute them: as `prune` writes them, which folds weight
+    norm and the like in.
+    """
+    missing = set(info["missing_keys"])
+    parts = {
+        name: {other for other in missing if other.startswith(_parametrization(name))}
+        for name in info["unexpected_keys"]
+    }
+    parts = {name: computed for name, computed in parts.items() if computed}
+    if not parts:
+        return
+    fold_(model, parts.__contains__)
+    state = _read_state(files)
+    for name, computed in parts.items():
+        weight = model.get_parameter(name)
+        if state[name].shape == weight.shape:
+            weight.data.copy_(state[name])
+            missing -= computed
+    info["missing_keys"] = missing
+
+
+def _parametrization(name: str) -> str:
+    """What the names of the tensors begin with from which torch computes a weight."""
+    module, _, weight = name.rpartition(".")
+    return f"{module}.parametrizations.{weight}."
 
 
 def _check_complete(folder: Path, model: str, info: dict[str, Any]) -> None:

@@ -35,6 +35,8 @@ DROPPED = frozenset(
 # Keys that make a model something this package cannot rebuild; fine when null or false.
 REFUSED = ("quantization_config", "use_pretrained_backbone", "use_timm_backbone", "backbone")
 MAX_DEPTH = 16
+# What transformers writes for a bound that is none, as {"__float__": ...}.
+INFINITE = ("Infinity", "-Infinity")
 # The model_type of sparse_engine.models.rnn, which transformers has no models for.
 RECURRENT = "sparse_engine_rnn"
 
@@ -117,6 +119,8 @@ def _clean(value: Any, depth: int = 0) -> Any:
         return [_clean(item, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
+    if value.keys() == {"__float__"} and value["__float__"] in INFINITE:
+        return float(value["__float__"])
     for key in REFUSED:
         if value.get(key):
             raise UnsupportedModelError(f"config.json: models with {key} are not supported")

@@ -25,6 +25,9 @@ LEFT_ALONE = {
 SMALL = 0.01
 """Share of the multiply-adds that small heads and routers may have together to be left alone."""
 
+# Why a layer is left that calibration should have shown.
+IDLE = "did not run on the calibration inputs"
+
 
 @dataclass(frozen=True)
 class Layer:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from sparse_engine.census import Row, census
-from sparse_engine.pruning.layers import reason_by_name
+from sparse_engine.pruning.layers import IDLE, reason_by_name
 
 FEW = 0.5
 """Share of the multiply-adds below which the report warns that pruning saves little."""
@@ -112,6 +112,9 @@ class PruneReport:
             told.append(
                 f"no calibration token reached {self.unseen[0]}{more}: pruned by magnitude alone"
             )
+        if idle := [left.name for left in self.left if left.reason == IDLE]:
+            more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
+            told.append(f"{idle[0]}{more} {IDLE}: left as it was")
         return told
 
     def count(self, model: nn.Module, reasons: dict[str, str]) -> None:

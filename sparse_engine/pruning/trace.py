@@ -13,7 +13,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.models import Residual
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.capture import after, before, linear_input
-from sparse_engine.pruning.layers import Layer, Plan
+from sparse_engine.pruning.layers import IDLE, Layer, Plan
 
 Slot = int | str  # position or name of the argument of a block that takes the hidden states
 
@@ -59,8 +59,11 @@ def trace(model: nn.Module, plan: Plan, batches: list[Batch]) -> list[Segment]:
     previous block's output, what the first block took. For all other layers the segment is the whole
     model: the same result at the cost of running the model for every group of layers.
 
-    Raises UsageError for a layer that does not run, unless it is an expert's: the model is run until
-    all layers have been seen, and an expert that no batch reaches is a group without calls.
+    The model is run until all layers have been seen. An expert that no batch reaches is a group
+    without calls. Another layer that does not run may be one whose weight the model reads without
+    calling it: it is left, and named in `plan.left`.
+
+    Raises UsageError if no layer runs.
     """
     modules = dict(model.named_modules())
     layers = {layer.name: layer for layer in plan.layers}
@@ -87,12 +90,16 @@ def trace(model: nn.Module, plan: Plan, batches: list[Batch]) -> list[Segment]:
         layers = {name: layer for name, layer in layers.items() if name not in inputs}
         if not layers:
             break
-    if idle := [name for name in layers if not is_expert(name)]:
+    if not groups:
         raise UsageError(
-            f"{idle[0]} did not run on the calibration inputs ({len(idle)} such layers); "
-            "give inputs that reach it, or leave it out with filter_fn"
+            f"{next(iter(layers))} did not run on the calibration inputs, nor did any other layer "
+            "that is to be pruned; give inputs that reach them"
         )
-    groups += [Group([layer], 0, None) for layer in layers.values()]
+    for name, layer in layers.items():
+        if is_expert(name):
+            groups.append(Group([layer], 0, None))
+        else:
+            plan.left[name] = IDLE
     slots = {}
     for stack in plan.stacks:
         slot = _chain([calls[name] for name in stack])  # as the first batch has it
