@@ -21,6 +21,29 @@ SOURCES = ("torch.", "transformers.", "sparse_engine.")
 COLLECTING = "transformers.utils.output_capturing"
 # Quantised layers of torch, whose weights are packed where nothing but torch reads them.
 QUANTISED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.", "torchao.")
+# Classes that read the weight of a linear layer of theirs without calling it, and its name.
+READ_WEIGHTS = (
+    ("MambaMixer", "dt_proj"),
+    ("FalconMambaMixer", "dt_proj"),
+    ("JambaMambaMixer", "dt_proj"),
+    ("MobileBertLMPredictionHead", "decoder"),
+    ("MobileBertLMPredictionHead", "dense"),
+)
+
+
+def read_weights(model: nn.Module) -> dict[str, str]:
+    """Linear layers of `model` whose weight their owner reads without calling them: name -> why.
+
+    A sparse layer has no values to read. Only classes of transformers are known; where another model
+    does so, the layer's `weight` refuses (nn/no_values.py).
+    """
+    found = {}
+    for name, module in model.named_modules():
+        for owner, child in READ_WEIGHTS:
+            if type(module).__name__ == owner and hasattr(module, child):
+                path = f"{name}.{child}" if name else child
+                found[path] = f"its {owner} reads the weight without calling the layer"
+    return found
 
 
 def why_not(module: nn.Module, *kinds: type) -> str:

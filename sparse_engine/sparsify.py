@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparse_engine.blocks import give_back_, take_over_
 from sparse_engine.config import SparseConfig
 from sparse_engine.effective import fold_
-from sparse_engine.eligible import check_readable, why_not, why_not_inside
+from sparse_engine.eligible import check_readable, read_weights, why_not, why_not_inside
 from sparse_engine.errors import UsageError
 from sparse_engine.frozen import freeze_, thaw_, trained
 from sparse_engine.linears import as_conv1d, is_conv1d, is_linear
@@ -56,16 +56,16 @@ def sparsify_(
     check_readable(model)
     folded, flags = fold_(model), trained(model)
     targets = list(_targets(model, filter_fn))
-    tied = _tied_weights(model)
+    taken = _taken_weights(model)
     # Modules that share their parameters share the sparse one; swapped in when all are made.
     made: dict[tuple[int, ...], tuple[str, Swap]] = {}
     swaps: list[tuple[str, nn.Module]] = []
     rows: list[SparsifyRow] = []
     for done, (name, module, kind) in enumerate(targets, 1):
-        kept = _reason_to_keep(module, name, kind, filter_fn, tied)
+        kept = _reason_to_keep(module, name, kind, filter_fn, taken)
         key = (id(module),) if kind else (id(module.weight), id(module.bias))
         if kept or key not in made:
-            made[key] = name, _swap(module, name, kind, kept, config, filter_fn, tied)
+            made[key] = name, _swap(module, name, kind, kept, config, filter_fn, taken)
         first, swap = made.pop(key) if kept else made[key]
         rows += [replace(row, name=name + row.name.removeprefix(first)) for row in swap.rows]
         if swap.new is not None:
@@ -166,7 +166,7 @@ def _swap(
     kept: str,
     config: SparseConfig,
     filter_fn: FilterFn | None,
-    tied: dict[int, str],
+    taken: dict[int, str],
 ) -> Swap:
     if kind is None:
         return swap_linear(name, module, kept, config)
@@ -180,13 +180,13 @@ def _swap(
         owner = module.get_submodule(child)
         if filter_fn is not None and not filter_fn(owner, f"{name}.{child}"):
             return "left out by filter_fn"
-        return f"tied to {tied[id(linear.weight)]}" if id(linear.weight) in tied else ""
+        return taken.get(id(linear.weight), "")
 
     return swap_parts(name, kind, module, kept, config, keep_part)
 
 
 def _reason_to_keep(
-    module: Any, name: str, kind: Kind | None, filter_fn: FilterFn | None, tied: dict[int, str]
+    module: Any, name: str, kind: Kind | None, filter_fn: FilterFn | None, taken: dict[int, str]
 ) -> str:
     if filter_fn is not None and not filter_fn(module, name):
         return "left out by filter_fn"
@@ -205,9 +205,7 @@ def _reason_to_keep(
         return f"is {other}: cast the model to float32 or bfloat16 first"
     if is_compressed(weights[0]):
         return "runs torch's 2:4 kernels already"
-    if id(weights[0]) in tied:
-        return f"tied to {tied[id(weights[0])]}"
-    return too_narrow(module)
+    return taken.get(id(weights[0]), "") or too_narrow(module)
 
 
 def _dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
@@ -215,11 +213,13 @@ def _dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
     return (torch.float32, torch.bfloat16, *((torch.float16,) if weight.is_cuda else ()))
 
 
-def _tied_weights(model: nn.Module) -> dict[int, str]:
-    """id(weight) -> name, for weights that an embedding reads too."""
+def _taken_weights(model: nn.Module) -> dict[int, str]:
+    """id(weight) -> why its layer stays dense, for weights that other modules read too."""
     found: dict[int, str] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.Embedding) and isinstance(weight, Tensor):
-            found[id(weight)] = name
+            found[id(weight)] = f"tied to {name}"
+    for name, why in read_weights(model).items():
+        found[id(model.get_submodule(name).weight)] = why
     return found

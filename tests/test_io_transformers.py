@@ -20,13 +20,17 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    HubertConfig,
+    HubertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
 )
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
-from sparse_engine.io import load, save
+from sparse_engine.io import load, load_pretrained, save, save_checkpoint
 from sparse_engine.nn import SparseLinear
 
 torch.set_num_threads(1)
@@ -198,3 +202,32 @@ def test_a_subclass_is_a_plain_module(tmp_path: Path) -> None:
         load(tmp_path / "a")
     loaded = load(tmp_path / "a", model=Custom(BertConfig(**BERT)))
     assert torch.equal(first_output(loaded), first_output(model))
+
+
+def test_checkpoints_whose_weight_norm_was_folded_load(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    convolutions = {"conv_dim": [8, 8], "conv_stride": [4, 2], "conv_kernel": [8, 3]}
+    config = HubertConfig(intermediate_size=48, **sizes, **convolutions)
+    torch.manual_seed(0)
+    model = HubertModel(config).eval()
+    wave = torch.randn(2, 400)
+    with torch.inference_mode():
+        expected = model(wave).last_hidden_state
+    model.save_pretrained(tmp_path / "dense")
+    loaded, source = load_pretrained(tmp_path / "dense")
+    report = se.prune(loaded, 0.0)  # folds weight norm
+    save_checkpoint(loaded, tmp_path / "folded", source, report.to_dict())
+    again, _ = load_pretrained(tmp_path / "folded")
+    with torch.inference_mode():
+        torch.testing.assert_close(again(wave).last_hidden_state, expected, rtol=0, atol=1e-6)
+
+
+def test_bounds_that_are_none(tmp_path: Path) -> None:
+    """transformers writes an infinite number as {"__float__": "Infinity"}."""
+    config = Mamba2Config(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4, num_heads=4, head_dim=8
+    )
+    Mamba2ForCausalLM(config).save_pretrained(tmp_path / "dense")
+    assert "__float__" in (tmp_path / "dense" / "config.json").read_text()
+    model, _ = load_pretrained(tmp_path / "dense")
+    assert model.config.time_step_limit[1] == float("inf")

@@ -464,3 +464,38 @@ def test_weights_that_cannot_be_read_are_one_line(call: Callable[[Any, str], Any
     quantised = torch.ao.quantization.quantize_dynamic(Net(nn.Linear), {nn.Linear}, torch.qint8)
     with pytest.raises(UsageError, match=r"inner is quantised already"):
         call(quantised, "csr")
+
+
+def test_layers_whose_weight_is_read_are_left_or_refused() -> None:
+    """A meta tensor times an ordinary one gives garbage without an error."""
+    sizes = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}
+    config = transformers.MambaConfig(**sizes, time_step_rank=8)
+    torch.manual_seed(0)
+    mamba = transformers.MambaForCausalLM(config).eval()
+    report = se.prune(mamba, 0.8)
+    assert sum("without calling" in left.reason for left in report.left) == 2
+    for module in mamba.modules():  # whoever pruned them
+        if isinstance(module, nn.Linear):
+            module.weight.data[module.weight.abs() < 0.01] = 0
+    ids = torch.randint(96, (2, 9))
+    with torch.inference_mode():
+        expected = mamba(ids).logits
+        report_of_swap = se.sparsify_(mamba, "csr")
+        torch.testing.assert_close(mamba(ids).logits, expected, rtol=0, atol=2e-5)
+    kept = [row for row in report_of_swap.rows if row.name.endswith("dt_proj")]
+    assert [row.format for row in kept] == ["dense"] * 2
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc.weight @ x.to(self.fc.weight.dtype)
+
+    own = Own()
+    se.prune(own, 0.5)
+    se.sparsify_(own, "csr")
+    assert (own.fc.weight.dtype, own.fc.weight.shape) == (torch.float32, (8, 8))
+    with pytest.raises(UsageError, match="reads that weight instead of calling the layer"):
+        own(torch.randn(8, 3))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from sparse_engine.census import EMBEDDINGS, census
+from sparse_engine.eligible import read_weights
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
@@ -160,7 +161,7 @@ def _left_by_rule(
         for name, module in modules.items()
         if isinstance(module, EMBEDDINGS) and not module.weight.is_meta
     }
-    head = _output_layer(model)
+    head, read = _output_layer(model), read_weights(model)
     left: dict[str, str] = {}
     for name, linear in linears.items():
         parent = modules[name.rpartition(".")[0]]
@@ -168,8 +169,8 @@ def _left_by_rule(
         table = tables.get(weight_of(linear).data_ptr())
         if table is not None:
             left[name] = f"tied to {table}"
-        elif by_name:
-            left[name] = by_name
+        elif by_name or name in read:
+            left[name] = by_name or read[name]
         elif linear is head:
             left[name] = "a head"
         elif isinstance(parent, nn.MultiheadAttention) and not is_unrolled(parent):
