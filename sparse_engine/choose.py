@@ -11,7 +11,7 @@ weights of the same shape, dtype and sparsity, that the same formats fit, on the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -117,15 +117,24 @@ def candidates(weight: Tensor, tokens: tuple[int, ...], dtype: str) -> list[str]
     specs = fitting(weight, dtype)
     if weight.device.type != "cpu":
         return specs
+    cost = costs(specs, weight, tokens, dtype)
+    least = max(1.0, min(cost.values()))
+    return [s for s in specs if cost[s] <= HOPELESS * least]
+
+
+def costs(
+    specs: Iterable[str], weight: Tensor, tokens: tuple[int, ...], dtype: str
+) -> dict[str, float]:
+    """`estimate` of each format for `weight`, over all `tokens`; blocks as full as they are."""
     nnz = int(weight.count_nonzero())
-    stored = dict.fromkeys(specs, nnz)
+    found = {}
     for spec in specs:
+        stored = nnz
         if spec.startswith("bsr"):
             sides = parse_format(spec)[1]
-            stored[spec] = round(nnz / (block_fill(weight, sides["rows"], sides["cols"]) or 1.0))
-    costs = {s: sum(estimate(s, weight, stored[s], t, dtype) for t in tokens) for s in specs}
-    least = max(1.0, min(costs.values()))
-    return [s for s in specs if costs[s] <= HOPELESS * least]
+            stored = round(nnz / (block_fill(weight, sides["rows"], sides["cols"]) or 1.0))
+        found[spec] = sum(estimate(spec, weight, stored, count, dtype) for count in tokens)
+    return found
 
 
 def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> Choice:

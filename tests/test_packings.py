@@ -186,6 +186,7 @@ def test_low_blocks_that_meet_a_few_tokens(
     assert type(empty.packed) is SellP
     se.save(torch.nn.Sequential(few), tmp_path / "package")
     loaded = se.load(tmp_path / "package", model=torch.nn.Sequential(torch.nn.Linear(37, 51)))
+    assert type(loaded[0].packed) is SellP
     for tokens in (1, 2, 3, 4, 9):
         x = torch.randn(tokens, 37)
         truth = x.double() @ few.packed.to_dense().double().T + linear.bias.double()

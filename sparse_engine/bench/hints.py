@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sparse_engine.choose import estimate, fitting
+from sparse_engine.choose import costs, fitting
 
 if TYPE_CHECKING:
     from sparse_engine.bench.kernel import KernelRow
@@ -23,9 +23,8 @@ def likely_faster(weight: Tensor, row: KernelRow) -> str:
 
     weight: float32 [out, in], as it was packed.
     """
-    nnz = int(weight.count_nonzero())
     specs = dict.fromkeys((row.format, *fitting(weight, row.dtype)))
-    cost = {spec: estimate(spec, weight, nnz, row.m, row.dtype) for spec in specs}
+    cost = costs(specs, weight, (row.m,), row.dtype)
     best = min(cost, key=cost.__getitem__)
     return best if cost[best] < LIKELY * cost[row.format] else ""
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format, parse_format
 from sparse_engine.ops import linear_kernel, run_linear, weight_handle
-from sparse_engine.packings import pack
+from sparse_engine.packings import FEW_TOKENS, pack, packing_of
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class KernelBench:
         return self.busy.warning()
 
     def _known(self, point: tuple[Case, int], layer: Layer, m: int) -> bool:
-        key = *point, linear_kernel(layer.packed, m)
+        key = *point, linear_kernel(layer.packed_for(m), m)
         known = key in self._kernels
         self._kernels.add(key)
         return known
@@ -171,7 +172,7 @@ def forced_isa(isa: str | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One sparse layer, packed once, to be measured with any number of tokens.
+    """One sparse layer, packed for many tokens and, where that differs, for a few.
 
     weight: what dense peers multiply by, float32; stored: what the packing holds, int8 dequantised.
     """
@@ -191,6 +192,18 @@ class Layer:
         packed = pack(format_class.from_dense(weight, **params), "cpu", dtype)
         stored = packed.to_dense() if dtype == "int8" else weight
         return cls(spec, dtype, weight.float(), stored, packed, source)
+
+    def packed_for(self, tokens: int) -> Format:
+        """The weight as a layer is packed whose config has only as many tokens."""
+        return self._for_a_few if tokens <= FEW_TOKENS else self.packed
+
+    @cached_property
+    def _for_a_few(self) -> Format:
+        format_class, params = parse_format(self.spec)
+        if isinstance(self.packed, packing_of(format_class, params, self.dtype, (FEW_TOKENS,))):
+            return self.packed
+        weight = format_class.from_dense(self.stored, **params)
+        return pack(weight, "cpu", self.dtype, (FEW_TOKENS,))
 
     @property
     def block(self) -> tuple[int, int]:
@@ -239,7 +252,7 @@ def measure(layer: Layer, m: int, rivals: Rivals, peak: float, rounds: int) -> K
 
     peak: GFLOP/s that the processor can do in the layer's dtype.
     """
-    packed, (n, k) = layer.packed, layer.packed.shape
+    packed, (n, k) = layer.packed_for(m), layer.packed.shape
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(carrier(layer.dtype))
 
     def call() -> Tensor:

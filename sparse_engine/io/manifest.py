@@ -17,7 +17,7 @@ from sparse_engine.formats import NM, Bitmask, Format, parse_format
 from sparse_engine.io.companions import Companion
 from sparse_engine.io.folder import read_inside
 from sparse_engine.io.tensorfile import MAX_DIMS, parse_json, repeated
-from sparse_engine.packings import PACKINGS, packing_of
+from sparse_engine.packings import FEW_TOKENS, PACKINGS, packing_of
 
 MANIFEST = "sparse_engine.json"
 # Not a name that other tools look for: beside config.json they would take it for a dense checkpoint,
@@ -190,11 +190,16 @@ def _check_names(manifest: Manifest, what: str) -> None:
         raise InvalidFileError(f"{what}: a transformers model needs architecture and config.json")
 
 
-def stored_as(format_class: type[Format], params: dict[str, int], dtype: str) -> type[Format]:
-    """What goes to disk: the format where that is smaller, else what the CPU kernels read."""
+def stored_as(
+    format_class: type[Format], params: dict[str, int], dtype: str
+) -> tuple[type[Format], ...]:
+    """What may go to disk: the format where that is smaller, else what the CPU kernels read for any
+    number of tokens, or for a few.
+    """
     if format_class in STORED and dtype != "int8":
-        return format_class
-    return packing_of(format_class, params, dtype)
+        return (format_class,)
+    few = packing_of(format_class, params, dtype, (FEW_TOKENS,))
+    return tuple(dict.fromkeys((packing_of(format_class, params, dtype), few)))
 
 
 def _check_layer(layer: LayerEntry, where: str) -> None:
@@ -203,11 +208,12 @@ def _check_layer(layer: LayerEntry, where: str) -> None:
         format_class, params = parse_format(layer.format)
     except UsageError as error:
         raise InvalidFileError(f"{where}: {error}") from None
-    stored = stored_as(format_class, params, layer.dtype)
-    if layer.stored != stored.name:
+    kinds = {kind.name: kind for kind in stored_as(format_class, params, layer.dtype)}
+    if layer.stored not in kinds:
         raise InvalidFileError(
-            f"{where}: format {layer.format} is stored as {stored.name}, not as {layer.stored}"
+            f"{where}: format {layer.format} is stored as {' or '.join(kinds)}, not as {layer.stored}"
         )
+    stored = kinds[layer.stored]
     own = stored is format_class or set(params) == set(stored.param_names)
     expected = params if own else layer.params
     if set(layer.params) != set(stored.param_names) or layer.params != expected:

@@ -161,11 +161,11 @@ def _stored(layer: SparseLinear) -> Format:
     dtype = (
         "float32" if dtype == "float16" else dtype
     )  # which packages do not have, since CPUs don't
-    kind = stored_as(format_class, params, dtype)
-    if kind is format_class:
+    kinds = stored_as(format_class, params, dtype)
+    if kinds[0] is format_class:
         return layer.to_format().to("cpu")
-    # From a GPU, or blocks that are packed for a few tokens: files hold what any number needs.
-    packed = layer.packed if isinstance(layer.packed, kind) else layer.to_format()
+    # What a GPU reads is no kind of file.
+    packed = layer.packed if isinstance(layer.packed, kinds) else layer.to_format()
     return pack(packed.to("cpu"), "cpu", dtype)
 
 
