@@ -116,13 +116,15 @@ def infer(*inputs: dict[str, Any], **rest: Any) -> dict[str, Any]:
 
 def main(package: Path, seconds: float) -> None:
     """Serve a package on a free port until a signal comes."""
-    from sparse_engine.serve import run
+    from sparse_engine.serve import Embedder, run
 
-    def slowly(module: torch.nn.Module, args: Any) -> None:
-        if isinstance(module, BertModel):
-            time.sleep(seconds)
+    at_once = Embedder.hidden_states
 
-    torch.nn.modules.module.register_module_forward_pre_hook(slowly)
+    def slowly(self: Embedder, *args: Any) -> torch.Tensor:
+        time.sleep(seconds)
+        return at_once(self, *args)
+
+    Embedder.hidden_states = slowly
     run(package, port=0, name="tiny", threads=1)
 
 

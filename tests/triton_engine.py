@@ -27,7 +27,7 @@ def as_if_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is made or moved from here on is packed for the GPU."""
     if INTERPRETED:
         monkeypatch.setattr(
-            linear_module, "pack", lambda w, device="", dtype=None: pack_gpu(w, dtype)
+            linear_module, "pack", lambda w, device="", dtype=None, tokens=(): pack_gpu(w, dtype)
         )
         monkeypatch.setattr(linear_module, "PACKINGS", GPU_PACKINGS)
         monkeypatch.setattr(SparseRNNBase, "_on_gpu", lambda self, x: True)
