@@ -45,7 +45,9 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
 def as_if_on_gpu() -> None:
     """Let layers and networks on the CPU do what they do on a GPU."""
 
-    def pack(weight: Format, device_type: str = "", dtype: str | None = None) -> Format:
+    def pack(
+        weight: Format, device_type: str = "", dtype: str | None = None, tokens: Any = ()
+    ) -> Format:
         return pack_gpu(weight, dtype)
 
     linear_module.pack = pack
