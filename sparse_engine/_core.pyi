@@ -31,6 +31,18 @@ class Weight:
         activation: int = 0,
         isa: str | None = None,
     ) -> None: ...
+    def conv1d(
+        self,
+        x: np.ndarray[Any, Any],
+        y: np.ndarray[Any, Any],
+        kernel: int,
+        stride: int,
+        dilation: int,
+        left: int,
+        bias: np.ndarray[Any, Any] | None = None,
+        activation: int = 0,
+        isa: str | None = None,
+    ) -> None: ...
 
 class KvCache:
     def __init__(

@@ -8,6 +8,7 @@
 #include "kernels/spmv_sellp/kernel.h"
 #include "kernels/spmv_strips/kernel.h"
 #include "kernels/table.h"
+#include "ops/conv1d.h"
 
 namespace se {
 namespace {
@@ -237,6 +238,16 @@ std::string linear_kernel(const std::string& packing, const std::string& dtype, 
                                     : spmm_strips(weight, level).name;
 }
 
+// Floats from one element of an axis to the next, of arrays whose times are contiguous.
+int64_t stride_of(const py::array& a, int axis, const char* what) {
+  if (a.size() == 0) return 0;  // numpy leaves these strides undefined
+  const int64_t stride = a.strides(axis);
+  if ((a.shape(2) > 1 && a.strides(2) != a.itemsize()) ||
+      (a.shape(axis) > 1 && (stride < 0 || stride % a.itemsize() != 0)))
+    throw std::invalid_argument(std::string(what) + " must have contiguous times");
+  return stride / a.itemsize();
+}
+
 }  // namespace
 
 Weight::Weight(const std::string& packing, std::vector<py::array> buffers,
@@ -286,6 +297,42 @@ void Weight::linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
   se::linear_on_panels(view_, panels, level);
 }
 
+void Weight::conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t kernel,
+                    int64_t stride, int64_t dilation, int64_t left,
+                    const std::optional<py::array_t<float>>& bias, int activation,
+                    const std::optional<std::string>& isa) const {
+  constexpr int64_t limit = int64_t{1} << 31;  // so that no position overflows
+  require(panel_width(1, isa) != 0, "only runs and strips convolve");
+  require(kernel >= 1 && kernel < limit && stride >= 1 && stride < limit && dilation >= 1 &&
+              dilation < limit && left >= 0 && left < limit,
+          "kernel, stride and dilation must be at least 1, left at least 0, all below 2^31");
+  require(x.ndim() == 3 && y.ndim() == 3 && x.shape(0) == y.shape(0) &&
+              x.shape(1) * kernel == in_ && y.shape(1) == out_,
+          "x must be [batch, in / kernel, length] and y [batch, out, steps]");
+  require(x.shape(2) < limit && y.shape(2) < limit, "sequences must be shorter than 2^31");
+  require(!bias || (bias->size() == out_ && contiguous(*bias)), "bias must be [out]");
+  require(activation >= 0 && activation <= 4, "unknown activation");
+  const Conv1d conv{x.data(),
+                    x.shape(0),
+                    x.shape(1),
+                    x.shape(2),
+                    stride_of(x, 0, "x"),
+                    stride_of(x, 1, "x"),
+                    kernel,
+                    stride,
+                    dilation,
+                    left,
+                    y.mutable_data(),
+                    y.shape(2),
+                    stride_of(y, 0, "y"),
+                    stride_of(y, 1, "y"),
+                    bias ? bias->data() : nullptr,
+                    static_cast<Activation>(activation)};
+  const Isa level = isa_or_active(isa);
+  py::gil_scoped_release release;
+  se::conv1d(view_, conv, level);
+}
+
 void bind_linear(py::module_& m) {
   py::class_<Weight>(m, "Weight", "A packing of csrc/layouts over arrays, which it keeps alive.")
       .def(py::init<const std::string&, std::vector<py::array>, const std::vector<int64_t>&,
@@ -301,7 +348,12 @@ void bind_linear(py::module_& m) {
       .def("linear_on_panels", &Weight::linear_on_panels, py::arg("x").noconvert(),
            py::arg("y").noconvert(), py::arg("bias") = py::none(), py::arg("activation") = 0,
            py::arg("isa") = py::none(),
-           "The same on [panels, features, width] float32, as native blocks hold activations.");
+           "The same on [panels, features, width] float32, as native blocks hold activations.")
+      .def("conv1d", &Weight::conv1d, py::arg("x").noconvert(), py::arg("y").noconvert(),
+           py::arg("kernel"), py::arg("stride"), py::arg("dilation"), py::arg("left"),
+           py::arg("bias") = py::none(), py::arg("activation") = 0, py::arg("isa") = py::none(),
+           "y = act(W * x + bias) over time, x [batch, channels, length], W [out, channels x "
+           "kernel], with zeros for what is outside of x.");
   m.def("linear_kernel", &linear_kernel, py::arg("packing"), py::arg("dtype"), py::arg("tokens"),
         py::arg("isa") = py::none(), "Name of the kernel that runs a packing.");
   m.def("kernels", &kernels,

@@ -19,6 +19,10 @@ class Weight {
   void linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
                         const std::optional<py::array_t<float>>& bias, int activation,
                         const std::optional<std::string>& isa) const;
+  // x [batch, channels, length] to y [batch, out, steps], times contiguous.
+  void conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t kernel, int64_t stride,
+              int64_t dilation, int64_t left, const std::optional<py::array_t<float>>& bias,
+              int activation, const std::optional<std::string>& isa) const;
   int64_t panel_width(int64_t tokens, const std::optional<std::string>& isa) const;
 
   int64_t in() const { return in_; }

@@ -13,9 +13,6 @@ namespace {
 
 // Results that nobody finds in a cache any more when they are all written.
 constexpr int64_t kCached = int64_t{8} << 20;
-// Panels packed at a time: bounds the working memory, and one pass over the weights serves them
-// all.
-constexpr int64_t kPanelsPerPass = 8;
 thread_local Workspace panel_memory, accumulator_memory, scale_memory;
 
 template <class Work>
@@ -76,10 +73,6 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Is
     }
   }
 }
-
-// Blocks hold floats, and so does whoever calls this: bf16 panels, which few processors are good
-// at, have no kernels beside the product.
-Isa with_float_panels(Isa isa) { return std::min(isa, Isa::avx512_vbmi2); }
 
 }  // namespace
 

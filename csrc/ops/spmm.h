@@ -12,6 +12,14 @@
 
 namespace se {
 
+// Panels packed at a time: bounds the working memory, and one pass over the weights serves them
+// all.
+constexpr int64_t kPanelsPerPass = 8;
+
+// Blocks hold floats, and so does whoever calls this: bf16 panels, which few processors are good
+// at, have no kernels beside the product.
+inline Isa with_float_panels(Isa isa) { return std::min(isa, Isa::avx512_vbmi2); }
+
 struct StripsWork {
   const Strips& w;
   const SpmmStripsKernel& kernel;

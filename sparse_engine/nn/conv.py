@@ -14,13 +14,17 @@ from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.parts import dense_part, sparse_parts_
+from sparse_engine.ops import run_conv1d
+from sparse_engine.ops.native import check_linear
+from sparse_engine.packings import PANEL_PACKINGS
 
 
 class SparseConv1d(nn.Module):
     """y[b, o, t] = bias[o] + sum over c, i of W[o, c, i] x[b, c, t stride + i dilation - padding].
 
-    x [batch, in, length] or [in, length], float32 or bfloat16. Windows of x become the rows of one
-    sparse product a group, [out, in x kernel], so zeros pay as they do in a SparseLinear.
+    x [batch, in, length] or [in, length], float32 or bfloat16. The weight of a group is one sparse
+    matrix [out, in x kernel]. On the CPU its product takes windows from x as it lies, channels first;
+    for formats whose kernels take rows, and on a GPU, windows are copied as rows.
 
     >>> SparseConv1d.from_dense(torch.nn.Conv1d(300, 100, 3), "csr")
     """
@@ -105,19 +109,42 @@ class SparseConv1d(nn.Module):
             raise UsageError(f"x is {list(x.shape)}, expected {wanted}")
         batch = x if x.dim() == 3 else x[None]
         left, right = self._pads()
-        if left or right:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            batch = F.pad(batch, (left, right), mode)
+        if (left or right) and self.padding_mode != "zeros":
+            batch = F.pad(batch, (left, right), self.padding_mode)
+            left = right = 0
         (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
-        reach = dilation * (kernel - 1) + 1
-        if batch.shape[-1] < reach:
-            raise UsageError(f"x is {batch.shape[-1]} long with its padding, the kernel {reach}")
-        # [batch, in, length', kernel]: views of x, copied once as rows [batch, length', in x kernel].
-        windows = batch.unfold(2, reach, stride)[..., ::dilation]
+        length, reach = left + batch.shape[-1] + right, dilation * (kernel - 1) + 1
+        if length < reach:
+            raise UsageError(f"x is {length} long with its padding, the kernel {reach}")
+        steps = (length - reach) // stride + 1
+        if self._on_panels(batch):
+            options = kernel, stride, dilation, left, steps
+            sources = batch.chunk(self.groups, 1) if self.groups > 1 else [batch]
+            ys = [
+                run_conv1d(part.packed, source, part.bias, *options)
+                for part, source in zip(self._parts(), sources, strict=True)
+            ]
+            y = ys[0] if len(ys) == 1 else torch.cat(ys, 1)
+        else:
+            y = self._multiply_windows(F.pad(batch, (left, right)) if left or right else batch)
+        return y if x.dim() == 3 else y[0]
+
+    def _on_panels(self, x: Tensor) -> bool:
+        """Whether the native convolution runs x; raises UsageError for what no kernel takes."""
+        parts: list[Any] = self._parts()
+        if x.device.type not in ("cpu", "meta") or not all(map(_convolves, parts)):
+            return False
+        check_linear(x.transpose(1, 2), (self.out_channels, self.in_channels), None, None)
+        return True
+
+    def _multiply_windows(self, x: Tensor) -> Tensor:
+        """The same for any parts: windows of x, copied as rows of linear layers."""
+        (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
+        # [batch, in, steps, kernel]: views of x, copied once as rows [batch, steps, in x kernel].
+        windows = x.unfold(2, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
         groups = windows.transpose(1, 2).chunk(self.groups, 2)
         parts = [part(rows.flatten(2)) for part, rows in zip(self._parts(), groups, strict=True)]
-        y = (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).transpose(1, 2)
-        return y if x.dim() == 3 else y[0]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """Sizes, as torch.nn.Conv1d shows them."""
@@ -159,3 +186,13 @@ class SparseConv1d(nn.Module):
         same = self.padding == "same"
         total = self.dilation[0] * (self.kernel_size[0] - 1) if same else 0
         return total // 2, total - total // 2
+
+
+def _convolves(part: nn.Module) -> bool:
+    """Whether the native convolution may read `part` instead of calling it."""
+    return (
+        type(part) is SparseLinear
+        and isinstance(part.packed, PANEL_PACKINGS)
+        and not (part._forward_hooks or part._forward_pre_hooks)
+        and "forward" not in part.__dict__
+    )

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
-from sparse_engine.ops import native, reference
+from sparse_engine.ops import conv1d, native, reference
 from sparse_engine.packings import GPU_PACKINGS, PACKINGS, pack
 
 
@@ -64,6 +64,36 @@ def run_linear(
         call = triton.run if is_plain(x) else triton.linear
         return call(packed, x, bias, activation, residual)
     raise UsageError(f"{packed.spec} is packed for no kernel on {x.device.type}")
+
+
+def run_conv1d(
+    packed: Format,
+    x: Tensor,
+    bias: Tensor | None,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    left: int,
+    steps: int,
+) -> Tensor:
+    """Convolution over time on checked arguments, of a packing in PANEL_PACKINGS: `conv1d.run`."""
+    out = packed.shape[0]
+    if is_plain(x):
+        handle = weight_handle(packed)
+        return conv1d.run(handle, x, bias, out, kernel, stride, dilation, left, steps)
+    return torch.ops.sparse_engine.conv1d(
+        x,
+        list(packed.tensors().values()),
+        list(packed.params().values()),
+        packed.kind,  # type: ignore[attr-defined]
+        bias,
+        out,
+        kernel,
+        stride,
+        dilation,
+        left,
+        steps,
+    )
 
 
 def is_plain(x: Tensor) -> bool:

@@ -24,6 +24,8 @@ from sparse_engine.packings.strips import Strips
 
 INT8 = (QuadRuns, SellP8, Bits8, Groups8)
 PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8, Groups, Groups8)
+PANEL_PACKINGS = (Runs, QuadRuns, Strips)
+"""Those of PACKINGS whose kernels multiply panels: activations with tokens in the lanes."""
 GPU_PACKINGS = (Blocks, Ell, PackedNM)
 FEW_TOKENS = 4
 """As many tokens as a kernel with rows in the lanes takes at once."""
