@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "build" / "sanitize"
 TESTS = (
+    "tests/test_conv1d.py",
     "tests/test_kernels_cpu.py",
     "tests/test_ops.py",
     "tests/test_packings.py",

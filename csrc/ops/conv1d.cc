@@ -11,57 +11,85 @@
 namespace se {
 namespace {
 
-thread_local Workspace window_memory, quad_memory, scale_memory, sum_memory;
+constexpr int64_t kWidest = 64, kCopied = 16;
+thread_local Workspace window_memory, line_memory, quad_memory, scale_memory, sum_memory;
 
-// Calls f(sequence, step, lane, count) for each sequence of which outputs [first, first + live) of
-// all sequences, one after the other, hold `count` steps, which go to the lanes from `lane` on.
-template <class F>
-void for_each_sequence(const Conv1d& c, int64_t first, int64_t live, F f) {
-  int64_t sequence = first / c.steps, step = first % c.steps;
-  for (int64_t lane = 0; lane < live; ++sequence, step = 0) {
-    const int64_t count = std::min(c.steps - step, live - lane);
-    f(sequence, step, lane, count);
-    lane += count;
+// Consecutive steps of one sequence, in the lanes of a panel from `lane` on. What their windows
+// read of a channel lies in a thread's line from `at` on.
+struct Piece {
+  int64_t sequence, step, lane, count, at;
+};
+
+int64_t reach(const Conv1d& c) { return (c.kernel - 1) * c.dilation + 1; }
+
+// Outputs [first, first + live) of all sequences, one after the other.
+struct Pieces {
+  Piece pieces[kWidest];
+  int64_t size = 0;
+
+  Pieces(const Conv1d& c, int64_t first, int64_t live) {
+    int64_t sequence = first / c.steps, step = first % c.steps, at = 0;
+    for (int64_t lane = 0; lane < live; ++sequence, step = 0) {
+      const int64_t count = std::min(c.steps - step, live - lane);
+      pieces[size++] = {sequence, step, lane, count, at};
+      at += (count - 1) * c.stride + reach(c);
+      lane += count;
+    }
   }
+  const Piece* begin() const { return pieces; }
+  const Piece* end() const { return pieces + size; }
+};
+
+// Floats of a line, with those that a copy may read too many.
+int64_t line_size(const Conv1d& c) { return kWidest * (c.stride + reach(c)) + kCopied; }
+
+// to[i] = x[from + i], or zero outside of x [length].
+void copy_padded(const float* x, int64_t length, int64_t from, int64_t count, float* to) {
+  const int64_t begin = std::clamp<int64_t>(-from, 0, count);
+  const int64_t end = std::clamp<int64_t>(length - from, begin, count);
+  for (int64_t i = 0; i < begin; ++i) to[i] = 0;
+  if (begin < end) std::memcpy(to + begin, x + (from + begin), (end - begin) * sizeof(float));
+  for (int64_t i = end; i < count; ++i) to[i] = 0;
 }
 
-// to[i] = x[at + i stride], or zero outside of x [length].
-void copy_times(const float* x, int64_t length, int64_t at, int64_t stride, int64_t count,
-                float* to) {
-  int64_t i = 0;
-  const int64_t begin = at < 0 ? std::min(count, ceil_div(-at, stride)) : 0;
-  const int64_t end = at < length ? std::min(count, ceil_div(length - at, stride)) : 0;
-  for (; i < begin; ++i) to[i] = 0;
-  if (stride == 1 && i < end) {
-    std::memcpy(to + i, x + at + i, (end - i) * sizeof(float));
-    i = end;
+// to[i] = from[i stride]. With `room` up to 15 floats more are written, of any value.
+inline void copy_lanes(const float* from, int64_t stride, int64_t count, bool room, float* to) {
+  if (stride == 1 && room) {  // no call and no branch on the count
+    for (int64_t i = 0; i < count; i += kCopied)
+      std::memcpy(to + i, from + i, kCopied * sizeof(float));
+    return;
   }
-  for (; i < end; ++i) to[i] = x[at + i * stride];
-  for (; i < count; ++i) to[i] = 0;
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i * stride];
 }
 
 // The panel [channels x kernel][width] of the windows of outputs [first, first + live): row (c, i)
-// is channel c from tap i on. Only rows of channels [begin, end).
+// is channel c from tap i on. Only rows of channels [begin, end); `line` is a thread's own.
 void pack_windows(const Conv1d& c, int64_t first, int64_t live, int64_t begin, int64_t end,
-                  int64_t width, float* panel) {
+                  int64_t width, float* line, float* panel) {
+  if (begin == end) return;
+  const Pieces pieces(c, first, live);
   float* row = panel + begin * c.kernel * width;
-  for (int64_t channel = begin; channel < end; ++channel)
+  float* last = panel + (end * c.kernel - 1) * width;
+  for (int64_t channel = begin; channel < end; ++channel) {
+    for (const Piece& p : pieces)
+      copy_padded(c.x + p.sequence * c.x_sequence + channel * c.x_channel, c.length,
+                  p.step * c.stride - c.left, (p.count - 1) * c.stride + reach(c), line + p.at);
     for (int64_t tap = 0; tap < c.kernel; ++tap, row += width) {
-      for_each_sequence(c, first, live, [&](int64_t s, int64_t step, int64_t lane, int64_t count) {
-        copy_times(c.x + s * c.x_sequence + channel * c.x_channel, c.length,
-                   step * c.stride + tap * c.dilation - c.left, c.stride, count, row + lane);
-      });
-      std::fill(row + live, row + width, 0.0f);
+      // What is written too much is written over by what follows.
+      for (const Piece& p : pieces)
+        copy_lanes(line + p.at + tap * c.dilation, c.stride, p.count, row != last, row + p.lane);
+      if (live < width) std::fill(row + live, row + width, 0.0f);
     }
+  }
 }
 
 void store_steps(const Conv1d& c, const float* rows, int64_t width, int64_t first, int64_t live,
                  int64_t row0, int64_t count) {
+  const Pieces pieces(c, first, live);
   for (int64_t r = 0; r < count; ++r, rows += width)
-    for_each_sequence(c, first, live, [&](int64_t s, int64_t step, int64_t lane, int64_t n) {
-      std::memcpy(c.y + s * c.y_sequence + (row0 + r) * c.y_channel + step, rows + lane,
-                  n * sizeof(float));
-    });
+    for (const Piece& p : pieces)
+      std::memcpy(c.y + p.sequence * c.y_sequence + (row0 + r) * c.y_channel + p.step,
+                  rows + p.lane, p.count * sizeof(float));
 }
 
 template <class Work>
@@ -76,6 +104,7 @@ void conv1d_on_panels(const Work& work, const Conv1d& c, Isa isa, int threads) {
   const int64_t sums_size = work.sums() * widest;
   float* all_sums = sum_memory.get<float>(threads * 2 * sums_size);
   float* windows = window_memory.get<float>(most * depth * widest);
+  float* lines = line_memory.get<float>(threads * line_size(c));
   float* quads = int8 ? quad_memory.get<float>(most * depth * widest) : nullptr;
   float* scales = int8 ? scale_memory.get<float>(most * widest) : nullptr;
 
@@ -94,7 +123,8 @@ void conv1d_on_panels(const Work& work, const Conv1d& c, Isa isa, int threads) {
       for (int64_t i = 0; i < count * cuts; ++i) {
         const int64_t p = i / cuts, begin = std::min(i % cuts * slice, c.channels);
         pack_windows(c, o0 + p * widest, live_of(p), begin, std::min(begin + slice, c.channels),
-                     width_of(p), windows + p * depth * widest);
+                     width_of(p), lines + omp_get_thread_num() * line_size(c),
+                     windows + p * depth * widest);
       }
       if (int8) {
         const int64_t parts = widest / 16;

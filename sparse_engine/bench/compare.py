@@ -14,7 +14,7 @@ from sparse_engine.errors import InvalidFileError, UsageError
 
 MAX_BYTES = 2**28
 # What makes a point; isa and threads too where a file has the same point on several of them.
-POINT = ("op", "source", "n", "k", "layers", "steps", "m", "dtype", "format", "sparsity")
+POINT = ("op", "source", "n", "k", "layers", "width", "steps", "m", "dtype", "format", "sparsity")
 SEVERAL = ("isa", "threads")
 # Conditions that say nothing of the machine.
 NOT_OF_THE_MACHINE = ("rounds", "against")

@@ -86,7 +86,7 @@ class NetworkGrid:
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
-            raise UsageError(f"--op {self.op!r}: use linear, {', '.join(OPS)}")
+            raise UsageError(f"--op {self.op!r}: use linear, conv1d, {', '.join(OPS)}")
         for name in ("n", "m"):
             if any(size < 1 for size in getattr(self, name)):
                 raise UsageError(f"-{name} must be 1 or more, got {getattr(self, name)}")

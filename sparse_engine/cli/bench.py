@@ -26,17 +26,24 @@ OUTPUTS = ("table", "md", "csv", "json")
 
 @app.command("kernel", cls=Command)
 def kernel(
-    op: Annotated[str, typer.Option(help="linear, lstm, gru or rnn.")] = "linear",
+    op: Annotated[str, typer.Option(help="linear, conv1d, lstm, gru or rnn.")] = "linear",
     n: Annotated[
-        str | None, typer.Option("-n", help="Output features, 3072; of networks units, 1024.")
+        str | None,
+        typer.Option(
+            "-n", help="Output features, 3072; of networks units, 1024; of conv1d channels, 128."
+        ),
     ] = None,
     k: Annotated[
-        str | None, typer.Option("-k", help="Input features, 768; of networks as many as units.")
+        str | None,
+        typer.Option(
+            "-k", help="Input features, 768; of networks as many as units; of conv1d channels, 128."
+        ),
     ] = None,
     m: Annotated[
         str | None,
         typer.Option(
-            "-m", help="Tokens (batch x sequence), 1,16,128; of networks sequences, 1,8,32."
+            "-m",
+            help="Tokens (batch x sequence), 1,16,128; of others than linear sequences, 1,8,32.",
         ),
     ] = None,
     sparsity: Annotated[
@@ -67,7 +74,10 @@ def kernel(
         str | None, typer.Option(help="Levels to force, e.g. scalar,avx2, or all.")
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Of a network.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Of a network's sequences.")] = 64,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of a sequence: networks 64, conv1d 30.")
+    ] = None,
+    width: Annotated[int, typer.Option(min=1, help="Steps that conv1d's weight spans.")] = 5,
     threads: Threads = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each; the median counts.")] = 9,
     output: Output = None,
@@ -90,13 +100,15 @@ def kernel(
 
       sparse-engine bench kernel --from package --layer encoder.layer.0.output.dense -m 1,128
 
+      sparse-engine bench kernel --op conv1d -n 128 -k 128 --width 5 --steps 30 -m 1,8,32
+
       sparse-engine bench kernel --op lstm -n 1024 -m 1,8 --sparsity 0.9 --dtype float32,bfloat16
     """
     from sparse_engine.bench.grid import KernelGrid
     from sparse_engine.bench.kernel import KernelBench, KernelRow
     from sparse_engine.bench.patterns import Pattern
     from sparse_engine.bench.plot import check_chart, plot_kernels
-    from sparse_engine.cli.bench_tables import kernel_tables, network_tables
+    from sparse_engine.cli.bench_tables import conv1d_tables, kernel_tables, network_tables
 
     output = checked_output(output)
     if plot is not None:
@@ -104,28 +116,41 @@ def kernel(
     set_threads(threads)
     zeros = split(sparsity or "0.5,0.8,0.9", float, "--sparsity")
     if op != "linear":
+        from sparse_engine.bench.conv1d import ConvGrid, bench_conv1d
         from sparse_engine.bench.machine import BusyMeter
         from sparse_engine.bench.recurrent import NetworkGrid, bench_recurrent
 
-        asked = {"--plot": plot, "--matrix": matrix, "--from": package, "-k": k}
+        asked = {"--plot": plot, "--matrix": matrix, "--from": package}
+        asked |= {} if op == "conv1d" else {"-k": k}
         refused = [name for name, value in asked.items() if value is not None]
         if refused or against != "torch" or pattern != "format":
             told = ", ".join(refused) or "--against and --pattern"
-            raise UsageError(f"{told}: for linear layers only; networks are random and meet torch")
-        network = NetworkGrid(
-            op=op,
-            n=split(n or "1024", int, "-n"),
-            m=split(m or "1,8,32", int, "-m"),
-            sparsity=zeros,
-            format=split(format, str, "--format"),
-            dtype=split(dtype, str, "--dtype"),
-            layers=layers,
-            steps=steps,
-            rounds=rounds,
-        )
+            raise UsageError(f"{told}: for linear layers only; others are random and meet torch")
+        axes: dict[str, Any] = {
+            "m": split(m or "1,8,32", int, "-m"),
+            "sparsity": zeros,
+            "format": split(format, str, "--format"),
+            "dtype": split(dtype, str, "--dtype"),
+            "rounds": rounds,
+        }
         found: list[Any] = []
         known: set[tuple[Any, ...]] = set()
         busy = BusyMeter()
+        if op == "conv1d":
+            convs = ConvGrid(
+                n=split(n or "128", int, "-n"),
+                k=split(k or "128", int, "-k"),
+                width=width,
+                steps=steps or 30,
+                **axes,
+            )
+            for level in isa_levels(isa):
+                with progress_bar(f"measuring {level or ''}") as report:
+                    found += bench_conv1d(convs, level, report, known, busy)
+            return _tell(found, output, conv1d_tables, warning=busy.warning())
+        network = NetworkGrid(
+            op=op, n=split(n or "1024", int, "-n"), layers=layers, steps=steps or 64, **axes
+        )
         for level in isa_levels(isa):
             with progress_bar(f"measuring {level or ''}") as report:
                 found += bench_recurrent(network, level, report, known, busy)

@@ -13,6 +13,7 @@ from sparse_engine.cli.tables import add_columns, fold, heading, new_table
 
 if TYPE_CHECKING:
     from sparse_engine.bench.compare import Comparison
+    from sparse_engine.bench.conv1d import ConvRow
     from sparse_engine.bench.kernel import KernelRow
     from sparse_engine.bench.model import ModelRow
     from sparse_engine.bench.recurrent import NetworkRow
@@ -95,6 +96,35 @@ def network_tables(rows: Sequence[NetworkRow]) -> Iterator[Table | Text]:
                 _us(row.step_us),
                 "-" if row.dense_time_us is None else _us(row.dense_time_us / 1e3),
                 _speedup(row.speedup),
+                f"{row.roof_fraction:.0%}",
+                f"{row.max_rel_err:.0e}",
+            )
+        yield table
+
+
+def conv1d_tables(rows: Sequence[ConvRow]) -> Iterator[Table | Text]:
+    """A table for each layer's shape, dtype and ISA."""
+    for (n, k, width, steps, dtype, isa), group in _grouped(rows, "n k width steps dtype isa"):
+        title = f"conv1d, {n} x {k} channels, width {width}, {steps} steps, {dtype}, {isa}"
+        yield heading(f"{title}, {_threads(group[0].threads)}")
+        table = new_table(tight=True)
+        add_columns(table, "", "sequen-\nces|zeros")
+        add_columns(
+            table,
+            "format",
+            f"us|{SPREAD}|dense\nus|speed\n-up|windows\nus|product\nus|of\nroof|largest\nerror",
+        )
+        for row in group:
+            table.add_row(
+                str(row.m),
+                _percent(row.sparsity),
+                row.format,
+                _us(row.time_us),
+                _span(row.time_us, row.spread_us["time"]),
+                "-" if row.dense_time_us is None else _us(row.dense_time_us),
+                _speedup(row.speedup),
+                _us(row.windows_us),
+                "-" if row.product_us is None else _us(row.product_us),
                 f"{row.roof_fraction:.0%}",
                 f"{row.max_rel_err:.0e}",
             )

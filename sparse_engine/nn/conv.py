@@ -126,7 +126,7 @@ class SparseConv1d(nn.Module):
             ]
             y = ys[0] if len(ys) == 1 else torch.cat(ys, 1)
         else:
-            y = self._multiply_windows(F.pad(batch, (left, right)) if left or right else batch)
+            y = self.multiply_windows(batch, left, right)
         return y if x.dim() == 3 else y[0]
 
     def _on_panels(self, x: Tensor) -> bool:
@@ -137,8 +137,11 @@ class SparseConv1d(nn.Module):
         check_linear(x.transpose(1, 2), (self.out_channels, self.in_channels), None, None)
         return True
 
-    def _multiply_windows(self, x: Tensor) -> Tensor:
-        """The same for any parts: windows of x, copied as rows of linear layers."""
+    def multiply_windows(self, x: Tensor, left: int, right: int) -> Tensor:
+        """The way of any format and device: windows of x [batch, in, length] between so many zeros,
+        copied as rows of linear layers.
+        """
+        x = F.pad(x, (left, right)) if left or right else x
         (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
         # [batch, in, steps, kernel]: views of x, copied once as rows [batch, steps, in x kernel].
         windows = x.unfold(2, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
