@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
 import sparse_engine as se
 from sparse_engine import _core, ops
-from sparse_engine.bench.conv1d import ConvGrid, bench_conv1d
-from sparse_engine.cli.app import app
-from sparse_engine.errors import SparseEngineError, UsageError
+from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
 from sparse_engine.nn import SparseConv1d
 from sparse_engine.ops.native import ACTIVATION_CODES
@@ -201,46 +197,3 @@ def test_transposed_and_expanded_inputs() -> None:
         assert torch.allclose(layer(x).double(), truth(x.double()), atol=1e-5)
     with pytest.raises(UsageError, match="float32 or bfloat16"):
         layer(torch.randn(1, 24, 20).double())
-
-
-def test_every_point_is_measured_and_right() -> None:
-    grid = ConvGrid((24,), (10,), (1, 5), (0.5,), ("csr", "sellp"), ("float32", "int8"), 3, 20, 1)
-    rows = list(bench_conv1d(grid))
-    assert len(rows) == len(grid) == 8
-    for row in rows:
-        assert row.time_us > 0
-        assert row.windows_us > 0
-        assert row.sparsity == pytest.approx(0.5, abs=0.02)
-        assert row.max_rel_err < (1e-5 if row.dtype == "float32" else 0.1)
-        assert (row.product_us is None) == (row.format == "sellp")
-        assert (row.speedup is None) == ("torch" in row.refused) == (row.dtype == "int8")
-
-
-@pytest.mark.parametrize("output", ["table", "md", "csv", "json"])
-def test_bench_from_the_command_line(output: str) -> None:
-    options = "-n 16 -k 8 -m 1 --width 3 --steps 20 --sparsity 0.5 --rounds 1 --format csr".split()
-    done = CliRunner().invoke(app, ["bench", "kernel", "--op", "conv1d", *options, "-o", output])
-    assert done.exit_code == 0, done.output
-    assert "conv1d" in done.stdout
-    if output == "json":
-        (row,) = json.loads(done.stdout[: done.stdout.rindex("]") + 1])
-        assert (row["op"], row["n"], row["k"], row["width"], row["steps"]) == (
-            "conv1d",
-            16,
-            8,
-            3,
-            20,
-        )
-
-
-def test_bench_refuses_what_it_cannot_measure() -> None:
-    for bad, why in (
-        (["-m", "0"], "-m"),
-        (["--matrix", "a.npy"], "--matrix"),
-        (["--dtype", "int4"], "int4"),
-        (["--sparsity", "1"], "fraction"),
-        (["--format", "csc"], "csc"),
-    ):
-        done = CliRunner().invoke(app, ["bench", "kernel", "--op", "conv1d", *bad])
-        assert isinstance(done.exception, SparseEngineError), done.output
-        assert why in str(done.exception)
