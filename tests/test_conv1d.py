@@ -177,6 +177,26 @@ def test_traces_see_one_operator(spec: str, dtype: torch.dtype) -> None:
     assert torch.equal(compiled(x), layer(x))
 
 
+def test_exports_of_any_batch_and_length() -> None:
+    layer = SparseConv1d.from_dense(thinned_conv(12, 32, 3, padding=1), "csr")
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("length", min=4)}
+    program = torch.export.export(layer, (torch.randn(2, 12, 20),), dynamic_shapes=(sizes,))
+    for batch, length in ((2, 20), (5, 4), (9, 33)):
+        x = torch.randn(batch, 12, length)
+        assert torch.allclose(program.module()(x), layer(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 8, 9])
+def test_short_sequences(steps: int) -> None:
+    """Many are multiplied as rows, one at a time and longer ones on panels: the same results."""
+    conv = thinned_conv(8, 16, 3)
+    layer, x = SparseConv1d.from_dense(conv, "csr"), torch.randn(30, 8, steps + 2)
+    truth = copy.deepcopy(conv).double()(x.double())
+    assert torch.allclose(layer(x).double(), truth, atol=1e-5)
+    assert torch.allclose(layer(x[3:4]).double(), truth[3:4], atol=1e-5)
+    assert torch.allclose(layer(x[3]).double(), truth[3], atol=1e-5)
+
+
 def test_hooks_of_the_inner_layer_still_run() -> None:
     layer = SparseConv1d.from_dense(thinned_conv(8, 16, 3), "csr")
     x, seen = torch.randn(2, 8, 20), []

@@ -14,9 +14,12 @@ from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.parts import dense_part, sparse_parts_
-from sparse_engine.ops import run_conv1d
+from sparse_engine.ops import is_plain, run_conv1d
 from sparse_engine.ops.native import check_linear
 from sparse_engine.packings import PANEL_PACKINGS
+
+# Windows of many sequences of fewer steps are copied faster as rows: in panels each fills too few lanes.
+FEW_STEPS = 8
 
 
 class SparseConv1d(nn.Module):
@@ -117,7 +120,7 @@ class SparseConv1d(nn.Module):
         if length < reach:
             raise UsageError(f"x is {length} long with its padding, the kernel {reach}")
         steps = (length - reach) // stride + 1
-        if self._on_panels(batch):
+        if self._on_panels(batch, steps):
             options = kernel, stride, dilation, left, steps
             sources = batch.chunk(self.groups, 1) if self.groups > 1 else [batch]
             ys = [
@@ -129,13 +132,14 @@ class SparseConv1d(nn.Module):
             y = self.multiply_windows(batch, left, right)
         return y if x.dim() == 3 else y[0]
 
-    def _on_panels(self, x: Tensor) -> bool:
+    def _on_panels(self, x: Tensor, steps: int) -> bool:
         """Whether the native convolution runs x; raises UsageError for what no kernel takes."""
         parts: list[Any] = self._parts()
         if x.device.type not in ("cpu", "meta") or not all(map(_convolves, parts)):
             return False
         check_linear(x.transpose(1, 2), (self.out_channels, self.in_channels), None, None)
-        return True
+        # A trace, whose sizes may be symbols, is the same for any.
+        return not is_plain(x) or steps >= FEW_STEPS or len(x) == 1
 
     def multiply_windows(self, x: Tensor, left: int, right: int) -> Tensor:
         """The way of any format and device: windows of x [batch, in, length] between so many zeros,
