@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Row:
                     experts those of the top k
     parameters:     weights and biases that no earlier module has
     tied_to:        name of the earlier module that has the same weight, or ""
+    sparse:         whether sparse layers hold the weights; rows compare without it
     """
 
     name: str
@@ -48,6 +49,7 @@ class Row:
     multiply_adds: int
     parameters: int
     tied_to: str = ""
+    sparse: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def census(model: nn.Module) -> Census:
         if id(module) in done:
             continue
         kind, weights = _weights(module)
-        if kind != "linear" and any(isinstance(weight, SparseLinear) for weight in weights):
+        sparse = any(isinstance(weight, SparseLinear) for weight in weights)
+        if kind != "linear" and sparse:
             done.update(id(held) for held in (*weights, getattr(module, "network", None)))
         parameters = [p for p in module.parameters(recurse=False) if id(p) not in owners]
         tied = next((owners[id(w)] for w in weights if id(w) in owners), "")
@@ -125,7 +128,7 @@ def census(model: nn.Module) -> Census:
             continue
         work = 0 if kind in NO_WORK else _used(model, modules, name, kind, count)
         own = sum(p.numel() for p in parameters) or (0 if tied else count + biases)
-        rows.append(Row(name, kind, count, zeros, work, own, tied))
+        rows.append(Row(name, kind, count, zeros, work, own, tied, sparse))
     return Census(tuple(rows))
 
 

@@ -23,6 +23,9 @@ from sparse_engine.sparsify_report import SparsifyReport, SparsifyRow, describe
 from sparse_engine.swap import Swap, replace_, swap_linear, swap_network, swap_parts
 from sparse_engine.twins import EXPERTS, TWINS, Kind, above, ancestor_of, kind_of, too_narrow
 
+# On a model that was swapped: its dtype before, if no dense parameter may tell it any more.
+DENSE_DTYPE = "_dense_dtype"
+
 FilterFn = Callable[[nn.Module, str], bool]
 Progress = Callable[[int, int, str], None]
 
@@ -55,6 +58,7 @@ def sparsify_(
     _refuse_single(model)
     check_readable(model)
     folded, flags = fold_(model), trained(model)
+    dtype = _dtype_of(model)
     targets = list(_targets(model, filter_fn))
     taken = _taken_weights(model)
     # Modules that share their parameters share the sparse one; swapped in when all are made.
@@ -76,6 +80,8 @@ def sparsify_(
         replace_(model, name, new)
     leave_fast_path_(model)
     freeze_(model, flags)
+    if dtype not in (None, torch.float32):  # sparse layers store float32 unless asked
+        setattr(model, DENSE_DTYPE, dtype)
     report = describe(model, _told(rows, folded), [name for name, _, _ in targets])
     return replace(report, blocks=take_over_(model))
 
@@ -84,16 +90,17 @@ def densify_(model: nn.Module) -> nn.Module:
     """Turn every sparse layer in `model` back into the module it stands for, in place, and every
     native stack too.
 
-    Weights come back in the dtype of the model's other parameters. Raises UsageError when `model` is
-    itself a sparse layer.
+    Weights come back in the dtype of the model's other parameters; where there are none, in bfloat16
+    if the model was in it when `sparsify_` was called, else as they are stored. Raises UsageError when
+    `model` is itself a sparse layer.
     """
     if isinstance(model, (SparseLinear, *TWINS)):
         kind = type(model).__name__
         raise UsageError(f"the model is a single {kind}: use its to_dense()")
     give_back_(model)
     take_fast_path_(model)
-    others = (p.dtype for p in model.parameters() if p.is_floating_point())
-    dtype = next(others, None)
+    dtype = _dtype_of(model) or vars(model).get(DENSE_DTYPE)
+    vars(model).pop(DENSE_DTYPE, None)
     dense: dict[int, nn.Module] = {}  # one for all names of a layer
     inside: set[str] = set()  # twins, whose parts come back with them
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -113,6 +120,11 @@ def densify_(model: nn.Module) -> nn.Module:
         replace_(model, name, new)
     thaw_(model)
     return model
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype | None:
+    """That of the first parameter, None where there is none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def _told(rows: list[SparsifyRow], folded: dict[str, str]) -> tuple[SparsifyRow, ...]:

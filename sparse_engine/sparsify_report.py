@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sparse_engine.census import Census, census
+from sparse_engine.census import Census, Row, census
 from sparse_engine.nn import SparseLinear
 from sparse_engine.twins import TWINS, above
 
@@ -106,7 +106,7 @@ def describe(
     """The report on `model`, whose modules `seen` were decided on, as `rows` say."""
     counted, modules, known = census(model), dict(model.named_modules()), set(seen)
     left = tuple(
-        Left(row.name, row.kind, row.weights, _why_left(row.kind, modules[row.name]))
+        Left(row.name, row.kind, row.weights, _why_left(row, modules[row.name]))
         for row in counted.rows
         if row.weights and not known.intersection(above(row.name))
     )
@@ -124,10 +124,12 @@ def skipped_share(counted: Census, modules: Mapping[str, nn.Module]) -> float:
     return skipped / counted.multiply_adds if counted.multiply_adds else 0.0
 
 
-def _why_left(kind: str, module: nn.Module) -> str:
-    if kind == "embedding":
+def _why_left(row: Row, module: nn.Module) -> str:
+    if row.sparse:
+        return "sparse already"
+    if row.kind == "embedding":
         return "rows of an embedding are looked up, not multiplied"
-    if kind == "norm":
+    if row.kind == "norm":
         return "norms scale features"
     return f"there is no sparse layer for {type(module).__name__}"
 

@@ -136,6 +136,11 @@ def test_a_folder_on_the_way_must_not_be_a_link(tmp_path: Path) -> None:
         verify(folder)
 
 
+def test_the_folder_of_a_model_is_told_from_a_package(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    refused(tmp_path, f"is missing; .* no package: sparse-engine convert {tmp_path} PACKAGE")
+
+
 def test_no_folder_at_all(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "is not a folder")
 

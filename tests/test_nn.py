@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -149,12 +150,58 @@ def test_state_of_a_gpu_layer_loads_into_a_cpu_layer() -> None:
     assert torch.equal(layer.to_dense().weight, linear.weight)
 
 
-def test_weight_tells_shape_and_dtype_but_holds_nothing() -> None:
+def test_weight_tells_shape_dtype_and_device_but_holds_nothing() -> None:
     layer = SparseLinear.from_dense(pruned_linear(), se.SparseConfig("csr", "bfloat16"))
-    assert layer.weight.shape == (33, 50)
-    assert layer.weight.dtype == torch.bfloat16
-    assert layer.weight.device.type == "meta"
+    weight = layer.weight
+    assert weight.shape == weight.size() == (33, 50)
+    assert (weight.dim(), weight.numel(), len(weight), weight.ndim) == (2, 1650, 33, 2)
+    assert weight.dtype == weight.data.dtype == torch.bfloat16
+    assert weight.device == torch.device("cpu")
+    assert weight.is_cpu
+    assert not weight.is_cuda
+    assert weight.is_meta
+    assert "33" in repr(weight)
     assert not list(layer.parameters())
+
+
+READERS: dict[str, Callable[[torch.Tensor], object]] = {
+    "linear": lambda w: nn.functional.linear(torch.randn(2, 50), w),
+    "matmul": lambda w: torch.randn(2, 50) @ w.T,
+    "embedding": lambda w: nn.functional.embedding(torch.tensor([1]), w),
+    "sum": lambda w: w.sum(),
+    "stack": lambda w: torch.stack([w, w]),
+    "clone": lambda w: w.clone(),
+    "add to data": lambda w: w.data.add_(1),
+    "copy": lambda w: w.data.copy_(torch.ones(33, 50)),
+    "zero": lambda w: w.zero_(),
+    "assignment": lambda w: w.__setitem__(0, 1.0),
+    "initialisation": lambda w: nn.init.xavier_uniform_(w),
+}
+
+
+@pytest.mark.parametrize("reads", READERS.values(), ids=READERS.keys())
+def test_reading_or_writing_the_weight_of_a_sparse_layer_is_refused(
+    reads: Callable[[torch.Tensor], object],
+) -> None:
+    """torch's products on the CPU return memory that nothing was written to for a meta tensor."""
+    layer = SparseLinear.from_dense(pruned_linear(), "csr")
+    with pytest.raises(UsageError, match="needs the values of a sparse layer's weight"):
+        reads(layer.weight)
+
+
+def test_a_model_that_reads_the_weight_of_another_layer_is_told() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = pruned_linear()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(self.up(x.to(self.up.weight.device)), self.up.weight.t())
+
+    model = Tied()
+    se.sparsify_(model, "csr")
+    with pytest.raises(UsageError, match="keep the layer dense with filter_fn"):
+        model(torch.randn(2, 50))
 
 
 def test_a_refused_cast_changes_nothing() -> None:

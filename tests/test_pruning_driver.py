@@ -262,7 +262,7 @@ def test_global_scope_shares_out_the_same_total() -> None:
         ({"sparsity": 0.5, "recovery": "luck"}, "recovery 'luck'"),
         ({"sparsity": 0.5, "scope": "wide"}, "scope 'wide'"),
         ({"granularity": "2:4", "scope": "global"}, "nothing to share out"),
-        ({"sparsity": 0.5, "filter_fn": lambda m, n: False}, "no nn.Linear"),
+        ({"sparsity": 0.5, "filter_fn": lambda m, n: False}, "filter_fn leaves out every layer"),
         ({"sparsity": 0.5, "recovery": "lsq", "calibration": []}, "calibration is empty"),
         ({"sparsity": 0.5, "recovery": "lsq", "calibration": ["text"]}, "item 0 is a str"),
         ({"sparsity": 0.5, "recovery": "lsq", "calibration": {"x": 1}}, "a single dict"),

@@ -11,6 +11,8 @@ import torch
 from pruning_models import ARCHITECTURES, of
 from torch import Tensor, nn
 
+import sparse_engine as se
+from sparse_engine.errors import UsageError
 from sparse_engine.pruning import PruneReport, prune
 from sparse_engine.pruning.layers import Plan, make_plan
 from sparse_engine.pruning.unrolled import unrolled
@@ -214,6 +216,46 @@ def test_a_report_names_what_was_left_and_warns_where_that_is_most() -> None:
         "multiply_adds": 4800 / 4928,
         "reason": "a convolution of more dimensions",
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (nn.Sequential(nn.Conv1d(8, 8, 3, groups=8)), "0 is left alone, it is depthwise"),
+        (nn.Conv2d(3, 4, 3), "none is linear, recurrent or a Conv1d"),
+        (se.sparsify_, "sparse already: densify_ it to prune it again"),
+    ],
+    ids=["depthwise", "2-d", "sparse"],
+)
+def test_a_model_without_a_layer_to_prune_says_why(model: Any, told: str) -> None:
+    if model is se.sparsify_:
+        model = mlp(8, 8, 8)
+        prune(model, 0.5)
+        se.sparsify_(model, "csr")
+    with pytest.raises(UsageError, match=told):
+        prune(model, 0.5)
+
+
+def test_what_is_left_of_other_kinds_is_called_by_its_name() -> None:
+    model = nn.ModuleDict(
+        {"t": nn.ConvTranspose1d(4, 8, 3), "done": mlp(8, 8, 8), "linear": nn.Linear(8, 8)}
+    )
+    prune(model["done"], 0.5)
+    se.sparsify_(model["done"], "csr")
+    left = {item.name: item.reason for item in prune(model, 0.5).left}
+    assert left == {
+        "t": "a transposed convolution",
+        "done.0": "sparse already: densify_ the model to prune it again",
+        "done.1": "sparse already: densify_ the model to prune it again",
+    }
+
+
+def test_an_embedding_that_is_pruned_through_its_head_is_not_left() -> None:
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 20, bias=False))
+    model[1].weight = model[0].weight
+    report = prune(model, 0.5, filter_fn=lambda module, name: True)
+    assert report.left == []
+    assert float((model[0].weight == 0).float().mean()) == 0.5
 
 
 def test_a_filter_is_named_as_the_reason() -> None:

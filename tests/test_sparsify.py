@@ -212,6 +212,33 @@ def test_layers_that_share_a_weight_keep_their_own_biases() -> None:
         torch.testing.assert_close(model["b"](x), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["linear", "lstm", "conv"])
+def test_a_bfloat16_model_whose_every_layer_is_swapped_comes_back_in_it(kind: str) -> None:
+    torch.manual_seed(0)
+    made = {
+        "linear": lambda: nn.Linear(16, 16),
+        "lstm": lambda: nn.LSTM(16, 16, batch_first=True),
+        "conv": lambda: nn.Conv1d(6, 16, 3),
+    }
+    model = nn.Sequential(made[kind]()).to(torch.bfloat16).eval()
+    se.prune(model, 0.5)
+    x = torch.randn(2, 6, 16, dtype=torch.bfloat16)
+    with torch.no_grad():
+        dense = model(x)
+        se.sparsify_(model, "csr")
+        se.densify_(model)
+        torch.testing.assert_close(model(x), dense)
+
+
+def test_what_was_swapped_before_is_called_sparse() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Conv1d(6, 16, 3))
+    se.prune(model, 0.5)
+    se.sparsify_(model, "csr")
+    again = se.sparsify_(model, "csr")
+    assert {row.name: row.reason for row in again.left} == dict.fromkeys("01", "sparse already")
+    assert again.skipped == pytest.approx(0.5, abs=0.01)
+
+
 def test_densify_gives_a_model_that_runs_whatever_was_stored() -> None:
     model, x = small_model().eval(), torch.randn(5, 32)
     with torch.inference_mode():

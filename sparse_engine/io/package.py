@@ -88,6 +88,11 @@ def open_package(folder: Path, progress: Progress | None = None) -> Package:
     """
     if not folder.is_dir():
         raise InvalidFileError(f"{folder}: is not a folder")
+    if not os.path.lexists(folder / MANIFEST) and os.path.lexists(folder / "config.json"):
+        raise InvalidFileError(
+            f"{folder / MANIFEST}: is missing; this is the folder of a model, no package: "
+            f"sparse-engine convert {folder} PACKAGE makes one"
+        )
     manifest = read_folder_manifest(folder)
     _check_unlisted(folder, manifest)
     path = folder / weights_name(folder)

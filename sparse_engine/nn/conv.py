@@ -13,6 +13,7 @@ from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.no_values import no_values
 from sparse_engine.nn.parts import dense_part, sparse_parts_
 from sparse_engine.ops import is_plain, run_conv1d
 from sparse_engine.ops.native import check_linear
@@ -163,9 +164,10 @@ class SparseConv1d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape and dtype of the dense weight [out, in, kernel] on the meta device, without values."""
+        """Shape, dtype and device of the dense weight [out, in, kernel], without values."""
         size = self.out_channels, self.in_channels // self.groups, *self.kernel_size
-        return torch.empty(size, dtype=self._parts()[0].weight.dtype, device="meta")
+        part = self._parts()[0].weight
+        return no_values(size, part.dtype, part.device)
 
     @property
     def bias(self) -> Tensor | None:

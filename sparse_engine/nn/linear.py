@@ -15,7 +15,7 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.effective import check_plain
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import FORMATS, Format, parse_format
-from sparse_engine.nn.no_values import NoValues
+from sparse_engine.nn.no_values import no_values
 from sparse_engine.ops import is_plain, linear_kernel, native, run_linear
 from sparse_engine.packings import GPU_PACKINGS, PACKINGS, pack
 
@@ -116,16 +116,15 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape and dtype of the dense weight [out, in] on the meta device: there are no values.
+        """Shape, dtype and device of the dense weight [out, in]: there are no values.
 
         Models that look at `layer.weight.dtype` before they call the layer find what they look for;
-        torch's fused paths, which would read the values, see the meta device and step aside. A
-        model that computes with it gets a UsageError.
+        torch's fused paths, which would read the values, step aside. Whoever computes with it or
+        writes to it gets a UsageError.
         """
         size = (self.out_features, self.in_features)
         dtype = torch.float32 if self.values.dtype == torch.int8 else self.values.dtype
-        weight = torch.empty(size, dtype=dtype, device="meta")
-        return weight if torch.compiler.is_compiling() else weight.as_subclass(NoValues)
+        return no_values(size, dtype, self.values.device)
 
     @property
     def packed(self) -> Format:

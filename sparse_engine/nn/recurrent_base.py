@@ -220,7 +220,7 @@ class SparseRNNBase(nn.Module):
         A step takes microseconds, and so would one conversion.
         """
         given = (state,) if isinstance(state, Tensor) else state
-        if len(given) != 1 + (self.mode == "LSTM") or not _is_plain(x):
+        if len(given) != 1 + (self.mode == "LSTM") or not _is_plain(x) or torch.jit.is_tracing():
             return None
         batch = len(x)
         if x.shape != (batch, self.input_size) or not batch:
@@ -293,6 +293,11 @@ class SparseRNNBase(nn.Module):
         in_place: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """y [tokens, directions x out] in the dtype of x, and the last h (and c)."""
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise UsageError(
+                f"{type(self).__name__} is one call of the library, which cannot be traced or "
+                "exported: densify_ the model first, or leave the network out with filter_fn"
+            )
         if self._on_gpu(x):
             y, last = recurrent_gpu.run(self, x.detach(), sizes, state)
             given = [t for t in state if t is not None]

@@ -72,10 +72,11 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> Tensor:
         """As torch's: [seq, batch, features], batch first, or one sequence."""
-        graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         reason = self.problem(src, src_mask, is_causal)
-        if graph or reason:
-            if reason and not graph and not src.is_cuda:  # where nothing else is to be had
+        if reason:
+            if not src.is_cuda:  # where nothing else is to be had
                 warnings.warn(f"the layer runs module by module: {reason}", stacklevel=2)
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         single = src.dim() == 2

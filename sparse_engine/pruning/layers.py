@@ -13,7 +13,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
 from sparse_engine.pruning.granularity import Granularity
-from sparse_engine.pruning.unrolled import is_unrolled
+from sparse_engine.pruning.unrolled import is_unrolled, left_alone
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -23,6 +23,7 @@ LEFT_ALONE = {
     "pooler": "a pooler",
     **dict.fromkeys(("embedding", "embeddings"), "an embedding"),
 }
+LEFT_OUT = "left out by filter_fn"
 SMALL = 0.01
 """Share of the multiply-adds that small heads and routers may have together to be left alone."""
 
@@ -90,7 +91,7 @@ def make_plan(
     linears = {name: module for name, module in model.named_modules() if is_linear(module)}
     stacks = find_stacks(model, list(linears))
     if filter_fn is not None:
-        left = {n: "left out by filter_fn" for n, m in linears.items() if not filter_fn(m, n)}
+        left = {n: LEFT_OUT for n, m in linears.items() if not filter_fn(m, n)}
     else:
         left = _left_by_rule(model, linears, stacks)
     layers: list[Layer] = []
@@ -107,7 +108,7 @@ def make_plan(
         else:
             layers.append(layer)
     if not layers:
-        raise UsageError(_nothing(granularity, linears, unfit))
+        raise UsageError(_nothing(model, granularity, linears, left, unfit))
     return Plan(layers, stacks, _residuals(model), left | unfit)
 
 
@@ -126,10 +127,21 @@ def _residuals(model: nn.Module) -> dict[str, Residual]:
 
 
 def _nothing(
-    granularity: Granularity | None, linears: dict[str, nn.Module], unfit: dict[str, str]
+    model: nn.Module,
+    granularity: Granularity | None,
+    linears: dict[str, nn.Module],
+    left: dict[str, str],
+    unfit: dict[str, str],
 ) -> str:
     if not unfit:
-        return "there is no nn.Linear to prune in this model; check filter_fn"
+        if any(row.sparse for row in census(model).rows):
+            return "the layers of this model are sparse already: densify_ it to prune it again"
+        name, why = next(iter((left or left_alone(model)).items()), ("", ""))
+        if why == LEFT_OUT:
+            return f"filter_fn leaves out every layer; it is asked about linear layers, as {name!r}"
+        if why:
+            return f"there is no layer to prune in this model: {name or 'it'} is left alone, {why}"
+        return "there is no layer to prune in this model: none is linear, recurrent or a Conv1d"
     shapes = [Layer(name, linears[name]).shape for name in unfit]
     rows, cols = max(shapes, key=lambda shape: shape[0] * shape[1])
     return f"granularity {granularity} fits no layer; the largest is {rows}x{cols}"

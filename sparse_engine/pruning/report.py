@@ -17,7 +17,6 @@ OPENED = ("conv", "recurrent", "cell", "attention", "experts")
 ROUTERS = ("gate", "router")
 WHY = {
     "embedding": "an embedding",
-    "conv": "a convolution of more dimensions",
     "other": "a module of the model's own",
 }
 
@@ -119,25 +118,26 @@ class PruneReport:
 
     def count(self, model: nn.Module, reasons: dict[str, str]) -> None:
         """Fill in what the pruned layers are of `model`; `reasons` say why others were left."""
-        counted = census(model)
+        counted, modules = census(model), dict(model.named_modules())
         self.zeros_of_parameters = counted.zeros_of_parameters
         self.zeros_of_multiply_adds = counted.zeros_of_multiply_adds
         pruned = {layer.name: layer.shape[0] * layer.shape[1] for layer in self.layers}
         total = max(counted.multiply_adds, 1)
         done = 0.0
         left: list[Left] = []
-        shared: set[str] = set()  # modules whose weight was pruned under another name
+        # Modules whose weight was pruned under another name, before this one or after it.
+        shared = {row.tied_to for row in counted.rows if row.tied_to and row.name in pruned}
         for row in counted.rows:
             parts = [name for name in pruned if _is_part(name, row)]
             share = min(sum(pruned[name] for name in parts) / row.weights, 1) if row.weights else 0
-            if row.tied_to in pruned or row.tied_to in shared:
+            if row.name in shared or row.tied_to in pruned or row.tied_to in shared:
                 shared.add(row.name)
                 share = 1
             done += share * row.multiply_adds
             if row.weights and row.kind != "norm" and share < 1:
                 rest = round(row.weights * (1 - share))
                 work = row.multiply_adds * (1 - share) / total
-                left.append(Left(row.name, rest, work, _reason(row, reasons)))
+                left.append(Left(row.name, rest, work, _reason(row, modules[row.name], reasons)))
         self.pruned_multiply_adds = done / total
         self.left = sorted(left, key=lambda item: (-item.multiply_adds, -item.weights))
 
@@ -194,13 +194,19 @@ def _is_part(layer: str, row: Row) -> bool:
     return layer.startswith(prefix) and layer != f"{prefix}out_proj"
 
 
-def _reason(row: Row, reasons: dict[str, str]) -> str:
+def _reason(row: Row, module: nn.Module, reasons: dict[str, str]) -> str:
     for name, reason in reasons.items():
         if _is_part(name, row):
             return reason
+    if row.sparse:
+        return "sparse already: densify_ the model to prune it again"
     if row.kind == "other" and row.name.rpartition(".")[2] in ROUTERS:
         return "a router"
-    return reason_by_name(row.name) or WHY.get(row.kind, "no layer that can be pruned")
+    by_name = reason_by_name(row.name)
+    if row.kind == "conv" and not by_name:
+        transposed = getattr(module, "transposed", False)
+        return "a transposed convolution" if transposed else "a convolution of more dimensions"
+    return by_name or WHY.get(row.kind, "no layer that can be pruned")
 
 
 def _error(error: float | None) -> str:
