@@ -36,11 +36,13 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 
 @contextlib.contextmanager
-def running(embedder: Embedder) -> Iterator[Address]:
-    """A server in a thread of this process."""
+def running(embedder: Embedder, buffer: int = 0) -> Iterator[Address]:
+    """A server in a thread of this process; `buffer`: bytes that the system takes for a client."""
     app, ready = create_app({"tiny": embedder}, threads=1), threading.Event()
     with server.listen("127.0.0.1", 0) as listener:
         address: Address = listener.getsockname()
+        if buffer:  # connections inherit it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         run = threading.Thread(
             target=server.answer, args=(app, listener, "tiny", lambda url: ready.set())
         )
@@ -103,14 +105,131 @@ def test_twenty_requests_on_one_connection(
     assert delays == [1]
 
 
-def test_idle_sockets_shut_nobody_out(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+# What clients leave behind: nothing; a probe with a body that never comes; unread answers.
+SLOW_PROBE = b"POST /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def client(stack: contextlib.ExitStack, address: Address, buffer: int = 0) -> socket.socket:
+    """A connection, closed with `stack`; `buffer`: bytes that it takes unread."""
+    peer = stack.enter_context(socket.socket())
+    if buffer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    peer.connect(address)
+    return peer
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["one-by-one", "at-once"])
+def test_idle_sockets_shut_nobody_out(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 1000.0)
+    loops = watched(monkeypatch)
     with running(embedder) as address, contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(socket.create_connection(address, 20)) for _ in range(12)]
+        get(address, "/health/live")
+        if at_once:  # all are accepted before any of them is told that it is closed
+            held = threading.Event()
+            loops[0].loop.call_soon_threadsafe(held.wait, 20)
+        idle = [client(stack, address) for _ in range(12)]
+        if at_once:
+            held.set()
         assert get(address, "/health/live")[0] == 200
         assert get(address, "/v1/models")[0] == 200
         for peer in idle[:8]:  # those that waited longest went first
             assert until_closed(peer) == b""
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """All connections that a server makes from now on."""
+    found: list[Any] = []
+    made = connection.Connection.connection_made
+
+    def making(self: Any, transport: Any) -> None:
+        found.append(self)
+        made(self, transport)
+
+    monkeypatch.setattr(connection.Connection, "connection_made", making)
+    return found
+
+
+def test_probes_with_slow_bodies_shut_nobody_out(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 1000.0)
+    with running(embedder) as address, contextlib.ExitStack() as stack:
+        for _ in range(12):
+            peer = client(stack, address)
+            peer.sendall(SLOW_PROBE)
+            assert b" 405 " in peer.recv(65536)
+        assert get(address, "/health/live")[0] == 200
+
+
+@pytest.mark.parametrize("last", [b"", b"Connection: close\r\n"], ids=["kept", "last"])
+def test_answers_that_nobody_reads_are_dropped(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
+    found = watched(monkeypatch)
+    answers = METRICS * 100 + METRICS[:-2] + last + b"\r\n"
+    with running(embedder, 4096) as address, contextlib.ExitStack() as stack:
+        client(stack, address, 2048).sendall(answers)
+        until(lambda: found and found[0].transport.get_write_buffer_size() > 0)
+        until(lambda: found[0] not in found[0].connections)
+        assert found[0].transport.get_write_buffer_size() == 0
+
+
+def test_slow_readers_get_their_whole_answer(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "MIN_READ", 1024)
+    found = watched(monkeypatch)
+    count = 100
+    with running(embedder, 4096) as address, contextlib.ExitStack() as stack:
+        peer = client(stack, address, 8192)
+        peer.sendall(METRICS * (count - 1) + METRICS[:-2] + b"Connection: close\r\n\r\n")
+        until(lambda: found and found[0].transport.get_write_buffer_size() > 0)
+        got, end = b"", time.monotonic() + 1.0
+        while part := peer.recv(8192):
+            got += part
+            if time.monotonic() < end:
+                time.sleep(0.01)
+    assert got.count(b" 200 OK") == count
+
+
+def until(condition: Any) -> None:
+    """Wait until `condition()` is true."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_malformed_rest_of_an_answered_body_closes_quietly(
+    embedder: Embedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(embedder) as address, socket.create_connection(address, 20) as peer:
+        peer.sendall(b"POST /health/live HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n")
+        peer.sendall(b"\r\n")
+        assert b" 405 " in peer.recv(65536)
+        peer.sendall(b"no number\r\n")
+        assert b"HTTP/1.1" not in until_closed(peer)
+    assert "Fatal error" not in caplog.text
+
+
+def test_all_bodies_together_are_bounded(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES", 1000)
+    app = create_app({"tiny": embedder}, threads=1)
+    send = TINY["sender"](app)
+    answer = send("POST", V1, content=BODY + b" " * 1000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    for _ in range(100):  # what was held is given back
+        assert send("POST", V1, content=BODY).status_code == 200
+    assert app.state.service.traffic.body_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_REQUESTS = 256
 MAX_HEADER = 16 * 2**10
 MAX_BODY = 8 * 2**20
+MAX_BODIES = 128 * 2**20  # of all requests in flight together
 BODY_SECONDS = 30.0
 PROBES = ("/health/", "/v2/health/", "/metrics")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -35,9 +36,10 @@ log = logging.getLogger("sparse_engine.serve")
 
 @dataclass
 class Traffic:
-    """Requests in flight, probes aside, and whether new ones are still taken."""
+    """Requests in flight, probes aside, the bytes of their bodies, and whether more are taken."""
 
     in_flight: int = 0
+    body_bytes: int = 0
     draining: bool = False
 
 
@@ -89,6 +91,16 @@ class Guard:
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, counted: bool) -> None:
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            held += size
+            self.traffic.body_bytes += size
+            if self.traffic.body_bytes > MAX_BODIES:
+                reason = f"the bodies in flight have more than {MAX_BODIES} bytes: try again"
+                raise Refusal(503, reason, "overloaded", retry_after=1)
+
         try:
             if counted and self.traffic.draining:
                 raise Refusal(503, "the server is shutting down", "draining", retry_after=1)
@@ -96,13 +108,18 @@ class Guard:
                 reason = f"{MAX_REQUESTS} requests are in flight already: try again"
                 raise Refusal(503, reason, "overloaded", retry_after=1)
             check_headers(scope)
-            body = await read_body(scope, receive)
+            if not counted:  # outside the limit of requests: nobody may wait for a body there
+                await self.app(scope, _replay(b""), send)
+                return
+            body = await read_body(scope, receive, hold)
             await while_connected(self.app(scope, _replay(body), send), receive)
         except Refusal as refusal:
             await error_response(refusal, scope["path"])(scope, receive, send)
         except InputError as error:
             wrong = Refusal(400, str(error))
             await error_response(wrong, scope["path"])(scope, receive, send)
+        finally:
+            self.traffic.body_bytes -= held
 
 
 def check_headers(scope: Scope) -> None:
@@ -134,10 +151,11 @@ def route_of(scope: Scope) -> str:
     return next(found, "other")
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(scope: Scope, receive: Receive, hold: Callable[[int], None]) -> bytes:
     """The whole body; Refusal 413 or 408 when it is larger than MAX_BODY or takes too long.
 
-    Bytes are counted as they come: Content-Length is a claim, and chunked bodies have none.
+    Bytes are counted as they come: Content-Length is a claim, and chunked bodies have none. `hold`
+    gets the size of each part.
     """
     claim = dict(scope["headers"]).get(b"content-length", b"0")
     if claim.isdigit() and int(claim[:20]) > MAX_BODY:
@@ -151,6 +169,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise Gone
                 parts.append(message.get("body", b""))
+                hold(len(parts[-1]))
                 size += len(parts[-1])
                 if size > MAX_BODY:
                     raise _too_large()

@@ -86,6 +86,8 @@ def answer(
         proxy_headers=False,
         server_header=False,
         h11_max_incomplete_event_size=MAX_HEADER,
+        # asyncio accepts as many at once, each a file descriptor, before any is closed for another.
+        backlog=MAX_CONNECTIONS // 2,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,
     )
