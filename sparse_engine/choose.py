@@ -1,4 +1,4 @@
-"""format="auto": time the formats that fit a weight on this machine, and keep the fastest.
+"""format="auto": time the formats that fit a weight on this machine, and choose one.
 
 A cost model drops the formats that cannot win; the rest, and dense torch, are timed in turn. The
 score of a format is its time over dense's, both added up over the token counts asked for. In a model

@@ -205,6 +205,8 @@ def test_hints_name_what_is_faster_on_the_same_weight(rows: list[object]) -> Non
     assert hints([slow]) == [
         "1 token, float32: sellp is likely faster than csr by the cost model: --format csr,sellp"
     ]
+    other = replace(slow, source="other", n=slow.n + 1)
+    assert hints([slow, other, replace(other, source="third")]) == hints([slow])
     fast = row_of(rows, format="sellp", time_us=10.0, likely_faster="")
     assert hints([slow, fast]) == ["1 token, float32: sellp is 3.0x as fast as csr"]
     # A weight of whole blocks is another one, and what is about as fast is no hint.

@@ -85,6 +85,7 @@ def test_damaged_files_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises((UsageError, InvalidFileError)) as refusal:
         read_matrix(str(tmp_path / name))
     assert "\n" not in str(refusal.value)
+    assert "pickle" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

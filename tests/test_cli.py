@@ -176,6 +176,7 @@ def test_prune_patterns_and_bad_numbers(model: Path, texts: Path, tmp_path: Path
         ("--sparsity", "0.5", "--calibration", tmp_path / "none.txt"),
         ("--sparsity", "0.3", "--granularity", "2:4"),
         ("--sparsity", "0.5", "--threads", "0"),
+        ("--sparsity", "0.5", "--threads", "100000"),
     ):
         refused(2, "prune", model, out, *arguments)
         assert not out.exists()

@@ -7,12 +7,15 @@ import contextlib
 import http.client
 import json
 import runpy
+import shlex
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -22,7 +25,9 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
 
-from sparse_engine.serve import Embedder, connection, create_app, middleware, replies, server
+from sparse_engine.serve import Embedder, connection, create_app, middleware, page, replies, server
+from sparse_engine.serve.service import Served
+from sparse_engine.tasks import Answerer, Generator, TokenClassifier
 
 TINY: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("serve_model.py")))
 V1 = "/v1/embeddings"
@@ -309,6 +314,20 @@ def test_the_front_page_and_the_docs(embedder: Embedder) -> None:
     assert docs.headers["content-type"].startswith("text/html")
     assert "curl http://test/v1/embeddings" in docs.text
     assert "<script" not in docs.text
+
+
+@pytest.mark.parametrize("task", [Embedder, Answerer, Generator, TokenClassifier])
+def test_the_commands_of_the_docs_run_nothing_else(task: type, tmp_path: Path) -> None:
+    name, base = "a 'b' $(touch x)?#", "http://$(touch x)"
+    served = Served(name, object.__new__(task), None)  # type: ignore[arg-type]
+    words = shlex.split(page.command(served, base))
+    ran = f"printf '%s\\n' {page.command(served, base)}"
+    printed = subprocess.run(["sh", "-c", ran], capture_output=True, text=True, cwd=tmp_path)
+    assert printed.stdout.splitlines() == words
+    assert not list(tmp_path.iterdir())
+    assert words[:1] + words[2:5] == ["curl", "-H", "content-type: application/json", "-d"]
+    body, path = json.loads(words[5]), unquote(words[1].removeprefix(base))
+    assert (body.get("model") == name) != (path == f"/v2/models/{name}/infer")
 
 
 @pytest.mark.parametrize("text", ["[" * 20_000, '{"\\' * 20_000])

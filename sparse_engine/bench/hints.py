@@ -65,7 +65,7 @@ def hints(rows: Sequence[KernelRow]) -> list[str]:
             f"{_tokens(m)}, {dtype}: {better} is likely faster than {worse} by the cost model"
             f"{_how_to_measure(better, worse, source)}"
         )
-    return found
+    return list(dict.fromkeys(found))  # several weights may say the same
 
 
 def _how_to_measure(better: str, worse: str, source: str) -> str:

@@ -106,7 +106,9 @@ def _read_npy(path: Path) -> Tensor:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise InvalidFileError(f"{path}: not a .npy file: {str(error)[:80]}") from error
+        # What is no .npy file at all numpy takes for a pickle, and says how to load it.
+        told = "it has another header" if "pickle" in str(error) else str(error)[:80]
+        raise InvalidFileError(f"{path}: not a .npy file: {told}") from error
     _check_dimensions(array.shape, path)
     if array.dtype.kind not in "fiub":
         raise UsageError(f"{path}: holds {array.dtype}; real numbers are needed")

@@ -88,12 +88,15 @@ def check_isa() -> None:
     _core.active_isa()
 
 
+MAX_THREADS = 1024  # starting many more takes minutes, or kills the process
+
+
 def set_threads(threads: int | None) -> None:
     """Use `threads` cores; torch's own default otherwise."""
     if threads is None:
         return
-    if threads < 1:
-        raise UsageError(f"--threads must be 1 or more, got {threads}")
+    if not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"--threads must be 1 to {MAX_THREADS}, got {threads}")
     import torch
 
     torch.set_num_threads(threads)

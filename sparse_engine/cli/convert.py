@@ -30,8 +30,9 @@ def convert(
 ) -> None:
     """Store a pruned model's linear layers sparse and write a package for load, bench and serve.
 
-    auto times the formats that fit each layer on this machine and keeps the fastest, which may be
-    dense; the choice and its timings are in the package (sparse-engine inspect).
+    auto times the formats that fit each layer on this machine and keeps, of those within 10 % of the
+    fastest, the smallest; dense is one of them. The choice and its timings are in the package
+    (sparse-engine inspect).
 
     Examples:
 

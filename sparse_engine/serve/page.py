@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from html import escape
+from shlex import quote as in_shell
 from typing import Any
+from urllib.parse import quote as in_url
 
 from fastapi import APIRouter, Request, Response
 
@@ -61,7 +63,7 @@ def page(service: Service, base: str) -> str:
 
 
 def command(model: Served, base: str) -> str:
-    """A curl command that `model` answers."""
+    """A curl command that `model` answers; names and the Host header are not run by the shell."""
     body: dict[str, Any]
     if isinstance(model.task, Embedder):
         path, body = "/v1/embeddings", {"model": model.name, "input": ["one text", "another"]}
@@ -69,7 +71,7 @@ def command(model: Served, base: str) -> str:
         path = "/v1/completions"
         body = {"model": model.name, "prompt": "Once upon a time", "max_tokens": 16}
     else:
-        path = f"/v2/models/{model.name}/infer"
+        path = f"/v2/models/{in_url(model.name)}/infer"
         names = ("question", "text") if isinstance(model.task, Answerer) else ("text",)
         body = {
             "inputs": [
@@ -77,5 +79,5 @@ def command(model: Served, base: str) -> str:
                 for name in names
             ]
         }
-    text = json.dumps(body).replace("'", "'\\''")
-    return f"curl {base}{path} -H 'content-type: application/json' -d '{text}'"
+    url, data = in_shell(f"{base}{path}"), in_shell(json.dumps(body))
+    return f"curl {url} -H 'content-type: application/json' -d {data}"
