@@ -6,6 +6,7 @@ import copy
 import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,54 @@ def recurrent() -> nn.Module:
         "gru_cell": nn.GRUCell(9, 12),
     }
     return nn.ModuleDict(parts)
+
+
+def drop_ins() -> nn.Module:
+    """Convolutions, attention, encoder and decoder layers."""
+    wide = {"batch_first": True, "dim_feedforward": 40, "dropout": 0.0}
+    parts = {
+        "conv": nn.Conv1d(9, 20, 3, padding=1, stride=2),
+        "conv_wide": nn.Conv1d(9, 17, 5, dilation=2, bias=False),
+        "attention": nn.MultiheadAttention(24, 3, batch_first=True),
+        "others": nn.MultiheadAttention(24, 3, kdim=9, vdim=10, bias=False),
+        "encoder": nn.TransformerEncoderLayer(24, 3, **wide),
+        "decoder": nn.TransformerDecoderLayer(24, 3, norm_first=True, **wide),
+    }
+    return nn.ModuleDict(parts)
+
+
+def mixture() -> nn.Module:
+    """A mixture of experts from transformers, without its folder."""
+    made: nn.Module = whole_models()["mixture"]()
+    return made.eval()
+
+
+@cache
+def whole_models() -> dict[str, Any]:
+    """The names of tests/whole_models.py."""
+    return runpy.run_path(str(Path(__file__).with_name("whole_models.py")))
+
+
+def use_drop_ins(model: Any, folder: Path) -> None:
+    """A short and a longer sequence, one and several at once, with and without padding."""
+    model.eval()
+    for batch, length in ((1, 9), (3, 14), (20, 10)):
+        rows, hidden = torch.randn(batch, 9, length), torch.zeros(batch, length).bool()
+        hidden[0, length - 2 :] = True
+        x, memory = torch.randn(batch, length, 24), torch.randn(batch, 5, 24)
+        model["conv"](rows)
+        model["conv_wide"](rows)
+        model["attention"](x, memory, memory, need_weights=False)
+        keys, values = torch.randn(5, batch, 9), torch.randn(5, batch, 10)
+        model["others"](x.transpose(0, 1), keys, values)
+        model["encoder"](x, src_key_padding_mask=hidden)
+        model["decoder"](x, memory, tgt_key_padding_mask=hidden)
+
+
+def use_mixture(model: Any, folder: Path) -> None:
+    """Few tokens, and enough that every expert gets some."""
+    for shape in ((1, 1), (2, 30)):
+        model(input_ids=torch.arange(shape[0] * shape[1]).reshape(shape) % 50)
 
 
 def use_linears(model: Any, folder: Path) -> None:
@@ -113,8 +162,8 @@ def use_cache(model: Any) -> None:
 
 
 def thin(tensor: Tensor) -> None:
-    """Two of four columns, and half of those, become zero."""
-    tensor.mul_(torch.arange(tensor.shape[1]) % 4 < 2).mul_(torch.rand_like(tensor) < 0.6)
+    """Two of four places along the last axis, and half of those, become zero."""
+    tensor.mul_(torch.arange(tensor.shape[-1]) % 4 < 2).mul_(torch.rand_like(tensor) < 0.6)
 
 
 def pack(model: nn.Module, target: Path, spec: str, dtype: str, source: Path | None = None) -> Path:
@@ -146,6 +195,19 @@ def make(root: Path) -> dict[str, Case]:
                     thin(parameter)
             pack(network, target, spec, dtype)
         cases[target.name] = Case(target, recurrent, use_recurrent)
+    for name, skeleton, use, spec, dtype in (
+        ("drop-ins", drop_ins, use_drop_ins, "csr", "float32"),
+        ("drop-ins-int8", drop_ins, use_drop_ins, "sellp", "int8"),
+        ("experts", mixture, use_mixture, "csr", "bfloat16"),
+    ):
+        target = root / name
+        if not target.exists():
+            whole = skeleton().requires_grad_(False)
+            for path, parameter in whole.named_parameters():
+                if parameter.dim() > 1 and "embed" not in path and "lm_head" not in path:
+                    thin(parameter)
+            pack(whole, target, spec, dtype)
+        cases[name] = Case(target, skeleton, use)
     for name, kind, spec, dtype in (
         ("bert", "BertModel", "csr", "float32"),
         ("bert-labels", "BertForSequenceClassification", "bsr:4x1", "bfloat16"),

@@ -1,10 +1,12 @@
 """Build the native library with AddressSanitizer and UBSan; run the kernel tests and mutated packages on it.
 
-python tests/sanitize.py        (or: make sanitize)
+python tests/sanitize.py                              (or: make sanitize)
+python tests/sanitize.py --mutations 300 tests/test_recurrent_steps.py      these tests only
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -18,6 +20,7 @@ TESTS = (
     "tests/test_ops.py",
     "tests/test_packings.py",
     "tests/test_recurrent.py",
+    "tests/test_recurrent_steps.py",
     "tests/test_recurrent_threads.py",
     "tests/test_stack.py",
     "tests/test_stack_cache.py",
@@ -25,7 +28,8 @@ TESTS = (
     "tests/test_decoder_models.py",
     "tests/test_seq2seq_models.py",
 )
-MUTATIONS = "2000"
+MUTATIONS = 2000
+SECONDS = 2 * 3600  # of the tests, and of the mutations: several times what two cores need
 
 
 def build() -> None:
@@ -43,7 +47,7 @@ def library(name: str) -> str:
     return found.stdout.strip()
 
 
-def run() -> int:
+def run(tests: list[str], mutations: int) -> int:
     """Run the tests in a process that loads the sanitizers first; their reports fail it."""
     code = (
         "import sys, pytest\n"
@@ -52,7 +56,7 @@ def run() -> int:
         f"sys.path.insert(0, {str(SITE)!r})\n"
         "import sparse_engine._core as core\n"
         f"assert core.__file__.startswith({str(SITE)!r}), core.__file__\n"
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{TESTS!r}]))\n"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{tests!r}]))\n"
     )
     env = {
         **os.environ,
@@ -61,11 +65,23 @@ def run() -> int:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "OMP_NUM_THREADS": "2",
     }
-    tests = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env).returncode
-    fuzz = [sys.executable, "tests/fuzz.py", "--site", str(SITE), "--mutations", MUTATIONS]
-    return tests or subprocess.run(fuzz, cwd=ROOT, env=env).returncode
+    fuzz = ["tests/fuzz.py", "--site", str(SITE), "--mutations", str(mutations)]
+    for arguments in (["-c", code], fuzz):
+        command = [sys.executable, *arguments]
+        try:
+            status = subprocess.run(command, cwd=ROOT, env=env, timeout=SECONDS).returncode
+        except subprocess.TimeoutExpired:
+            print(f"{' '.join(arguments[:1])}: not done after {SECONDS} s", file=sys.stderr)
+            status = 1
+        if status:
+            return status
+    return 0
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Tests and mutations under ASan and UBSan.")
+    parser.add_argument("tests", nargs="*", default=list(TESTS))
+    parser.add_argument("--mutations", type=int, default=MUTATIONS)
+    options = parser.parse_args()
     build()
-    sys.exit(run())
+    sys.exit(run(options.tests, options.mutations))
