@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -79,6 +80,7 @@ def test_unknown_isa_is_one_line(command: str) -> None:
 def test_ctrl_c_during_an_import_is_quiet(module: str) -> None:
     code = f"""
 import sys
+from itertools import pairwise
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
@@ -113,3 +115,21 @@ def test_native_library_comes_after_torch() -> None:
     """Loaded first it would bring the system's OpenMP runtime beside torch's."""
     code = "from sparse_engine import _core; import sys; print('torch' in sys.modules)"
     assert python(code).stdout == "True\n"
+
+
+@pytest.mark.parametrize("command", [("bench", "kernel"), ("bench", "compare"), ("convert",)])
+def test_paragraphs_of_the_help_fill_their_lines(command: tuple[str, ...]) -> None:
+    """A line ends where the next word would not fit: line ends of the source are not kept."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sparse_engine", *command, "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80", "TERM": "dumb"},
+        check=True,
+    )
+    text = done.stdout.split("Usage:")[1].split("Example")[0]
+    paragraphs = [p.splitlines() for p in "\n".join(map(str.strip, text.split("\n"))).split("\n\n")]
+    pairs = [pair for p in paragraphs[1:] for pair in pairwise(p)]
+    assert pairs
+    for line, following in pairs:
+        assert len(line) + 1 + len(following.split()[0]) > 78, line

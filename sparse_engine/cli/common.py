@@ -59,6 +59,14 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
 class Command(TyperCommand):
     """A command that refuses a wrong SPARSE_ENGINE_ISA before it starts; its help needs no check."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Paragraphs of the help become one line each: rich keeps line ends, and breaks lines anew."""
+        super().__init__(*args, **kwargs)
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(
+            text if text.startswith(" ") else " ".join(text.split()) for text in paragraphs
+        )
+
     def invoke(self, ctx: Any) -> Any:
         """Check, then run."""
         check_isa()
