@@ -21,20 +21,22 @@ SOURCES = ("torch.", "transformers.", "sparse_engine.")
 COLLECTING = "transformers.utils.output_capturing"
 # Quantised layers of torch, whose weights are packed where nothing but torch reads them.
 QUANTISED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.", "torchao.")
-# Classes that read the weight of a linear layer of theirs without calling it, and its name.
+# Classes that read or write the weight of a linear layer of theirs, and its name.
 READ_WEIGHTS = (
     ("MambaMixer", "dt_proj"),
     ("FalconMambaMixer", "dt_proj"),
     ("JambaMambaMixer", "dt_proj"),
     ("MobileBertLMPredictionHead", "decoder"),
     ("MobileBertLMPredictionHead", "dense"),
+    ("RwkvSelfAttention", "output"),
+    ("RwkvFeedForward", "value"),
 )
 
 
 def read_weights(model: nn.Module) -> dict[str, str]:
-    """Linear layers of `model` whose weight their owner reads without calling them: name -> why.
+    """Linear layers of `model` whose weight is used in other ways than by calling them: name -> why.
 
-    A sparse layer has no values to read. Only classes of transformers are known; where another model
+    A sparse layer has no values to read or write. Only classes of transformers are known; where another model
     does so, the layer's `weight` refuses (nn/no_values.py).
     """
     found = {}
@@ -42,7 +44,9 @@ def read_weights(model: nn.Module) -> dict[str, str]:
         for owner, child in READ_WEIGHTS:
             if type(module).__name__ == owner and hasattr(module, child):
                 path = f"{name}.{child}" if name else child
-                found[path] = f"its {owner} reads the weight without calling the layer"
+                found[path] = (
+                    f"its weight is read or written by a {owner}, not only by calling the layer"
+                )
     return found
 
 
