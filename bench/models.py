@@ -293,7 +293,7 @@ def main() -> None:
     page = PAGE.read_text()
     head, _, rest = page.partition(BEGIN)
     PAGE.write_text(head + BEGIN + text + END + rest.partition(END)[2])
-    print(f"wrote {PAGE}: {text.splitlines()[-2]}")
+    print(f"wrote {PAGE}: {text.splitlines()[-1]}")
 
 
 if __name__ == "__main__":

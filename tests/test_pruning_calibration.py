@@ -1,87 +1,20 @@
-"""Calibration inputs: what is taken, what is refused in one line, and what runs together."""
+"""Calibration inputs: what is taken, and what is refused in one line."""
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from calibration_models import bert, check, ids, mlp, same, statistics, t5, told
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import prune
-from sparse_engine.pruning.calibration import Batch, read_calibration
-from sparse_engine.pruning.layers import make_plan
-from sparse_engine.pruning.merge import merge
-from sparse_engine.pruning.progress import Steps
-from sparse_engine.pruning.walk import Need, Originals, Walk
+from sparse_engine.pruning.calibration import read_calibration
 
 transformers = pytest.importorskip("transformers")
-
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.3,
-}
-
-
-def bert(head: str = "BertModel", **changes: Any) -> nn.Module:
-    torch.manual_seed(0)
-    kind = head.partition("For")[0].removesuffix("Model")
-    config = getattr(transformers, f"{kind}Config")(**SIZES | changes)
-    model: nn.Module = getattr(transformers, head)(config).eval().requires_grad_(False)
-    return model
-
-
-def t5() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    config = transformers.T5Config(
-        vocab_size=50, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **sizes
-    )
-    model: nn.Module = transformers.T5ForConditionalGeneration(config).eval()
-    return model.requires_grad_(False)
-
-
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    return model.requires_grad_(False)
-
-
-def ids(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(2, 50, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def told(model: nn.Module, calibration: Any, **options: Any) -> str:
-    """The one line that a prune is refused with; the weights are as they were."""
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    with pytest.raises(UsageError) as caught:
-        prune(model, 0.5, criterion="wanda", calibration=calibration, **options)
-    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def same(a: list[Batch], b: list[Batch]) -> bool:
-    """Whether batches have the same arguments, dtypes included, and masks."""
-    for x, y in zip(a, b, strict=True):
-        values = [*zip(x.args, y.args, strict=True)]
-        values += [(x.kwargs[key], y.kwargs[key]) for key in x.kwargs | y.kwargs]
-        values += [*zip(x.real, y.real, strict=True)]
-        for left, right in values:
-            if not torch.equal(left, right) or left.dtype != right.dtype:
-                return False
-    return True
-
 
 TOKENS = [[4, 5, 6, 7], [8, 9, 10, 11]]
 MASK = [[1, 1, 1, 1], [1, 1, 0, 0]]
@@ -246,25 +179,6 @@ def test_padding_of_choices_is_left_out(head: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Equal but for rounding, which goes by the largest sums."""
-    assert found.keys() == expected.keys()
-    for name, sums in expected.items():
-        assert float((found[name] - sums).abs().max() / sums.abs().max()) < 5e-5, name
-
-
-def statistics(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
-    """Sums over the dense model's inputs, by the first layer that reads them."""
-    plan = make_plan(model)
-    with torch.no_grad():
-        need, steps = Need(hessian=True, both_paths=False), Steps(None, 1)
-        walk = Walk(model, plan, batches, Originals(plan.layers), need, steps)
-        return {
-            group.layers[0].name: moments.hessian(centred=False)  # type: ignore[union-attr]
-            for group, moments in walk.groups()
-        }
-
-
 def test_answers_that_are_padded_otherwise_than_their_texts() -> None:
     """Both are five tokens wide, so that only their masks tell encoder and decoder apart."""
     texts, answers = ids(2, 5), ids(2, 5, seed=1)
@@ -312,185 +226,3 @@ def test_a_decoder_without_its_input_is_one_line() -> None:
         "calibration batch 0: T5ForConditionalGeneration fails on it, which has no "
         "decoder_input_ids: ValueError: "
     )
-
-
-class Tagger(nn.Module):
-    def __init__(self, batch_first: bool) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(50, 6)
-        self.rnn = nn.LSTM(6, 5, batch_first=batch_first)
-        self.out = nn.Linear(5, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        found: Tensor = self.out(self.rnn(self.embed(tokens))[0])
-        return found
-
-
-class Mean(nn.Module):
-    """Gives what all rows of a batch have in common."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = mlp()
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.body(x - x.mean(0))
-        return found
-
-
-class Positions(nn.Module):
-    """Takes a table of positions that has nothing to do with the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = mlp()
-
-    def forward(self, x: Tensor, positions: Tensor, scale: float = 1.0) -> Tensor:
-        found: Tensor = self.body(x * scale + positions)
-        return found
-
-
-def texts(*lengths: int, masked: bool = True) -> list[Any]:
-    rows = [ids(1, length, seed=seed) for seed, length in enumerate(lengths)]
-    return [
-        {"input_ids": row, "attention_mask": torch.ones_like(row)} if masked else row
-        for row in rows
-    ]
-
-
-@pytest.mark.parametrize(
-    ("make", "calibration", "rows"),
-    [
-        (bert, texts(5, 7, 5, 5, 7, 9), [3, 2, 1]),
-        (bert, texts(5, 7, 5, 5, 7, 9, masked=False), [3, 2, 1]),
-        (mlp, [torch.randn(4, 6), torch.randn(4, 6), torch.randn(2, 6)], [8, 2]),
-        (mlp, [torch.randn(6), torch.randn(6)], [6, 6]),
-        (lambda: Tagger(True), texts(4, 4, 4, masked=False), [3]),
-        (lambda: Tagger(False), texts(4, 4, 4, masked=False), [1, 1, 1]),
-        (Mean, [torch.randn(4, 6) + i for i in range(3)], [4, 4, 4]),
-        (Positions, [(torch.randn(4, 6), torch.randn(6)) for _ in range(3)], [4, 4, 4]),
-        (Positions, [(torch.randn(6, 6), torch.randn(6)) for _ in range(3)], [6, 6, 6]),
-        (Positions, [(torch.randn(4, 6), torch.randn(4, 6)) for _ in range(3)], [12]),
-        (
-            Positions,
-            [{"x": torch.randn(2, 6), "positions": torch.zeros(2, 6), "scale": s} for s in (1, 2)],
-            [2, 2],
-        ),
-        (mlp, [torch.randn(1500, 6) for _ in range(5)], [3000, 3000, 1500]),
-        (mlp, [torch.randn(5000, 6) for _ in range(2)], [5000, 5000]),
-    ],
-    ids=itertools.count(),
-)
-def test_what_runs_together(
-    make: Callable[[], nn.Module], calibration: list[Any], rows: list[int]
-) -> None:
-    torch.manual_seed(0)
-    model = make().eval()
-    batches = read_calibration(model, calibration)
-    merged = merge(model, batches)
-    found = [next(v for v in (*b.args, *b.kwargs.values())) for b in merged]
-    assert [len(x) for x in found] == rows
-    assert sorted({item for b in merged for item in b.items}) == list(range(len(calibration)))
-    if isinstance(model, Tagger):
-        return  # its layers run only inside prune
-    expected, got = statistics(model, batches), statistics(model, merged)
-    check(got, expected)
-
-
-def test_rows_of_padding_stay_out_when_batches_run_together() -> None:
-    model, calibration = bert(), []
-    for seed in range(4):
-        tokens = ids(2, 6, seed=seed)
-        mask = (torch.arange(6) < torch.tensor([6, 2 + seed])[:, None]).long()
-        calibration.append({"input_ids": tokens, "attention_mask": mask})
-    batches = read_calibration(model, calibration)
-    (merged,) = merge(model, batches)
-    assert merged.items == (0, 0, 1, 1, 2, 2, 3, 3)
-    expected, got = statistics(model, batches), statistics(model, [merged])
-    check(got, expected)
-
-
-def test_many_small_batches_give_what_one_large_one_gives() -> None:
-    rows = ids(40, 6)
-    small, large = t5(), t5()
-    for model, calibration in (
-        (small, [{"input_ids": r[None], "decoder_input_ids": r[None]} for r in rows]),
-        (large, [{"input_ids": rows, "decoder_input_ids": rows}]),
-    ):
-        prune(model, 0.5, criterion="sparsegpt", recovery="lsq", calibration=calibration)
-    for (name, a), b in zip(small.named_parameters(), large.parameters(), strict=True):
-        torch.testing.assert_close(a, b, msg=name)
-
-
-def test_small_batches_take_few_passes() -> None:
-    passes = 0
-
-    def count(*_: Any) -> None:
-        nonlocal passes
-        passes += 1
-
-    model = bert()
-    model.register_forward_pre_hook(count)
-    prune(model, 0.5, criterion="wanda", calibration=texts(*[5, 9] * 100))
-    # Three to see that batches are independent, one to trace, one a length to enter the blocks.
-    assert passes == 6
-
-
-def test_the_progress_of_statistics_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparse_engine.pruning.progress.INTERVAL", 0.0)
-    heard: list[tuple[int, int, str]] = []
-    prune(
-        bert(),
-        0.5,
-        criterion="wanda",
-        recovery="lsq",
-        calibration=texts(5, 6, 7),
-        progress=lambda *step: heard.append(step),
-    )
-    first = next(i for i, (done, _, _) in enumerate(heard) if done)
-    names = [what for _, _, what in heard[:first]]
-    assert "batch 3 of 3, to encoder.layer.0" in names
-    assert "batch 2 of 3, encoder.layer.0" in names
-    assert {total for _, total, _ in heard} == {12}
-    assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
-    assert heard[-1][0] == 12
-
-
-def test_a_wrapped_model_is_not_changed_by_reading() -> None:
-    model = bert()
-    before = copy.deepcopy(model.state_dict())
-    read_calibration(model, texts(5, 5))
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def bert_to_bert() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {key: value for key, value in SIZES.items() if key != "initializer_range"}
-    encoder = transformers.BertConfig(**sizes)
-    decoder = transformers.BertConfig(**sizes, is_decoder=True, add_cross_attention=True)
-    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-    config.decoder_start_token_id, config.pad_token_id = 1, 0
-    model: nn.Module = transformers.EncoderDecoderModel(config).eval()
-    return model.requires_grad_(False)
-
-
-def umt5() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    config = transformers.UMT5Config(vocab_size=50, decoder_start_token_id=0, **sizes)
-    model: nn.Module = transformers.UMT5ForConditionalGeneration(config).eval()
-    return model.requires_grad_(False)
-
-
-@pytest.mark.parametrize("make", [bert_to_bert, umt5])
-def test_decoders_with_configs_of_their_own_keep_no_cache(make: Callable[[], nn.Module]) -> None:
-    """A cache that is full hands out old keys, and their layers do not run at all."""
-    model = make()
-    configs = [m.config for m in model.modules() if hasattr(m, "config")]
-    before = [config.use_cache for config in configs if hasattr(config, "use_cache")]
-    calibration = [{"input_ids": ids(2, 6), "decoder_input_ids": ids(2, 5)}]
-    report = prune(model, 0.5, criterion="wanda", recovery="lsq", calibration=calibration)
-    assert any("attention" in row.name.lower() for row in report.layers)
-    assert all(row.sparsity == 0.5 for row in report.layers)
-    assert before == [config.use_cache for config in configs if hasattr(config, "use_cache")]
-    assert any(before)
