@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sparse_engine.cli.common import Command, console, progress_bar, set_threads, split
+from sparse_engine.cli.common import Command, console, progress_bar, remark, set_threads, split
 from sparse_engine.errors import UsageError
 
 app = typer.Typer(help="Measure kernels and models against dense.", no_args_is_help=True)
@@ -184,7 +184,7 @@ def kernel(
         )
     if plot is not None:
         plot_kernels(rows, plot)
-        console.print(f"chart: {plot}", style="dim", soft_wrap=True)
+        remark(f"chart: {plot}")
 
 
 def own_matrices(matrix: str | None, package: Path | None, layer: str | None) -> Any:
@@ -230,13 +230,13 @@ def _tell(
     else:
         print(render(rows, output, told))
     for reason in reasons(rows):
-        console.print(f"not measured: {reason}", style="dim", soft_wrap=True)
+        remark(f"not measured: {reason}")
     if rows and rows[0].op == "linear":
         for hint in hints(rows):
-            console.print(hint, style="cyan", soft_wrap=True, highlight=False)
+            remark(hint, "cyan")
     console.print(", ".join(f"{key} {value}" for key, value in told.items()), style="dim")
     if warning:
-        console.print(warning, style="yellow", soft_wrap=True, highlight=False)
+        remark(warning, "yellow")
 
 
 def isa_levels(isa: str | None) -> tuple[str | None, ...]:
@@ -290,7 +290,7 @@ def compare(
         highlight=False,
     )
     for difference in found.differences:
-        console.print(f"differs: {difference}", style="yellow", soft_wrap=True, highlight=False)
+        remark(f"differs: {difference}", "yellow")
 
 
 @app.command("model", cls=Command)
@@ -338,4 +338,4 @@ def model(
         print(render(rows, output))
     for row in rows:
         if row.problem:
-            console.print(f"not measured: {row.problem}", style="dim", soft_wrap=True)
+            remark(f"not measured: {row.problem}")

@@ -20,6 +20,18 @@ T = TypeVar("T")
 console = Console(stderr=True)
 
 
+def say(text: str) -> None:
+    """Print a result: wrapped at words on a terminal, a line as it is in a pipe."""
+    out = Console()
+    out.print(text, markup=False, highlight=False, soft_wrap=not out.is_terminal)
+
+
+def remark(text: str, style: str = "dim") -> None:
+    """Print to stderr what is no result, wrapped as `say` does."""
+    wraps = not console.is_terminal
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=wraps)
+
+
 def split(text: str, kind: Callable[[str], T], option: str) -> tuple[T, ...]:
     """ "1,16,128" as a tuple; raises UsageError naming the option."""
     try:

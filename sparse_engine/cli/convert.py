@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparse_engine.cli.common import console, progress_bar, set_threads, split
+from sparse_engine.cli.common import progress_bar, remark, say, set_threads, split
 
 
 def convert(
@@ -66,14 +66,14 @@ def convert(
     show(*layer_tables(result.rows))
     if result.left:
         show(reasons_table("left", [(left.reason, left.name) for left in result.left]))
-    print(result.summary)
+    say(result.summary)
     if result.blocks:
-        print(result.blocks)
+        say(result.blocks)
     if verify:
         try:
             with progress_bar("verifying") as report:
-                print(verify_package(out, against=folder, progress=report))
+                say(str(verify_package(out, against=folder, progress=report)))
         except BaseException:  # what failed verification must not lie there as if it were good
             shutil.rmtree(out, ignore_errors=True)
             raise
-    console.print(f"wrote {out}; next: sparse-engine bench model {out}", style="dim")
+    remark(f"wrote {out}; next: sparse-engine bench model {out}")

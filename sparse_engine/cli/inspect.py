@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparse_engine.cli.common import progress_bar
+from sparse_engine.cli.common import progress_bar, say
 from sparse_engine.errors import UsageError
 
 Package = Annotated[Path, typer.Argument(help="A package, as `convert` writes it.")]
@@ -32,7 +32,7 @@ def inspect(package: Package, output: Output = "table") -> None:
         print(json.dumps(found.to_dict(), indent=1))
     else:
         show(heading(found.title()), *layer_tables(found.rows))
-        print("\n".join((found.totals(), found.kernels())))
+        say("\n".join((found.totals(), found.kernels())))
 
 
 def verify(
@@ -50,4 +50,4 @@ def verify(
     from sparse_engine.io import verify as check
 
     with progress_bar("verifying") as report:
-        print(check(package, against=against, progress=report))
+        say(str(check(package, against=against, progress=report)))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparse_engine.cli.common import console, progress_bar, set_threads
+from sparse_engine.cli.common import progress_bar, remark, say, set_threads
 from sparse_engine.errors import UsageError
 
 
@@ -81,7 +81,7 @@ def prune(
     with progress_bar("writing") as report:
         save_checkpoint(loaded, out, folder, result.to_dict(), report)
     show(*prune_tables(result))
-    print(result.summary)
+    say(result.summary)
     if batches is None:
-        console.print("no --calibration was given: expect much lower quality", style="yellow")
-    console.print(f"wrote {out}; next: sparse-engine convert {out} PACKAGE", style="dim")
+        remark("no --calibration was given: expect much lower quality", "yellow")
+    remark(f"wrote {out}; next: sparse-engine convert {out} PACKAGE")
