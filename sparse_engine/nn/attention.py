@@ -13,11 +13,8 @@ from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.no_values import no_values
 from sparse_engine.nn.parts import dense_part, sparse_parts_
-
-
-class _Unreadable(Tensor):
-    """Has the `__torch_function__` of a subclass, which is what torch's fast paths look for."""
 
 
 class SparseMultiheadAttention(nn.Module):
@@ -120,7 +117,8 @@ class SparseMultiheadAttention(nn.Module):
         """No values: torch.nn.TransformerEncoder's fast path, which would read them, steps aside for
         tensors of any other class than its own.
         """
-        return _Unreadable(torch.empty(0, device="meta"))
+        weight = self.q_proj.weight
+        return no_values((3 * self.embed_dim, self.embed_dim), weight.dtype, weight.device)
 
     def forward(
         self,
