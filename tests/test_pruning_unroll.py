@@ -296,11 +296,6 @@ class Own(nn.Conv1d):
     [
         (Own(4, 4, 3), "it is a subclass of torch.nn.Conv1d"),
         (nn.Conv1d(8, 8, 3, groups=8), "it is depthwise"),
-        (masked(nn.Conv1d(4, 4, 3), "weight"), "torch.nn.utils.prune.remove"),
-        (masked(nn.MultiheadAttention(8, 2), "in_proj_weight"), "torch.nn.utils.prune.remove"),
-        (masked(nn.LSTM(4, 4), "weight_hh_l0"), "torch.nn.utils.prune.remove"),
-        (nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), "remove_parametrizations"),
-        (nn.utils.parametrizations.weight_norm(nn.GRUCell(4, 4), "weight_hh"), "parametrized"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -310,6 +305,27 @@ def test_what_is_left_alone_is_named(module: nn.Module, why: str) -> None:
     assert why in left_alone(model)["0"]
     with unrolled(model):
         assert list(dict(model.named_modules())) == names
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        masked(nn.Conv1d(8, 8, 3), "weight"),
+        masked(nn.MultiheadAttention(8, 2), "in_proj_weight"),
+        masked(nn.LSTM(8, 8), "weight_hh_l0"),
+        nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3)),
+        nn.utils.parametrizations.weight_norm(nn.GRUCell(8, 8), "weight_hh"),
+    ],
+    ids=["mask-conv", "mask-attention", "mask-lstm", "norm-conv", "norm-cell"],
+)
+def test_weights_that_are_computed_are_folded_and_pruned(module: nn.Module) -> None:
+    report = se.prune(nn.Sequential(module), 0.75, filter_fn=lambda layer, name: True)
+    weights = [p for p in module.parameters() if p.dim() > 1]
+    assert sum(layer.shape[0] * layer.shape[1] for layer in report.layers) == sum(
+        weight.numel() for weight in weights
+    )
+    assert [layer.sparsity for layer in report.layers] == [0.75] * len(report.layers)
+    assert all(int((weight == 0).sum()) == 0.75 * weight.numel() for weight in weights)
 
 
 def test_attention_with_a_projection_of_its_own_is_left_alone() -> None:

@@ -94,19 +94,11 @@ def _opened(module: nn.Module, kind: Kind, views: Views) -> Iterator[None]:
 
 
 def _refusal(module: Any, kind: Kind) -> str:
-    for name in kind.parameters(module):
-        if name not in module._parameters:
-            return (
-                f"its {name} is computed from other parameters; call torch.nn.utils.prune.remove, "
-                "or remove_weight_norm, first"
-            )
     if "forward" in module.__dict__:
         return "its forward pass was replaced"
     return kind.refusal(module)
 
 
 def _subclass(module: nn.Module, kind: Kind) -> str:
-    if nn.utils.parametrize.is_parametrized(module):
-        return "it is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
     base = next(base for base in kind.base if isinstance(module, base))
     return f"it is a subclass of torch.nn.{base.__name__}"
