@@ -9,7 +9,7 @@
 #include <string>
 
 #include "core/cpu.h"
-#include "kernels/panels/kernel.h"
+#include "kernels/panel_io/kernel.h"
 #include "kernels/roof/roof.h"
 
 namespace se {

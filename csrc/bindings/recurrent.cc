@@ -1,4 +1,4 @@
-#include "blocks/recurrent.h"
+#include "layers/recurrent.h"
 
 #include <utility>
 
@@ -79,7 +79,7 @@ class BoundRecurrent {
 
  private:
   // Chunks of rows that panels are multiplied with must be whole blocks of `block` rows.
-  BlockLinear linear(const GivenLinear& given, int64_t out, int64_t in, int64_t block) {
+  LayerLinear linear(const GivenLinear& given, int64_t out, int64_t in, int64_t block) {
     const auto& [panels, rows, bias] = given;
     require(!bias || bias->size() == out, "recurrent: a bias has the wrong size");
     const PackedWeight *many = weight(panels, out, in), *few = weight(rows, out, in);
@@ -113,7 +113,7 @@ class BoundRecurrent {
 
 void bind_recurrent(py::module_& m) {
   m.attr("ROW_TOKENS") = kRowTokens;
-  py::class_<BoundRecurrent>(m, "Recurrent", "Networks of csrc/blocks/recurrent.h.")
+  py::class_<BoundRecurrent>(m, "Recurrent", "Networks of csrc/layers/recurrent.h.")
       .def(py::init<int, int64_t, int64_t, int64_t, int64_t, const std::vector<GivenLayer>&>(),
            py::arg("cell"), py::arg("in_features"), py::arg("units"), py::arg("out"),
            py::arg("directions"), py::arg("layers"))

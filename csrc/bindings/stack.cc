@@ -1,4 +1,4 @@
-#include "blocks/stack.h"
+#include "layers/stack.h"
 
 #include <deque>
 #include <memory>
@@ -233,7 +233,7 @@ class BoundStack {
     return &w.view();
   }
 
-  BlockLinear linear(const py::handle& given, int64_t out, int64_t in) {
+  LayerLinear linear(const py::handle& given, int64_t out, int64_t in) {
     if (given.is_none()) return {};
     const auto [panels, rows, bias] =
         given.cast<std::tuple<py::object, py::object, std::optional<Floats>>>();
@@ -267,7 +267,7 @@ class BoundStack {
     l.gate = linear(f.get<py::object>("gate"), s_.inner, s_.hidden);
     l.up = linear(f.get<py::object>("up"), s_.inner, s_.hidden);
     l.down = linear(f.get<py::object>("down"), s_.hidden, s_.inner);
-    for (const BlockLinear* b : {&l.query, &l.output, &l.up, &l.down})
+    for (const LayerLinear* b : {&l.query, &l.output, &l.up, &l.down})
       require(static_cast<bool>(*b), "stack: only gate, key and value may be left out");
     const Norm* norm1 = norm(f.get<py::object>("norm1"), s_.hidden);
     const Norm* norm2 = norm(f.get<py::object>("norm2"), s_.hidden);
@@ -300,7 +300,7 @@ class BoundStack {
 }  // namespace
 
 void bind_stack(py::module_& m) {
-  py::class_<BoundCache>(m, "KvCache", "Keys and values of csrc/blocks/cache.h.")
+  py::class_<BoundCache>(m, "KvCache", "Keys and values of csrc/layers/cache.h.")
       .def(py::init<int64_t, int64_t, int64_t, int64_t, const std::string&>(), py::arg("layers"),
            py::arg("key_heads"), py::arg("head"), py::arg("sequences"),
            py::arg("dtype") = "float32")
@@ -311,7 +311,7 @@ void bind_stack(py::module_& m) {
       .def("crop", &BoundCache::crop, py::arg("lengths"), "Keep the first positions of each.")
       .def("select", &BoundCache::select, py::arg("sequences"),
            "Sequence i becomes a copy of sequences[i]; they share what neither writes to.");
-  py::class_<BoundStack>(m, "Stack", "Layers of csrc/blocks/stack.h.")
+  py::class_<BoundStack>(m, "Stack", "Layers of csrc/layers/stack.h.")
       .def(py::init<const py::dict&, const std::vector<py::dict>&>(), py::arg("config"),
            py::arg("layers"))
       .def("run", &BoundStack::run, py::arg("x").noconvert(), py::arg("lengths"),

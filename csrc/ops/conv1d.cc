@@ -94,7 +94,7 @@ void store_steps(const Conv1d& c, const float* rows, int64_t width, int64_t firs
 
 template <class Work>
 void conv1d_on_panels(const Work& work, const Conv1d& c, Isa isa, int threads) {
-  const LaneKernels& lane = lanes(isa);
+  const LayerPanelKernels& lane = layer_panels(isa);
   const int64_t widest = work.max_tokens(), chunks = work.chunks(), outputs = c.batch * c.steps;
   const int64_t inner = c.channels * c.kernel, depth = std::max<int64_t>(inner, 1);
   const float* row_scales = work.row_scales();

@@ -25,7 +25,7 @@ const float* as_floats(const Activations& a, int64_t token) {
 
 template <class Work>
 void linear_few(const Work& work, const Activations& a, const Epilogue& epilogue, Isa isa) {
-  const PanelKernels& panel = panels(isa);
+  const PanelIoKernels& panel = panel_io(isa);
   const int64_t out = work.w.out, x_stride = prepared_bytes(a.features);
   const int64_t y_stride = ceil_div(work.sums(), 16) * 16;
   char* x = prepared_memory.get<char>(kTokens * x_stride);

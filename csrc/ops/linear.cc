@@ -19,7 +19,7 @@ template <class Work>
 void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Isa isa,
                    int threads) {
   epilogue.stream = a.tokens * work.w.out * 4 > kCached;
-  const PanelKernels& panel = panels(isa);
+  const PanelIoKernels& panel = panel_io(isa);
   const bool quads = work.kernel.panel == DType::i8;
   const int64_t element = work.kernel.panel == DType::bf16 ? 2 : 4;
   const int64_t depth = quads ? ceil_div(a.features, 4) : a.features;
@@ -84,7 +84,7 @@ int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Isa isa) {
 
 void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Isa isa) {
   const int threads = omp_get_max_threads();
-  const LaneKernels& lane = lanes(isa);
+  const LayerPanelKernels& lane = layer_panels(isa);
   const auto all = [&](const auto& work) {
     const float* row_scales = work.row_scales();
     const int64_t chunks = work.chunks(), in = work.w.in, out = work.w.out;

@@ -3,7 +3,7 @@
 
 #include <variant>
 
-#include "kernels/panels/kernel.h"
+#include "kernels/panel_io/kernel.h"
 #include "layouts/bits.h"
 #include "layouts/groups.h"
 #include "layouts/runs.h"

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "kernels/lanes/kernel.h"
+#include "kernels/layer_panels/kernel.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "ops/linear.h"
@@ -90,7 +90,7 @@ auto with_panel_work(const PackedWeight& w, Isa isa, int threads, F f) {
 // Chunk c of one panel: x, or its quads and their scales, times the rows that the chunk holds.
 // `epilogue` is that of the weight's row 0, sums a thread's own memory.
 template <class Work>
-void multiply_chunk(const Work& work, const LaneKernels& lanes, int64_t c, const void* x,
+void multiply_chunk(const Work& work, const LayerPanelKernels& lanes, int64_t c, const void* x,
                     const float* token_scales, int64_t width, PanelEpilogue epilogue, float* sums) {
   const int64_t row = work.row0(c);
   work.run(c, x, width, sums);

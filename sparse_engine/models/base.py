@@ -53,7 +53,7 @@ class LayerNames:
 
 @dataclass(frozen=True)
 class LayerStack:
-    """Layers that one native call can run: see csrc/blocks/stack.h.
+    """Layers that one native call can run: see csrc/layers/stack.h.
 
     blocks:         dotted names of the layers, children of one ModuleList; the module that holds
                     the list is called with ids if it has an embedding, else with hidden states

@@ -1,6 +1,6 @@
 """SparseLSTM, SparseGRU, SparseRNN: torch.nn's of the same names on packed sparse weights.
 
-Whole sequences run in one native call (csrc/blocks/recurrent.h). Inference only.
+Whole sequences run in one native call (csrc/layers/recurrent.h). Inference only.
 """
 
 from __future__ import annotations

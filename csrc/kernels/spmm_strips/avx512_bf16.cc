@@ -1,6 +1,6 @@
 // vdpbf16ps takes pairs of columns: entries are taken two at a time and the two slices of the panel
 // are interleaved on the fly, once for all rows of the strip. The panel's token order (see
-// kernels/panels/kernel.h) makes unpacklo the first and unpackhi the last 16 of 32 tokens.
+// kernels/panel_io/kernel.h) makes unpacklo the first and unpackhi the last 16 of 32 tokens.
 #define SE_ISA avx512_bf16
 #include "simd/avx512.h"
 #include "kernels/spmm_strips/kernel.h"

@@ -6,9 +6,9 @@
 namespace se {
 
 // y[r][t] = sum over k of W[begin * height + r, k] * x[k][t]
-//   x  panel [in][tokens], 64-byte aligned; float, or bf16 in the order of kernels/panels/kernel.h
-//   y  [(end - begin) * height][tokens] floats, 64-byte aligned, overwritten; must not overlap x
-//   tokens  16, 32 or 64
+//   x  panel [in][tokens], 64-byte aligned; float, or bf16 in the order of
+//   kernels/panel_io/kernel.h y  [(end - begin) * height][tokens] floats, 64-byte aligned,
+//   overwritten; must not overlap x tokens  16, 32 or 64
 // Accumulates in float, K-block by K-block, so that the slice of x in use stays in L1 or L2.
 // Safe from any number of threads.
 using SpmmStripsFn = void (*)(const Strips& w, int64_t begin, int64_t end, const void* x,

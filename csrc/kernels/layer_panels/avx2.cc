@@ -1,0 +1,28 @@
+#define SE_ISA avx2
+#include "simd/avx2.h"
+#include "kernels/layer_panels/kernel.h"
+#include "kernels/panel_io/activation.inl.h"
+#include "kernels/widen.inl.h"
+#include "kernels/layer_panels/body.inl.h"
+#include "kernels/layer_panels/attend.inl.h"
+
+void se::finish_panel_avx2(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue) {
+  avx2::finish_panel(sums, rows, epilogue);
+}
+
+void se::norm_panel_avx2(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                         const Norm& norm, float* y) {
+  avx2::norm_panel(x, stride, features, lanes, norm, y);
+}
+
+void se::rotate_panel_avx2(float* x, int64_t stride, int64_t half, int64_t lanes,
+                           const float* cosines, const float* sines) {
+  avx2::rotate_panel(x, stride, half, lanes, cosines, sines);
+}
+
+void se::quantize_lanes_avx2(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                             float* quads, float* scales) {
+  avx2::quantize_lanes(x, stride, features, lanes, quads, scales);
+}
+
+void se::attend_avx2(const Attention& attention) { avx2::attend(attention); }

@@ -1,0 +1,28 @@
+#define SE_ISA scalar
+#include "simd/scalar.h"
+#include "kernels/layer_panels/kernel.h"
+#include "kernels/panel_io/activation.inl.h"
+#include "kernels/widen.inl.h"
+#include "kernels/layer_panels/body.inl.h"
+#include "kernels/layer_panels/attend.inl.h"
+
+void se::finish_panel_scalar(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue) {
+  scalar::finish_panel(sums, rows, epilogue);
+}
+
+void se::norm_panel_scalar(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                           const Norm& norm, float* y) {
+  scalar::norm_panel(x, stride, features, lanes, norm, y);
+}
+
+void se::rotate_panel_scalar(float* x, int64_t stride, int64_t half, int64_t lanes,
+                             const float* cosines, const float* sines) {
+  scalar::rotate_panel(x, stride, half, lanes, cosines, sines);
+}
+
+void se::quantize_lanes_scalar(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                               float* quads, float* scales) {
+  scalar::quantize_lanes(x, stride, features, lanes, quads, scales);
+}
+
+void se::attend_scalar(const Attention& attention) { scalar::attend(attention); }

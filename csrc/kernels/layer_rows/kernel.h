@@ -1,0 +1,53 @@
+// What a block does to a few row-major tokens between its products: lanes hold features, and in
+// attention positions first and features then.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.h"
+#include "kernels/layer_panels/kernel.h"
+
+namespace se {
+
+// One token's query heads that share a key head, against blocks of 64 positions of a cache.
+struct RowAttention {
+  const float* q;  // [queries][head]
+  float* y;        // [queries][head]
+  int64_t queries, head;
+  float scale;
+  const void* const* keys;    // a block each: [head][64]
+  const void* const* values;  // a block each: [64][width], zeros past head
+  DType dtype;                // of both, f32 or bf16
+  int64_t width;              // of a row of values, a multiple of 16
+  int64_t begin, end;         // positions that are seen, counted from the first block
+  const float* bias;          // added to scores: bias[query * bias_query - position]; null for none
+  int64_t bias_query;
+  float* scratch;  // row_attention_scratch(width) floats
+};
+constexpr int64_t row_attention_scratch(int64_t width) { return 4 * (64 + width); }
+
+struct LayerRowKernels {
+  Isa isa;
+  // x, y [features]; y may be x.
+  void (*norm)(const float* x, int64_t features, const Norm& norm, float* y);
+  // y[i] = x[i] * y[i]
+  void (*multiply)(const float* x, int64_t n, float* y);
+  // (x[i], x[half + i]) <- (x[i] c - x[half + i] s, x[half + i] c + x[i] s) for i < half, with
+  // cosines and sines [half].
+  void (*rotate)(float* x, int64_t half, const float* cosines, const float* sines);
+  // Softmax over the keys, in one pass over them (Milakov, Gimelshein 2018).
+  void (*attend)(const RowAttention& attention);
+};
+
+// The kernels of `isa` (or of the level below that has some).
+const LayerRowKernels& layer_rows(Isa isa);
+
+#define SE_LAYER_ROWS(isa)                                                                 \
+  void norm_row_##isa(const float* x, int64_t features, const Norm& norm, float* y);       \
+  void multiply_row_##isa(const float* x, int64_t n, float* y);                            \
+  void rotate_row_##isa(float* x, int64_t half, const float* cosines, const float* sines); \
+  void attend_row_##isa(const RowAttention& attention);
+#include "kernels/layer_rows/kernels.inc"
+#undef SE_LAYER_ROWS
+
+}  // namespace se

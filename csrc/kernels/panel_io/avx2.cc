@@ -1,0 +1,26 @@
+#define SE_ISA avx2
+#include "simd/avx2.h"
+#include "kernels/panel_io/kernel.h"
+#include "kernels/panel_io/activation.inl.h"
+#include "kernels/panel_io/body.inl.h"
+// Kernels of this ISA read float panels only.
+void se::pack_panel_avx2(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                         int64_t features, int64_t width, void* panel, DType) {
+  avx2::pack(x, dtype, stride, tokens, features, width, static_cast<float*>(panel));
+}
+
+void se::quantize_panel_avx2(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                             int64_t features, int64_t lanes, int64_t width, void* panel,
+                             float* scales) {
+  avx2::quantize(x, dtype, stride, tokens, features, lanes, width, panel, scales);
+}
+
+void se::store_panel_avx2(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
+                          const Epilogue& epilogue) {
+  avx2::store_panel(sums, tokens, row0, rows, epilogue);
+}
+
+void se::store_token_avx2(const float* acc, float scale, int64_t row0, int64_t rows,
+                          const Epilogue& epilogue) {
+  avx2::store_token(acc, scale, row0, rows, epilogue);
+}

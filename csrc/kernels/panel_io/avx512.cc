@@ -1,0 +1,55 @@
+#define SE_ISA avx512
+#include "simd/avx512.h"
+#include "kernels/panel_io/kernel.h"
+#include "kernels/panel_io/activation.inl.h"
+#include "kernels/panel_io/body.inl.h"
+
+namespace se {
+namespace avx512 {
+
+// Two tiles of 16 tokens meet in one store; packus works in 128-bit quarters, which gives the order
+// of a bf16 panel.
+template <class T>
+inline void pack_bf16(const T* x, int64_t stride, int64_t tokens, int64_t features, int64_t width,
+                      uint16_t* panel) {
+  for (int64_t k = 0; k < features; k += 16) {
+    const int64_t n = features - k < 16 ? features - k : 16;
+    for (int64_t t = 0; t < width; t += 32) {
+      vf lo[16], hi[16];
+      gather_tile(x + t * stride + k, stride, tokens - t, n, lo);
+      gather_tile(x + (t + 16) * stride + k, stride, tokens - t - 16, n, hi);
+      for (int64_t i = 0; i < n; ++i)
+        _mm512_storeu_si512(panel + (k + i) * width + t,
+                            _mm512_packus_epi32(round_to_bf16(lo[i]), round_to_bf16(hi[i])));
+    }
+  }
+}
+
+}  // namespace avx512
+}  // namespace se
+void se::pack_panel_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                           int64_t features, int64_t width, void* panel, DType panel_dtype) {
+  uint16_t* bits = static_cast<uint16_t*>(panel);
+  if (panel_dtype == DType::f32)
+    avx512::pack(x, dtype, stride, tokens, features, width, static_cast<float*>(panel));
+  else if (dtype == DType::f32)
+    avx512::pack_bf16(static_cast<const float*>(x), stride, tokens, features, width, bits);
+  else
+    avx512::pack_bf16(static_cast<const avx512::bf16*>(x), stride, tokens, features, width, bits);
+}
+
+void se::quantize_panel_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                               int64_t features, int64_t lanes, int64_t width, void* panel,
+                               float* scales) {
+  avx512::quantize(x, dtype, stride, tokens, features, lanes, width, panel, scales);
+}
+
+void se::store_panel_avx512(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
+                            const Epilogue& epilogue) {
+  avx512::store_panel(sums, tokens, row0, rows, epilogue);
+}
+
+void se::store_token_avx512(const float* acc, float scale, int64_t row0, int64_t rows,
+                            const Epilogue& epilogue) {
+  avx512::store_token(acc, scale, row0, rows, epilogue);
+}

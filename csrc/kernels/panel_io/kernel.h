@@ -1,0 +1,69 @@
+// Into and out of panels: row-major activations to token panels, and results back with the
+// epilogue.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.h"
+
+namespace se {
+
+// y = act(sum x scales + bias) + residual, all row-major [token][out]; pointers may be null but
+// y's.
+struct Epilogue {
+  Activation activation;
+  const float* row_scales;  // [out]: int8 weights only
+  const float* bias;        // [out]
+  const void* residual;     // [tokens][residual_stride], dtype of y
+  int64_t residual_stride;
+  void* y;  // [tokens][y_stride]
+  int64_t y_stride;
+  DType dtype;  // of y and residual
+  bool stream;  // y is larger than the caches: write past them
+};
+
+// What a kernel leaves behind: [rows][width] floats; int32 where token_scales [width] is given.
+struct PanelSums {
+  const void* acc;
+  int64_t width;
+  const float* token_scales;
+};
+
+struct PanelIoKernels {
+  Isa isa;
+  // x [tokens][stride] -> panel [features][width], float or bf16; lanes past `tokens` become zero.
+  // A float panel is in token order. A bf16 panel orders each 32 tokens as
+  // 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31, which unpacklo/unpackhi undo for free.
+  void (*pack)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+               int64_t width, void* panel, DType panel_dtype);
+  // x [tokens][stride] -> panel [ceil(features / 4)][width] of quads of bytes round(x / scale) +
+  // 128 with scales[token] = max |x| / 127: symmetric, one scale a token. Bytes past `features` and
+  // `tokens` stand for zero. A token with an Inf or NaN gets the scale NaN. Writes `lanes` of the
+  // panel's `width` tokens, so that threads may share a panel; a multiple of 16.
+  void (*quantize)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+                   int64_t lanes, int64_t width, void* panel, float* scales);
+  // sums [rows][width] -> y[token][row0 + row] for token < tokens, with the epilogue.
+  void (*store)(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
+                const Epilogue& epilogue);
+  // acc [rows] of one token -> y[row0 + row], with the epilogue; `scale` belongs to row_scales.
+  void (*store_token)(const float* acc, float scale, int64_t row0, int64_t rows,
+                      const Epilogue& epilogue);
+};
+
+// The panel kernels of `isa` (or of the level below that has some).
+const PanelIoKernels& panel_io(Isa isa);
+
+#define SE_PANEL_IO(isa)                                                                    \
+  void pack_panel_##isa(const void* x, DType dtype, int64_t stride, int64_t tokens,         \
+                        int64_t features, int64_t width, void* panel, DType panel_dtype);   \
+  void quantize_panel_##isa(const void* x, DType dtype, int64_t stride, int64_t tokens,     \
+                            int64_t features, int64_t lanes, int64_t width, void* panel,    \
+                            float* scales);                                                 \
+  void store_panel_##isa(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows, \
+                         const Epilogue& epilogue);                                         \
+  void store_token_##isa(const float* acc, float scale, int64_t row0, int64_t rows,         \
+                         const Epilogue& epilogue);
+#include "kernels/panel_io/kernels.inc"
+#undef SE_PANEL_IO
+
+}  // namespace se
