@@ -46,7 +46,7 @@ sanitize: $(VENV)/.dev
 MUTATIONS ?= 20000
 SEED ?= 1
 fuzz: $(VENV)/.dev
-	$(BIN)/python tests/fuzz.py --mutations $(MUTATIONS) --seed $(SEED)
+	$(BIN)/python tests/fuzz/fuzz.py --mutations $(MUTATIONS) --seed $(SEED)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

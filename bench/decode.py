@@ -33,8 +33,8 @@ from sparse_engine.bench.output import render
 from sparse_engine.bench.worker import release_memory, resident_mb
 from sparse_engine.cli.common import progress_bar, split
 from sparse_engine.config import SparseConfig
+from sparse_engine.convert.sparsify import sparsify_
 from sparse_engine.errors import SparseEngineError, UsageError
-from sparse_engine.sparsify import sparsify_
 from sparse_engine.tasks.generate import CACHES
 
 HIDDEN, INNER, HEADS, KEY_HEADS, WORDS, POSITIONS = 2048, 5632, 32, 4, 32000, 2048

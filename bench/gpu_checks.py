@@ -10,8 +10,8 @@ from gpu_weights import Setting, pack_as, random_weight
 from torch import Tensor
 
 from sparse_engine.formats import Format
-from sparse_engine.nn.recurrent_base import GATES
-from sparse_engine.nn.recurrent_weights import BLOCK, in_order, interleaved
+from sparse_engine.nn.recurrent.base import GATES
+from sparse_engine.nn.recurrent.weights import BLOCK, in_order, interleaved
 from sparse_engine.ops import linear_kernel, reference, run_linear
 from sparse_engine.packings import Ell
 

@@ -14,11 +14,11 @@ from gpu_weights import Setting, bare_bytes, one_line, pack_as, random_weight
 from torch import nn
 from torch.nn import functional as F
 
+from sparse_engine.backends.cuda_timer import FLUSH_BYTES, time_on_gpu
 from sparse_engine.config import SparseConfig
 from sparse_engine.formats import Format
-from sparse_engine.gpu_timer import FLUSH_BYTES, time_on_gpu
 from sparse_engine.nn import SparseLSTM
-from sparse_engine.nn.recurrent_gpu import step_kernel
+from sparse_engine.nn.recurrent.cuda import step_kernel
 from sparse_engine.ops import linear_kernel, reference, run_linear
 
 SPARSITIES = (0.5, 0.8, 0.9)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_engine.formats import Format, parse_format
 from sparse_engine.packings import Blocks, Ell, PackedNM
-from sparse_engine.packings.packed_nm import BITS
+from sparse_engine.packings.cuda.packed_nm import BITS
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from gpu_weights import Setting, one_line
 from sparse_engine.errors import SparseEngineError, UsageError
 from sparse_engine.formats import Format
 from sparse_engine.nn import linear as linear_module
-from sparse_engine.nn.recurrent_base import SparseRNNBase
+from sparse_engine.nn.recurrent.base import SparseRNNBase
 from sparse_engine.packings import GPU_PACKINGS, pack_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -26,7 +26,7 @@ import transformers
 from rich.progress import track
 
 import sparse_engine as se
-from sparse_engine.census import census
+from sparse_engine.convert.census import census
 from sparse_engine.io import load_pretrained, save_checkpoint, verify
 
 SPARSITY = 0.8

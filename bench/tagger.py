@@ -29,8 +29,8 @@ from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.output import render
 from sparse_engine.cli.common import progress_bar, split
 from sparse_engine.config import SparseConfig
+from sparse_engine.convert.sparsify import sparsify_
 from sparse_engine.errors import InvalidFileError, SparseEngineError, UsageError
-from sparse_engine.sparsify import sparsify_
 
 BEGIN, END, MARK, UNKNOWN = "시", "끝", "▁", "<UNK>"
 BATCH, CALIBRATION = 64, 1024  # sentences

@@ -41,11 +41,11 @@ __all__ = [
 if TYPE_CHECKING:
     from sparse_engine import errors, formats, nn, ops, packings, tasks
     from sparse_engine.config import SparseConfig
+    from sparse_engine.convert.report import SparsifyReport
+    from sparse_engine.convert.sparsify import densify_, sparsify_
     from sparse_engine.formats import BSR, CSR, Bitmask
     from sparse_engine.io import load, save
     from sparse_engine.pruning import NM, Block, Element, PruneReport, prune
-    from sparse_engine.sparsify import densify_, sparsify_
-    from sparse_engine.sparsify_report import SparsifyReport
 else:
     from importlib import import_module as _import_module
 
@@ -55,8 +55,8 @@ else:
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),
         "pruning": ("NM", "Block", "Element", "PruneReport", "prune"),
-        "sparsify": ("densify_", "sparsify_"),
-        "sparsify_report": ("SparsifyReport",),
+        "convert.sparsify": ("densify_", "sparsify_"),
+        "convert.report": ("SparsifyReport",),
     }
 
     def __getattr__(name):

@@ -1,7 +1,7 @@
 """Build the native library with AddressSanitizer and UBSan; run the kernel tests and mutated packages on it.
 
 python tests/sanitize.py                              (or: make sanitize)
-python tests/sanitize.py --mutations 300 tests/test_recurrent_steps.py      these tests only
+python tests/sanitize.py --mutations 300 tests/nn/test_recurrent_steps.py      these tests only
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "build" / "sanitize"
 TESTS = (
-    "tests/test_conv1d.py",
-    "tests/test_kernels_cpu.py",
-    "tests/test_ops.py",
-    "tests/test_packings.py",
-    "tests/test_recurrent.py",
-    "tests/test_recurrent_steps.py",
-    "tests/test_recurrent_threads.py",
-    "tests/test_stack.py",
-    "tests/test_stack_cache.py",
-    "tests/test_encoder_models.py",
-    "tests/test_decoder_models.py",
-    "tests/test_seq2seq_models.py",
+    "tests/nn/test_conv1d.py",
+    "tests/native/test_kernels.py",
+    "tests/ops/test_ops.py",
+    "tests/packings/test_packings.py",
+    "tests/nn/test_recurrent.py",
+    "tests/nn/test_recurrent_steps.py",
+    "tests/nn/test_recurrent_threads.py",
+    "tests/native/test_stack.py",
+    "tests/native/test_stack_cache.py",
+    "tests/models/test_encoder_models.py",
+    "tests/models/test_decoder_models.py",
+    "tests/models/test_seq2seq_models.py",
 )
 MUTATIONS = 2000
 SECONDS = 2 * 3600  # of the tests, and of the mutations: several times what two cores need
@@ -65,7 +65,7 @@ def run(tests: list[str], mutations: int) -> int:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "OMP_NUM_THREADS": "2",
     }
-    fuzz = ["tests/fuzz.py", "--site", str(SITE), "--mutations", str(mutations)]
+    fuzz = ["tests/fuzz/fuzz.py", "--site", str(SITE), "--mutations", str(mutations)]
     for arguments in (["-c", code], fuzz):
         command = [sys.executable, *arguments]
         try:

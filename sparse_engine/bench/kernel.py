@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine import _core
+from sparse_engine.auto.format import choose_format
 from sparse_engine.bench.grid import Case, KernelGrid
 from sparse_engine.bench.hints import likely_faster
 from sparse_engine.bench.machine import BusyMeter
 from sparse_engine.bench.rivals import Rivals, max_error
 from sparse_engine.bench.timing import CallSampler, Sampler, samples_in_turn
-from sparse_engine.choose import choose_format
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format, parse_format

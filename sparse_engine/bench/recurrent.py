@@ -29,8 +29,8 @@ from sparse_engine.bench.timing import CallSampler, samples_in_turn
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import parse_format
-from sparse_engine.nn.recurrent import NETWORKS
-from sparse_engine.nn.recurrent_base import SparseRNNBase
+from sparse_engine.nn.recurrent.base import SparseRNNBase
+from sparse_engine.nn.recurrent.networks import NETWORKS
 
 OPS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 

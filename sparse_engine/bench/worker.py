@@ -28,9 +28,9 @@ from sparse_engine.bench.engines import (
     torch_call,
 )
 from sparse_engine.bench.model import Figures
+from sparse_engine.convert.sparsify import densify_
 from sparse_engine.errors import SparseEngineError, UnsupportedModelError, UsageError
 from sparse_engine.io import load_pretrained
-from sparse_engine.sparsify import densify_
 
 NEW = 32  # tokens after the prompt, of a causal language model
 

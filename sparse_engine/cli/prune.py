@@ -47,11 +47,11 @@ def prune(
       sparse-engine prune ./model pruned --sparsity 0.8 --granularity 4x1 --calibration texts.txt
     """
     from sparse_engine.cli.tables import prune_tables, show
+    from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as run
-    from sparse_engine.sparsify import densify_
-    from sparse_engine.text import encode_batches, load_tokenizer, read_texts
+    from sparse_engine.text.tokenizer import encode_batches, load_tokenizer, read_texts
 
     set_threads(threads)
     check_free(out)

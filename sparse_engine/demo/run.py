@@ -21,15 +21,15 @@ from sparse_engine.bench.model import run_worker
 from sparse_engine.bench.timing import time_in_turn
 from sparse_engine.bench.worker import random_inputs
 from sparse_engine.config import SparseConfig
+from sparse_engine.convert.sparsify import sparsify_
 from sparse_engine.demo.data import model_folder, paragraphs
 from sparse_engine.demo.report import DemoRow, chart, table
 from sparse_engine.demo.server import ask_server
 from sparse_engine.errors import VerificationError
 from sparse_engine.io import is_package, load, load_pretrained, save
 from sparse_engine.pruning import prune
-from sparse_engine.sparsify import sparsify_
 from sparse_engine.tasks import Embedder
-from sparse_engine.text import encode_batches, load_tokenizer
+from sparse_engine.text.tokenizer import encode_batches, load_tokenizer
 
 # Sparsity and granularity of each variant.
 VARIANTS = ((0.7, "element"), (0.9, "element"), (0.8, "4x1"))

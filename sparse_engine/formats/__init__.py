@@ -12,7 +12,7 @@ from sparse_engine.formats.base import Format
 from sparse_engine.formats.bitmask import Bitmask
 from sparse_engine.formats.bsr import BSR, block_fill
 from sparse_engine.formats.csr import CSR
-from sparse_engine.formats.nm import NM
+from sparse_engine.formats.nm import NM, most_in_group
 from sparse_engine.formats.sellp import SellP
 
 FORMATS: tuple[type[Format], ...] = (CSR, BSR, Bitmask, NM, SellP)
@@ -50,5 +50,6 @@ __all__ = [
     "Format",
     "SellP",
     "block_fill",
+    "most_in_group",
     "parse_format",
 ]

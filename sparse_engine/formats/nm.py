@@ -161,3 +161,9 @@ def _kept(mask: Tensor, keep: int) -> Tensor:
         )
     zeros = (~mask).to(torch.int16).cumsum(2, dtype=torch.int16)
     return mask | (zeros <= (keep - counts).unsqueeze(2))
+
+
+def most_in_group(weight: Tensor, of: int) -> int:
+    """Non-zeros of the fullest group of `of` neighbours along the inputs."""
+    kept = pad(weight != 0, (0, -weight.shape[1] % of))
+    return int(kept.view(weight.shape[0], -1, of).sum(2).max()) if kept.numel() else 0

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse_engine.effective import fold_
 from sparse_engine.errors import (
     InvalidFileError,
     SparseEngineError,
@@ -33,6 +32,7 @@ from sparse_engine.io.reader import load
 from sparse_engine.io.statedict import is_plain, plain_state
 from sparse_engine.io.tensorfile import Slot, parse_json, read_header
 from sparse_engine.io.writer import RECIPE
+from sparse_engine.modules.effective import fold_
 from sparse_engine.nn import SparseLinear
 
 WEIGHTS = "model.safetensors"

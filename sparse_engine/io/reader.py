@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparse_engine import _core
-from sparse_engine.blocks import take_over_
+from sparse_engine.convert.native import take_over_
 from sparse_engine.errors import UsageError
 from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.skeleton import check_fit, fill, fold_as_stored_, rebuild

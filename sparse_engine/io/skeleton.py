@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparse_engine.effective import fold_
+from sparse_engine.backends.semi_structured import plain_of
+from sparse_engine.convert.kinds import above, kind_of, like
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.bounds import check_buffers, check_numbers, check_values, most_parameters
@@ -21,11 +22,10 @@ from sparse_engine.io.hugging import (
 from sparse_engine.io.manifest import LayerEntry
 from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
-from sparse_engine.linears import is_conv1d, is_linear, weight_of
+from sparse_engine.modules.effective import fold_
+from sparse_engine.modules.linears import is_conv1d, is_linear, weight_of
 from sparse_engine.nn import SparseLinear
 from sparse_engine.nn.transformer import leave_fast_path_
-from sparse_engine.semi_structured import plain_of
-from sparse_engine.twins import above, kind_of, like
 
 
 def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sparse_engine.effective import MASK, ORIGINAL
 from sparse_engine.errors import InvalidFileError
+from sparse_engine.modules.effective import MASK, ORIGINAL
 
 COMPILED, PARALLEL = "_orig_mod.", "module."
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import InvalidFileError, UsageError, VerificationError, one_line
-from sparse_engine.inputs import check_ids, inputs_of_texts, positions, random_inputs, takes
 from sparse_engine.io.checkpoint import load_pretrained
 from sparse_engine.io.companions import write_companions
 from sparse_engine.io.hugging import transformers_module
@@ -24,6 +23,7 @@ from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.reader import load_package
 from sparse_engine.io.tensorfile import tensor_bytes
+from sparse_engine.models.inputs import check_ids, inputs_of_texts, positions, random_inputs, takes
 
 TEXT_TOKENS = 512  # of a text, at most
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 0.15}

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sparse_engine.census import census
+from sparse_engine.convert.census import census
+from sparse_engine.convert.report import SparsifyReport, skipped_share
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import Format, parse_format
 from sparse_engine.formats.checks import dtype_name
@@ -40,7 +41,6 @@ from sparse_engine.io.tensorfile import parse_json, write_tensors
 from sparse_engine.nn import SparseLinear
 from sparse_engine.ops import native
 from sparse_engine.packings import pack
-from sparse_engine.sparsify_report import SparsifyReport, skipped_share
 
 RECIPE = "pruning.json"
 

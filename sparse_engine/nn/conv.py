@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.config import SparseConfig
-from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
-from sparse_engine.linears import linear_of
+from sparse_engine.modules.effective import check_plain
+from sparse_engine.modules.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.no_values import no_values
 from sparse_engine.nn.parts import dense_part, sparse_parts_

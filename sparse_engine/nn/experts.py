@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.config import SparseConfig
-from sparse_engine.effective import check_plain
 from sparse_engine.errors import UsageError
-from sparse_engine.experts import (
+from sparse_engine.modules.effective import check_plain
+from sparse_engine.modules.experts import (
     DOWN,
     expert_linears,
     first_name,
@@ -61,7 +61,7 @@ class SparseExperts(nn.Module):
     @classmethod
     def from_dense(cls, module: nn.Module, config: SparseConfig | str | None = None) -> Self:
         """Store the weights of every expert of `module` as `config` says; raises UsageError for
-        experts that compute something else (`sparse_engine.experts.refusal` says what).
+        experts that compute something else (`sparse_engine.modules.experts.refusal` says what).
         """
         twin = cls.like(module)
         sparse_parts_(twin, config)

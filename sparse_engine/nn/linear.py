@@ -10,11 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.choose import choose_format
+from sparse_engine.auto.format import choose_format
 from sparse_engine.config import SparseConfig
-from sparse_engine.effective import check_plain
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import FORMATS, Format, parse_format
+from sparse_engine.modules.effective import check_plain
 from sparse_engine.nn.no_values import no_values
 from sparse_engine.ops import is_plain, linear_kernel, native, run_linear
 from sparse_engine.packings import GPU_PACKINGS, PACKINGS, pack
@@ -72,7 +72,7 @@ class SparseLinear(nn.Module):
         """Store the weight of `linear` as `config.format` in `config.dtype`.
 
         `linear` is left as it is. "auto" measures the formats on this machine, see
-        `sparse_engine.choose`. Raises UsageError for a format or dtype that the weight does not fit.
+        `sparse_engine.auto.format`. Raises UsageError for a format or dtype that the weight does not fit.
         """
         check_plain(linear)
         config = SparseConfig.of(config)

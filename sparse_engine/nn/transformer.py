@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.config import SparseConfig
-from sparse_engine.effective import check_plain
 from sparse_engine.models import LayerNames, LayerStack
+from sparse_engine.modules.effective import check_plain
 from sparse_engine.nn.attention import SparseMultiheadAttention
-from sparse_engine.nn.encoder import NativeEncoder
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.native.encoder import NativeEncoder
 from sparse_engine.nn.parts import dense_part, sparse_parts_
 
 LAYER = LayerNames(

@@ -12,7 +12,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
 from sparse_engine.ops.reference import ACTIVATIONS
 from sparse_engine.packings import GPU_PACKINGS, Blocks, Ell, PackedNM
-from sparse_engine.packings.gpu import NO_TRITON
+from sparse_engine.packings.cuda.values import NO_TRITON
 
 try:
     from sparse_engine import kernels

@@ -13,14 +13,14 @@ import torch
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP
 from sparse_engine.formats.sellp import MAX_INPUTS
-from sparse_engine.packings.bits import Bits
-from sparse_engine.packings.blocks import Blocks
-from sparse_engine.packings.ell import Ell
-from sparse_engine.packings.groups import Groups
-from sparse_engine.packings.int8 import Bits8, Groups8, QuadRuns, SellP8
-from sparse_engine.packings.packed_nm import PackedNM
-from sparse_engine.packings.runs import Runs
-from sparse_engine.packings.strips import Strips
+from sparse_engine.packings.cpu.bits import Bits
+from sparse_engine.packings.cpu.groups import Groups
+from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
+from sparse_engine.packings.cpu.runs import Runs
+from sparse_engine.packings.cpu.strips import Strips
+from sparse_engine.packings.cuda.blocks import Blocks
+from sparse_engine.packings.cuda.ell import Ell
+from sparse_engine.packings.cuda.packed_nm import PackedNM
 
 INT8 = (QuadRuns, SellP8, Bits8, Groups8)
 PACKINGS = (Runs, QuadRuns, Strips, SellP, SellP8, Bits, Bits8, Groups, Groups8)

@@ -7,7 +7,7 @@ recovery repairs what is left, and the driver walks.
 from __future__ import annotations
 
 from sparse_engine.pruning.criteria import CRITERIA
-from sparse_engine.pruning.criterion import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion, Inputs
 from sparse_engine.pruning.driver import prune
 from sparse_engine.pruning.granularity import NM, Block, Element, Granularity, parse_granularity
 from sparse_engine.pruning.report import LayerReport, PruneReport

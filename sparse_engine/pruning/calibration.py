@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError, one_line
-from sparse_engine.inputs import check_ids, has_decoder
+from sparse_engine.models.inputs import check_ids, has_decoder
 
 IGNORED = -100  # transformers' label of padding
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse_engine.effective import fold_
-from sparse_engine.eligible import check_readable
 from sparse_engine.errors import UsageError
+from sparse_engine.modules.effective import fold_
+from sparse_engine.modules.eligible import check_readable
 from sparse_engine.pruning.allocate import by_one_threshold
 from sparse_engine.pruning.calibration import Batch, read_calibration
 from sparse_engine.pruning.criteria import find_criterion
-from sparse_engine.pruning.criterion import Criterion
+from sparse_engine.pruning.criteria.base import Criterion
 from sparse_engine.pruning.granularity import Granularity, Tiles, parse_granularity
 from sparse_engine.pruning.layers import Filter, Layer, Plan, make_plan
 from sparse_engine.pruning.merge import merge

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from sparse_engine.census import EMBEDDINGS, census
-from sparse_engine.eligible import read_weights
+from sparse_engine.convert.census import EMBEDDINGS, census
 from sparse_engine.errors import UsageError
-from sparse_engine.linears import is_linear, weight_of
 from sparse_engine.models import Residual, find_family
+from sparse_engine.modules.eligible import read_weights
+from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.unrolled import is_unrolled, left_alone
 

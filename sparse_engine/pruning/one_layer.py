@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.criterion import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.layers import Layer
-from sparse_engine.pruning.lsq import Problem, System, compensate, refit, refit_bias
-from sparse_engine.pruning.magnitude import Magnitude
-from sparse_engine.pruning.moments import InputNorms, Moments
+from sparse_engine.pruning.recovery.least_squares import (
+    Problem,
+    System,
+    compensate,
+    refit,
+    refit_bias,
+)
 from sparse_engine.pruning.report import LayerReport
+from sparse_engine.pruning.statistics.moments import InputNorms, Moments
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sparse_engine.census import Row, census
+from sparse_engine.convert.census import Row, census
 from sparse_engine.pruning.layers import IDLE, reason_by_name
 
 FEW = 0.5

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sparse_engine.errors import UsageError
 from sparse_engine.models import Residual
 from sparse_engine.pruning.calibration import Batch
-from sparse_engine.pruning.capture import after, before, linear_input
 from sparse_engine.pruning.layers import IDLE, Layer, Plan
+from sparse_engine.pruning.statistics.capture import after, before, linear_input
 
 Slot = int | str  # position or name of the argument of a block that takes the hidden states
 

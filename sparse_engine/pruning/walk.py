@@ -16,10 +16,10 @@ from torch.func import functional_call
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.calibration import Batch
-from sparse_engine.pruning.capture import Seen, Stop, Wanted, before, read_inputs
 from sparse_engine.pruning.layers import Layer, Plan
-from sparse_engine.pruning.moments import InputNorms, Moments
 from sparse_engine.pruning.progress import Steps
+from sparse_engine.pruning.statistics.capture import Seen, Stop, Wanted, before, read_inputs
+from sparse_engine.pruning.statistics.moments import InputNorms, Moments
 from sparse_engine.pruning.trace import Group, Segment, hidden_states, is_expert, trace
 
 

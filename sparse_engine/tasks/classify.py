@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.inputs import takes
+from sparse_engine.models.inputs import takes
 from sparse_engine.tasks.text import InputError, TextModel
 from sparse_engine.tasks.token_types import has_token_types
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError, UsageError
-from sparse_engine.inputs import positions, vocabulary
 from sparse_engine.io.model_files import ModelFiles
-from sparse_engine.text import encode, load_tokenizer
+from sparse_engine.models.inputs import positions, vocabulary
+from sparse_engine.text.tokenizer import encode, load_tokenizer
 
 # A text with more characters for each token that the model takes is not tokenized at all. English
 # has four or five a token.

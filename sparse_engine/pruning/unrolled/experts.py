@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine import experts
+from sparse_engine.modules import experts
 from sparse_engine.pruning.unrolled.kind import Kind, Parts, Views
 
 

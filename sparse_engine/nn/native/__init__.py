@@ -1,0 +1,1 @@
+"""Stacks of Transformer layers that run in one native call."""

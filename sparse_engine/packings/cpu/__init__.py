@@ -1,0 +1,1 @@
+"""Packings that the CPU kernels read."""

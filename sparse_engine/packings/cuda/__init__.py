@@ -1,0 +1,1 @@
+"""Packings that the Triton kernels read."""

@@ -1,0 +1,100 @@
+"""SparseGPT: w^2 / u_jj^2 with H^-1 = U^T U, columns left to right, each loss made good rightwards.
+
+Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
+One-Shot", arXiv:2301.00774.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.granularity import Granularity, Tiles
+from sparse_engine.pruning.parallel import one_thread
+from sparse_engine.pruning.recovery.cholesky import upper_factor_of_inverse
+
+SLICE = 128  # columns whose mask is decided together
+
+
+class SparseGPT(Criterion):
+    """Approximate optimal brain surgeon with one inverse Hessian for all rows."""
+
+    name = "sparsegpt"
+    needs = "hessian"
+
+    def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+        """w^2 / (H^-1)_jj: the loss of removing one weight when all others make it good."""
+        assert inputs.hessian is not None
+        inverse_diagonal = upper_factor_of_inverse(inputs.hessian).square().sum(0)
+        return weight.square() / inverse_diagonal
+
+    def prune(
+        self,
+        weight: Tensor,
+        inputs: Inputs,
+        granularity: Granularity,
+        sparsity: float,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        assert inputs.hessian is not None
+        factor = upper_factor_of_inverse(inputs.hessian)
+        in_features = weight.shape[1]
+        pruned, keep = weight.clone(), torch.empty_like(weight, dtype=torch.bool)
+        alive = weight != 0  # what is zero stays zero: it makes nothing good
+        dropped = 0
+        width = _slice_width(granularity)
+        stops = [min(start + width, in_features) for start in range(0, in_features, width)]
+        shares = _shares(granularity, weight, stops, sparsity)
+        for start, stop, due in zip(range(0, in_features, width), stops, shares, strict=True):
+            part, upper = pruned[:, start:stop], factor[start:stop, start:stop]
+            score = (part / upper.diagonal()).square()
+            keep[:, start:stop] = granularity.mask(score, due - dropped)
+            errors = _compensate(part, keep[:, start:stop], alive[:, start:stop], upper)
+            pruned[:, stop:] -= errors @ factor[start:stop, stop:]
+            pruned[:, stop:] *= alive[:, stop:]
+            dropped = due
+        return pruned, keep
+
+
+def _slice_width(granularity: Granularity) -> int:
+    # A fixed pattern is decided group by group, each after the losses left of it are made good.
+    if granularity.fixed_sparsity is not None:
+        return granularity.span
+    return max(SLICE // granularity.span, 1) * granularity.span
+
+
+def _shares(
+    granularity: Granularity, weight: Tensor, stops: list[int], sparsity: float
+) -> list[int]:
+    """Groups to drop in the columns up to each stop: groups of zeros first, then evenly.
+
+    The count of the whole layer is exact, whatever the rounding.
+    """
+    out_features, in_features = weight.shape
+    drop = granularity.quota(out_features, in_features, sparsity)
+    if not isinstance(granularity, Tiles):  # a fixed pattern drops the same everywhere
+        return [granularity.quota(out_features, stop, sparsity) for stop in stops]
+    zero = (granularity.group_scores(weight.abs()) == 0).sum(0).cumsum(0)
+    groups = [granularity.groups(out_features, stop) for stop in stops]
+    zeros = [int(zero[-(-stop // granularity.span) - 1]) for stop in stops]
+    if zeros[-1] >= drop:
+        return [drop * count // zeros[-1] for count in zeros]
+    part = (drop - zeros[-1]) / (groups[-1] - zeros[-1])
+    return [
+        count + round(part * (total - count)) for count, total in zip(zeros, groups, strict=True)
+    ]
+
+
+def _compensate(part: Tensor, keep: Tensor, alive: Tensor, upper: Tensor) -> Tensor:
+    """Remove what is not kept from part [out, width] in place; returns the scaled errors."""
+    columns, kept = part.T.contiguous(), keep.T  # [width, out], rows are contiguous
+    alive = alive.T
+    errors = torch.zeros_like(columns)
+    with one_thread():
+        for j in range(columns.shape[0]):
+            columns[j] *= alive[j]
+            errors[j] = columns[j].masked_fill(kept[j], 0) / upper[j, j]
+            columns[j:].addr_(upper[j, j:], errors[j], alpha=-1)
+    part.copy_(columns.T * keep)
+    return errors.T

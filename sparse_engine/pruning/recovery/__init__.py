@@ -1,0 +1,1 @@
+"""What repairs the weights that are left after a cut."""

@@ -1,0 +1,1 @@
+"""What calibration collects of a layer's inputs."""

@@ -1,0 +1,1 @@
+"""Texts as model inputs: tokens and batches, for calibration, tasks and serving."""

@@ -1,0 +1,101 @@
+"""torch's 2:4 kernels in place of dense ones: when, and back again; a stand-in takes the GPU's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparse_engine as se
+from sparse_engine.backends import semi_structured
+from sparse_engine.convert import swap
+
+
+class StandIn(Tensor):
+    """Computes as the dense tensor that it is, and says that it is compressed."""
+
+
+def make(error: float = 0.0, failure: str = "") -> Callable[[Tensor], Tensor]:
+    def compressed(weight: Tensor) -> Tensor:
+        if failure:
+            raise RuntimeError(failure)
+        return (weight + error).as_subclass(StandIn)
+
+    return compressed
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What torch and the timer are to do."""
+
+    def pretend(share: float = 0.5, error: float = 0.0, failure: str = "") -> None:
+        def timer(calls: Mapping[str, Callable[[], object]], device: object) -> dict[str, float]:
+            return {name: 10 * share if name == "2:4" else 10.0 for name in calls}
+
+        monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", make(error, failure))
+        monkeypatch.setattr(semi_structured, "time_on_gpu", timer)
+        monkeypatch.setattr(semi_structured, "_on_gpu", lambda weight: True)
+        monkeypatch.setattr(torch.sparse, "SparseSemiStructuredTensor", StandIn)
+        monkeypatch.setattr(StandIn, "to_dense", lambda self: self.as_subclass(Tensor).clone())
+        # Formats of ours lose: dense is what 2:4 has to beat.
+        choice = se.choose.Choice("dense", 1.0, {}, "time over dense: dense 1.00")
+        monkeypatch.setattr(swap, "_choose", lambda *_: choice)
+
+    return pretend
+
+
+def two_of_four(out: int = 32, inputs: int = 64) -> nn.Linear:
+    linear = nn.Linear(inputs, out).bfloat16()
+    linear.weight.data[:, ::2] = 0
+    return linear
+
+
+def reason_of(model: nn.Module) -> str:
+    return se.sparsify_(model, se.SparseConfig(tokens=(64,))).rows[0].reason
+
+
+def test_taken_where_it_is_faster_and_given_back(gpu: Callable[..., None], tmp_path: Path) -> None:
+    gpu(share=0.5)
+    model = nn.Sequential(two_of_four())
+    weight = model[0].weight.detach().clone()
+    report = se.sparsify_(model, se.SparseConfig(tokens=(64, 128)))
+    assert "torch's 2:4 kernels, 0.50 of dense" in report.rows[0].reason
+    assert semi_structured.is_compressed(model[0].weight)
+    assert type(model[0]) is nn.Linear
+    assert "already" in reason_of(model)
+    se.save(model, tmp_path / "package")
+    loaded = se.load(tmp_path / "package", nn.Sequential(two_of_four()))
+    assert torch.equal(loaded[0].weight, weight)
+    se.densify_(model)
+    assert not semi_structured.is_compressed(model[0].weight)
+    assert torch.equal(model[0].weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"share": 0.99}, "torch's 2:4 takes 0.99 of dense"),
+        ({"error": 1.0}, "torch's 2:4 kernels give another result"),
+        ({"failure": "no cuSPARSELt"}, "torch has no 2:4 for it: RuntimeError: no cuSPARSELt"),
+    ],
+)
+def test_left_dense_with_the_reason(
+    gpu: Callable[..., None], how: dict[str, object], reason: str
+) -> None:
+    gpu(**how)
+    model = nn.Sequential(two_of_four())
+    assert reason in reason_of(model)
+    assert not semi_structured.is_compressed(model[0].weight)
+
+
+def test_other_weights_are_not_meant(gpu: Callable[..., None]) -> None:
+    gpu()
+    assert semi_structured.compress(nn.Linear(64, 32).bfloat16(), (64,)) == (None, "")
+    assert semi_structured.compress(two_of_four().float(), (64,)) == (None, "")
+
+
+def test_on_a_cpu_nothing_is_tried() -> None:
+    assert semi_structured.compress(two_of_four(), (64,)) == (None, "")
