@@ -8,10 +8,10 @@ from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models import LayerStack, find_family
 from sparse_engine.modules.as_built import why_not_as_built
 from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear, SparseRNNBase
-from sparse_engine.nn.native.fused import Siblings, SparseGatedMLP
+from sparse_engine.nn.native.fused import FusedProjections, SparseGatedMLP
 
 
-def take_over_(model: nn.Module) -> str:
+def install_native(model: nn.Module) -> str:
     """Let the library run the layers of `model` in one call, in place; says what was done or why not.
 
     Names of parameters and buffers stay what they are. Done once a linear layer is sparse.
@@ -19,7 +19,7 @@ def take_over_(model: nn.Module) -> str:
     known = [module for module in model.modules() if isinstance(module, NativeStack)]
     below = {name for name, _ in model.named_modules()}
     for module in known:
-        module.forget()
+        module.reset()
         if module.stack.name in below:  # its names are those below this model
             _join(model, module.stack)
     if known:
@@ -64,7 +64,7 @@ def _join(model: nn.Module, stack: LayerStack) -> None:
         linears = [model.get_submodule(f"{block}.{side}") for side in sides if side is not None]
         sparse = [linear for linear in linears if isinstance(linear, SparseLinear)]
         if len({id(linear) for linear in sparse}) == 3:
-            Siblings(sparse)
+            FusedProjections(sparse)
         if names.gate is None:
             continue
         parent, _, gate = names.gate.rpartition(".")
@@ -79,11 +79,11 @@ def _join(model: nn.Module, stack: LayerStack) -> None:
         setattr(model.get_submodule(grandparent), child, joined)
 
 
-def give_back_(model: nn.Module) -> None:
-    """Put the modules back that `take_over_` stands in for."""
+def remove_native(model: nn.Module) -> None:
+    """Put the modules back that `install_native` stands in for."""
     for name, module in list(model.named_modules()):
         if isinstance(module, SparseLinear):
-            module.siblings = None
+            module.fused = None
         if isinstance(module, NativeStack | SparseGatedMLP):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.original)

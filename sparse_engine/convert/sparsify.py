@@ -20,7 +20,7 @@ from sparse_engine.convert.kinds import (
     kind_of,
     too_narrow,
 )
-from sparse_engine.convert.native import give_back_, take_over_
+from sparse_engine.convert.native import install_native, remove_native
 from sparse_engine.convert.report import SparsifyReport, SparsifyRow, describe
 from sparse_engine.convert.swap import Swap, replace_, swap_linear, swap_network, swap_parts
 from sparse_engine.errors import UsageError
@@ -91,7 +91,7 @@ def sparsify_(
     if dtype not in (None, torch.float32):  # sparse layers store float32 unless asked
         setattr(model, DENSE_DTYPE, dtype)
     report = describe(model, _told(rows, folded), [name for name, _, _ in targets])
-    return replace(report, blocks=take_over_(model))
+    return replace(report, blocks=install_native(model))
 
 
 def densify_(model: nn.Module) -> nn.Module:
@@ -105,7 +105,7 @@ def densify_(model: nn.Module) -> nn.Module:
     if isinstance(model, (SparseLinear, *TWINS)):
         kind = type(model).__name__
         raise UsageError(f"the model is a single {kind}: use its to_dense()")
-    give_back_(model)
+    remove_native(model)
     take_fast_path_(model)
     dtype = _dtype_of(model) or vars(model).get(DENSE_DTYPE)
     vars(model).pop(DENSE_DTYPE, None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparse_engine import _core
-from sparse_engine.convert.native import take_over_
+from sparse_engine.convert.native import install_native
 from sparse_engine.errors import UsageError
 from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.skeleton import check_fit, fill, fold_as_stored_, rebuild
@@ -79,5 +79,5 @@ def load_package(package: Package, model: nn.Module | None = None) -> nn.Module:
             f"{package.path} holds a plain torch module: give the module to fill, load(..., model=)"
         )
     fill(model, package)
-    take_over_(model)
+    install_native(model)
     return model.eval().requires_grad_(False)

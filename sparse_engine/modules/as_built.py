@@ -67,7 +67,7 @@ def _joined(name: str, path: str) -> str:
 
 
 def _stood_for(module: Any) -> tuple[nn.Module, ...]:
-    """A module, and what it stands in for (nn/standin.py)."""
+    """A module, and what it stands in for (nn/native/proxy.py)."""
     return (module, *vars(module).get("_original", ()))
 
 

@@ -44,8 +44,8 @@ class SparseLinear(nn.Module):
     bias: Tensor | None
     is_conv1d = False
     """Whether it stands for GPT-2's Conv1D: `densify_` then makes one."""
-    siblings: Any = None
-    """On a GPU: what runs this layer together with others that read the same x (nn/joined.py)."""
+    fused: Any = None
+    """On a GPU: what runs this layer together with others that read the same x (nn/native/fused.py)."""
     _known: Format | None = None
     """`packed` as it was last asked for, with what the ops keep beside it."""
 
@@ -148,8 +148,8 @@ class SparseLinear(nn.Module):
             raise UsageError(
                 f"x is on {x.device}, the layer on {self.values.device}: move one of them"
             )
-        if self.siblings is not None and isinstance(self.packed, GPU_PACKINGS) and is_plain(x):
-            y = self.siblings.run(self, x)
+        if self.fused is not None and isinstance(self.packed, GPU_PACKINGS) and is_plain(x):
+            y = self.fused.run(self, x)
             if y is not None:
                 return y
         return run_linear(self.packed, x, self.bias, "none", None)
@@ -183,8 +183,8 @@ class SparseLinear(nn.Module):
                 f"SparseLinear has no {wanted.dtype} on {wanted.device.type}: use float32 or bfloat16"
             )
         self._known = None
-        if self.siblings is not None:
-            self.siblings.forget()
+        if self.fused is not None:
+            self.fused.reset()
         scales = self._buffers.get("scales")
         super()._apply(fn, recurse)
         if scales is not None and not scales.is_meta:  # `model.bfloat16()` must not round them
@@ -236,9 +236,7 @@ class SparseLinear(nn.Module):
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         mine = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("_known", "siblings")
+            name: value for name, value in self.__dict__.items() if name not in ("_known", "fused")
         }
         twin.__dict__.update(copy.deepcopy(mine, memo))
         return twin

@@ -14,7 +14,7 @@ import sparse_engine as se
 from sparse_engine import kernels
 from sparse_engine.errors import UsageError
 from sparse_engine.nn import SparseLinear
-from sparse_engine.nn.native.fused import Siblings, SparseGatedMLP
+from sparse_engine.nn.native.fused import FusedProjections, SparseGatedMLP
 
 __all__ = ["on_gpu", "outputs"]
 
@@ -169,7 +169,7 @@ def test_joined_layers_see_what_is_written_to_them() -> None:
     layers = [nn.Linear(32, 32), nn.Linear(32, 16), nn.Linear(32, 16)]
     layers[0].weight.data.zero_()
     sparse = [SparseLinear.from_dense(linear, "bsr:16x16").to(DEVICE) for linear in layers]
-    Siblings(sparse)
+    FusedProjections(sparse)
     x = torch.randn(3, 32, device=DEVICE)
 
     def check() -> None:

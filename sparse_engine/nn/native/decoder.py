@@ -94,7 +94,7 @@ class NativeDecoder(NativeStack):
             cache = filled(cache, layer)
         memory = None
         if crosses:
-            memory = self.remember(encoder_hidden_states, encoder_attention_mask, layer)
+            memory = self.encode_memory(encoder_hidden_states, encoder_attention_mask, layer)
         y = self.decode(input_ids, inputs_embeds, attention_mask, position_ids, layer, memory)
         return _output(y, cache if use_cache else None, kwargs.get("return_dict") is not False)
 
@@ -106,7 +106,7 @@ class NativeDecoder(NativeStack):
             dtype = "float32" if self.weight_dtypes() <= {torch.float32} else "bfloat16"
         return _core.KvCache(len(stack.blocks), heads, stack.head_size, sequences, dtype)
 
-    def remember(
+    def encode_memory(
         self, states: Tensor | None, mask: Tensor | None, layer: NativeLayer | None
     ) -> _core.KvCache:
         """Keys and values of an encoder's states [batch, source, hidden], once a cache."""

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from sparse_engine.modules.eligible import Watch
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.native.proxy import StandIn
+from sparse_engine.nn.native.proxy import Proxy
 from sparse_engine.nn.recurrent.weights import same, version
 from sparse_engine.ops import is_plain, native, run_linear
 from sparse_engine.packings import Blocks
 
-# So often results may go unread before layers are taken to be no siblings.
+# After this many batches whose results were not all read, the layers run separately.
 MAX_UNREAD = 8
 
 
-class JoinedWeights:
+class FusedWeights:
     """The weights of several layers as one, made anew when a layer's weight is another."""
 
     def __init__(self, layers: Sequence[SparseLinear], gated: bool = False) -> None:
@@ -40,7 +40,7 @@ class JoinedWeights:
             self._seen = self._now()
         return self._whole
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Let go of everything, as before weights move elsewhere."""
         self._seen, self._whole = (), None
 
@@ -72,26 +72,26 @@ class JoinedWeights:
         return joined, torch.cat(present) if present else None
 
 
-class Siblings:
+class FusedProjections:
     """Layers that are called with the same x, one after the other: the first call runs them all."""
 
     def __init__(self, layers: Sequence[SparseLinear]) -> None:
         """Let `layers` ask this object on a GPU."""
-        self.weights = JoinedWeights(layers)
+        self.weights = FusedWeights(layers)
         # x, how often it was written to, where it lies, and what is left of its results: one attribute,
         # so that threads never see half of it.
         self._ready: tuple[Any, int, int, dict[int, Tensor]] | None = None
         self._unread = 0
         for layer in layers:
-            layer.siblings = self
+            layer.fused = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Nothing: copies of the layers run one by one until they are joined anew."""
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Let go of weights and results."""
         self._ready = None
-        self.weights.forget()
+        self.weights.reset()
 
     def run(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
         """y of one layer; None if it has to run alone.
@@ -117,7 +117,7 @@ class Siblings:
         return mine
 
 
-class SparseGatedMLP(StandIn):
+class SparseGatedMLP(Proxy):
     """Stands in for a feed-forward module, down(act(gate(x)) * up(x)), and holds its submodules.
 
     On a GPU gate and up are one launch with the product in its epilogue; elsewhere, and where torch
@@ -130,10 +130,10 @@ class SparseGatedMLP(StandIn):
         self.names, self.activation = (gate, up, down), activation
         # Modules that the epilogue stands for.
         self.others = {n: m for n, m in self._modules.items() if n not in self.names}
-        self._joined: JoinedWeights | None = None
+        self._fused: FusedWeights | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_joined": None}
+        return {**self.__dict__, "_fused": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., hidden] of x [..., hidden]."""
@@ -148,7 +148,7 @@ class SparseGatedMLP(StandIn):
         return down(inner)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._joined = None
+        self._fused = None
         return super()._apply(fn, recurse)
 
     def _weights(self) -> tuple[Blocks, Tensor | None] | None:
@@ -160,6 +160,6 @@ class SparseGatedMLP(StandIn):
             return None
         if Watch((self.original, *self.original.children())).changed():
             return None
-        if self._joined is None or self._joined.layers != (gate, up):
-            self._joined = JoinedWeights((gate, up), gated=True)  # type: ignore[arg-type]
-        return self._joined.whole()
+        if self._fused is None or self._fused.layers != (gate, up):
+            self._fused = FusedWeights((gate, up), gated=True)  # type: ignore[arg-type]
+        return self._fused.whole()

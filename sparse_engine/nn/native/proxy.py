@@ -1,4 +1,4 @@
-"""StandIn: a module in place of another, with the same submodules under the same names."""
+"""Proxy: a module in place of another, with the same submodules under the same names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 
-class StandIn(nn.Module):
+class Proxy(nn.Module):
     """Runs what `original` does in another way; parameters, names and attributes stay its own."""
 
     def __init__(self, original: nn.Module) -> None:

@@ -19,7 +19,7 @@ from sparse_engine.modules.eligible import Watch, why_not_inside
 from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.modules.watch import Watched, child_entries, tensor_entry
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.native.proxy import StandIn
+from sparse_engine.nn.native.proxy import Proxy
 from sparse_engine.ops import weight_handle
 from sparse_engine.ops.native import ACTIVATION_CODES
 from sparse_engine.packings import Runs
@@ -34,7 +34,7 @@ UNSUPPORTED = (
 )
 
 
-class NativeStack(StandIn):
+class NativeStack(Proxy):
     """Stands in for the module that runs a model's layers, and holds the same submodules.
 
     What the library cannot do (attentions asked for, a hook or an adapter that was added to a layer)
@@ -106,7 +106,7 @@ class NativeStack(StandIn):
             self._native = None
             self._watched = [*self._to_watch(), *child_entries(self.modules())]
             inside = list(self.original.modules())
-            stood_for = [m.original for m in inside if isinstance(m, StandIn)]
+            stood_for = [m.original for m in inside if isinstance(m, Proxy)]
             self._watch = Watch([*inside, *stood_for])
             self._reason = self._why_not()
 
@@ -137,7 +137,7 @@ class NativeStack(StandIn):
             if isinstance(module, SparseLinear) or is_linear(module)
         }
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Look at the layers anew at the next call: to be called after modules were swapped."""
         self._native = self._watch = None
 
