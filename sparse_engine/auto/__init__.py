@@ -1,1 +1,1 @@
-"""format="auto": the formats that fit a weight are timed, and one is chosen."""
+"""format="auto": the formats that fit a weight are timed on this machine, and one is chosen."""

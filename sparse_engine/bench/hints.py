@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sparse_engine.auto.format import costs, fitting
+from sparse_engine.auto.cost import costs, fitting
 
 if TYPE_CHECKING:
     from sparse_engine.bench.kernel import KernelRow

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparse_engine.auto.format import MIN_SPARSITY, Choice, choose_format, zeros
+from sparse_engine.auto.format import MIN_SPARSITY, Choice, choose_format, share_of_zeros
 from sparse_engine.auto.network import faster_network
 from sparse_engine.backends.semi_structured import compress, restored
 from sparse_engine.config import SparseConfig
@@ -37,7 +37,7 @@ def swap_linear(name: str, linear: Any, kept: str, config: SparseConfig) -> Swap
     choice = Choice("dense", 1.0, {}, kept) if kept else _choose(plain, config)
     layer = None
     if choice.format != "dense":
-        layer = _sparse(plain, choice.format, config).train(linear.training)
+        layer = _sparse(plain, choice, config).train(linear.training)
         layer.is_conv1d = is_conv1d(linear)
     compressed = None
     if choice.format == "dense" and config.format == "auto" and plain is linear and not kept:
@@ -126,17 +126,21 @@ def _choose_parts(
     if choice.format == "dense":
         return choice, []
     try:
-        return choice, [_sparse(linear, choice.format, config) for linear in linears]
+        first = _sparse(linears[0], choice, config)
+        spec = replace(choice, packed=None)
+        return choice, [first, *(_sparse(linear, spec, config) for linear in linears[1:])]
     except UsageError:
         if config.format != "auto":
             raise
     # The first fits a pattern that others do not have.
     choice = Choice("csr", 1.0, {}, f"{choice.format} does not fit all parts")
-    return choice, [_sparse(linear, "csr", config) for linear in linears]
+    return choice, [_sparse(linear, choice, config) for linear in linears]
 
 
-def _sparse(linear: nn.Linear, spec: str, config: SparseConfig) -> SparseLinear:
-    return SparseLinear.from_dense(linear, SparseConfig(spec, config.dtype, config.tokens))
+def _sparse(linear: nn.Linear, choice: Choice, config: SparseConfig) -> SparseLinear:
+    if choice.packed is not None:
+        return SparseLinear.from_format(choice.packed, linear.bias, choice.format)
+    return SparseLinear.from_dense(linear, replace(config, format=choice.format))
 
 
 def _choose(linear: nn.Linear, config: SparseConfig, dense: bool = True) -> Choice:
@@ -171,7 +175,7 @@ def _row(
     return SparsifyRow(
         name=name,
         shape=(sum(map(len, weights)), weights[0].shape[1]),
-        sparsity=sum(map(zeros, weights)) / len(weights),
+        sparsity=sum(map(share_of_zeros, weights)) / len(weights),
         format=choice.format,
         kernel=layers[0].kernel(max(config.tokens)) if layers else "",
         dense_bytes=size,
@@ -211,7 +215,7 @@ def _network_rows(
             SparsifyRow(
                 name=f"{name}.{which}",
                 shape=tuple(parameter.shape),
-                sparsity=zeros(parameter),
+                sparsity=share_of_zeros(parameter),
                 format="dense" if layer is None else layer.format,
                 kernel="" if layer is None else _kernel_of(layer, part),
                 dense_bytes=parameter.nbytes,

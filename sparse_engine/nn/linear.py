@@ -79,7 +79,10 @@ class SparseLinear(nn.Module):
         weight = linear.weight.detach().to(config.source_dtype)
         spec = config.format
         if spec == "auto":
-            spec = choose_format(weight, config, dense=False).format
+            choice = choose_format(linear.weight.detach(), config, dense=False)
+            if choice.packed is not None:
+                return cls.from_format(choice.packed, linear.bias, choice.format)
+            spec = choice.format
         if spec == "dense":
             raise UsageError("format 'dense' keeps torch.nn.Linear: there is nothing to convert")
         format_class, params = parse_format(spec)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sparse_engine as se
+from sparse_engine.auto.format import Choice
 from sparse_engine.backends import semi_structured
 from sparse_engine.convert import swap
 
@@ -41,7 +42,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch.sparse, "SparseSemiStructuredTensor", StandIn)
         monkeypatch.setattr(StandIn, "to_dense", lambda self: self.as_subclass(Tensor).clone())
         # Formats of ours lose: dense is what 2:4 has to beat.
-        choice = se.choose.Choice("dense", 1.0, {}, "time over dense: dense 1.00")
+        choice = Choice("dense", 1.0, {}, "time over dense: dense 1.00")
         monkeypatch.setattr(swap, "_choose", lambda *_: choice)
 
     return pretend

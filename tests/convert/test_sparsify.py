@@ -1,4 +1,4 @@
-"""sparsify_ over any module, and the measured choice behind format="auto"."""
+"""sparsify_ and densify_ of any module: what is swapped, what stays and why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import sparse_engine as se
-from sparse_engine.auto import format as choose
 from sparse_engine.errors import UsageError
 from sparse_engine.nn import SparseLinear
 
@@ -91,115 +90,6 @@ def test_refusals() -> None:
     ):
         with pytest.raises(UsageError):
             se.SparseConfig(**bad)
-
-
-def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"dense": 10.0, "csr": 4.0, "bsr:16x1": 2.0, "sellp": 9.0}
-    times["bitmask"] = 9.5
-    monkeypatch.setattr(
-        choose,
-        "_time_in_turn",
-        lambda w, packed, x: {k: times.get(k, 30.0) for k in ("dense", *packed)},
-    )
-    blocky = zero_out_(nn.Linear(16, 32), 0.7, rows=16).weight.detach()
-    choice = choose.choose_format(blocky, se.SparseConfig())
-    assert choice.format == "bsr:16x1"
-    assert choice.score == pytest.approx(0.2)
-    scattered = zero_out_(nn.Linear(16, 32), 0.7).weight.detach()
-    assert choose.choose_format(scattered, se.SparseConfig()).format == "csr"
-    times.update(csr=11.2, sellp=11.5, bitmask=12.0)
-    assert choose.choose_format(scattered, se.SparseConfig()).format == "dense"
-    assert choose.choose_format(scattered, se.SparseConfig(), dense=False).format == "csr"
-
-
-@pytest.mark.parametrize(
-    ("sellp", "csr", "best"),
-    [(10.4, 20.0, "sellp"), (11.5, 20.0, "dense"), (9.0, 9.6, "csr"), (9.0, 9.95, "sellp")],
-)
-def test_near_a_tie_the_smallest_is_taken(
-    sellp: float, csr: float, best: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = {"dense": 10.0, "csr": csr, "sellp": sellp, "bitmask": 30.0}
-    monkeypatch.setattr(
-        choose,
-        "_time_in_turn",
-        lambda w, packed, x: {k: times.get(k, 30.0) for k in ("dense", *packed)},
-    )
-    monkeypatch.setattr(choose, "HOPELESS", 1e9)
-    weight = zero_out_(nn.Linear(256, 128), 0.9).weight.detach()
-    sizes = {f: se.SparseConfig(f) for f in ("csr", "sellp")}
-    held = {
-        f: se.nn.SparseLinear.from_dense(as_linear(weight), c).packed.nbytes
-        for f, c in sizes.items()
-    }
-    assert held["csr"] < held["sellp"] < weight.nbytes
-    choice = choose.choose_format(weight, se.SparseConfig())
-    assert choice.format == best
-    assert ("smallest" in choice.reason) == (times[best] > min(times.values()))
-
-
-def as_linear(weight: torch.Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return linear
-
-
-def test_the_cost_model_decides_on_tall_blocks() -> None:
-    """Not their fill: with a third of each block in use they may win where one token is multiplied."""
-    torch.manual_seed(0)
-    weight = torch.randn(512, 512) * (torch.rand(512, 512) < 0.33)
-    weight *= (torch.rand(32, 512) < 0.2).repeat_interleave(16, 0)
-    assert 0.25 < se.formats.block_fill(weight, 16, 1) < 0.4
-    assert "bsr:16x1" in choose.candidates(weight, (1,), "float32")
-    assert "bsr:16x1" not in choose.candidates(weight, (128,), "float32")
-    scattered = torch.randn(512, 512) * (torch.rand(512, 512) < 0.05)
-    assert not [s for s in choose.candidates(scattered, (1,), "float32") if s.startswith("bsr")]
-
-
-def test_other_weights_pass_through_the_cache_between_samples(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What was read before each sample is as large as FLUSH_BYTES, and not in the time."""
-    read: list[int] = []
-
-    class Flush:
-        def __init__(self, count: int) -> None:
-            self.count = count
-
-        def sum(self) -> None:
-            read.append(4 * self.count)
-
-    weight = zero_out_(nn.Linear(64, 64), 0.9).weight.detach()
-    config = se.SparseConfig("csr", tokens=(1,))
-    packed = {"csr": se.nn.SparseLinear.from_dense(as_linear(weight), config).packed}
-    monkeypatch.setattr(choose.torch, "zeros", Flush)
-    times = choose._time_in_turn(weight, packed, torch.randn(1, 64))
-    assert set(read) == {choose.FLUSH_BYTES}
-    assert len(read) == 2 * (choose.TURNS + 1)
-    assert set(times) == {"dense", "csr"}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_cost_model_drops_what_cannot_win(dtype: str) -> None:
-    weight = torch.randn(512, 512) * (torch.rand(512, 512) > 0.9)
-    many = choose.candidates(weight, (128,), dtype)
-    assert "csr" in many
-    assert "bitmask" not in many
-    assert set(choose.candidates(weight, (1,), dtype)) & {"sellp", "bitmask"}
-    assert set(many) <= set(choose.fitting(weight, dtype))
-
-
-def test_auto_leaves_dense_weights_alone() -> None:
-    choice = choose.choose_format(torch.randn(8, 8), se.SparseConfig())
-    assert choice.format == "dense"
-    assert choice.times_us == {}
-
-
-def test_auto_really_measures() -> None:
-    weight = zero_out_(nn.Linear(64, 64), 0.9).weight.detach()
-    choice = choose.choose_format(weight, se.SparseConfig(tokens=(1, 96)))
-    assert set(choice.times_us["csr"]) == {1, 96}
-    assert all(t > 0 for by_tokens in choice.times_us.values() for t in by_tokens.values())
 
 
 def test_layers_that_share_a_weight_keep_their_own_biases() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.auto.format import MIN_FILL, choose_format
+from sparse_engine.auto.cost import MIN_FILL
 from sparse_engine.config import SparseConfig
 from sparse_engine.formats import block_fill, parse_format
 from sparse_engine.nn.linear import SparseLinear
@@ -67,6 +67,10 @@ def packed_layer(
     weight: Tensor, bias: Tensor | None, config: SparseConfig, tokens: int
 ) -> SparseLinear:
     """A layer of a network in the format that `config` asks for, or that is fastest."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.float(), requires_grad=False)
     spec = config.format
     if spec == "auto" and weight.is_cuda:
         # Blocks of 16 rows are a gate of 16 units, which a step multiplies in one kernel.
@@ -74,13 +78,8 @@ def packed_layer(
         fits = (c for c in GPU_COLS if block_fill(plain, BLOCK, c) >= MIN_FILL)
         spec = next((f"bsr:{BLOCK}x{cols}" for cols in fits), "csr")
     elif spec == "auto":
-        wanted = replace(config, tokens=(tokens,))
-        spec = choose_format(weight.to(config.source_dtype), wanted, dense=False).format
+        return SparseLinear.from_dense(linear, replace(config, tokens=(tokens,)))
     elif spec.startswith("bsr:"):
         _, params = parse_format(spec)
         spec = f"bsr:{min(params['rows'], BLOCK)}x{params['cols']}"
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.float(), requires_grad=False)
     return SparseLinear.from_dense(linear, replace(config, format=spec))

@@ -1,0 +1,184 @@
+"""format="auto": which format the measurements choose, and how often a weight is packed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparse_engine as se
+from sparse_engine.auto import cost
+from sparse_engine.auto import format as auto_format
+from sparse_engine.auto.cost import candidates
+from sparse_engine.auto.format import choose_format
+from sparse_engine.formats import FORMATS
+from sparse_engine.nn import SparseLinear
+
+
+def pruned(out: int, inputs: int, sparsity: float, rows: int = 1) -> Tensor:
+    """A weight [out, inputs] in which `rows` rows at a time have zeros in the same columns."""
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(out // rows, inputs, generator=generator) >= sparsity
+    return torch.randn(out, inputs, generator=generator) * keep.repeat_interleave(rows, 0)
+
+
+def linear_of(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def fake_times(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> None:
+    """Let `times` be what is measured, 30 us for every other format."""
+    monkeypatch.setattr(
+        auto_format,
+        "_time_in_turn",
+        lambda weight, packed, x: {spec: times.get(spec, 30.0) for spec in ("dense", *packed)},
+    )
+
+
+def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"dense": 10.0, "csr": 4.0, "bsr:16x1": 2.0, "sellp": 9.0, "bitmask": 9.5}
+    fake_times(monkeypatch, times)
+    choice = choose_format(pruned(32, 16, 0.7, rows=16), se.SparseConfig())
+    assert choice.format == "bsr:16x1"
+    assert choice.score == pytest.approx(0.2)
+    scattered = pruned(32, 16, 0.7)
+    assert choose_format(scattered, se.SparseConfig()).format == "csr"
+    times.update(csr=11.2, sellp=11.5, bitmask=12.0)
+    assert choose_format(scattered, se.SparseConfig()).format == "dense"
+    assert choose_format(scattered, se.SparseConfig(), dense=False).format == "csr"
+
+
+@pytest.mark.parametrize(
+    ("sellp", "csr", "best"),
+    [(10.4, 20.0, "sellp"), (11.5, 20.0, "dense"), (9.0, 9.6, "csr"), (9.0, 9.95, "sellp")],
+)
+def test_of_nearly_equal_times_the_smallest_is_chosen(
+    sellp: float, csr: float, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"dense": 10.0, "csr": csr, "sellp": sellp, "bitmask": 30.0}
+    fake_times(monkeypatch, times)
+    monkeypatch.setattr(cost, "MAX_COST_RATIO", 1e9)
+    weight = pruned(128, 256, 0.9)
+    sizes = {
+        spec: SparseLinear.from_dense(linear_of(weight), spec).packed.nbytes
+        for spec in ("csr", "sellp")
+    }
+    assert sizes["csr"] < sizes["sellp"] < weight.nbytes
+    choice = choose_format(weight, se.SparseConfig())
+    assert choice.format == best
+    assert ("smallest" in choice.reason) == (times[best] > min(times.values()))
+
+
+def test_other_weights_pass_through_the_cache_between_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FLUSH_BYTES are read before each sample, and their time does not count."""
+    read: list[int] = []
+
+    class Flush:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def sum(self) -> None:
+            read.append(4 * self.count)
+
+    weight = pruned(64, 64, 0.9)
+    config = se.SparseConfig("csr", tokens=(1,))
+    packed = {"csr": SparseLinear.from_dense(linear_of(weight), config).packed}
+    monkeypatch.setattr(auto_format.torch, "zeros", Flush)
+    times = auto_format._time_in_turn(weight, packed, torch.randn(1, 64))
+    assert set(read) == {auto_format.FLUSH_BYTES}
+    assert len(read) == 2 * (auto_format.ROUNDS + 1)
+    assert set(times) == {"dense", "csr"}
+
+
+def test_weights_without_zeros_are_not_timed() -> None:
+    choice = choose_format(torch.randn(8, 8), se.SparseConfig())
+    assert choice.format == "dense"
+    assert choice.times_us == {}
+
+
+def test_every_token_count_is_measured() -> None:
+    choice = choose_format(pruned(64, 64, 0.9), se.SparseConfig(tokens=(1, 96)))
+    assert set(choice.times_us["csr"]) == {1, 96}
+    assert all(t > 0 for by_tokens in choice.times_us.values() for t in by_tokens.values())
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the formats that a weight is converted to, one for each conversion.
+
+    Formats that are made by way of another one count once.
+    """
+    made: list[str] = []
+    running: list[str] = []
+
+    def counted(original: Callable[..., Any], name: str) -> Any:
+        def from_dense(cls: type, *args: Any, **kwargs: Any) -> Any:
+            if not running:
+                made.append(name)
+            running.append(name)
+            try:
+                return original(cls, *args, **kwargs)
+            finally:
+                running.pop()
+
+        return classmethod(from_dense)
+
+    for cls in FORMATS:
+        original = cls.from_dense.__func__  # type: ignore[attr-defined]
+        monkeypatch.setattr(cls, "from_dense", counted(original, cls.name))
+    return made
+
+
+def convert_alone(weight: Tensor) -> SparseLinear:
+    return SparseLinear.from_dense(linear_of(weight), se.SparseConfig())
+
+
+def convert_in_a_model(weight: Tensor) -> nn.Module:
+    model = nn.Sequential(linear_of(weight))
+    se.sparsify_(model, se.SparseConfig())
+    return model[0]
+
+
+@pytest.mark.parametrize("convert", [convert_alone, convert_in_a_model])
+def test_each_candidate_is_packed_once_and_a_cached_choice_alone(
+    convert: Callable[[Tensor], nn.Module],
+    packings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPARSE_ENGINE_CACHE", str(tmp_path))
+    fake_times(monkeypatch, {"dense": 10.0, "csr": 4.0, "sellp": 4.1, "bitmask": 4.1})
+    weight = pruned(64, 64, 0.9)
+    timed = [spec.partition(":")[0] for spec in candidates(weight, (1, 128), "float32")]
+    assert len(timed) > 1
+    packings.clear()
+    layer = convert(weight)
+    assert isinstance(layer, SparseLinear)
+    assert sorted(packings) == sorted(timed)
+    packings.clear()
+    again = convert(weight)
+    assert isinstance(again, SparseLinear)
+    assert packings == [layer.format]
+    assert again.format == layer.format
+    assert torch.equal(again.packed.to_dense(), weight)
+
+
+def test_a_cached_measurement_is_not_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_ENGINE_CACHE", str(tmp_path))
+    weight = pruned(64, 64, 0.9)
+    first = choose_format(weight, se.SparseConfig())
+    monkeypatch.setattr(auto_format, "_measure", lambda *args: pytest.fail("measured again"))
+    again = choose_format(weight, se.SparseConfig())
+    assert again.format == first.format
+    assert again.times_us == first.times_us
+    assert "measured before" in again.reason
