@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_engine.formats import Format, parse_format
+from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.packings import Blocks, Ell, PackedNM
 from sparse_engine.packings.cuda.packed_nm import BITS
 
@@ -35,7 +35,7 @@ def random_weight(
     out: int, inputs: int, spec: str, sparsity: float, at: Setting, dtype: torch.dtype
 ) -> Tensor:
     """A weight [out, in] with exactly the share of zeros, at random places that the format can hold."""
-    _, params = parse_format(spec)
+    params = FormatSpec.parse(spec).params
     weight = at.randn(out, inputs, dtype=dtype)
     if "of" in params:
         scores = torch.rand(out, -(-inputs // params["of"]), params["of"], device=at.device)
@@ -54,7 +54,7 @@ def random_weight(
 
 def pack_as(spec: str, weight: Tensor, dtype: torch.dtype, gated: bool = False) -> Format:
     """The packing of `pack_gpu`, made without the format that it would be made from."""
-    _, params = parse_format(spec)
+    params = FormatSpec.parse(spec).params
     if spec.startswith("bsr"):
         return Blocks.from_dense(weight, params["rows"], params["cols"], dtype, gated)
     if spec.startswith("nm"):

@@ -31,7 +31,7 @@ from sparse_engine.bench.plot import PANELS, Chart, draw_speedups, load_pyplot
 from sparse_engine.bench.rivals import Rivals
 from sparse_engine.cli.common import console, progress_bar, set_threads, split
 from sparse_engine.errors import SparseEngineError, UsageError
-from sparse_engine.formats import NM, parse_format
+from sparse_engine.formats import NM, FormatSpec
 
 # Outputs x inputs.
 SHAPES = (
@@ -94,8 +94,9 @@ def sensible(spec: str, sparsity: float, tokens: int) -> bool:
     """N:M patterns have one sparsity, all others have any; some formats are for few tokens."""
     if spec in DECODE_FORMATS and tokens > DECODE_TOKENS:
         return False
-    format_class, params = parse_format(spec)
-    return format_class is not NM or params["keep"] == round((1 - sparsity) * params["of"], 9)
+    parsed = FormatSpec.parse(spec)
+    params = parsed.params
+    return parsed.format is not NM or params["keep"] == round((1 - sparsity) * params["of"], 9)
 
 
 def narrow(plan: Plan, shapes: str | None, only: Sequence[str]) -> Plan:

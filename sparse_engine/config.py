@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import parse_format
+from sparse_engine.formats import FormatSpec
 
 DTYPES = {
     "float32": torch.float32,
@@ -35,10 +35,12 @@ class SparseConfig:
     format: str = "auto"
     dtype: str = "float32"
     tokens: tuple[int, ...] = (1, 128)
+    spec: FormatSpec | None = field(init=False, repr=False, compare=False)
+    """`format`, parsed; None for "auto" and "dense"."""
 
     def __post_init__(self) -> None:
-        if self.format not in ("auto", "dense"):
-            parse_format(self.format)
+        named = self.format not in ("auto", "dense")
+        object.__setattr__(self, "spec", FormatSpec.parse(self.format) if named else None)
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r}: use {' or '.join(DTYPES)}")
         if not self.tokens or any(type(t) is not int or t < 1 for t in self.tokens):

@@ -11,7 +11,7 @@ from itertools import islice
 from torch import Tensor
 
 from sparse_engine import _core
-from sparse_engine.formats import block_fill, most_in_group, parse_format
+from sparse_engine.formats import FormatSpec, block_fill, most_in_group
 
 # Block shapes that are tried on the CPU, tallest first. Lower blocks need no trial: csr is packed
 # to the same runs, which find rows with equal columns.
@@ -74,7 +74,7 @@ def costs(
     for spec in specs:
         stored = nnz
         if spec.startswith("bsr"):
-            sides = parse_format(spec)[1]
+            sides = FormatSpec.parse(spec).params
             stored = round(nnz / (block_fill(weight, sides["rows"], sides["cols"]) or 1.0))
         found[spec] = sum(estimate(spec, weight, stored, count, dtype) for count in tokens)
     return found

@@ -30,7 +30,7 @@ from sparse_engine.auto.cost import candidates
 from sparse_engine.backends.cuda_timer import time_on_gpu
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import Format, parse_format
+from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.ops import run_linear
 from sparse_engine.packings import FLOAT16_ON_CPU, pack
 
@@ -154,8 +154,7 @@ def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float
 
 def _pack(spec: str, weight: Tensor, stored: Tensor, config: SparseConfig) -> Format:
     """The packed weight that a layer would hold; `stored` is `weight` in the source dtype."""
-    format_class, params = parse_format(spec)
-    plain = format_class.from_dense(stored, **params)
+    plain = FormatSpec.parse(spec).from_dense(stored)
     return pack(plain, weight.device.type, config.dtype_of(weight), config.tokens)
 
 

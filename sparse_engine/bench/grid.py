@@ -12,7 +12,7 @@ from sparse_engine.bench.patterns import Pattern, random_weight
 from sparse_engine.bench.peers import find_peers
 from sparse_engine.config import DTYPES
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import NM, parse_format
+from sparse_engine.formats import NM, FormatSpec
 
 BY_FORMAT = Pattern()
 
@@ -65,7 +65,11 @@ class KernelGrid:
         if not all((self.n, self.k, self.m, self.sparsity, self.format, self.dtype)):
             raise UsageError("each of -n, -k, -m, --sparsity, --format, --dtype needs a value")
         for spec in self.format:
-            if spec != "auto" and parse_format(spec)[0] is NM and self.pattern.kind != "format":
+            if (
+                spec != "auto"
+                and FormatSpec.parse(spec).format is NM
+                and self.pattern.kind != "format"
+            ):
                 raise UsageError(f"{spec} holds its own pattern only: leave --pattern out")
         for dtype in self.dtype:
             if dtype not in DTYPES:
@@ -117,7 +121,7 @@ def _zeros(weight: Tensor) -> float:
 
 def sparsity_of(spec: str, asked: float) -> float:
     """N:M has its own, whatever is asked for."""
-    if spec == "auto" or parse_format(spec)[0] is not NM:
+    parsed = None if spec == "auto" else FormatSpec.parse(spec)
+    if parsed is None or parsed.format is not NM:
         return asked
-    params = parse_format(spec)[1]
-    return 1 - params["keep"] / params["of"]
+    return 1 - parsed.params["keep"] / parsed.params["of"]

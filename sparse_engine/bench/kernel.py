@@ -30,7 +30,7 @@ from sparse_engine.bench.rivals import Rivals, max_error
 from sparse_engine.bench.timing import CallSampler, Sampler, samples_in_turn
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import Format, parse_format
+from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.ops import linear_kernel, run_linear, weight_handle
 from sparse_engine.packings import FEW_TOKENS, pack, packing_of
 
@@ -187,9 +187,8 @@ class Layer:
     @classmethod
     def of(cls, weight: Tensor, spec: str, dtype: str, source: str = "random") -> Layer:
         """Store a float32 weight [out, in] as `spec` says, and pack it."""
-        format_class, params = parse_format(spec)
         weight = weight.to(carrier(dtype))
-        packed = pack(format_class.from_dense(weight, **params), "cpu", dtype)
+        packed = pack(FormatSpec.parse(spec).from_dense(weight), "cpu", dtype)
         stored = packed.to_dense() if dtype == "int8" else weight
         return cls(spec, dtype, weight.float(), stored, packed, source)
 
@@ -199,16 +198,15 @@ class Layer:
 
     @cached_property
     def _for_a_few(self) -> Format:
-        format_class, params = parse_format(self.spec)
-        if isinstance(self.packed, packing_of(format_class, params, self.dtype, (FEW_TOKENS,))):
+        spec = FormatSpec.parse(self.spec)
+        if isinstance(self.packed, packing_of(spec.format, spec.params, self.dtype, (FEW_TOKENS,))):
             return self.packed
-        weight = format_class.from_dense(self.stored, **params)
-        return pack(weight, "cpu", self.dtype, (FEW_TOKENS,))
+        return pack(spec.from_dense(self.stored), "cpu", self.dtype, (FEW_TOKENS,))
 
     @property
     def block(self) -> tuple[int, int]:
         """Rows and columns of the format's blocks."""
-        _, params = parse_format(self.spec)
+        params = FormatSpec.parse(self.spec).params
         return params.get("rows", 1), params.get("cols", 1)
 
 

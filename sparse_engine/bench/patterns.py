@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR, NM, parse_format
+from sparse_engine.formats import BSR, NM, FormatSpec
 
 # Share of non-zeros inside a cluster, where none is given.
 FILL = 0.5
@@ -68,7 +68,8 @@ def random_weight(
         return weight * _clusters(n, k, sparsity, pattern, generator)
     if spec == "auto":
         spec = "csr"
-    format_class, params = parse_format(spec)
+    parsed = FormatSpec.parse(spec)
+    format_class, params = parsed.format, parsed.params
     whole = pattern.kind == "format"
     rows, cols = (params["rows"], params["cols"]) if whole and format_class is BSR else (1, 1)
     score = torch.rand(-(-n // rows), -(-k // cols), generator=generator)

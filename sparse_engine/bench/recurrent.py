@@ -28,7 +28,7 @@ from sparse_engine.bench.patterns import random_weight
 from sparse_engine.bench.timing import CallSampler, samples_in_turn
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import parse_format
+from sparse_engine.formats import FormatSpec
 from sparse_engine.nn.recurrent.base import SparseRNNBase
 from sparse_engine.nn.recurrent.networks import NETWORKS
 
@@ -96,7 +96,7 @@ class NetworkGrid:
             raise UsageError(f"sparsity is a fraction of zeros in [0, 1), got {self.sparsity}")
         for spec in self.format:
             if spec != "auto":
-                parse_format(spec)
+                FormatSpec.parse(spec)
         for dtype in self.dtype:
             if dtype not in DTYPES:
                 raise UsageError(f"dtype {dtype!r}: use {' or '.join(DTYPES)}")

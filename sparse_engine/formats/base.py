@@ -86,7 +86,7 @@ class Format(ABC):
 
     @property
     def spec(self) -> str:
-        """The text that `parse_format` reads, e.g. "bsr:4x1"."""
+        """The text of the format and its parameters, e.g. "bsr:4x1"."""
         return self.template.format(**self.params())
 
     @property

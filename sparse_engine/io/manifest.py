@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import NM, Bitmask, Format, parse_format
+from sparse_engine.formats import NM, Bitmask, Format, FormatSpec
 from sparse_engine.io.companions import Companion
 from sparse_engine.io.folder import read_inside
 from sparse_engine.io.tensorfile import MAX_DIMS, parse_json, repeated
@@ -84,6 +85,11 @@ class LayerEntry(Entry):
     bias: Name | None
     sparsity: Annotated[float, Field(ge=0, le=1)]
     aliases: tuple[Name, ...] = ()
+
+    @cached_property
+    def spec(self) -> FormatSpec:
+        """`format`, parsed; raises UsageError."""
+        return FormatSpec.parse(self.format)
 
     @property
     def stored_class(self) -> type[Format]:
@@ -190,25 +196,24 @@ def _check_names(manifest: Manifest, what: str) -> None:
         raise InvalidFileError(f"{what}: a transformers model needs architecture and config.json")
 
 
-def stored_as(
-    format_class: type[Format], params: dict[str, int], dtype: str
-) -> tuple[type[Format], ...]:
+def stored_as(spec: FormatSpec, dtype: str) -> tuple[type[Format], ...]:
     """What may go to disk: the format where that is smaller, else what the CPU kernels read for any
     number of tokens, or for a few.
     """
-    if format_class in STORED and dtype != "int8":
-        return (format_class,)
-    few = packing_of(format_class, params, dtype, (FEW_TOKENS,))
-    return tuple(dict.fromkeys((packing_of(format_class, params, dtype), few)))
+    if spec.format in STORED and dtype != "int8":
+        return (spec.format,)
+    few = packing_of(spec.format, spec.params, dtype, (FEW_TOKENS,))
+    return tuple(dict.fromkeys((packing_of(spec.format, spec.params, dtype), few)))
 
 
 def _check_layer(layer: LayerEntry, where: str) -> None:
     """The format is known, and what is stored is what that format is stored as."""
     try:
-        format_class, params = parse_format(layer.format)
+        spec = layer.spec
     except UsageError as error:
         raise InvalidFileError(f"{where}: {error}") from None
-    kinds = {kind.name: kind for kind in stored_as(format_class, params, layer.dtype)}
+    format_class, params = spec.format, spec.params
+    kinds = {kind.name: kind for kind in stored_as(spec, layer.dtype)}
     if layer.stored not in kinds:
         raise InvalidFileError(
             f"{where}: format {layer.format} is stored as {' or '.join(kinds)}, not as {layer.stored}"

@@ -200,7 +200,7 @@ def fill(model: nn.Module, package: Package) -> None:
         setattr(model.get_submodule(parent), child, twin)
     for entry in package.manifest.layers:
         weight, bias = package.layers[entry.name], package.bias(entry)
-        layer = SparseLinear.from_format(weight, bias, spec=entry.format)
+        layer = SparseLinear.from_format(weight, bias, entry.spec)
         for name in (entry.name, *entry.aliases):
             parent, _, child = name.rpartition(".")
             holder = model.get_submodule(parent)

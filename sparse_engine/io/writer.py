@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparse_engine.convert.census import census
 from sparse_engine.convert.report import SparsifyReport, skipped_share
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import Format, parse_format
+from sparse_engine.formats import Format
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.companions import Companion, write_companions
 from sparse_engine.io.folder import check_free, new_folder
@@ -156,13 +156,12 @@ def _collect(model: nn.Module) -> _State:
 
 
 def _stored(layer: SparseLinear) -> Format:
-    format_class, params = parse_format(layer.format)
     dtype = dtype_name(layer.values.dtype)
     dtype = (
         "float32" if dtype == "float16" else dtype
     )  # which packages do not have, since CPUs don't
-    kinds = stored_as(format_class, params, dtype)
-    if kinds[0] is format_class:
+    kinds = stored_as(layer.spec, dtype)
+    if kinds[0] is layer.spec.format:
         return layer.to_format().to("cpu")
     # What a GPU reads is no kind of file.
     packed = layer.packed if isinstance(layer.packed, kinds) else layer.to_format()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparse_engine.auto.format import choose_format
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import FORMATS, Format, parse_format
+from sparse_engine.formats import FORMATS, Format, FormatSpec
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.nn.no_values import no_values
 from sparse_engine.ops import is_plain, linear_kernel, native, run_linear
@@ -62,9 +62,8 @@ class SparseLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         zeros = torch.zeros(out_features, in_features, dtype=dtype or torch.float32, device=device)
         kind = "float16" if dtype == torch.float16 else None
-        self.format = "csr"
-        stored = parse_format("csr")[0].from_dense(_storable(zeros))
-        self._hold(pack(stored, zeros.device.type, kind))
+        self.spec = FormatSpec.parse("csr")
+        self._hold(pack(self.spec.from_dense(_storable(zeros)), zeros.device.type, kind))
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
 
     @classmethod
@@ -77,28 +76,27 @@ class SparseLinear(nn.Module):
         check_plain(linear)
         config = SparseConfig.of(config)
         weight = linear.weight.detach().to(config.source_dtype)
-        spec = config.format
-        if spec == "auto":
+        spec = config.spec
+        if config.format == "auto":
             choice = choose_format(linear.weight.detach(), config, dense=False)
             if choice.packed is not None:
                 return cls.from_format(choice.packed, linear.bias, choice.format)
-            spec = choice.format
-        if spec == "dense":
+            spec = FormatSpec.parse(choice.format)
+        if spec is None:
             raise UsageError("format 'dense' keeps torch.nn.Linear: there is nothing to convert")
-        format_class, params = parse_format(spec)
-        stored = format_class.from_dense(weight, **params)
+        stored = spec.from_dense(weight)
         packed = pack(stored, weight.device.type, config.dtype_of(linear.weight), config.tokens)
         return cls.from_format(packed, linear.bias, spec)
 
     @classmethod
     def from_format(
-        cls, weight: Format, bias: Tensor | None = None, spec: str | None = None
+        cls, weight: Format, bias: Tensor | None = None, spec: FormatSpec | str | None = None
     ) -> Self:
         """A layer around a weight that is already in a format, or packed (then with its `spec`)."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.out_features, layer.in_features = weight.shape
-        layer.format = spec or weight.spec
+        layer.spec = FormatSpec.of(spec or weight.spec)
         layer._hold(pack(weight, weight.device.type))
         layer.register_buffer("bias", None if bias is None else bias.detach().float().clone())
         return layer
@@ -114,8 +112,12 @@ class SparseLinear(nn.Module):
 
     def to_format(self) -> Format:
         """The weight in the format that the layer was made from; float16 becomes float32."""
-        format_class, params = parse_format(self.format)
-        return format_class.from_dense(_storable(self.packed.to_dense()), **params)
+        return self.spec.from_dense(_storable(self.packed.to_dense()))
+
+    @property
+    def format(self) -> str:
+        """What the weight was stored as, e.g. "bsr:4x1"."""
+        return str(self.spec)
 
     @property
     def weight(self) -> Tensor:
@@ -193,7 +195,7 @@ class SparseLinear(nn.Module):
         if scales is not None and not scales.is_meta:  # `model.bfloat16()` must not round them
             self.scales = scales.to(self.values.device)
         if self.values.device.type != "meta":
-            self._hold(_suited(self.packed, self.format))
+            self._hold(_suited(self.packed, self.spec))
         return self
 
     def get_extra_state(self) -> Tensor:
@@ -226,14 +228,13 @@ class SparseLinear(nn.Module):
         try:
             told = json.loads(bytes(state.tolist()))
             cls = next(cls for cls in HELD if cls.name == told["packing"])
-            self.format, params = str(told["format"]), dict(told["params"])
-            parse_format(self.format)
+            self.spec, params = FormatSpec.parse(str(told["format"])), dict(told["params"])
             stored = {name: state_dict[prefix + name] for name in cls.buffer_names}
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise InvalidFileError(f"{prefix}_extra_state does not fit: {error!r}") from error
         buffers = {name: t.to(self.values.device, copy=True) for name, t in stored.items()}
         shape = (self.out_features, self.in_features)
-        return _suited(cls.from_tensors(shape, params, buffers), self.format)
+        return _suited(cls.from_tensors(shape, params, buffers), self.spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
@@ -250,16 +251,15 @@ class SparseLinear(nn.Module):
         )
 
 
-def _suited(packed: Format, spec: str) -> Format:
+def _suited(packed: Format, spec: FormatSpec) -> Format:
     """`packed`, or the same weight made anew from its format if it lies on another kind of device."""
     here = {"cpu": PACKINGS, "cuda": GPU_PACKINGS}.get(packed.device.type)
     if here is None or isinstance(packed, here):
         return packed
-    format_class, params = parse_format(spec)
     dtype = str(packed.dtype).removeprefix("torch.")
     if dtype == "float16" and packed.device.type == "cpu":
         dtype = "float32"
-    stored = format_class.from_dense(_storable(packed.to_dense()), **params)
+    stored = spec.from_dense(_storable(packed.to_dense()))
     return pack(stored, packed.device.type, dtype)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError
-from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, parse_format
+from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, FormatSpec
 
 SPECS = ("csr", "bsr:2x3", "bitmask", "nm:2:5")
 
@@ -21,8 +21,7 @@ def sample(spec: str) -> Format:
     weight[0, [0, 4, 12]] = torch.tensor([1.0, 2, 3])
     weight[1, [5, 6]] = torch.tensor([4.0, 5])
     weight[6, [2, 9, 12]] = torch.tensor([6.0, 7, 8])
-    cls, params = parse_format(spec)
-    return cls.from_dense(weight, **params)
+    return FormatSpec.parse(spec).from_dense(weight)
 
 
 def damaged(matrix: Format, **changes: Any) -> Format:

@@ -19,8 +19,8 @@ from sparse_engine.formats import (
     NM,
     Bitmask,
     Format,
+    FormatSpec,
     block_fill,
-    parse_format,
 )
 from sparse_engine.formats.bits import pack_numbers, popcount, unpack_numbers
 
@@ -46,8 +46,9 @@ def bits(tensor: Tensor) -> Tensor:
 
 def fit(weight: Tensor, spec: str) -> Tensor:
     """`weight` with elements zeroed until the format can hold it."""
-    cls, params = parse_format(spec)
-    if cls is not NM:
+    parsed = FormatSpec.parse(spec)
+    params = parsed.params
+    if parsed.format is not NM:
         return weight
     keep, of = params["keep"], params["of"]
     out_features, in_features = weight.shape
@@ -65,8 +66,7 @@ def random_weight(shape: tuple[int, int], density: float, dtype: torch.dtype, se
 
 
 def make(spec: str, weight: Tensor) -> Format:
-    cls, params = parse_format(spec)
-    return cls.from_dense(weight, **params)
+    return FormatSpec.parse(spec).from_dense(weight)
 
 
 def assert_round_trip(spec: str, weight: Tensor) -> Format:
@@ -215,23 +215,27 @@ def test_nm_refuses_full_group() -> None:
         ("nm:2:4", NM, {"keep": 2, "of": 4}),
     ],
 )
-def test_parse_format(spec: str, cls: type[Format], params: dict[str, int]) -> None:
-    assert parse_format(spec) == (cls, params)
+def test_spec(spec: str, cls: type[Format], params: dict[str, int]) -> None:
+    parsed = FormatSpec.parse(spec)
+    assert (parsed.format, parsed.params, str(parsed)) == (cls, params, spec)
+    assert parsed == FormatSpec(cls, tuple(params.values()))
+    assert hash(parsed) == hash(FormatSpec.parse(spec))
+    assert parsed != FormatSpec.parse("bsr:7x7")
 
 
 @pytest.mark.parametrize(
     "text", ["", "coo", "CSR", "bsr", "bsr:4", "bsr:4x", "bsr:-1x1", "nm:2", "csr:1", "bsr:4x1\n"]
 )
-def test_parse_format_lists_what_exists(text: str) -> None:
+def test_spec_lists_what_exists(text: str) -> None:
     with pytest.raises(UsageError, match=r"csr, bsr:ROWSxCOLS, bitmask, nm:KEEP:OF") as caught:
-        parse_format(text)
+        FormatSpec.parse(text)
     assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["bsr:0x1", "bsr:4x5000", "nm:5:4", "nm:0:4", "nm:2:300"])
-def test_parse_format_checks_numbers(text: str) -> None:
+def test_spec_checks_numbers(text: str) -> None:
     with pytest.raises(UsageError, match=r"format .*(must lie in 1..4096|expected 1 <= keep)"):
-        parse_format(text)
+        FormatSpec.parse(text)
 
 
 def test_every_format_is_named_once() -> None:

@@ -12,7 +12,7 @@ from triton_engine import on_gpu, weight_for
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import parse_format
+from sparse_engine.formats import FormatSpec
 from sparse_engine.nn import SparseLinear
 from sparse_engine.nn.recurrent import base as recurrent_base
 from sparse_engine.nn.recurrent.base import SparseRNNBase
@@ -40,8 +40,7 @@ SPECS = (
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_format_and_dtype(spec: str, dtype: str) -> None:
     """The op, for few tokens and for many, with a full epilogue."""
-    cls, params = parse_format(spec)
-    packed = pack_gpu(cls.from_dense(weight_for(spec, 72, 88), **params).to(DEVICE), dtype)
+    packed = pack_gpu(FormatSpec.parse(spec).from_dense(weight_for(spec, 72, 88)).to(DEVICE), dtype)
     truth = packed.to_dense()
     bias = torch.randn(72, device=DEVICE)
     for shape in ((2, 88), (2, 12, 88)):
@@ -66,8 +65,7 @@ def test_kernels_are_named() -> None:
         ("nm:2:4", 64): "expand_nm_kernel, dense",
     }
     for (spec, tokens), name in cases.items():
-        cls, params = parse_format(spec)
-        stored = cls.from_dense(weight_for(spec, 128, 128).bfloat16(), **params).to(DEVICE)
+        stored = FormatSpec.parse(spec).from_dense(weight_for(spec, 128, 128).bfloat16()).to(DEVICE)
         if "tma" in name and DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0):
             continue
         assert linear_kernel(pack_gpu(stored), tokens) == name
@@ -172,9 +170,8 @@ def test_many_sequences_on_single_elements() -> None:
 
 @pytest.mark.parametrize("spec", ["csr", "bsr:16x16", "nm:2:4"])
 def test_layers_without_inputs_or_outputs(spec: str) -> None:
-    cls, params = parse_format(spec)
     for shape in ((5, 0), (0, 8)):
-        packed = pack_gpu(cls.from_dense(torch.zeros(shape), **params).to(DEVICE))
+        packed = pack_gpu(FormatSpec.parse(spec).from_dense(torch.zeros(shape)).to(DEVICE))
         x, residual = torch.zeros(2, 3, shape[1]), torch.ones(2, 3, shape[0])
         y = run_linear(packed, x.to(DEVICE), None, "none", residual.to(DEVICE))
         assert torch.equal(y.cpu(), residual)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import parse_format
+from sparse_engine.formats import FormatSpec
 from sparse_engine.ops import run_linear
 from sparse_engine.packings import GPU_PACKINGS, Blocks, Ell, PackedNM, pack_gpu
 
@@ -77,10 +77,9 @@ def test_round_trips(shape: tuple[int, int], dtype: torch.dtype) -> None:
     ],
 )
 def test_what_packs_to_what(spec: str, cls: type) -> None:
-    format_class, params = parse_format(spec)
     weight = half_of_four(random_weight(32, 40)) if spec.startswith("nm") else random_weight(32, 40)
     weight[:, ::5] = 0 if spec == "nm:2:5" else weight[:, ::5]
-    stored = format_class.from_dense(weight, **params)
+    stored = FormatSpec.parse(spec).from_dense(weight)
     packed = pack_gpu(stored)
     assert type(packed) is cls
     assert pack_gpu(packed) is packed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP, parse_format
+from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, FormatSpec, SellP
 from sparse_engine.ops import reference, run_linear
 from sparse_engine.packings import (
     PACKINGS,
@@ -94,8 +94,7 @@ def test_what_packs_to_what() -> None:
         "nm:3:4": ("runs", "quad_runs"),
     }
     for spec, names in expected.items():
-        cls, params = parse_format(spec)
-        fmt = cls.from_dense(weight, **params)
+        fmt = FormatSpec.parse(spec).from_dense(weight)
         assert (pack(fmt).name, pack(fmt, dtype="int8").name) == names
     assert pack(CSR.from_dense(weight), "meta").name == "csr"
     with pytest.raises(UsageError, match="float16 has kernels on GPUs only"):

@@ -10,7 +10,7 @@ import torch
 from sparse_engine.kernels.launch import INTERPRETED
 from torch import Tensor
 
-from sparse_engine.formats import parse_format
+from sparse_engine.formats import FormatSpec
 from sparse_engine.nn import NativeStack
 from sparse_engine.nn import linear as linear_module
 from sparse_engine.nn.recurrent.base import SparseRNNBase
@@ -38,7 +38,7 @@ def weight_for(spec: str, out_features: int, in_features: int) -> Tensor:
     """A random weight that a format can hold."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(out_features, in_features, generator=generator)
-    _, params = parse_format(spec)
+    params = FormatSpec.parse(spec).params
     if "of" in params:
         scores = torch.rand(out_features, in_features // params["of"], params["of"])
         kept = scores >= scores.topk(params["keep"], -1).values[..., -1:]

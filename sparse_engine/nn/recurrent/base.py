@@ -130,7 +130,7 @@ class SparseRNNBase(nn.Module):
             layer = packed_layer(weight, bias, config, 128 if kind == "ih" else 1)
             if kind == "hh" and isinstance(layer.packed, Strips):
                 steps = for_steps_on_rows(layer.packed)
-                layer = SparseLinear.from_format(steps, layer.bias, layer.format)
+                layer = SparseLinear.from_format(steps, layer.bias, layer.spec)
             setattr(made, name, layer)
         return made
 

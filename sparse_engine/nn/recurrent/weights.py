@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparse_engine.auto.cost import MIN_FILL
 from sparse_engine.config import SparseConfig
-from sparse_engine.formats import block_fill, parse_format
+from sparse_engine.formats import FormatSpec, block_fill
 from sparse_engine.nn.linear import SparseLinear
 
 BLOCK = 16
@@ -80,6 +80,6 @@ def packed_layer(
     elif spec == "auto":
         return SparseLinear.from_dense(linear, replace(config, tokens=(tokens,)))
     elif spec.startswith("bsr:"):
-        _, params = parse_format(spec)
+        params = FormatSpec.parse(spec).params
         spec = f"bsr:{min(params['rows'], BLOCK)}x{params['cols']}"
     return SparseLinear.from_dense(linear, replace(config, format=spec))
