@@ -6,7 +6,7 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models import LayerStack, find_family
-from sparse_engine.modules.as_built import why_not_as_built
+from sparse_engine.modules.as_built import difference_from_config
 from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear, SparseRNNBase
 from sparse_engine.nn.native.fused import FusedProjections, SparseGatedMLP
 
@@ -44,7 +44,7 @@ def install_native(model: nn.Module) -> str:
     # Decoders of two stacks have a config each.
     configs = [getattr(original, "config", model.config) for original in originals]
     for stack, original, config in zip(stacks, originals, configs, strict=True):
-        told = why_not_as_built(original, stack.name, config, stack.layers)
+        told = difference_from_config(original, stack.name, config, stack.layers)
         if told:
             return f"layers run one by one: {told}"
     for stack, original, config in zip(stacks, originals, configs, strict=True):

@@ -25,9 +25,10 @@ from sparse_engine.convert.report import SparsifyReport, SparsifyRow, describe
 from sparse_engine.convert.swap import Swap, replace_, swap_linear, swap_network, swap_parts
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import fold_
-from sparse_engine.modules.eligible import check_readable, read_weights, why_not, why_not_inside
-from sparse_engine.modules.frozen import freeze_, thaw_, trained
+from sparse_engine.modules.eligible import skip_reason, skip_reason_inside
+from sparse_engine.modules.frozen import freeze_, trainable_names, unfreeze_
 from sparse_engine.modules.linears import as_conv1d, is_conv1d, is_linear
+from sparse_engine.modules.readable import check_readable, directly_read
 from sparse_engine.nn import SparseLinear
 from sparse_engine.nn.transformer import leave_fast_path_, take_fast_path_
 
@@ -65,7 +66,7 @@ def sparsify_(
     config = SparseConfig.of(config)
     _refuse_single(model)
     check_readable(model)
-    folded, flags = fold_(model), trained(model)
+    folded, flags = fold_(model), trainable_names(model)
     dtype = _dtype_of(model)
     targets = list(_targets(model, filter_fn))
     taken = _taken_weights(model)
@@ -126,7 +127,7 @@ def densify_(model: nn.Module) -> nn.Module:
             continue
         dense[id(module)] = new
         replace_(model, name, new)
-    thaw_(model)
+    unfreeze_(model)
     return model
 
 
@@ -166,7 +167,7 @@ def _targets(
         kind = kind_of(module)
         if kind is not None and kind.holds:
             left_out = filter_fn is not None and not filter_fn(module, name)
-            if not name or left_out or why_not_inside(module):
+            if not name or left_out or skip_reason_inside(module):
                 continue  # its parts are looked at one by one
         elif kind is None:
             kind = ancestor_of(module)
@@ -211,11 +212,11 @@ def _reason_to_keep(
     if filter_fn is not None and not filter_fn(module, name):
         return "left out by filter_fn"
     if kind is None:
-        told = why_not(module, type(module) if is_conv1d(module) else nn.Linear)
+        told = skip_reason(module, type(module) if is_conv1d(module) else nn.Linear)
         weights = [module.weight]
     else:
-        told = why_not(module) if kind is EXPERTS else why_not(module, kind.dense)
-        told = told or next(filter(None, map(why_not, module.children())), "")
+        told = skip_reason(module) if kind is EXPERTS else skip_reason(module, kind.dense)
+        told = told or next(filter(None, map(skip_reason, module.children())), "")
         weights = [p for p in module.parameters() if p.dim() > 1]
     if told:
         return told
@@ -240,6 +241,6 @@ def _taken_weights(model: nn.Module) -> dict[int, str]:
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.Embedding) and isinstance(weight, Tensor):
             found[id(weight)] = f"tied to {name}"
-    for name, why in read_weights(model).items():
+    for name, why in directly_read(model).items():
         found[id(model.get_submodule(name).weight)] = why
     return found

@@ -1,1 +1,1 @@
-"""Reading torch modules: which ones may be read, and the weights that they compute with."""
+"""Reading torch modules: which may be read instead of called, and the weights they compute with."""

@@ -1,7 +1,8 @@
-"""Which modules may be swapped: those that compute what their class does, and nothing else.
+"""Which modules may be replaced: those that compute what their class computes, and nothing else.
 
-A swap reads a module's weights and never calls it. Whatever would change the call is asked about
-here: subclasses, forward hooks, parametrizations, methods set on the instance, quantised weights.
+A replacement reads a module's weights and never calls it. So whatever would change the result of
+the call is checked here: subclasses, forward hooks, parametrizations, methods set on the instance,
+quantised weights.
 """
 
 from __future__ import annotations
@@ -13,65 +14,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sparse_engine.errors import UsageError
-
-# Where the code comes from whose classes are known.
+# Packages whose classes are known.
 SOURCES = ("torch.", "transformers.", "sparse_engine.")
-# Whose hooks collect outputs where they are asked for, and change none: native stacks ask before.
+# Hooks of transformers that collect outputs when asked and change none. Native stacks check
+# separately whether outputs are collected.
 COLLECTING = "transformers.utils.output_capturing"
-# Quantised layers of torch, whose weights are packed where nothing but torch reads them.
-QUANTISED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.", "torchao.")
-# Classes that read or write the weight of a linear layer of theirs, and its name.
-READ_WEIGHTS = (
-    ("MambaMixer", "dt_proj"),
-    ("FalconMambaMixer", "dt_proj"),
-    ("JambaMambaMixer", "dt_proj"),
-    ("MobileBertLMPredictionHead", "decoder"),
-    ("MobileBertLMPredictionHead", "dense"),
-    ("RwkvSelfAttention", "output"),
-    ("RwkvFeedForward", "value"),
-)
 
 
-def read_weights(model: nn.Module) -> dict[str, str]:
-    """Linear layers of `model` whose weight is used in other ways than by calling them: name -> why.
+def skip_reason(module: nn.Module, *types: type) -> str:
+    """Why `module` must be called rather than read; "" if it may be read.
 
-    A sparse layer has no values to read or write. Only classes of transformers are known; where another model
-    does so, the layer's `weight` refuses (nn/no_values.py).
-    """
-    found = {}
-    for name, module in model.named_modules():
-        for owner, child in READ_WEIGHTS:
-            if type(module).__name__ == owner and hasattr(module, child):
-                path = f"{name}.{child}" if name else child
-                found[path] = (
-                    f"its weight is read or written by a {owner}, not only by calling the layer"
-                )
-    return found
+    The reason follows the module's name in a sentence. Children are not checked.
 
+    Args:
+        module: any module.
+        types: the classes of which `module` may be an instance, exactly, not by a subclass. Without
+            any, every class of torch, transformers and sparse_engine is accepted, and hooks by
+            which transformers collects outputs are ignored.
 
-def why_not(module: nn.Module, *kinds: type) -> str:
-    """Why `module` must be called rather than read, to follow its name; "" if it may be read.
-
-    kinds: the classes that it may be an instance of, itself and not by a subclass; without any,
-    every class of torch, transformers and sparse_engine, and the hooks by which transformers collects
-    outputs do not count. Its children are not looked at.
-
-    >>> why_not(torch.nn.Linear(2, 2), torch.nn.Linear)
+    >>> skip_reason(torch.nn.Linear(2, 2), torch.nn.Linear)
     ''
     """
     kind = type(module)
     if parametrize.is_parametrized(module):
         return f"has a parametrization of {', '.join(module.parametrizations)}"  # type: ignore
-    if not (kind in kinds if kinds else _known(kind)):
+    if not (kind in types if types else _is_known(kind)):
         return f"is a {kind.__name__} of {kind.__module__}, which may compute in its own way"
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if hooks if kinds else _changing(hooks):
+    if hooks if types else any_changes_output(hooks):
         return "has forward hooks"
     own = _own_method(module)
     if own:
         return f"has a {own} of its own"
-    if not _from_known(kind.forward):
+    if not _is_from_known(kind.forward):
         return f"is a {kind.__name__} whose forward was replaced"
     for name, parameter in module._parameters.items():
         if parameter is not None and not _is_plain(parameter):
@@ -79,70 +54,33 @@ def why_not(module: nn.Module, *kinds: type) -> str:
     return ""
 
 
-def why_not_inside(module: nn.Module, name: str = "") -> str:
-    """The first reason of `module`, called `name`, and all modules in it, and whose it is; or ""."""
+def skip_reason_inside(module: nn.Module, name: str = "") -> str:
+    """The first reason among `module`, called `name`, and all modules in it; "" if there is none.
+
+    The reason begins with the name of the module that has it.
+    """
     for path, child in module.named_modules(prefix=name):
-        told = why_not(child)
-        if told:
-            return f"{path or type(module).__name__} {told}"
+        reason = skip_reason(child)
+        if reason:
+            return f"{path or type(module).__name__} {reason}"
     return ""
 
 
-def check_readable(model: nn.Module) -> None:
-    """Raise UsageError where weights cannot be read: on the meta device, offloaded, quantised."""
-    for path, module in model.named_modules():
-        kind = type(module)
-        if kind.__module__.startswith(QUANTISED):
-            raise UsageError(
-                f"{path or 'the model'} is quantised already ({kind.__module__}.{kind.__name__}): "
-                "give the model as it was before; SparseConfig(dtype='int8') stores int8 weights"
-            )
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                full = f"{path}.{name}" if path else name
-                raise UsageError(
-                    f"{full} has no values, it is on the meta device (not loaded, or offloaded): "
-                    "load the whole model into memory first"
-                )
-
-
-class Watch:
-    """Tells cheaply whether modules are still called as they were when they were looked at.
-
-    Hooks and methods of instances are seen; other modules, weights and classes are not.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        """modules: all that a native call stands for."""
-        held = tuple(modules)
-        self._hooks = [d for m in held for d in (m._forward_hooks, m._forward_pre_hooks)]
-        self._own = [vars(m) for m in held]
-
-    def changed(self) -> bool:
-        """Whether one of the modules, or torch for all modules, has forward hooks or a forward by now."""
-        return (
-            any(hooks and _changing(hooks.values()) for hooks in self._hooks)
-            or any("forward" in own for own in self._own)
-            or bool(nn.modules.module._global_forward_hooks)
-            or bool(nn.modules.module._global_forward_pre_hooks)
-        )
-
-
-def _known(kind: type) -> bool:
-    return _from_known(kind) and "<locals>" not in kind.__qualname__
-
-
-def _from_known(thing: Any) -> bool:
-    return str(getattr(thing, "__module__", "")).startswith(SOURCES)
-
-
-def _changing(hooks: Iterable[Any]) -> bool:
-    """Whether one of the hooks may change what comes out."""
+def any_changes_output(hooks: Iterable[Any]) -> bool:
+    """Whether one of the forward hooks may change a module's output."""
     return any(getattr(hook, "__module__", "") != COLLECTING for hook in hooks)
 
 
+def _is_known(kind: type) -> bool:
+    return _is_from_known(kind) and "<locals>" not in kind.__qualname__
+
+
+def _is_from_known(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).startswith(SOURCES)
+
+
 def _own_method(module: nn.Module) -> str:
-    """The name of a method that the instance has in place of its class's."""
+    """The name of a method that the instance has in place of its class's; "" if there is none."""
     kind = type(module)
     return next((n for n in vars(module) if callable(getattr(kind, n, None))), "")
 

@@ -1,4 +1,4 @@
-"""Linear layers as models have them: torch.nn.Linear, and GPT-2's Conv1D, which is one transposed."""
+"""Linear layers as models have them: torch.nn.Linear, and GPT-2's Conv1D with a transposed weight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """A torch.nn.Linear with the weight and bias of a linear layer, whose memory it shares."""
+    """A torch.nn.Linear that shares the memory of a linear layer's weight and bias."""
     if isinstance(module, nn.Linear):
         return module
     bias: Any = module.bias
@@ -34,7 +34,7 @@ def as_linear(module: nn.Module) -> nn.Linear:
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A torch.nn.Linear around a weight [out, in] and a bias [out], whose memory it shares."""
+    """A torch.nn.Linear that shares the memory of a weight [out, in] and a bias [out]."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
@@ -43,7 +43,7 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def as_conv1d(linear: nn.Linear) -> nn.Module:
-    """transformers' Conv1D with the weight of `linear`, contiguous as its checkpoints have it."""
+    """transformers' Conv1D with the weight of `linear`, contiguous as in its checkpoints."""
     conv: nn.Module = sys.modules["transformers.pytorch_utils"].Conv1D(
         linear.out_features, linear.in_features
     )

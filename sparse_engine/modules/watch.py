@@ -1,6 +1,7 @@
-"""What a native view was made from, so that it can be made anew when anything was replaced or written to.
+"""Cheap checks of whether modules have changed since a native view of them was made.
 
-Noted once, when the view is made; `_core.unchanged` then compares all of it in one call.
+`_core.unchanged` compares a list of entries in one call: submodules and tensors that were replaced,
+tensors that were written to. `HookWatch` sees hooks and methods of instances.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# The dict that holds a tensor or module, its name there, the object; of a tensor also where it lies and
-# how often it was written to, which inference tensors do not count.
+from sparse_engine.modules.eligible import any_changes_output
+
+# A dict that holds a tensor or module, its key there, and the object. Of a tensor also its address
+# and its version, which inference tensors do not have.
 Watched = tuple[dict[str, Any], str, Any, int | None, int | None]
 
 
 def tensor_entry(tensors: dict[str, Any], name: str) -> Watched:
-    """For one name in a module's `_parameters` or `_buffers`; the value may be None."""
+    """The entry of one name in a module's `_parameters` or `_buffers`; its value may be None."""
     tensor: Tensor | None = tensors.get(name)
     if tensor is None:
         return tensors, name, None, None, None
@@ -25,9 +28,28 @@ def tensor_entry(tensors: dict[str, Any], name: str) -> Watched:
 
 
 def child_entries(modules: Iterable[nn.Module]) -> list[Watched]:
-    """The submodules that each module has, under their names."""
+    """The entries of all submodules of each module."""
     return [
         (module._modules, name, child, None, None)
         for module in modules
         for name, child in module._modules.items()
     ]
+
+
+class HookWatch:
+    """Checks for forward hooks, and for `forward` methods set on instances."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        """Watch `modules`: all that a native call replaces."""
+        watched = tuple(modules)
+        self._hooks = [d for m in watched for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self._attributes = [vars(m) for m in watched]
+
+    def changed(self) -> bool:
+        """Whether a module now has forward hooks or a forward of its own, or torch has global hooks."""
+        return (
+            any(hooks and any_changes_output(hooks.values()) for hooks in self._hooks)
+            or any("forward" in attributes for attributes in self._attributes)
+            or bool(nn.modules.module._global_forward_hooks)
+            or bool(nn.modules.module._global_forward_pre_hooks)
+        )

@@ -13,10 +13,10 @@ from sparse_engine.modules.effective import check_plain
 from sparse_engine.modules.experts import (
     DOWN,
     expert_linears,
-    first_name,
     is_transposed,
     refusal,
     run_experts,
+    up_name,
 )
 from sparse_engine.nn.parts import dense_part, sparse_parts_
 
@@ -44,7 +44,7 @@ class SparseExperts(nn.Module):
             raise UsageError(told)
         twin = cls.__new__(cls)
         nn.Module.__init__(twin)
-        first = str(first_name(module))
+        first = str(up_name(module))
         fused = {f"{name}{end}" for name in (first, DOWN) for end in ("", "_bias")}
         # What is left of `module` without its weights: options, activation, gate.
         shell = _empty(module)

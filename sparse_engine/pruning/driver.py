@@ -12,7 +12,7 @@ from torch import nn
 
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import fold_
-from sparse_engine.modules.eligible import check_readable
+from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.allocate import by_one_threshold
 from sparse_engine.pruning.calibration import Batch, read_calibration
 from sparse_engine.pruning.criteria import find_criterion

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sparse_engine.convert.census import EMBEDDINGS, census
 from sparse_engine.errors import UsageError
 from sparse_engine.models import Residual, find_family
-from sparse_engine.modules.eligible import read_weights
 from sparse_engine.modules.linears import is_linear, weight_of
+from sparse_engine.modules.readable import directly_read
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.unrolled import is_unrolled, left_alone
 
@@ -173,7 +173,7 @@ def _left_by_rule(
         for name, module in modules.items()
         if isinstance(module, EMBEDDINGS) and not module.weight.is_meta
     }
-    head, read = _output_layer(model), read_weights(model)
+    head, read = _output_layer(model), directly_read(model)
     left: dict[str, str] = {}
     for name, linear in linears.items():
         parent = modules[name.rpartition(".")[0]]

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
-from sparse_engine.modules.eligible import why_not, why_not_inside
+from sparse_engine.modules.eligible import skip_reason, skip_reason_inside
 
 
 class Net(nn.Module):
@@ -74,14 +74,14 @@ class Quantised(Tensor):
 def test_weights_that_are_no_plain_tensors_are_left_alone() -> None:
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(torch.Tensor._make_subclass(Quantised, torch.zeros(4, 4)))
-    assert why_not(layer, nn.Linear) == "has a weight that is a Quantised"
+    assert skip_reason(layer, nn.Linear) == "has a weight that is a Quantised"
 
 
 def test_parametrizations_are_named() -> None:
     layer = nn.Linear(4, 4)
     parametrize.register_parametrization(layer, "weight", Doubled())
-    assert why_not(layer, nn.Linear) == "has a parametrization of weight"
-    assert why_not_inside(nn.Sequential(nn.Linear(4, 4), nn.ReLU())) == ""
+    assert skip_reason(layer, nn.Linear) == "has a parametrization of weight"
+    assert skip_reason_inside(nn.Sequential(nn.Linear(4, 4), nn.ReLU())) == ""
 
 
 def test_a_sparse_encoder_layer_calls_what_has_hooks() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.modules.eligible import Watch
+from sparse_engine.modules.watch import HookWatch
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.proxy import Proxy
 from sparse_engine.nn.recurrent.weights import same, version
@@ -158,7 +158,7 @@ class SparseGatedMLP(Proxy):
             return None
         if any(self._modules.get(name) is not module for name, module in self.others.items()):
             return None
-        if Watch((self.original, *self.original.children())).changed():
+        if HookWatch((self.original, *self.original.children())).changed():
             return None
         if self._fused is None or self._fused.layers != (gate, up):
             self._fused = FusedWeights((gate, up), gated=True)  # type: ignore[arg-type]

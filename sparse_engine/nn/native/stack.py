@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
 from sparse_engine.models import LayerStack
-from sparse_engine.modules.as_built import why_not_as_built
-from sparse_engine.modules.eligible import Watch, why_not_inside
+from sparse_engine.modules.as_built import difference_from_config
+from sparse_engine.modules.eligible import skip_reason_inside
 from sparse_engine.modules.linears import is_linear, weight_of
-from sparse_engine.modules.watch import Watched, child_entries, tensor_entry
+from sparse_engine.modules.watch import HookWatch, Watched, child_entries, tensor_entry
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.proxy import Proxy
 from sparse_engine.ops import weight_handle
@@ -52,7 +52,7 @@ class NativeStack(Proxy):
         self.config = config
         self._native: _core.Stack | None = None
         self._reason = ""
-        self._watch: Watch | None = None
+        self._watch: HookWatch | None = None
         # What it was made of, and for how many positions its rotary tables are.
         self._given: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
         self._turned = 1024
@@ -107,14 +107,14 @@ class NativeStack(Proxy):
             self._watched = [*self._to_watch(), *child_entries(self.modules())]
             inside = list(self.original.modules())
             stood_for = [m.original for m in inside if isinstance(m, Proxy)]
-            self._watch = Watch([*inside, *stood_for])
+            self._watch = HookWatch([*inside, *stood_for])
             self._reason = self._why_not()
 
     def _why_not(self) -> str:
         if self.config is None:
-            return why_not_inside(self.original)
+            return skip_reason_inside(self.original)
         layers = self.stack.layers
-        return why_not_as_built(self.original, self.stack.name, self.config, layers)
+        return difference_from_config(self.original, self.stack.name, self.config, layers)
 
     def _to_watch(self) -> Iterator[Watched]:
         """Every tensor that the library holds; of a packed weight, whose buffers are replaced

@@ -21,7 +21,7 @@ class RoutedLinear(nn.Linear):
 
 def names(module: nn.Module) -> list[str]:
     """The two weights, and their biases where there are any."""
-    weights = (experts.first_name(module) or "", experts.DOWN)
+    weights = (experts.up_name(module) or "", experts.DOWN)
     biases = [f"{name}_bias" for name in weights]
     return [*weights, *(name for name in biases if name in module._parameters)]
 
