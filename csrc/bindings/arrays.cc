@@ -5,7 +5,12 @@
 namespace se {
 
 const char* dtype_name(DType dtype) {
-  return dtype == DType::f32 ? "float32" : dtype == DType::bf16 ? "bfloat16" : "int8";
+  constexpr const char* kNames[] = {
+#define SE_DTYPE(enumerator, name) name,
+      SE_DTYPES
+#undef SE_DTYPE
+  };
+  return kNames[static_cast<int>(dtype)];
 }
 
 DType dtype_of(const py::array& a, const char* what) {
@@ -21,8 +26,18 @@ DType parse_dtype(const std::string& name) {
   throw std::invalid_argument("dtype must be float32, bfloat16 or int8, got " + name);
 }
 
-Isa isa_or_active(const std::optional<std::string>& isa) {
-  return isa ? parse_isa(*isa) : active_isa();
+Capabilities capabilities_or_active(const std::optional<std::string>& isa) {
+  return isa ? detected_subset(*isa) : active_capabilities();
+}
+
+Activation activation_of(int code) {
+  constexpr int kCount = 0
+#define SE_ACTIVATION(name) +1
+      SE_ACTIVATIONS
+#undef SE_ACTIVATION
+      ;
+  require(code >= 0 && code < kCount, "unknown activation");
+  return static_cast<Activation>(code);
 }
 
 void require(bool ok, const char* message) {
@@ -41,9 +56,8 @@ bool contiguous(const py::array& a) { return a.flags() & py::array::c_style; }
 Epilogue epilogue_of(py::array& y, const std::optional<py::array_t<float>>& bias,
                      const std::optional<py::array>& residual, int activation) {
   require(y.ndim() == 2, "y must be [tokens, out]");
-  require(activation >= 0 && activation <= 4, "unknown activation");
   Epilogue e{};
-  e.activation = static_cast<Activation>(activation);
+  e.activation = activation_of(activation);
   e.dtype = dtype_of(y, "y");
   e.y = y.mutable_data();
   e.y_stride = row_stride(y, "y");

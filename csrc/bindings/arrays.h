@@ -10,7 +10,7 @@
 
 #include "core/cpu.h"
 #include "kernels/panel_io/kernel.h"
-#include "kernels/roof/roof.h"
+#include "kernels/roof/active.h"
 
 namespace se {
 
@@ -21,7 +21,11 @@ DType dtype_of(const py::array& a, const char* what);
 const char* dtype_name(DType dtype);
 DType parse_dtype(const std::string& name);
 
-Isa isa_or_active(const std::optional<std::string>& isa);
+// The set that the argument `isa` names; without one, the capabilities in use.
+Capabilities capabilities_or_active(const std::optional<std::string>& isa);
+
+// Throws std::invalid_argument for a code that _core.ACTIVATIONS does not hold.
+Activation activation_of(int code);
 
 // Throws std::invalid_argument.
 void require(bool ok, const char* message);

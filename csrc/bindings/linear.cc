@@ -1,12 +1,6 @@
 #include <algorithm>
 
 #include "bindings/weight.h"
-#include "kernels/spmm_runs/kernel.h"
-#include "kernels/spmm_strips/kernel.h"
-#include "kernels/spmv_bits/kernel.h"
-#include "kernels/spmv_groups/kernel.h"
-#include "kernels/spmv_sellp/kernel.h"
-#include "kernels/spmv_strips/kernel.h"
 #include "kernels/table.h"
 #include "ops/conv1d.h"
 
@@ -195,11 +189,11 @@ PackedWeight view_of(const std::string& packing, const std::vector<py::array>& b
                      const std::vector<int64_t>& params, int64_t out, int64_t in) {
   require(out >= 0 && in >= 0, "a weight has no negative sides");
   const Buffers b(buffers);
-  if (packing == "runs") return runs_view(b, params, out, in);
-  if (packing == "strips") return strips_view(b, params, out, in);
-  if (packing == "sellp") return sellp_view(b, params, out, in);
-  if (packing == "bits") return bits_view(b, params, out, in);
-  if (packing == "groups") return groups_view(b, params, out, in);
+  if (packing == Runs::kPacking) return runs_view(b, params, out, in);
+  if (packing == Strips::kPacking) return strips_view(b, params, out, in);
+  if (packing == SellP::kPacking) return sellp_view(b, params, out, in);
+  if (packing == Bits::kPacking) return bits_view(b, params, out, in);
+  if (packing == Groups::kPacking) return groups_view(b, params, out, in);
   throw std::invalid_argument("unknown packing " + packing);
 }
 
@@ -218,24 +212,34 @@ py::list kernels() {
     row["op"] = k.op;
     row["packing"] = k.packing;
     row["dtype"] = dtype_name(k.weight);
-    row["isa"] = isa_name(k.isa);
-    row["supported"] = k.isa <= detected_isa();
+    row["isa"] = k.target.name;
+    row["needs"] = capability_names(k.target.needs);
+    row["supported"] = detected_capabilities().covers(k.target.needs);
     out.append(row);
   }
   return out;
 }
 
-std::string linear_kernel(const std::string& packing, const std::string& dtype, int64_t tokens,
-                          const std::optional<std::string>& isa) {
-  const DType weight = parse_dtype(dtype);
-  const Isa level = isa_or_active(isa);
-  if (packing == "runs") return spmm_runs(weight, level).name;
-  if (packing == "sellp") return spmv_sellp(weight, level).name;
-  if (packing == "groups") return spmv_groups(weight, level).name;
-  if (packing == "bits") return spmv_bits(weight, level).name;
-  require(packing == "strips" && weight != DType::i8, "no kernels for this packing and dtype");
-  return tokens <= kStripsRowTokens ? spmv_strips(weight, level).name
-                                    : spmm_strips(weight, level).name;
+// A view of no buffers, to ask for the kernel of a packing that is only named.
+template <size_t I = 0>
+PackedWeight unbacked_weight(const std::string& packing, DType dtype) {
+  if constexpr (I == std::variant_size_v<PackedWeight>) {
+    throw std::invalid_argument("unknown packing " + packing);
+  } else {
+    using Layout = std::variant_alternative_t<I, PackedWeight>;
+    if (packing != Layout::kPacking) return unbacked_weight<I + 1>(packing, dtype);
+    Layout w{};
+    w.dtype = dtype;
+    return w;
+  }
+}
+
+// Capabilities that this machine lacks are allowed: nothing is run.
+std::string linear_kernel_py(const std::string& packing, const std::string& dtype, int64_t tokens,
+                             const std::optional<std::string>& isa) {
+  const Capabilities caps =
+      isa ? parse_capabilities(*isa, native_capabilities()) : active_capabilities();
+  return linear_kernel(unbacked_weight(packing, parse_dtype(dtype)), tokens, caps);
 }
 
 // Floats from one element of an axis to the next, of arrays whose times are contiguous.
@@ -265,14 +269,14 @@ void Weight::linear(const py::array& x, py::array y, const std::optional<py::arr
           "x must be [tokens, in] and y [tokens, out]");
   const Epilogue e = epilogue_of(y, bias, residual, activation);
   const Activations a{x.data(), dtype_of(x, "x"), row_stride(x, "x"), x.shape(0), in_};
-  const Isa level = isa_or_active(isa);
+  const Capabilities caps = capabilities_or_active(isa);
   py::gil_scoped_release release;
-  std::visit([&](const auto& w) { se::linear(w, a, e, level); }, view_);
+  std::visit([&](const auto& w) { se::linear(w, a, e, caps); }, view_);
 }
 
 int64_t Weight::panel_width(int64_t tokens, const std::optional<std::string>& isa) const {
   const bool panels = std::holds_alternative<Runs>(view_) || std::holds_alternative<Strips>(view_);
-  return panels ? linear_panel_width(view_, tokens, isa_or_active(isa)) : 0;
+  return panels ? linear_panel_width(view_, tokens, capabilities_or_active(isa)) : 0;
 }
 
 void Weight::linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
@@ -284,17 +288,16 @@ void Weight::linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
           "x must be [panels, in, width] and y [panels, out, width], contiguous");
   require(panel_width(x.shape(2), isa) == x.shape(2), "no kernel takes panels of this width");
   require(!bias || bias->size() == out_, "bias must have `out` values");
-  require(activation >= 0 && activation <= 4, "unknown activation");
   const LinearPanels panels{x.data(),
                             x.shape(0),
                             in_,
                             x.shape(2),
                             bias ? bias->data() : nullptr,
-                            static_cast<Activation>(activation),
+                            activation_of(activation),
                             y.mutable_data()};
-  const Isa level = isa_or_active(isa);
+  const Capabilities caps = capabilities_or_active(isa);
   py::gil_scoped_release release;
-  se::linear_on_panels(view_, panels, level);
+  se::linear_on_panels(view_, panels, caps);
 }
 
 void Weight::conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t kernel,
@@ -311,7 +314,6 @@ void Weight::conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t k
           "x must be [batch, in / kernel, length] and y [batch, out, steps]");
   require(x.shape(2) < limit && y.shape(2) < limit, "sequences must be shorter than 2^31");
   require(!bias || (bias->size() == out_ && contiguous(*bias)), "bias must be [out]");
-  require(activation >= 0 && activation <= 4, "unknown activation");
   const Conv1d conv{x.data(),
                     x.shape(0),
                     x.shape(1),
@@ -327,10 +329,10 @@ void Weight::conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t k
                     stride_of(y, 0, "y"),
                     stride_of(y, 1, "y"),
                     bias ? bias->data() : nullptr,
-                    static_cast<Activation>(activation)};
-  const Isa level = isa_or_active(isa);
+                    activation_of(activation)};
+  const Capabilities caps = capabilities_or_active(isa);
   py::gil_scoped_release release;
-  se::conv1d(view_, conv, level);
+  se::conv1d(view_, conv, caps);
 }
 
 void bind_linear(py::module_& m) {
@@ -354,10 +356,12 @@ void bind_linear(py::module_& m) {
            py::arg("bias") = py::none(), py::arg("activation") = 0, py::arg("isa") = py::none(),
            "y = act(W * x + bias) over time, x [batch, channels, length], W [out, channels x "
            "kernel], with zeros for what is outside of x.");
-  m.def("linear_kernel", &linear_kernel, py::arg("packing"), py::arg("dtype"), py::arg("tokens"),
-        py::arg("isa") = py::none(), "Name of the kernel that runs a packing.");
+  m.def("linear_kernel", &linear_kernel_py, py::arg("packing"), py::arg("dtype"), py::arg("tokens"),
+        py::arg("isa") = py::none(),
+        "Name of the kernel that runs a packing; `isa` may name what this machine lacks.");
   m.def("kernels", &kernels,
-        "Every kernel in the tables: name, op, packing, dtype, isa, supported.");
+        "Every kernel in the tables: name, op, packing, dtype, isa (the compile target), needs\n"
+        "(capabilities), supported (whether this machine has them).");
 }
 
 }  // namespace se

@@ -65,7 +65,7 @@ class BoundRecurrent {
                 (!c0 || (lstm && c0->size() == states * n_.units)) && lstm == cn.has_value() &&
                 (!cn || cn->size() == states * n_.units),
             "recurrent: a state has the wrong size");
-    const Isa level = isa_or_active(isa);
+    const Capabilities caps = capabilities_or_active(isa);
     const Sequences s{x.data(),
                       std::move(sizes),
                       y.mutable_data(),
@@ -74,7 +74,7 @@ class BoundRecurrent {
                       hn.mutable_data(),
                       cn ? cn->mutable_data() : nullptr};
     py::gil_scoped_release release;
-    se::run(n_, s, level);
+    se::run(n_, s, caps);
   }
 
  private:

@@ -177,13 +177,13 @@ class BoundStack {
                 "a position lies outside the rotary tables");
     require(takes_panels(s_) || (kv && tokens <= kRowTokens),
             "stack: so many tokens need weights that multiply panels");
-    const Isa level = isa_or_active(isa);
+    const Capabilities caps = capabilities_or_active(isa);
     const Batch batch{
         x.data(), y.mutable_data(), lengths, positions ? positions->data() : nullptr, kv, from};
     py::gil_scoped_release release;
     if (kv)
       for (size_t i = 0; i < lengths.size(); ++i) kv->reserve(static_cast<int64_t>(i), lengths[i]);
-    se::run(s_, batch, level);
+    se::run(s_, batch, caps);
   }
 
   void remember(const Floats& x, const std::vector<int64_t>& lengths, BoundCache& memory,
@@ -200,12 +200,12 @@ class BoundStack {
     }
     require(x.ndim() == 2 && x.shape(0) == tokens && x.shape(1) == s_.hidden,
             "x must be [sum of lengths, hidden]");
-    const Isa level = isa_or_active(isa);
+    const Capabilities caps = capabilities_or_active(isa);
     const float* from = x.data();
     py::gil_scoped_release release;
     for (size_t i = 0; i < lengths.size(); ++i)
       memory.cache.reserve(static_cast<int64_t>(i), lengths[i]);
-    se::remember(s_, from, lengths, memory.cache, level);
+    se::remember(s_, from, lengths, memory.cache, caps);
   }
 
  private:

@@ -1,22 +1,32 @@
-// Small enums shared by common code and per-ISA code: declarations only, no inline functions.
+// Small enums that common code, per-target code and Python share: declarations only.
 #pragma once
 
 namespace se {
 
-enum class DType : int { f32 = 0, bf16 = 1, i8 = 2 };
+// SE_DTYPE(enumerator, its name in torch and in Python).
+#define SE_DTYPES            \
+  SE_DTYPE(f32, "float32")   \
+  SE_DTYPE(bf16, "bfloat16") \
+  SE_DTYPE(i8, "int8")
 
-enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
-
-// Ordered: every level contains the ones before it on all processors that exist but Cooper Lake,
-// which has BF16 without VBMI2 and counts as avx512_vnni.
-enum class Isa : int {
-  scalar = 0,
-  avx2 = 1,
-  avx512 = 2,
-  avx512_vnni = 3,
-  avx512_vbmi2 = 4,
-  avx512_bf16 = 5
+enum class DType : int {
+#define SE_DTYPE(enumerator, name) enumerator,
+  SE_DTYPES
+#undef SE_DTYPE
 };
-constexpr int kIsas = 6;
+
+// SE_ACTIVATION(enumerator); Python uses the same names.
+#define SE_ACTIVATIONS     \
+  SE_ACTIVATION(none)      \
+  SE_ACTIVATION(relu)      \
+  SE_ACTIVATION(gelu)      \
+  SE_ACTIVATION(gelu_tanh) \
+  SE_ACTIVATION(silu)
+
+enum class Activation : int {
+#define SE_ACTIVATION(enumerator) enumerator,
+  SE_ACTIVATIONS
+#undef SE_ACTIVATION
+};
 
 }  // namespace se

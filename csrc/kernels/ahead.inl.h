@@ -3,7 +3,7 @@
 // at every page, and without this the two times add up (bench/decode.py with kAhead = 0 shows it).
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 constexpr int64_t kAhead = 4096;  // bytes
 
@@ -11,5 +11,5 @@ inline void ask_ahead(const void* p, int64_t bytes = kAhead) {
   __builtin_prefetch(static_cast<const char*>(p) + bytes);
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/capabilities.h"
 #include "core/types.h"
 
 namespace se {
@@ -12,29 +13,30 @@ namespace se {
 struct KernelInfo {
   std::string name, op, packing;
   DType weight;
-  Isa isa;
+  CompileTarget target;
 };
 
-// Rows are ordered best first, so the first one that `isa` covers is the choice.
+// The best row whose needs `caps` covers; rows are ordered best first. For tables with one row a
+// target.
 template <class Row, size_t N>
-const Row& first_that_fits(const Row (&table)[N], DType weight, Isa isa) {
+const Row& best_row(const Row (&table)[N], Capabilities caps) {
   for (const Row& row : table)
-    if (row.weight == weight && row.isa <= isa) return row;
+    if (caps.covers(row.target.needs)) return row;
   throw std::logic_error("a table of kernels lacks its scalar row");
 }
 
-// For tables with one row an ISA.
+// The same among the rows for `weight`. Throws std::invalid_argument where there are none.
 template <class Row, size_t N>
-const Row& first_that_fits(const Row (&table)[N], Isa isa) {
+const Row& best_row(const Row (&table)[N], DType weight, Capabilities caps) {
   for (const Row& row : table)
-    if (row.isa <= isa) return row;
-  throw std::logic_error("a table of kernels lacks its scalar row");
+    if (row.weight == weight && caps.covers(row.target.needs)) return row;
+  throw std::invalid_argument("no kernel for this packing and dtype");
 }
 
 template <class Row, size_t N>
 void list_table(const Row (&table)[N], const char* op, const char* packing,
                 std::vector<KernelInfo>& out) {
-  for (const Row& row : table) out.push_back({row.name, op, packing, row.weight, row.isa});
+  for (const Row& row : table) out.push_back({row.name, op, packing, row.weight, row.target});
 }
 
 void list_spmm_runs(std::vector<KernelInfo>& out);

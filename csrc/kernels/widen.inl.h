@@ -2,7 +2,7 @@
 // multiply-adds, would cost a shift and a broadcast each on the ports that multiply.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 inline const float* widen(const float* w, int64_t, float*) { return w; }
 
@@ -17,5 +17,5 @@ inline const float* widen(const bf16* w, int64_t count, float* buffer) {
   return buffer;
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

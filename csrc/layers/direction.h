@@ -63,15 +63,15 @@ inline int64_t share(int64_t count, int64_t i, int64_t n, F before) {
 class Direction {
  public:
   Direction(const Recurrent& network, const RecurrentLinears& linears, const Steps& steps,
-            const Flow& flow, bool backward, Isa isa)
+            const Flow& flow, bool backward, Capabilities caps)
       : n_(network),
         l_(linears),
         steps_(steps),
         flow_(flow),
         backward_(backward),
-        isa_(isa),
-        recurrent_cell_(recurrent_cell(isa)),
-        panel_io_(panel_io(isa)) {}
+        caps_(caps),
+        recurrent_cell_(recurrent_cell(caps)),
+        panel_io_(panel_io(caps)) {}
 
  protected:
   int64_t time(int64_t k) const { return backward_ ? steps_.count() - 1 - k : k; }
@@ -85,7 +85,7 @@ class Direction {
   const Steps& steps_;
   const Flow flow_;
   const bool backward_;
-  const Isa isa_;
+  const Capabilities caps_;
   const RecurrentCellKernels& recurrent_cell_;
   const PanelIoKernels& panel_io_;
 };

@@ -22,11 +22,11 @@ struct Sizes {
   int64_t widest = 64, rows = 0;
   bool int8 = false;
 
-  Sizes(const Stack& stack, Isa isa, int threads) {
+  Sizes(const Stack& stack, Capabilities caps, int threads) {
     for (const Layer& l : stack.layers)
       for (const LayerLinear* b : l.linears()) {
         if (!*b) continue;
-        with_panel_work(*b->panels, isa, threads, [&](const auto& work) { add(work); });
+        with_panel_work(*b->panels, caps, threads, [&](const auto& work) { add(work); });
       }
   }
   template <class Work>
@@ -47,7 +47,7 @@ void gather(const float* table, int64_t half, const int64_t* positions, int64_t 
 
 // `pieces` begin at `token0` of the batch.
 void run_pass(const Stack& s, const Batch& batch, const std::vector<Piece>& pieces, int64_t token0,
-              const Sizes& sizes, bool memorize, Isa isa) {
+              const Sizes& sizes, bool memorize, Capabilities caps) {
   const Cut cut(pieces, sizes.widest);
   const int64_t panels = cut.panels(), half = s.rotary.half;
   if (panels == 0) return;
@@ -89,9 +89,9 @@ void run_pass(const Stack& s, const Batch& batch, const std::vector<Piece>& piec
   const int64_t span_floats =
       ceil_div(spans * static_cast<int64_t>(sizeof(KeySpan)), 64) * 16;  // of whole lines
   float* own = thread_memory.get<float>(threads * (sums + scratch + span_floats));
-  const PanelPass pass(s, batch.cache, batch.memory, cut, b, isa, threads);
-  const PanelIoKernels& convert = se::panel_io(isa);
-  const LayerPanelKernels& lane = layer_panels(isa);
+  const PanelPass pass(s, batch.cache, batch.memory, cut, b, caps, threads);
+  const PanelIoKernels& convert = se::panel_io(caps);
+  const LayerPanelKernels& lane = layer_panels(caps);
 #pragma omp parallel num_threads(threads)
   {
     const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
@@ -127,16 +127,13 @@ void run_pass(const Stack& s, const Batch& batch, const std::vector<Piece>& piec
   }
 }
 
-void run_passes(const Stack& stack, const Batch& batch, bool memorize, Isa isa) {
-  // Panels are floats: bf16 panels, for products that few processors are good at, have no kernels
-  // beside the product.
-  isa = std::min(isa, Isa::avx512_vbmi2);
-  const Sizes sizes(stack, isa, omp_get_max_threads());
+void run_passes(const Stack& stack, const Batch& batch, bool memorize, Capabilities caps) {
+  const Sizes sizes(stack, caps, omp_get_max_threads());
   const int64_t most = kPanelsPerThread * omp_get_max_threads() * sizes.widest;
   std::vector<Piece> pieces;
   int64_t token0 = 0, tokens = 0;
   const auto flush = [&] {
-    run_pass(stack, batch, pieces, token0, sizes, memorize, isa);
+    run_pass(stack, batch, pieces, token0, sizes, memorize, caps);
     for (const Piece& piece : pieces)
       if (batch.cache) batch.cache->add(piece.sequence, piece.tokens);
     token0 += tokens;
@@ -159,13 +156,13 @@ void run_passes(const Stack& stack, const Batch& batch, bool memorize, Isa isa) 
 
 }  // namespace
 
-void run_on_panels(const Stack& stack, const Batch& batch, Isa isa) {
-  run_passes(stack, batch, false, isa);
+void run_on_panels(const Stack& stack, const Batch& batch, Capabilities caps) {
+  run_passes(stack, batch, false, caps);
 }
 
 void remember(const Stack& stack, const float* x, const std::vector<int64_t>& lengths,
-              KvCache& memory, Isa isa) {
-  run_passes(stack, {x, nullptr, lengths, nullptr, &memory, nullptr}, true, isa);
+              KvCache& memory, Capabilities caps) {
+  run_passes(stack, {x, nullptr, lengths, nullptr, &memory, nullptr}, true, caps);
 }
 
 }  // namespace se

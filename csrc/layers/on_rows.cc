@@ -46,15 +46,15 @@ struct Token {
 class Rows {
  public:
   Rows(const Stack& stack, KvCache& cache, const KvCache* memory, const std::vector<Token>& tokens,
-       const int64_t* positions, Isa isa)
+       const int64_t* positions, Capabilities caps)
       : s_(stack),
         cache_(cache),
         memory_(memory),
         tokens_(tokens),
         positions_(positions),
-        isa_(isa),
-        layer_rows_(layer_rows(isa)),
-        panel_io_(panel_io(isa)) {}
+        caps_(caps),
+        layer_rows_(layer_rows(caps)),
+        panel_io_(panel_io(caps)) {}
 
   void layer(int64_t i, const Shared& b, const Mine& mine) const {
     const Layer& l = s_.layers[i];
@@ -97,7 +97,7 @@ class Rows {
   // This thread's rows of linear x, from x [tokens][in].
   void product(const LayerLinear& linear, const float* x, int64_t in, const Sums& to,
                const Mine& mine) const {
-    with_row_work(*linear.rows, isa_, [&](const auto& work) {
+    with_row_work(*linear.rows, caps_, [&](const auto& work) {
       constexpr int64_t kAtOnce = std::decay_t<decltype(work)>::kAtOnce;
       const int64_t i = omp_get_thread_num(), n = omp_get_num_threads();
       const int64_t stride = prepared_bytes(in);
@@ -118,7 +118,7 @@ class Rows {
     Epilogue e{};
     e.activation = activation;
     e.row_scales =
-        with_row_work(*linear.rows, isa_, [](const auto& work) { return row_scales(work.w); });
+        with_row_work(*linear.rows, caps_, [](const auto& work) { return row_scales(work.w); });
     if (e.row_scales) e.row_scales += row;
     e.bias = linear.bias ? linear.bias + row : nullptr;
     e.residual = residual;
@@ -259,7 +259,7 @@ class Rows {
   const KvCache* memory_;
   const std::vector<Token>& tokens_;
   const int64_t* positions_;
-  const Isa isa_;
+  const Capabilities caps_;
   const LayerRowKernels& layer_rows_;
   const PanelIoKernels& panel_io_;
 };
@@ -268,13 +268,13 @@ class Rows {
 struct Needs {
   int64_t sums[Layer::kLinears] = {}, prepared = 0, work = 0;
 
-  Needs(const Stack& stack, Isa isa) {
+  Needs(const Stack& stack, Capabilities caps) {
     for (const Layer& l : stack.layers) {
       int i = 0;
       for (const LayerLinear* b : l.linears()) {
         // Keys and values of a memory are never multiplied here.
         if (*b && b != &l.cross_key && b != &l.cross_value)
-          with_row_work(*b->rows, isa, [&](const auto& work) {
+          with_row_work(*b->rows, caps, [&](const auto& work) {
             sums[i] = std::max(sums[i], rounded(work.sums()));
             prepared = std::max(prepared, prepared_bytes(work.w.in));
             this->work += work.work();
@@ -319,7 +319,7 @@ Mine own(const Stack& s, const Needs& needs, int64_t tokens, int64_t blocks, int
 
 }  // namespace
 
-void run_on_rows(const Stack& stack, const Batch& batch, Isa isa) {
+void run_on_rows(const Stack& stack, const Batch& batch, Capabilities caps) {
   KvCache& cache = *batch.cache;
   std::vector<Token> tokens;
   int64_t blocks = 0;
@@ -332,7 +332,7 @@ void run_on_rows(const Stack& stack, const Batch& batch, Isa isa) {
     }
   const int64_t count = static_cast<int64_t>(tokens.size()), floats = count * stack.hidden;
   if (count == 0) return;
-  const Needs needs(stack, isa);
+  const Needs needs(stack, caps);
   const int threads = threads_for(needs.work * count);
   Arena shared{nullptr}, mine{nullptr};  // measured first
   share(stack, needs, count, threads, shared);
@@ -341,7 +341,7 @@ void run_on_rows(const Stack& stack, const Batch& batch, Isa isa) {
   shared = {shared_memory.get<float>(shared.used)};
   float* memory = thread_memory.get<float>(threads * each);
   const Shared b = share(stack, needs, count, threads, shared);
-  const Rows rows(stack, cache, batch.memory, tokens, batch.positions, isa);
+  const Rows rows(stack, cache, batch.memory, tokens, batch.positions, caps);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const int64_t me = omp_get_thread_num();

@@ -59,15 +59,15 @@ struct Target {
 class PanelPass {
  public:
   PanelPass(const Stack& stack, KvCache* cache, const KvCache* memory, const Cut& cut,
-            const PanelBuffers& buffers, Isa isa, int threads)
+            const PanelBuffers& buffers, Capabilities caps, int threads)
       : s_(stack),
         cache_(cache),
         memory_(memory),
         cut_(cut),
         b_(buffers),
-        isa_(isa),
+        caps_(caps),
         threads_(threads),
-        layer_panels_(layer_panels(isa)) {}
+        layer_panels_(layer_panels(caps)) {}
 
   // The layer's keys and values of an encoder's states, into the cache: all that `remember` is.
   void memorize(int64_t layer, const Team& team, const PanelMine& mine) const {
@@ -232,7 +232,7 @@ class PanelPass {
 
   void product(const LayerLinear& linear, const Team& team, const float* x, int64_t in,
                const Target& to, const PanelMine& mine, bool wait) const {
-    with_panel_work(*linear.panels, isa_, threads_, [&](const auto& work) {
+    with_panel_work(*linear.panels, caps_, threads_, [&](const auto& work) {
       multiply(work, linear.bias, team, x, in, to, mine, wait);
     });
   }
@@ -349,7 +349,7 @@ class PanelPass {
   const KvCache* memory_;
   const Cut& cut_;
   const PanelBuffers b_;
-  const Isa isa_;
+  const Capabilities caps_;
   const int threads_;
   const LayerPanelKernels& layer_panels_;
 };

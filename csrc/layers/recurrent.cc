@@ -14,10 +14,10 @@ thread_local Workspace shared_memory, thread_memory, second_memory;
 
 template <class Kind>
 void run_layer(const Recurrent& network, const std::vector<RecurrentLinears>& layer,
-               const Steps& steps, const std::vector<Flow>& flows, Isa isa) {
+               const Steps& steps, const std::vector<Flow>& flows, Capabilities caps) {
   std::vector<Kind> directions;
   for (size_t d = 0; d < flows.size(); ++d)
-    directions.emplace_back(network, layer[d], steps, flows[d], d == 1, isa);
+    directions.emplace_back(network, layer[d], steps, flows[d], d == 1, caps);
   const int64_t count = steps.count(), hoist = std::min(count, Kind::hoist(steps));
   Arena measured{nullptr};
   for (Kind& d : directions) d.lay_out(measured, hoist);
@@ -69,7 +69,7 @@ bool takes_panels(const RecurrentLinears& l) {
   return l.input.panels && l.hidden.panels && (!l.project || l.project.panels);
 }
 
-void run(const Recurrent& network, const Sequences& s, Isa isa) {
+void run(const Recurrent& network, const Sequences& s, Capabilities caps) {
   if (s.sizes.empty() || s.sizes[0] == 0) return;
   const Steps steps(s.sizes);
   const int64_t tokens = steps.offsets.back(), batch = steps.sequences();
@@ -92,9 +92,9 @@ void run(const Recurrent& network, const Sequences& s, Isa isa) {
                        s.cn ? s.cn + h * network.units : nullptr});
     }
     if (all(layer, takes_rows) && (batch <= kRowTokens || !all(layer, takes_panels)))
-      run_layer<StepsOnRows>(network, layer, steps, flows, isa);
+      run_layer<StepsOnRows>(network, layer, steps, flows, caps);
     else
-      run_layer<StepsOnPanels>(network, layer, steps, flows, isa);
+      run_layer<StepsOnPanels>(network, layer, steps, flows, caps);
     x = y;
     in = features;
   }

@@ -55,6 +55,6 @@ struct Sequences {
 // second y where a network of two directions has several layers). Each thread has the same share of
 // the hidden weights at every step, and the threads meet once a step (SELL-P: twice, since its rows
 // are in no order). The result does not depend on the number of threads.
-void run(const Recurrent& network, const Sequences& sequences, Isa isa);
+void run(const Recurrent& network, const Sequences& sequences, Capabilities caps);
 
 }  // namespace se

@@ -30,12 +30,12 @@ bool takes_panels(const Stack& stack) {
                       [](const Layer&, const LayerLinear& b) { return b.panels != nullptr; });
 }
 
-void run(const Stack& stack, const Batch& batch, Isa isa) {
+void run(const Stack& stack, const Batch& batch, Capabilities caps) {
   const int64_t tokens = std::accumulate(batch.lengths.begin(), batch.lengths.end(), int64_t{0});
   if (batch.cache && tokens <= kRowTokens && takes_rows(stack))
-    run_on_rows(stack, batch, isa);
+    run_on_rows(stack, batch, caps);
   else
-    run_on_panels(stack, batch, isa);
+    run_on_panels(stack, batch, caps);
 }
 
 }  // namespace se

@@ -78,14 +78,14 @@ bool takes_panels(const Stack& stack);
 
 // Runs on omp_get_max_threads() threads; the result does not depend on their number. Up to
 // kRowTokens tokens of a stack with a cache run on rows where its weights can, else on panels.
-void run(const Stack& stack, const Batch& batch, Isa isa);
+void run(const Stack& stack, const Batch& batch, Capabilities caps);
 
 // The keys and values that cross attention reads, of an encoder's states x [sum of
 // lengths][hidden]: `memory` is empty before, with room for them.
 void remember(const Stack& stack, const float* x, const std::vector<int64_t>& lengths,
-              KvCache& memory, Isa isa);
+              KvCache& memory, Capabilities caps);
 
-void run_on_panels(const Stack& stack, const Batch& batch, Isa isa);
-void run_on_rows(const Stack& stack, const Batch& batch, Isa isa);
+void run_on_panels(const Stack& stack, const Batch& batch, Capabilities caps);
+void run_on_rows(const Stack& stack, const Batch& batch, Capabilities caps);
 
 }  // namespace se

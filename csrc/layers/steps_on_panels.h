@@ -14,24 +14,20 @@ class StepsOnPanels : public Direction {
   // Chunks of whole blocks of `block` rows.
   template <class F>
   auto with_work(const LayerLinear& linear, int64_t block, F f) const {
-    if (const Runs* runs = std::get_if<Runs>(linear.panels)) return f(RunsWork(*runs, isa_));
-    StripsWork work(std::get<Strips>(*linear.panels), isa_, threads_);
-    const int64_t strips = std::max<int64_t>(1, block / work.w.height);
-    work.step = ceil_div(work.step, strips) * strips;
-    return f(work);
+    return with_panel_work(*linear.panels, caps_, threads_, f, block);
   }
 
  public:
   StepsOnPanels(const Recurrent& network, const RecurrentLinears& linears, const Steps& steps,
-                const Flow& flow, bool backward, Isa isa)
-      : Direction(network, linears, steps, flow, backward, std::min(isa, Isa::avx512_vbmi2)),
-        layer_panels_(layer_panels(isa_)),
+                const Flow& flow, bool backward, Capabilities caps)
+      : Direction(network, linears, steps, flow, backward, caps),
+        layer_panels_(layer_panels(caps_)),
         threads_(omp_get_max_threads()) {
     // Panels of the input projection are as wide as can be, and hold several steps if sequences are
     // few.
-    wide_ = linear_panel_width(*l_.input.panels, 64, isa_);
-    int64_t widest = std::min(wide_, linear_panel_width(*l_.hidden.panels, 64, isa_));
-    if (projects()) widest = std::min(widest, linear_panel_width(*l_.project.panels, 64, isa_));
+    wide_ = linear_panel_width(*l_.input.panels, 64, caps_);
+    int64_t widest = std::min(wide_, linear_panel_width(*l_.hidden.panels, 64, caps_));
+    if (projects()) widest = std::min(widest, linear_panel_width(*l_.project.panels, 64, caps_));
     width_ = panel_width(steps.sequences(), 16, widest);
     count_ = ceil_div(steps.sequences(), width_);
     lanes_a_step_ = count_ == 1 ? steps.sequences() : width_;
@@ -105,7 +101,8 @@ class StepsOnPanels : public Direction {
                      DType::f32);
     }
     linear_on_panels(*l_.input.panels,
-                     {x_, panels, flow_.in, wide_, l_.input.bias, Activation::none, inputs_}, isa_);
+                     {x_, panels, flow_.in, wide_, l_.input.bias, Activation::none, inputs_},
+                     caps_);
   }
 
   void step(int64_t k, const Worker& worker, float* own) const {

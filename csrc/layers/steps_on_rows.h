@@ -26,7 +26,7 @@ class StepsOnRows : public Direction {
     c_ = shared.take(batch * c_stride_);
     m_ = shared.take(projects() ? batch * c_stride_ : 0);
     const auto sums = [&](const LayerLinear& l) {
-      return rounded(with_row_work(*l.rows, isa_, [](const auto& work) { return work.sums(); }));
+      return rounded(with_row_work(*l.rows, caps_, [](const auto& work) { return work.sums(); }));
     };
     sums_stride_ = sums(l_.hidden);
     sums_ = shared.take(batch * sums_stride_);
@@ -40,7 +40,7 @@ class StepsOnRows : public Direction {
   }
   int64_t work() const {
     const auto one = [&](const LayerLinear& l) {
-      return with_row_work(*l.rows, isa_, [](const auto& work) { return work.work(); });
+      return with_row_work(*l.rows, caps_, [](const auto& work) { return work.work(); });
     };
     return one(l_.hidden) * steps_.sequences();
   }
@@ -76,7 +76,7 @@ class StepsOnRows : public Direction {
     e.y_stride = n_.rows();
     e.dtype = DType::f32;
     const bool few = l_.input.rows && (tokens <= kRowTokens || !l_.input.panels);
-    std::visit([&](const auto& w) { linear(w, x, e, isa_); },
+    std::visit([&](const auto& w) { linear(w, x, e, caps_); },
                few ? *l_.input.rows : *l_.input.panels);
   }
 
@@ -143,7 +143,7 @@ class StepsOnRows : public Direction {
   BlockRange product(const LayerLinear& linear, const float* x, int64_t x_stride, int64_t tokens,
                      int64_t block, float* sums, int64_t stride, const Worker& worker, float* own,
                      float* scales) const {
-    return with_row_work(*linear.rows, isa_, [&](const auto& work) {
+    return with_row_work(*linear.rows, caps_, [&](const auto& work) {
       constexpr int64_t kAtOnce = std::decay_t<decltype(work)>::kAtOnce;
       const int64_t blocks = ceil_div(work.w.out, block), prepared = prepared_stride();
       const auto cost = [&](int64_t b) { return cost_of_rows(work.w, b * block); };
@@ -191,7 +191,7 @@ class StepsOnRows : public Direction {
                       int64_t rows, float* ready) const {
     Epilogue e{};
     e.row_scales =
-        with_row_work(*linear.rows, isa_, [](const auto& work) { return row_scales(work.w); });
+        with_row_work(*linear.rows, caps_, [](const auto& work) { return row_scales(work.w); });
     if (!e.row_scales && !linear.bias) return sums;
     if (e.row_scales) e.row_scales += row;
     e.bias = linear.bias ? linear.bias + row : nullptr;

@@ -12,6 +12,7 @@ namespace se {
 //       | . 2 7 . . . . . . |     mask     bit k % 8 of byte k / 8, rows padded to 64 columns
 //                                 offsets  0 3 5
 struct Bits {
+  static constexpr const char* kPacking = "bits";
   int64_t out, in;
   DType dtype;                 // of values
   const void* values;          // [nnz + padding]

@@ -15,6 +15,7 @@ namespace se {
 //
 // so a row of positions has 2 bits bytes a step. Rows are padded with zeros to whole steps.
 struct Groups {
+  static constexpr const char* kPacking = "groups";
   int64_t out, in;
   int64_t keep, of, bits;    // bits 1 to 4
   int64_t steps;             // of a row

@@ -37,6 +37,7 @@ struct RunsStart {
 };
 
 struct Runs {
+  static constexpr const char* kPacking = "runs";
   int64_t out, in;     // shape of W; in counts quads for int8
   int64_t chunk;       // rows of a chunk, at most 65535
   int64_t block;       // columns of a K-block, at most 256

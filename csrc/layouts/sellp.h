@@ -19,6 +19,7 @@ namespace se {
 // The idea of slices and sorting is SELL-C-sigma (Kreutzer et al., arXiv 1307.6209); picking from
 // registers instead of gathering from memory is what makes it fast for one token.
 struct SellP {
+  static constexpr const char* kPacking = "sellp";
   int64_t out, in;
   int64_t groups;           // ceil(out / 16)
   DType dtype;              // of values; int8 is widened, activations stay float

@@ -21,6 +21,7 @@ namespace se {
 //   columns   0      2      3      1            [entries]: column inside the K-block
 //   pointers  0 2 3 4 4                         [blocks * strips + 1]: entries of (b, s) start here
 struct Strips {
+  static constexpr const char* kPacking = "strips";
   int64_t out, in;          // shape of W
   int64_t height;           // rows of a strip; the last strip is padded with zero rows
   int64_t block;            // columns of a K-block, at most 65536

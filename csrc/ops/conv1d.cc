@@ -93,8 +93,8 @@ void store_steps(const Conv1d& c, const float* rows, int64_t width, int64_t firs
 }
 
 template <class Work>
-void conv1d_on_panels(const Work& work, const Conv1d& c, Isa isa, int threads) {
-  const LayerPanelKernels& lane = layer_panels(isa);
+void conv1d_on_panels(const Work& work, const Conv1d& c, Capabilities caps, int threads) {
+  const LayerPanelKernels& lane = layer_panels(caps);
   const int64_t widest = work.max_tokens(), chunks = work.chunks(), outputs = c.batch * c.steps;
   const int64_t inner = c.channels * c.kernel, depth = std::max<int64_t>(inner, 1);
   const float* row_scales = work.row_scales();
@@ -158,16 +158,15 @@ void conv1d_on_panels(const Work& work, const Conv1d& c, Isa isa, int threads) {
 
 }  // namespace
 
-void conv1d(const PackedWeight& w, const Conv1d& c, Isa isa) {
+void conv1d(const PackedWeight& w, const Conv1d& c, Capabilities caps) {
   if (c.batch == 0 || c.steps == 0) return;
   const Runs* runs = std::get_if<Runs>(&w);
   const int64_t entries =
       runs ? RunsWork::entries(*runs) : StripsWork::entries(std::get<Strips>(w));
   // Copies of windows are work too.
   const int threads = threads_for((entries + c.channels * c.kernel) * c.batch * c.steps);
-  isa = with_float_panels(isa);
-  with_panel_work(w, isa, threads,
-                  [&](const auto& work) { conv1d_on_panels(work, c, isa, threads); });
+  with_panel_work(w, caps, threads,
+                  [&](const auto& work) { conv1d_on_panels(work, c, caps, threads); });
 }
 
 }  // namespace se

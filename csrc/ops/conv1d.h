@@ -19,6 +19,6 @@ struct Conv1d {
 };
 
 // W [out, channels x kernel]: runs and strips only. Threads as in `linear`.
-void conv1d(const PackedWeight& w, const Conv1d& conv, Isa isa);
+void conv1d(const PackedWeight& w, const Conv1d& conv, Capabilities caps);
 
 }  // namespace se

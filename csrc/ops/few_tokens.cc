@@ -24,8 +24,9 @@ const float* as_floats(const Activations& a, int64_t token) {
 }
 
 template <class Work>
-void linear_few(const Work& work, const Activations& a, const Epilogue& epilogue, Isa isa) {
-  const PanelIoKernels& panel = panel_io(isa);
+void linear_few(const Work& work, const Activations& a, const Epilogue& epilogue,
+                Capabilities caps) {
+  const PanelIoKernels& panel = panel_io(caps);
   const int64_t out = work.w.out, x_stride = prepared_bytes(a.features);
   const int64_t y_stride = ceil_div(work.sums(), 16) * 16;
   char* x = prepared_memory.get<char>(kTokens * x_stride);
@@ -50,27 +51,28 @@ void linear_few(const Work& work, const Activations& a, const Epilogue& epilogue
 }
 
 template <class W>
-void linear_rows(const W& w, const Activations& x, Epilogue epilogue, Isa isa) {
+void linear_rows(const W& w, const Activations& x, Epilogue epilogue, Capabilities caps) {
   epilogue.row_scales = row_scales(w);
-  if (x.tokens && w.out) linear_few(work_on_rows(w, isa), x, epilogue, isa);
+  if (x.tokens && w.out) linear_few(work_on_rows(w, caps), x, epilogue, caps);
 }
 
 }  // namespace
 
-void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
-  linear_rows(w, x, epilogue, isa);
+void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {
+  linear_rows(w, x, epilogue, caps);
 }
 
-void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
-  linear_rows(w, x, epilogue, isa);
+void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {
+  linear_rows(w, x, epilogue, caps);
 }
 
-void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
-  linear_rows(w, x, epilogue, isa);
+void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {
+  linear_rows(w, x, epilogue, caps);
 }
 
-void linear_on_rows(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
-  linear_rows(w, x, epilogue, isa);
+void linear_on_rows(const Strips& w, const Activations& x, const Epilogue& epilogue,
+                    Capabilities caps) {
+  linear_rows(w, x, epilogue, caps);
 }
 
 }  // namespace se

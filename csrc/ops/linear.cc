@@ -6,6 +6,7 @@
 #include <atomic>
 
 #include "ops/spmm.h"
+#include "ops/spmv.h"
 #include "ops/workspace.h"
 
 namespace se {
@@ -16,10 +17,10 @@ constexpr int64_t kCached = int64_t{8} << 20;
 thread_local Workspace panel_memory, accumulator_memory, scale_memory;
 
 template <class Work>
-void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Isa isa,
+void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Capabilities caps,
                    int threads) {
   epilogue.stream = a.tokens * work.w.out * 4 > kCached;
-  const PanelIoKernels& panel = panel_io(isa);
+  const PanelIoKernels& panel = panel_io(caps);
   const bool quads = work.kernel.panel == DType::i8;
   const int64_t element = work.kernel.panel == DType::bf16 ? 2 : 4;
   const int64_t depth = quads ? ceil_div(a.features, 4) : a.features;
@@ -76,15 +77,14 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Is
 
 }  // namespace
 
-int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Isa isa) {
-  return with_panel_work(w, with_float_panels(isa), 1, [&](const auto& work) {
-    return panel_width(tokens, 16, work.max_tokens());
-  });
+int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Capabilities caps) {
+  return with_panel_work(
+      w, caps, 1, [&](const auto& work) { return panel_width(tokens, 16, work.max_tokens()); });
 }
 
-void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Isa isa) {
+void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Capabilities caps) {
   const int threads = omp_get_max_threads();
-  const LayerPanelKernels& lane = layer_panels(isa);
+  const LayerPanelKernels& lane = layer_panels(caps);
   const auto all = [&](const auto& work) {
     const float* row_scales = work.row_scales();
     const int64_t chunks = work.chunks(), in = work.w.in, out = work.w.out;
@@ -114,7 +114,7 @@ void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Isa isa) {
       }
     }
   };
-  with_panel_work(w, with_float_panels(isa), threads, all);
+  with_panel_work(w, caps, threads, all);
 }
 
 int threads_for(int64_t work) { return work < kSerialWork ? 1 : omp_get_max_threads(); }
@@ -128,19 +128,26 @@ Epilogue at_token(const Epilogue& e, int64_t token) {
   return r;
 }
 
-void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
-  if (x.tokens == 0 || w.out == 0) return;
-  if (x.tokens <= kStripsRowTokens) return linear_on_rows(w, x, epilogue, isa);
-  const int threads = threads_for(StripsWork::entries(w) * x.tokens);
-  linear_panels(StripsWork(w, isa, threads), x, epilogue, isa, threads);
+const char* linear_kernel(const PackedWeight& weight, int64_t tokens, Capabilities caps) {
+  if (const Runs* w = std::get_if<Runs>(&weight)) return spmm_runs(w->dtype, caps).name;
+  if (const Strips* w = std::get_if<Strips>(&weight); w && tokens > kStripsRowTokens)
+    return spmm_strips(w->dtype, caps).name;
+  return with_row_work(weight, caps, [](const auto& work) { return work.kernel.name; });
 }
 
-void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Isa isa) {
+void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {
+  if (x.tokens == 0 || w.out == 0) return;
+  if (x.tokens <= kStripsRowTokens) return linear_on_rows(w, x, epilogue, caps);
+  const int threads = threads_for(StripsWork::entries(w) * x.tokens);
+  linear_panels(StripsWork(w, caps, threads), x, epilogue, caps, threads);
+}
+
+void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {
   if (x.tokens == 0 || w.out == 0) return;
   const int threads = threads_for(RunsWork::entries(w) * x.tokens);
   Epilogue e = epilogue;
   e.row_scales = w.scales;
-  linear_panels(RunsWork(w, isa), x, e, isa, threads);
+  linear_panels(RunsWork(w, caps), x, e, caps, threads);
 }
 
 }  // namespace se

@@ -27,18 +27,23 @@ struct Activations {
 // The epilogue says where y goes; y must not overlap x. `features` are W's columns. Runs on
 // omp_get_max_threads() threads (torch.set_num_threads governs it: both share one OpenMP). The
 // result does not depend on the number of threads: one thread computes each output, in one order.
-void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
-void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
+void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 
 // Made for a few tokens, right for any number.
-void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Isa isa);
-void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Isa isa);
-void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Isa isa);
-void linear_on_rows(const Strips& w, const Activations& x, const Epilogue& epilogue, Isa isa);
+void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
+void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
+void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
+void linear_on_rows(const Strips& w, const Activations& x, const Epilogue& epilogue,
+                    Capabilities caps);
 
-// As many tokens as (tall) strips multiply faster with rows in the lanes: a vector of weights
-// serves them all.
+// Up to this many tokens, strips are multiplied with rows in the lanes: one vector of weights then
+// serves all tokens.
 constexpr int64_t kStripsRowTokens = 8;
+
+// Name of the kernel that `linear` runs, e.g. "spmm_runs_f32_avx512". Only the kind and the dtype
+// of `w` matter. Throws std::invalid_argument where there is none.
+const char* linear_kernel(const PackedWeight& w, int64_t tokens, Capabilities caps);
 
 // The same on panels of floats, as blocks hold them: x [panels][in][width] to y
 // [panels][out][width], with width from linear_panel_width. Runs and strips only.
@@ -49,9 +54,9 @@ struct LinearPanels {
   Activation activation;
   float* y;
 };
-void linear_on_panels(const PackedWeight& w, const LinearPanels& panels, Isa isa);
+void linear_on_panels(const PackedWeight& w, const LinearPanels& panels, Capabilities caps);
 // The width of panels that hold `tokens`: the narrowest that holds all, or the widest there is.
-int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Isa isa);
+int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Capabilities caps);
 
 // The epilogue for results that begin at `token`.
 Epilogue at_token(const Epilogue& e, int64_t token);

@@ -16,24 +16,22 @@ namespace se {
 // all.
 constexpr int64_t kPanelsPerPass = 8;
 
-// Blocks hold floats, and so does whoever calls this: bf16 panels, which few processors are good
-// at, have no kernels beside the product.
-inline Isa with_float_panels(Isa isa) { return std::min(isa, Isa::avx512_vbmi2); }
-
 struct StripsWork {
   const Strips& w;
   const SpmmStripsKernel& kernel;
   int64_t step;  // strips of a chunk: enough chunks that the threads finish together
 
-  StripsWork(const Strips& weight, Isa isa, int threads)
+  // Chunks are multiples of `row_group` rows.
+  StripsWork(const Strips& weight, Capabilities caps, int threads, int64_t row_group = 1)
       : w(weight),
-        kernel(spmm_strips(weight.dtype, isa)),
-        step(strips_per_chunk(weight, threads)) {}
+        kernel(spmm_strips(weight.dtype, caps)),
+        step(strips_per_chunk(weight, threads, row_group)) {}
 
-  static int64_t strips_per_chunk(const Strips& w, int threads) {
+  static int64_t strips_per_chunk(const Strips& w, int threads, int64_t row_group) {
     // Accumulators of a chunk (128 x 64 floats = 32 KiB) stay in L1 or L2 until they are stored.
     const int64_t rows = std::clamp<int64_t>(w.out / (4 * threads), 16, 128);
-    return std::max<int64_t>(1, rows / w.height);
+    const int64_t group = std::max<int64_t>(1, row_group / w.height);
+    return ceil_div(std::max<int64_t>(1, rows / w.height), group) * group;
   }
   static int64_t entries(const Strips& w) { return w.pointers[w.blocks * w.strips] * w.height; }
 
@@ -56,7 +54,8 @@ struct RunsWork {
   const Runs& w;
   const SpmmRunsKernel& kernel;
 
-  RunsWork(const Runs& weight, Isa isa) : w(weight), kernel(spmm_runs(weight.dtype, isa)) {}
+  RunsWork(const Runs& weight, Capabilities caps)
+      : w(weight), kernel(spmm_runs(weight.dtype, caps)) {}
 
   static int64_t entries(const Runs& w) { return w.starts[w.chunks * w.blocks].value; }
 
@@ -80,11 +79,15 @@ inline int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
   return width;
 }
 
-// f of the work of a weight that multiplies panels, Runs or Strips.
+// Calls f with the RunsWork or StripsWork of a weight whose panels hold floats, as those of the
+// native layers and of conv1d do. Kernels that read bf16 panels are excluded: the layers have no
+// other kernels for such panels. Chunks of strips are multiples of `row_group` rows.
 template <class F>
-auto with_panel_work(const PackedWeight& w, Isa isa, int threads, F f) {
-  if (const Runs* runs = std::get_if<Runs>(&w)) return f(RunsWork(*runs, isa));
-  return f(StripsWork(std::get<Strips>(w), isa, threads));
+auto with_panel_work(const PackedWeight& w, Capabilities caps, int threads, F f,
+                     int64_t row_group = 1) {
+  caps = caps - cap::only::bf16 - cap::only::amx_bf16;
+  if (const Runs* runs = std::get_if<Runs>(&w)) return f(RunsWork(*runs, caps));
+  return f(StripsWork(std::get<Strips>(w), caps, threads, row_group));
 }
 
 // Chunk c of one panel: x, or its quads and their scales, times the rows that the chunk holds.

@@ -93,20 +93,26 @@ struct RowStripsWork {
   }
 };
 
-inline SellPWork work_on_rows(const SellP& w, Isa isa) { return {w, spmv_sellp(w.dtype, isa)}; }
-inline BitsWork work_on_rows(const Bits& w, Isa isa) { return {w, spmv_bits(w.dtype, isa)}; }
-inline GroupsWork work_on_rows(const Groups& w, Isa isa) { return {w, spmv_groups(w.dtype, isa)}; }
-inline RowStripsWork work_on_rows(const Strips& w, Isa isa) {
-  return {w, spmv_strips(w.dtype, isa)};
+inline SellPWork work_on_rows(const SellP& w, Capabilities caps) {
+  return {w, spmv_sellp(w.dtype, caps)};
+}
+inline BitsWork work_on_rows(const Bits& w, Capabilities caps) {
+  return {w, spmv_bits(w.dtype, caps)};
+}
+inline GroupsWork work_on_rows(const Groups& w, Capabilities caps) {
+  return {w, spmv_groups(w.dtype, caps)};
+}
+inline RowStripsWork work_on_rows(const Strips& w, Capabilities caps) {
+  return {w, spmv_strips(w.dtype, caps)};
 }
 
 // f of the work of a weight that multiplies rows: any but Runs.
 template <class F>
-auto with_row_work(const PackedWeight& w, Isa isa, F f) {
-  if (const SellP* sellp = std::get_if<SellP>(&w)) return f(work_on_rows(*sellp, isa));
-  if (const Bits* bits = std::get_if<Bits>(&w)) return f(work_on_rows(*bits, isa));
-  if (const Groups* groups = std::get_if<Groups>(&w)) return f(work_on_rows(*groups, isa));
-  return f(work_on_rows(std::get<Strips>(w), isa));
+auto with_row_work(const PackedWeight& w, Capabilities caps, F f) {
+  if (const SellP* sellp = std::get_if<SellP>(&w)) return f(work_on_rows(*sellp, caps));
+  if (const Bits* bits = std::get_if<Bits>(&w)) return f(work_on_rows(*bits, caps));
+  if (const Groups* groups = std::get_if<Groups>(&w)) return f(work_on_rows(*groups, caps));
+  return f(work_on_rows(std::get<Strips>(w), caps));
 }
 
 // The scale of each output row of an int8 weight, or null.

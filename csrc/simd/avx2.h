@@ -1,4 +1,4 @@
-// Eight floats in a ymm register. Every simd/<isa>.h offers the same names; see simd/scalar.h.
+// Eight floats in a ymm register. Every simd/<target>.h offers the same names; see simd/scalar.h.
 #pragma once
 
 #include <immintrin.h>
@@ -8,7 +8,7 @@
 #define SE_UNROLL _Pragma("GCC unroll 16")
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 using vf = __m256;
 struct bf16 {
@@ -122,5 +122,5 @@ inline void transpose(vf (&r)[8]) {
   for (int i = 0; i < 8; ++i) r[i] = t[i];
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

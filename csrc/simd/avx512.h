@@ -1,4 +1,4 @@
-// Sixteen floats in a zmm register. Every simd/<isa>.h offers the same names; see simd/scalar.h.
+// Sixteen floats in a zmm register. Every simd/<target>.h offers the same names; see simd/scalar.h.
 #pragma once
 
 #include <immintrin.h>
@@ -8,7 +8,7 @@
 #define SE_UNROLL _Pragma("GCC unroll 16")
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 using vf = __m512;
 struct bf16 {
@@ -120,5 +120,5 @@ inline void transpose(vf (&r)[16]) {
   }
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

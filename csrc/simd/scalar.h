@@ -1,4 +1,4 @@
-// The vector layer in plain C++: the meaning of every function that simd/<isa>.h offers, and the
+// The vector layer in plain C++: the meaning of every function that simd/<target>.h offers, and the
 // ISA of every machine without a file of its own. Four floats, so that a compiler may use its
 // baseline.
 #pragma once
@@ -10,7 +10,7 @@
 #define SE_UNROLL _Pragma("GCC unroll 16")
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 struct vf {
   float lane[4];
@@ -131,5 +131,5 @@ inline void transpose(vf (&r)[4]) {
     }
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

@@ -2,7 +2,7 @@
 // of 64 keys at a time stay in L1; the running maximum and sum of each query are lanes, too.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 constexpr int64_t kKeys = 64;
 constexpr float kMasked = -1e30f;  // finite: the difference of two is no NaN
@@ -152,5 +152,5 @@ inline void attend(const Attention& a) {
   }
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

@@ -1,7 +1,7 @@
 // Epilogue and norm over the vector layer.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 template <class A>
 inline void finish_rows(const PanelSums& sums, int64_t rows, const PanelEpilogue& e) {
@@ -99,5 +99,5 @@ inline void quantize_lanes(const float* x, int64_t stride, int64_t features, int
   }
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/capabilities.h"
 #include "core/types.h"
 #include "kernels/panel_io/kernel.h"
 
@@ -58,7 +59,7 @@ constexpr int64_t attention_scratch(int64_t head) {
 }
 
 struct LayerPanelKernels {
-  Isa isa;
+  CompileTarget target;
   void (*finish)(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue);
   // x, y [features][stride]; `lanes` of them, a multiple of 16. y may be x.
   void (*norm)(const float* x, int64_t stride, int64_t features, int64_t lanes, const Norm& norm,
@@ -76,18 +77,18 @@ struct LayerPanelKernels {
   void (*attend)(const Attention& attention);
 };
 
-// The kernels of `isa` (or of the level below that has some).
-const LayerPanelKernels& layer_panels(Isa isa);
+// The first row of kernels.inc that `caps` covers.
+const LayerPanelKernels& layer_panels(Capabilities caps);
 
-#define SE_LAYER_PANELS(isa)                                                                   \
-  void finish_panel_##isa(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue); \
-  void norm_panel_##isa(const float* x, int64_t stride, int64_t features, int64_t lanes,       \
-                        const Norm& norm, float* y);                                           \
-  void rotate_panel_##isa(float* x, int64_t stride, int64_t half, int64_t lanes,               \
-                          const float* cosines, const float* sines);                           \
-  void quantize_lanes_##isa(const float* x, int64_t stride, int64_t features, int64_t lanes,   \
-                            float* quads, float* scales);                                      \
-  void attend_##isa(const Attention& attention);
+#define SE_LAYER_PANELS(target)                                                                   \
+  void finish_panel_##target(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue); \
+  void norm_panel_##target(const float* x, int64_t stride, int64_t features, int64_t lanes,       \
+                           const Norm& norm, float* y);                                           \
+  void rotate_panel_##target(float* x, int64_t stride, int64_t half, int64_t lanes,               \
+                             const float* cosines, const float* sines);                           \
+  void quantize_lanes_##target(const float* x, int64_t stride, int64_t features, int64_t lanes,   \
+                               float* quads, float* scales);                                      \
+  void attend_##target(const Attention& attention);
 #include "kernels/layer_panels/kernels.inc"
 #undef SE_LAYER_PANELS
 

@@ -1,4 +1,4 @@
-#define SE_ISA scalar
+#define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/layer_panels/kernel.h"
 #include "kernels/panel_io/activation.inl.h"

@@ -6,15 +6,15 @@ namespace se {
 namespace {
 
 constexpr LayerPanelKernels kTable[] = {
-#define SE_LAYER_PANELS(isa)                                   \
-  {Isa::isa,           finish_panel_##isa,   norm_panel_##isa, \
-   rotate_panel_##isa, quantize_lanes_##isa, attend_##isa},
+#define SE_LAYER_PANELS(target)                                         \
+  {targets::target,       finish_panel_##target,   norm_panel_##target, \
+   rotate_panel_##target, quantize_lanes_##target, attend_##target},
 #include "kernels/layer_panels/kernels.inc"
 #undef SE_LAYER_PANELS
 };
 
 }  // namespace
 
-const LayerPanelKernels& layer_panels(Isa isa) { return first_that_fits(kTable, isa); }
+const LayerPanelKernels& layer_panels(Capabilities caps) { return best_row(kTable, caps); }
 
 }  // namespace se

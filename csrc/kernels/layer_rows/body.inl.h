@@ -1,7 +1,7 @@
 // Norm, rotation and attention of single rows over the vector layer.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 inline float sum_lanes(vf a) {
   float lane[kLanes], sum = 0.0f;
@@ -187,5 +187,5 @@ inline void attend_row(const RowAttention& a) {
   a.dtype == DType::f32 ? attend_blocks<float>(a) : attend_blocks<bf16>(a);
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

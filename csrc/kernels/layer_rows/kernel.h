@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/capabilities.h"
 #include "core/types.h"
 #include "kernels/layer_panels/kernel.h"
 
@@ -27,7 +28,7 @@ struct RowAttention {
 constexpr int64_t row_attention_scratch(int64_t width) { return 4 * (64 + width); }
 
 struct LayerRowKernels {
-  Isa isa;
+  CompileTarget target;
   // x, y [features]; y may be x.
   void (*norm)(const float* x, int64_t features, const Norm& norm, float* y);
   // y[i] = x[i] * y[i]
@@ -39,14 +40,14 @@ struct LayerRowKernels {
   void (*attend)(const RowAttention& attention);
 };
 
-// The kernels of `isa` (or of the level below that has some).
-const LayerRowKernels& layer_rows(Isa isa);
+// The first row of kernels.inc that `caps` covers.
+const LayerRowKernels& layer_rows(Capabilities caps);
 
-#define SE_LAYER_ROWS(isa)                                                                 \
-  void norm_row_##isa(const float* x, int64_t features, const Norm& norm, float* y);       \
-  void multiply_row_##isa(const float* x, int64_t n, float* y);                            \
-  void rotate_row_##isa(float* x, int64_t half, const float* cosines, const float* sines); \
-  void attend_row_##isa(const RowAttention& attention);
+#define SE_LAYER_ROWS(target)                                                                 \
+  void norm_row_##target(const float* x, int64_t features, const Norm& norm, float* y);       \
+  void multiply_row_##target(const float* x, int64_t n, float* y);                            \
+  void rotate_row_##target(float* x, int64_t half, const float* cosines, const float* sines); \
+  void attend_row_##target(const RowAttention& attention);
 #include "kernels/layer_rows/kernels.inc"
 #undef SE_LAYER_ROWS
 

@@ -6,14 +6,15 @@ namespace se {
 namespace {
 
 constexpr LayerRowKernels kTable[] = {
-#define SE_LAYER_ROWS(isa) \
-  {Isa::isa, norm_row_##isa, multiply_row_##isa, rotate_row_##isa, attend_row_##isa},
+#define SE_LAYER_ROWS(target)                                                      \
+  {targets::target, norm_row_##target, multiply_row_##target, rotate_row_##target, \
+   attend_row_##target},
 #include "kernels/layer_rows/kernels.inc"
 #undef SE_LAYER_ROWS
 };
 
 }  // namespace
 
-const LayerRowKernels& layer_rows(Isa isa) { return first_that_fits(kTable, isa); }
+const LayerRowKernels& layer_rows(Capabilities caps) { return best_row(kTable, caps); }
 
 }  // namespace se

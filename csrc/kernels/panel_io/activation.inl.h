@@ -1,7 +1,7 @@
 // Activations over the vector layer. Absolute error below 3e-7 for inputs of order one.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 // e^x by range reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (Cephes expf).
 inline vf exponential(vf x) {
@@ -57,5 +57,5 @@ inline vf activate(Activation activation, vf x) {
   return x;
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

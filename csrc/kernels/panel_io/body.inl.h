@@ -1,7 +1,7 @@
 // Panels over the vector layer: square tiles of kLanes x kLanes are transposed in registers.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 // The first `n` of kLanes, or all of them.
 template <class T>
@@ -223,5 +223,5 @@ inline void store_token(const float* acc, float scale, int64_t row0, int64_t row
     store_one<bf16>(acc, scale, row0, rows, e);
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/capabilities.h"
 #include "core/types.h"
 
 namespace se {
@@ -30,7 +31,7 @@ struct PanelSums {
 };
 
 struct PanelIoKernels {
-  Isa isa;
+  CompileTarget target;
   // x [tokens][stride] -> panel [features][width], float or bf16; lanes past `tokens` become zero.
   // A float panel is in token order. A bf16 panel orders each 32 tokens as
   // 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31, which unpacklo/unpackhi undo for free.
@@ -50,19 +51,19 @@ struct PanelIoKernels {
                       const Epilogue& epilogue);
 };
 
-// The panel kernels of `isa` (or of the level below that has some).
-const PanelIoKernels& panel_io(Isa isa);
+// The first row of kernels.inc that `caps` covers.
+const PanelIoKernels& panel_io(Capabilities caps);
 
-#define SE_PANEL_IO(isa)                                                                    \
-  void pack_panel_##isa(const void* x, DType dtype, int64_t stride, int64_t tokens,         \
-                        int64_t features, int64_t width, void* panel, DType panel_dtype);   \
-  void quantize_panel_##isa(const void* x, DType dtype, int64_t stride, int64_t tokens,     \
-                            int64_t features, int64_t lanes, int64_t width, void* panel,    \
-                            float* scales);                                                 \
-  void store_panel_##isa(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows, \
-                         const Epilogue& epilogue);                                         \
-  void store_token_##isa(const float* acc, float scale, int64_t row0, int64_t rows,         \
-                         const Epilogue& epilogue);
+#define SE_PANEL_IO(target)                                                                    \
+  void pack_panel_##target(const void* x, DType dtype, int64_t stride, int64_t tokens,         \
+                           int64_t features, int64_t width, void* panel, DType panel_dtype);   \
+  void quantize_panel_##target(const void* x, DType dtype, int64_t stride, int64_t tokens,     \
+                               int64_t features, int64_t lanes, int64_t width, void* panel,    \
+                               float* scales);                                                 \
+  void store_panel_##target(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows, \
+                            const Epilogue& epilogue);                                         \
+  void store_token_##target(const float* acc, float scale, int64_t row0, int64_t rows,         \
+                            const Epilogue& epilogue);
 #include "kernels/panel_io/kernels.inc"
 #undef SE_PANEL_IO
 

@@ -1,4 +1,4 @@
-#define SE_ISA scalar
+#define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/panel_io/kernel.h"
 #include "kernels/panel_io/activation.inl.h"

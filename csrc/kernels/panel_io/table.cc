@@ -6,14 +6,15 @@ namespace se {
 namespace {
 
 constexpr PanelIoKernels kTable[] = {
-#define SE_PANEL_IO(isa) \
-  {Isa::isa, pack_panel_##isa, quantize_panel_##isa, store_panel_##isa, store_token_##isa},
+#define SE_PANEL_IO(target)                                                             \
+  {targets::target, pack_panel_##target, quantize_panel_##target, store_panel_##target, \
+   store_token_##target},
 #include "kernels/panel_io/kernels.inc"
 #undef SE_PANEL_IO
 };
 
 }  // namespace
 
-const PanelIoKernels& panel_io(Isa isa) { return first_that_fits(kTable, isa); }
+const PanelIoKernels& panel_io(Capabilities caps) { return best_row(kTable, caps); }
 
 }  // namespace se

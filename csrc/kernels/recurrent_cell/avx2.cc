@@ -1,4 +1,4 @@
-#define SE_ISA avx2
+#define SE_TARGET avx2
 #include "simd/avx2.h"
 #include "kernels/recurrent_cell/kernel.h"
 #include "kernels/panel_io/activation.inl.h"

@@ -1,7 +1,7 @@
 // Recurrent cells over the vector layer. Absolute error below 1e-6 for states of order one.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 inline vf hyperbolic_tangent(vf x) {
   const vf e = exponential(mul(x, set1(-2.0f)));
@@ -77,5 +77,5 @@ inline void step_cells(const CellStep& s) {
   }
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/capabilities.h"
 #include "core/types.h"
 
 namespace se {
@@ -30,14 +31,14 @@ struct CellStep {
 };
 
 struct RecurrentCellKernels {
-  Isa isa;
+  CompileTarget target;
   void (*step)(const CellStep& step);
 };
 
-// The kernels of `isa` (or of the level below that has some).
-const RecurrentCellKernels& recurrent_cell(Isa isa);
+// The first row of kernels.inc that `caps` covers.
+const RecurrentCellKernels& recurrent_cell(Capabilities caps);
 
-#define SE_RECURRENT_CELL(isa) void step_cells_##isa(const CellStep& step);
+#define SE_RECURRENT_CELL(target) void step_cells_##target(const CellStep& step);
 #include "kernels/recurrent_cell/kernels.inc"
 #undef SE_RECURRENT_CELL
 

@@ -6,13 +6,13 @@ namespace se {
 namespace {
 
 constexpr RecurrentCellKernels kTable[] = {
-#define SE_RECURRENT_CELL(isa) {Isa::isa, step_cells_##isa},
+#define SE_RECURRENT_CELL(target) {targets::target, step_cells_##target},
 #include "kernels/recurrent_cell/kernels.inc"
 #undef SE_RECURRENT_CELL
 };
 
 }  // namespace
 
-const RecurrentCellKernels& recurrent_cell(Isa isa) { return first_that_fits(kTable, isa); }
+const RecurrentCellKernels& recurrent_cell(Capabilities caps) { return best_row(kTable, caps); }
 
 }  // namespace se

@@ -1,4 +1,4 @@
-#define SE_ISA avx512_bf16
+#define SE_TARGET avx512_bf16
 #include "simd/avx512.h"
 #include "kernels/roof/roof.h"
 

@@ -1,4 +1,4 @@
-#define SE_ISA avx512_vnni
+#define SE_TARGET avx512_vnni
 #include "simd/avx512.h"
 #include "kernels/roof/roof.h"
 

@@ -1,7 +1,7 @@
 // Register-only multiply-adds, and a sum that only reads.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 // Ten chains cover a latency of 4 at two multiply-adds per cycle.
 inline float fma_loop(int64_t rounds) {
@@ -33,5 +33,5 @@ inline float sum_loop(const float* p, int64_t count) {
   return lanes[0];
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

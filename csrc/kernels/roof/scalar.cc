@@ -1,4 +1,4 @@
-#define SE_ISA scalar
+#define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/roof/roof.h"
 #include "kernels/roof/body.inl.h"

@@ -1,12 +1,12 @@
 // The algorithm of spmm_runs over the vector layer and one arithmetic; included once per ISA, after
-// simd/<isa>.h. Tokens lie in the lanes. Two rows are in flight, so that eight independent sums
+// simd/<target>.h. Tokens lie in the lanes. Two rows are in flight, so that eight independent sums
 // hide the latency of the multiply-add, and a shared column is loaded once for both.
 //
 // The loops are bound by loads where nothing is shared (V + 1 for V multiply-adds) and by
 // multiply-adds where everything is.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 // The weights of a pair as the arithmetic multiplies them: floats and quads as they lie in memory,
 // bf16 widened into a buffer that stays in L1.
@@ -152,12 +152,12 @@ struct Floats {
   using weight = float;
   static vec nothing() { return zero(); }
   static vec start(const int32_t*, int64_t) { return zero(); }
-  static vec add(vec a, vec b) { return SE_ISA::add(a, b); }
-  static vec load(const float* p) { return SE_ISA::load(p); }
-  static void store(float* p, vec a) { SE_ISA::store(p, a); }
-  static vec broadcast(const float* p) { return SE_ISA::broadcast(p); }
+  static vec add(vec a, vec b) { return SE_TARGET::add(a, b); }
+  static vec load(const float* p) { return SE_TARGET::load(p); }
+  static void store(float* p, vec a) { SE_TARGET::store(p, a); }
+  static vec broadcast(const float* p) { return SE_TARGET::broadcast(p); }
   static vec multiply_add(vec w, vec x, vec acc) { return fmadd(w, x, acc); }
 };
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

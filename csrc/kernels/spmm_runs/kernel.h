@@ -1,6 +1,7 @@
 // spmm_runs: one chunk of rows of an unstructured weight times one panel of tokens.
 #pragma once
 
+#include "core/capabilities.h"
 #include "layouts/runs.h"
 
 namespace se {
@@ -16,18 +17,18 @@ using SpmmRunsFn = void (*)(const Runs& w, int64_t chunk, const void* x, int64_t
 struct SpmmRunsKernel {
   const char* name;
   DType weight;
-  Isa isa;
+  CompileTarget target;
   DType panel;         // what x holds
   int64_t max_tokens;  // widest panel that the registers hold
   SpmmRunsFn run;
 };
 
-// The best kernel for `weight` at `isa`: the first row of kernels.inc that fits.
-const SpmmRunsKernel& spmm_runs(DType weight, Isa isa);
+// The first row of kernels.inc for `weight` that `caps` covers.
+const SpmmRunsKernel& spmm_runs(DType weight, Capabilities caps);
 
-#define SE_SPMM_RUNS(weight, isa, panel, max_tokens)                                           \
-  void spmm_runs_##weight##_##isa(const Runs& w, int64_t chunk, const void* x, int64_t tokens, \
-                                  void* y);
+#define SE_SPMM_RUNS(weight, target, panel, max_tokens)                                           \
+  void spmm_runs_##weight##_##target(const Runs& w, int64_t chunk, const void* x, int64_t tokens, \
+                                     void* y);
 #include "kernels/spmm_runs/kernels.inc"
 #undef SE_SPMM_RUNS
 

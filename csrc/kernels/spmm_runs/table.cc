@@ -6,19 +6,21 @@ namespace se {
 namespace {
 
 constexpr SpmmRunsKernel kTable[] = {
-#define SE_SPMM_RUNS(weight, isa, panel, max_tokens)                                 \
-  {"spmm_runs_" #weight "_" #isa, DType::weight, Isa::isa, DType::panel, max_tokens, \
-   spmm_runs_##weight##_##isa},
+#define SE_SPMM_RUNS(weight, target, panel, max_tokens)                                        \
+  {"spmm_runs_" #weight "_" #target, DType::weight, targets::target, DType::panel, max_tokens, \
+   spmm_runs_##weight##_##target},
 #include "kernels/spmm_runs/kernels.inc"
 #undef SE_SPMM_RUNS
 };
 
 }  // namespace
 
-const SpmmRunsKernel& spmm_runs(DType weight, Isa isa) {
-  return first_that_fits(kTable, weight, isa);
+const SpmmRunsKernel& spmm_runs(DType weight, Capabilities caps) {
+  return best_row(kTable, weight, caps);
 }
 
-void list_spmm_runs(std::vector<KernelInfo>& out) { list_table(kTable, "spmm", "runs", out); }
+void list_spmm_runs(std::vector<KernelInfo>& out) {
+  list_table(kTable, "spmm", Runs::kPacking, out);
+}
 
 }  // namespace se

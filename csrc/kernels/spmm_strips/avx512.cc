@@ -1,4 +1,4 @@
-#define SE_ISA avx512
+#define SE_TARGET avx512
 #include "simd/avx512.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "kernels/widen.inl.h"

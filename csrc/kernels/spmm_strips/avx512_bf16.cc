@@ -1,12 +1,12 @@
 // vdpbf16ps takes pairs of columns: entries are taken two at a time and the two slices of the panel
 // are interleaved on the fly, once for all rows of the strip. The panel's token order (see
 // kernels/panel_io/kernel.h) makes unpacklo the first and unpackhi the last 16 of 32 tokens.
-#define SE_ISA avx512_bf16
+#define SE_TARGET avx512_bf16
 #include "simd/avx512.h"
 #include "kernels/spmm_strips/kernel.h"
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 // R rows x V groups of 32 tokens.
 template <int R, int V>
@@ -89,7 +89,7 @@ inline void panel(const Strips& m, int64_t begin, int64_t end, const uint16_t* x
   if (r < m.height) rows<T, 1>(m, begin, end, r, x, y);
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se
 
 void se::spmm_strips_bf16_avx512_bf16(const Strips& m, int64_t begin, int64_t end, const void* x,

@@ -1,9 +1,9 @@
-// The algorithm of spmm_strips over the vector layer; included once per ISA, after simd/<isa>.h.
+// The algorithm of spmm_strips over the vector layer; included once per ISA, after simd/<target>.h.
 // Tokens lie in the lanes: an entry is one broadcast weight times unit-stride loads, whatever the
 // pattern. Nothing is gathered, scattered or transposed.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 // R rows x V vectors of accumulators stay in registers over the entries of one (K-block, strip).
 template <int T, int R, int V>
@@ -84,5 +84,5 @@ inline void spmm_strips(const Strips& m, int64_t begin, int64_t end, const float
   panel<W, 16>(m, begin, end, x, y);
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

@@ -1,6 +1,7 @@
 // spmm_strips: a range of strips times one panel of tokens.
 #pragma once
 
+#include "core/capabilities.h"
 #include "layouts/strips.h"
 
 namespace se {
@@ -17,18 +18,18 @@ using SpmmStripsFn = void (*)(const Strips& w, int64_t begin, int64_t end, const
 struct SpmmStripsKernel {
   const char* name;
   DType weight;
-  Isa isa;
+  CompileTarget target;
   DType panel;         // what x holds
   int64_t min_tokens;  // narrowest panel that the kernel takes
   SpmmStripsFn run;
 };
 
-// The best kernel for `weight` at `isa`: the first row of kernels.inc that fits.
-const SpmmStripsKernel& spmm_strips(DType weight, Isa isa);
+// The first row of kernels.inc for `weight` that `caps` covers.
+const SpmmStripsKernel& spmm_strips(DType weight, Capabilities caps);
 
-#define SE_SPMM_STRIPS(weight, isa, panel, min_tokens)                                          \
-  void spmm_strips_##weight##_##isa(const Strips& w, int64_t begin, int64_t end, const void* x, \
-                                    int64_t tokens, float* y);
+#define SE_SPMM_STRIPS(weight, target, panel, min_tokens)                                          \
+  void spmm_strips_##weight##_##target(const Strips& w, int64_t begin, int64_t end, const void* x, \
+                                       int64_t tokens, float* y);
 #include "kernels/spmm_strips/kernels.inc"
 #undef SE_SPMM_STRIPS
 

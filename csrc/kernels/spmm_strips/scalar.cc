@@ -1,4 +1,4 @@
-#define SE_ISA scalar
+#define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "kernels/widen.inl.h"

@@ -4,7 +4,7 @@
 // the multiply-adds.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 // Step: `kColumns` a step, `Mask` their bits, `value` and `acc`; expand, start, multiply_add, sum.
 template <class Step, int T>
@@ -73,5 +73,5 @@ inline float quantize_bytes(const float* x, int64_t in, void* prepared) {
   return scale;
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

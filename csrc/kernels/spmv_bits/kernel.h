@@ -1,6 +1,7 @@
 // spmv_bits: a range of bitmask rows times one to four tokens.
 #pragma once
 
+#include "core/capabilities.h"
 #include "layouts/bits.h"
 
 namespace se {
@@ -8,7 +9,7 @@ namespace se {
 struct SpmvBitsKernel {
   const char* name;
   DType weight;
-  Isa isa;
+  CompileTarget target;
   // x [in] as `run` wants it: `prepared` has room for 4 bytes an input, rounded up to 64 inputs,
   // and reads as zero past `in`. Returns the token's scale: 1, or for int8 max |x| / 127 (NaN for a
   // token with an Inf or NaN).
@@ -21,12 +22,13 @@ struct SpmvBitsKernel {
               int64_t tokens, float* y, int64_t y_stride);
 };
 
-const SpmvBitsKernel& spmv_bits(DType weight, Isa isa);
+const SpmvBitsKernel& spmv_bits(DType weight, Capabilities caps);
 
-#define SE_SPMV_BITS(weight, isa)                                                           \
-  float prepare_bits_##weight##_##isa(const float* x, int64_t in, void* prepared);          \
-  void spmv_bits_##weight##_##isa(const Bits& w, int64_t begin, int64_t end, const void* x, \
-                                  int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
+#define SE_SPMV_BITS(weight, target)                                                           \
+  float prepare_bits_##weight##_##target(const float* x, int64_t in, void* prepared);          \
+  void spmv_bits_##weight##_##target(const Bits& w, int64_t begin, int64_t end, const void* x, \
+                                     int64_t x_stride, int64_t tokens, float* y,               \
+                                     int64_t y_stride);
 #include "kernels/spmv_bits/kernels.inc"
 #undef SE_SPMV_BITS
 

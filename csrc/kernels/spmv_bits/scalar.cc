@@ -1,4 +1,4 @@
-#define SE_ISA scalar
+#define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/spmv_bits/kernel.h"
 #include "kernels/ahead.inl.h"

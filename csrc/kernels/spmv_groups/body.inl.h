@@ -1,9 +1,9 @@
 // The algorithm of spmv_groups over one way to find the activations of a step's 16 values; included
-// once per ISA, after simd/<isa>.h. Positions are relative to a group, so nothing but a few bits a
-// value is read besides the values themselves.
+// once per ISA, after simd/<target>.h. Positions are relative to a group, so nothing but a few bits
+// a value is read besides the values themselves.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 // Picker(const Groups&): where(positions of a step), then take(x, where, p): vector p of the
 // activations; sum of lanes.
@@ -49,5 +49,5 @@ inline void spmv_groups(const Groups& m, int64_t begin, int64_t end, const float
   rows<W, Picker, 4>(m, begin, end, x, x_stride, y, y_stride);
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

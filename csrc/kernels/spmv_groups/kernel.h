@@ -1,6 +1,7 @@
 // spmv_groups: a range of N:M rows times one to four tokens.
 #pragma once
 
+#include "core/capabilities.h"
 #include "layouts/groups.h"
 
 namespace se {
@@ -16,15 +17,16 @@ using SpmvGroupsFn = void (*)(const Groups& w, int64_t begin, int64_t end, const
 struct SpmvGroupsKernel {
   const char* name;
   DType weight;
-  Isa isa;
+  CompileTarget target;
   SpmvGroupsFn run;
 };
 
-const SpmvGroupsKernel& spmv_groups(DType weight, Isa isa);
+const SpmvGroupsKernel& spmv_groups(DType weight, Capabilities caps);
 
-#define SE_SPMV_GROUPS(weight, isa)                                                              \
-  void spmv_groups_##weight##_##isa(const Groups& w, int64_t begin, int64_t end, const float* x, \
-                                    int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
+#define SE_SPMV_GROUPS(weight, target)                                                             \
+  void spmv_groups_##weight##_##target(const Groups& w, int64_t begin, int64_t end,                \
+                                       const float* x, int64_t x_stride, int64_t tokens, float* y, \
+                                       int64_t y_stride);
 #include "kernels/spmv_groups/kernels.inc"
 #undef SE_SPMV_GROUPS
 

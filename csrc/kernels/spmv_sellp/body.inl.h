@@ -1,10 +1,10 @@
-// The algorithm of spmv_sellp over the vector layer; included once per ISA, after simd/<isa>.h.
+// The algorithm of spmv_sellp over the vector layer; included once per ISA, after simd/<target>.h.
 // Rows lie in the lanes: no sums across lanes, no branches inside a group, and where a window fits
 // two registers no gathers either. Even and odd steps have sums of their own, to hide the latency
 // of the multiply-add.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 template <class W, int T>
 inline void group(const W* values, const uint8_t* picks, const uint16_t* offsets, int64_t steps,
@@ -62,5 +62,5 @@ inline void spmv_sellp(const SellP& m, int64_t begin, int64_t end, const float* 
   groups<W, 4>(m, begin, end, x, x_stride, y, y_stride);
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

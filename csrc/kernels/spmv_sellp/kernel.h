@@ -1,6 +1,7 @@
 // spmv_sellp: a range of SELL-P groups times one to four tokens.
 #pragma once
 
+#include "core/capabilities.h"
 #include "layouts/sellp.h"
 
 namespace se {
@@ -17,15 +18,16 @@ using SpmvSellPFn = void (*)(const SellP& w, int64_t begin, int64_t end, const f
 struct SpmvSellPKernel {
   const char* name;
   DType weight;
-  Isa isa;
+  CompileTarget target;
   SpmvSellPFn run;
 };
 
-const SpmvSellPKernel& spmv_sellp(DType weight, Isa isa);
+const SpmvSellPKernel& spmv_sellp(DType weight, Capabilities caps);
 
-#define SE_SPMV_SELLP(weight, isa)                                                             \
-  void spmv_sellp_##weight##_##isa(const SellP& w, int64_t begin, int64_t end, const float* x, \
-                                   int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
+#define SE_SPMV_SELLP(weight, target)                                                             \
+  void spmv_sellp_##weight##_##target(const SellP& w, int64_t begin, int64_t end, const float* x, \
+                                      int64_t x_stride, int64_t tokens, float* y,                 \
+                                      int64_t y_stride);
 #include "kernels/spmv_sellp/kernels.inc"
 #undef SE_SPMV_SELLP
 

@@ -3,7 +3,7 @@
 // rows in four independent scalar sums.
 
 namespace se {
-namespace SE_ISA {
+namespace SE_TARGET {
 
 inline float to_float(float a) { return a; }
 inline float to_float(bf16 a) {
@@ -123,5 +123,5 @@ inline void spmv_strips(const Strips& m, int64_t begin, int64_t end, const float
   }
 }
 
-}  // namespace SE_ISA
+}  // namespace SE_TARGET
 }  // namespace se

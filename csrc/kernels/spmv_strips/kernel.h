@@ -1,6 +1,7 @@
 // spmv_strips: a range of strips times one to eight tokens.
 #pragma once
 
+#include "core/capabilities.h"
 #include "layouts/strips.h"
 
 namespace se {
@@ -15,15 +16,16 @@ using SpmvStripsFn = void (*)(const Strips& w, int64_t begin, int64_t end, const
 struct SpmvStripsKernel {
   const char* name;
   DType weight;
-  Isa isa;
+  CompileTarget target;
   SpmvStripsFn run;
 };
 
-const SpmvStripsKernel& spmv_strips(DType weight, Isa isa);
+const SpmvStripsKernel& spmv_strips(DType weight, Capabilities caps);
 
-#define SE_SPMV_STRIPS(weight, isa)                                                              \
-  void spmv_strips_##weight##_##isa(const Strips& w, int64_t begin, int64_t end, const float* x, \
-                                    int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
+#define SE_SPMV_STRIPS(weight, target)                                                             \
+  void spmv_strips_##weight##_##target(const Strips& w, int64_t begin, int64_t end,                \
+                                       const float* x, int64_t x_stride, int64_t tokens, float* y, \
+                                       int64_t y_stride);
 #include "kernels/spmv_strips/kernels.inc"
 #undef SE_SPMV_STRIPS
 

@@ -1,4 +1,4 @@
-#define SE_ISA scalar
+#define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/spmv_strips/kernel.h"
 #include "kernels/spmv_strips/body.inl.h"
