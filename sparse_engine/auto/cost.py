@@ -92,7 +92,7 @@ def estimate(spec: str, weight: Tensor, nnz: int, tokens: int, dtype: str) -> fl
         tokens: rows of x.
         dtype: of the stored values, as in SparseConfig.
     """
-    wide = _core.active_isa().startswith("avx512")
+    wide = "avx512" in _core.capabilities()
     vectors = -(-tokens // 16) * (1 if wide else 2)  # of tokens
     passes = -(-tokens // 4)  # over the weights
     if spec == "sellp":

@@ -71,7 +71,8 @@ def kernel(
         str, typer.Option(help="torch, onnxruntime, openvino, scipy, torch-csr, torch-bsr.")
     ] = "torch",
     isa: Annotated[
-        str | None, typer.Option(help="Levels to force, e.g. scalar,avx2, or all.")
+        str | None,
+        typer.Option(help="Presets to force, e.g. scalar,avx2 or native,-bf16; all."),
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Of a network.")] = 2,
     steps: Annotated[
@@ -240,19 +241,26 @@ def _tell(
 
 
 def isa_levels(isa: str | None) -> tuple[str | None, ...]:
-    """The levels to measure; "all" is every one that has kernels and that this machine runs."""
+    """The sets of capabilities to measure, each as SPARSE_ENGINE_ISA names it.
+
+    "all" is every preset that has kernels and that this machine supports, from small to large, so
+    that a kernel is measured at the first preset that has it. Elsewhere commas separate the sets; a
+    part with a sign belongs to the set before it: "scalar,native,-bf16" is two sets.
+    """
     if isa is None:
         return (None,)
     if isa != "all":
-        return tuple(dict.fromkeys(split(isa, str, "--isa")))
+        sets: list[str] = []
+        for part in split(isa, str, "--isa"):
+            if sets and part.startswith(("+", "-")):
+                sets[-1] += f",{part}"
+            else:
+                sets.append(part)
+        return tuple(dict.fromkeys(sets))
     from sparse_engine import _core
 
-    found = {k["isa"] for k in _core.kernels() if k["supported"]}
-    return tuple(level for level in LEVELS if level in found)
-
-
-# Lowest first: a kernel is measured at the level that brings it.
-LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16")
+    targets = {k["isa"] for k in _core.kernels()}
+    return tuple(preset for preset in _core.presets() if preset in targets)
 
 
 @app.command("compare", cls=Command)

@@ -23,8 +23,9 @@ OPTIONAL = {
 def info() -> None:
     """Show the processor, the instruction set found and chosen, every kernel, and the extras.
 
-    SPARSE_ENGINE_ISA=avx2 forces a level: scalar, avx2, avx512, avx512_vnni, avx512_vbmi2
-    or avx512_bf16.
+    SPARSE_ENGINE_ISA=avx2 forces a preset: scalar, avx2, avx512, avx512_vnni, avx512_vbmi2,
+    avx512_bf16, avx512_fp16, avx512_amx or native. It may add and subtract capabilities:
+    "native,-bf16", "avx512,vnni".
     """
     import torch
     from rich.table import Table
@@ -43,6 +44,7 @@ def info() -> None:
     if not forced and active != _core.detected_isa():
         why = f"{_core.detected_isa()} is there, but its products are slower than float32's"
     facts.add_row("ISA", f"{active} ({why})")
+    facts.add_row("capabilities", ", ".join(_core.capabilities()) or "none")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     facts.add_row("CUDA device", cuda)
     for name, purpose in OPTIONAL.items():

@@ -10,9 +10,8 @@ from torch import Tensor
 # Importing torch first matters: the extension then binds to torch's OpenMP, and one pool serves both.
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
-from sparse_engine.ops.reference import ACTIVATIONS
 
-ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+ACTIVATION_CODES = _core.ACTIVATIONS  # the native library's codes, by name
 
 # One operator for every packing: what differs is the list of buffers and of parameters.
 _library = torch.library.Library("sparse_engine", "FRAGMENT")

@@ -71,6 +71,12 @@ def test_isa_is_forced_for_the_run_only(monkeypatch: pytest.MonkeyPatch) -> None
         list(bench_kernel(grid, isa="mmx"))
 
 
+def test_a_signed_part_belongs_to_the_set_before_it() -> None:
+    assert isa_levels("scalar,native,-bf16") == ("scalar", "native,-bf16")
+    assert isa_levels("avx512,+vnni,+bf16,scalar") == ("avx512,+vnni,+bf16", "scalar")
+    assert isa_levels(None) == (None,)
+
+
 def test_weights_have_the_pattern_of_their_format() -> None:
     for spec, sparsity in (("csr", 0.9), ("bsr:4x1", 0.8), ("bsr:4x4", 0.5)):
         weight = random_weight(64, 64, sparsity, spec)

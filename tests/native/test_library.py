@@ -41,25 +41,6 @@ def test_import_is_cheap() -> None:
         assert heavy not in loaded
 
 
-ISAS = ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16"]
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_environment_forces_an_isa(isa: str) -> None:
-    from sparse_engine import _core
-
-    if ISAS.index(isa) > ISAS.index(_core.detected_isa()):
-        pytest.skip(f"this machine has {_core.detected_isa()}")
-    code = (
-        "from sparse_engine import _core\n"
-        "print(_core.active_isa(), _core.linear_kernel('strips', 'bfloat16', 128))"
-    )
-    active, kernel = python(code, SPARSE_ENGINE_ISA=isa).split()
-    assert active == isa
-    expected = "avx512" if isa in ("avx512_vnni", "avx512_vbmi2") else isa
-    assert kernel == f"spmm_strips_bf16_{expected}"
-
-
 def test_isa_objects_export_only_kernels() -> None:
     """A weak template built with AVX-512 flags could be linked in for the whole program (SIGILL)."""
     nm = shutil.which("nm")

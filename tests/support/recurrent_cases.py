@@ -19,8 +19,7 @@ NETWORKS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "rnn": (nn.RNN, se.nn.SparseRNN, {}),
     "rnn, relu": (nn.RNN, se.nn.SparseRNN, {"nonlinearity": "relu"}),
 }
-LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16")
-ISAS = LEVELS[: LEVELS.index(_core.detected_isa()) + 1]
+ISAS = _core.presets()
 
 
 def dense(kind: str, inputs: int = 9, hidden: int = 21, sparsity: float = 0.6, **more: Any) -> Any:

@@ -15,8 +15,7 @@ from sparse_engine.ops import weight_handle
 from sparse_engine.ops.native import ACTIVATION_CODES
 from sparse_engine.packings import Bits, Bits8, QuadRuns, Runs, SellP8, Strips
 
-ISAS = ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16"]
-ISAS = ISAS[: ISAS.index(_core.detected_isa()) + 1]
+ISAS = _core.presets()
 CONFIG = {
     "hidden": 20,
     "heads": 4,

@@ -28,9 +28,9 @@ from sparse_engine.formats.checks import (
     check_zero,
 )
 
-# Columns whose slice of the widest panel stays in L1 beside weights and results: 32 KiB.
-K_BLOCK = {"scalar": 256, "avx2": 256}
-WIDE_K_BLOCK = 128
+# Columns whose slice of the widest panel stays in L1 beside weights and results: 32 KiB. Panels are
+# twice as wide with AVX-512.
+K_BLOCK, AVX512_K_BLOCK = 256, 128
 # Rows of a chunk: as many as keep its results (192 KiB at 64 tokens) in L2, since every chunk loads
 # the panel anew; fewer where there would be too few chunks for the threads.
 MAX_CHUNK, MIN_CHUNK = 768, 64
@@ -211,7 +211,7 @@ def pack_pattern(
 ) -> dict[str, Tensor | int]:
     """Buffers and parameters of a packing of `weight`'s pattern, with `values` [entries] to match."""
     chunk = chunk or chunk_rows(weight.shape[0])
-    block = block or K_BLOCK.get(_core.active_isa(), WIDE_K_BLOCK)
+    block = block or (AVX512_K_BLOCK if "avx512" in _core.capabilities() else K_BLOCK)
     if values.device.type != "cpu":
         raise UsageError(f"runs are packed on the CPU, the weight is on {values.device}")
     raw = values.view(torch.int16 if values.dtype == torch.bfloat16 else torch.int32)
