@@ -42,7 +42,7 @@ def info() -> None:
     facts.add_row("threads", str(torch.get_num_threads()))
     why = "forced" if forced else "detected"
     if not forced and active != _core.detected_isa():
-        why = f"{_core.detected_isa()} is there, but its products are slower than float32's"
+        why = "detected, without bf16: its products are slower here than float32's"
     facts.add_row("ISA", f"{active} ({why})")
     facts.add_row("capabilities", ", ".join(_core.capabilities()) or "none")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
