@@ -264,7 +264,7 @@ def table(rows: list[Outcome]) -> str:
         [
             *lines,
             "",
-            f"{whole} of {len(rows)} architectures come through all steps, {native} of them native. "
+            f"{whole} of {len(rows)} architectures pass all steps, {native} of them native. "
             f"transformers {transformers.__version__}, torch {torch.__version__}.",
             "",
         ]
