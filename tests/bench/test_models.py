@@ -35,4 +35,4 @@ def test_what_fails_is_a_row_too(tmp_path: Path) -> None:
     rows = [attempt(Case("BertModel", {"hidden_size": 30}), tmp_path)]
     assert rows[0].error.startswith("build: ")
     text = SCRIPT["table"](rows)
-    assert "0 of 1 architectures come through all steps" in text
+    assert "0 of 1 architectures pass all steps" in text
