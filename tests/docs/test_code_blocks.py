@@ -79,32 +79,17 @@ SHELL = [block for block in BLOCKS if block.language in ("bash", "console")]
 
 def write_encoder(folder: Path) -> dict[str, Any]:
     """A tiny BERT with its tokenizer under a name of the Hub, texts, and calibration batches."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel
+    from task_models import PIECES, WORDS
+    from task_models import folder as write_model
 
-    words = "[PAD] [UNK] [CLS] [SEP] the cat sat on a mat and one dog ran far away text".split()
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    path = folder / "sentence-transformers" / "all-MiniLM-L6-v2"
-    model = BertModel(config).eval()
-    model.save_pretrained(path)
-    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.save(str(path / "tokenizer.json"))
-    ids = torch.randint(4, len(words), (40, 12))
-    lines = [" ".join(words[i] for i in row) for row in ids.tolist()]
-    (folder / "texts.txt").write_text("\n".join(lines))
-    batches = [
-        {"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in ids[:8, None]
-    ]
+    from sparse_engine.io import load_pretrained
+
+    path = write_model(folder / "sentence-transformers" / "all-MiniLM-L6-v2", "BertModel")
+    model, _ = load_pretrained(path)
+    picks = torch.randint(len(WORDS), (40, 12)).tolist()
+    (folder / "texts.txt").write_text("\n".join(" ".join(WORDS[i] for i in row) for row in picks))
+    ids = torch.randint(4, len(PIECES), (8, 1, 12))
+    batches = [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in ids]
     return {"model": model, "batches": batches}
 
 
