@@ -53,7 +53,7 @@ def random_weight(
 
 
 def pack_as(spec: str, weight: Tensor, dtype: torch.dtype, gated: bool = False) -> Format:
-    """The packing of `pack_gpu`, made without the format that it would be made from."""
+    """The packing of the CUDA backend, made without the format that it would be made from."""
     params = FormatSpec.parse(spec).params
     if spec.startswith("bsr"):
         return Blocks.from_dense(weight, params["rows"], params["cols"], dtype, gated)

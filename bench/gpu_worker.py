@@ -9,7 +9,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from threading import Event, Timer
 from time import time
 from typing import Any
@@ -19,11 +19,8 @@ from gpu_checks import Check, StepCheck, checks
 from gpu_points import Facts, Point, points
 from gpu_weights import Setting, one_line
 
+from sparse_engine.backends import CUDA, use_backend
 from sparse_engine.errors import SparseEngineError, UsageError
-from sparse_engine.formats import Format
-from sparse_engine.nn import linear as linear_module
-from sparse_engine.nn.recurrent.base import SparseRNNBase
-from sparse_engine.packings import GPU_PACKINGS, pack_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 READY = "ready\n"
@@ -42,25 +39,15 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
     return [Facts(), *([] if given.skip_checks else checks(given.tiny)), *rows]
 
 
-def as_if_on_gpu() -> None:
-    """Let layers and networks on the CPU do what they do on a GPU."""
-
-    def pack(
-        weight: Format, device_type: str = "", dtype: str | None = None, tokens: Any = ()
-    ) -> Format:
-        return pack_gpu(weight, dtype)
-
-    linear_module.pack = pack
-    linear_module.PACKINGS = GPU_PACKINGS  # type: ignore[assignment]
-    SparseRNNBase._on_gpu = lambda self, x: True  # type: ignore[method-assign]
-
-
 @torch.inference_mode()
 def work(given: argparse.Namespace) -> None:
     """Do the jobs from --worker on, and print a line of JSON for each."""
     at = Setting(torch.device("cpu" if INTERPRETED else "cuda"), given.rounds, given.tiny)
-    if INTERPRETED:
-        as_if_on_gpu()
+    with use_backend(CUDA) if INTERPRETED else nullcontext():  # layers on the CPU as on a GPU
+        _work(given, at)
+
+
+def _work(given: argparse.Namespace, at: Setting) -> None:
     print(READY, end="", flush=True)
     for job in jobs_of(given)[given.worker :]:
         if time() > given.until:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import FormatSpec
@@ -50,13 +49,6 @@ class SparseConfig:
     def source_dtype(self) -> torch.dtype:
         """What a weight is cast to before it is packed: `dtype`, or float32 if no format holds that."""
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
-
-    def dtype_of(self, weight: Tensor) -> str:
-        """`dtype` for a weight: on a GPU "float32" leaves a model of 16 bits what it is."""
-        narrow = weight.dtype in (torch.bfloat16, torch.float16)
-        if weight.is_cuda and self.dtype == "float32" and narrow:
-            return str(weight.dtype).removeprefix("torch.")
-        return self.dtype
 
     @classmethod
     def of(cls, config: Self | str | None) -> Self:

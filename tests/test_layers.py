@@ -15,9 +15,9 @@ ALLOWED = {
     "formats": {"_core", "errors"},
     "packings": {"_core", "errors", "formats", "kernels"},
     "config": {"errors", "formats"},
-    "ops": {"_core", "errors", "formats", "packings", "kernels"},
     "backends": {"_core", "errors", "formats", "packings", "kernels"},
-    "auto": {"_core", "backends", "config", "errors", "formats", "ops", "packings"},
+    "ops": {"backends", "errors", "formats"},
+    "auto": {"_core", "backends", "config", "errors", "formats", "ops"},
     "modules": {"errors"},
     "models": {"errors"},
     "nn": {
@@ -52,6 +52,7 @@ ALLOWED = {
     "bench": {
         "_core",
         "auto",
+        "backends",
         "config",
         "convert",
         "errors",

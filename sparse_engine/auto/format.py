@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -27,23 +26,17 @@ from sparse_engine import _core
 from sparse_engine.auto import cache
 from sparse_engine.auto.cache import Measurement
 from sparse_engine.auto.cost import candidates
-from sparse_engine.backends.cuda_timer import time_on_gpu
+from sparse_engine.backends import backend_of
 from sparse_engine.config import SparseConfig
-from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.ops import run_linear
-from sparse_engine.packings import FLOAT16_ON_CPU, pack
 
 # Below this share of zeros no format is timed.
 MIN_SPARSITY = 0.05
 # Scores within this share of the best one are a tie, which the smallest packed size decides.
 TIE_MARGIN = 0.1
-# Bytes read before each sample on the CPU: more than the L2 of a core and its share of L3.
-FLUSH_BYTES = 32 << 20
 # Part of the cache key: measurements taken in another way are not compared with these.
 METHOD = 3
-# A format is timed in this many rounds, or until so many seconds are spent on one token count.
-ROUNDS, TIME_LIMIT = 9, 1.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,7 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     Raises:
         UsageError: The dtype has no kernels on the weight's device.
     """
-    if config.dtype == "float16" and weight.device.type == "cpu":
-        raise UsageError(FLOAT16_ON_CPU)
+    backend_of(weight).value_dtype(weight, config.dtype)  # raises for one without kernels
     sparsity = share_of_zeros(weight)
     fallback = "dense" if dense else "csr"
     if sparsity < MIN_SPARSITY:
@@ -91,7 +83,7 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     stored = weight.to(config.source_dtype)
     specs = candidates(stored, config.tokens, config.dtype)
     if not specs:
-        reason = f"no format with a kernel on {weight.device.type} fits the pattern"
+        reason = f"no format with a kernel on {weight.device} fits the pattern"
         return Choice(fallback, 1.0, {}, reason)
     key = _key(weight, config, specs, sparsity)
     measured = cache.load(key)
@@ -136,16 +128,17 @@ def _smallest_near_best(
 
 def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float) -> dict[str, Any]:
     """What must be equal for a measurement to hold again."""
+    backend = backend_of(weight)
     return {
         "method": METHOD,
-        "device": torch.cuda.get_device_name(weight.device) if weight.is_cuda else _core.cpu_name(),
+        "device": backend.device_name(weight.device),
         "isa": _core.active_isa(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "sparse_engine": version("sparse-engine"),
         "shape": list(weight.shape),
         "dense": str(weight.dtype).removeprefix("torch."),
-        "dtype": config.dtype_of(weight),
+        "dtype": backend.value_dtype(weight, config.dtype),
         "tokens": list(config.tokens),
         "formats": specs,
         "sparsity": round(sparsity, 2),
@@ -155,7 +148,8 @@ def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float
 def _pack(spec: str, weight: Tensor, stored: Tensor, config: SparseConfig) -> Format:
     """The packed weight that a layer would hold; `stored` is `weight` in the source dtype."""
     plain = FormatSpec.parse(spec).from_dense(stored)
-    return pack(plain, weight.device.type, config.dtype_of(weight), config.tokens)
+    backend = backend_of(weight)
+    return backend.pack(plain, backend.value_dtype(weight, config.dtype), config.tokens)
 
 
 def _measure(weight: Tensor, packed: dict[str, Format], tokens: tuple[int, ...]) -> Measurement:
@@ -168,28 +162,9 @@ def _measure(weight: Tensor, packed: dict[str, Format], tokens: tuple[int, ...])
     return Measurement(times, {"dense": weight.nbytes, **sizes})
 
 
-@torch.inference_mode()
 def _time_in_turn(weight: Tensor, packed: dict[str, Format], x: Tensor) -> dict[str, float]:
-    """Microseconds of a call: the minimum on the CPU, the median on a GPU.
-
-    Formats take turns, so that a drift of the clock affects all of them.
-    """
+    """Microseconds of a call of dense and of each packing."""
     runs: dict[str, Callable[[], object]] = {"dense": lambda: F.linear(x, weight)}
     for spec, p in packed.items():
         runs[spec] = lambda p=p: run_linear(p, x, None, "none", None)  # type: ignore[misc]
-    if x.is_cuda:
-        return time_on_gpu(runs, x.device)
-    best = dict.fromkeys(runs, float("inf"))
-    flush = torch.zeros(FLUSH_BYTES // 4)
-    began = perf_counter()
-    for turn in range(ROUNDS + 1):
-        for spec, call in runs.items():
-            flush.sum()  # in place of other layers' weights
-            x.sum()  # in cache, as the output of the layer before
-            start = perf_counter()
-            call()
-            if turn:  # the first turn warms up
-                best[spec] = min(best[spec], (perf_counter() - start) * 1e6)
-        if turn and perf_counter() - began > TIME_LIMIT:
-            break
-    return best
+    return backend_of(x).time(runs, x.device, (x,))

@@ -8,19 +8,18 @@ network becomes sparse only if it is faster in each workload.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparse_engine.backends.cuda_timer import time_on_gpu
+from sparse_engine.backends import backend_of
 
 STEPS = 32
 """Steps of the sequences that are timed."""
 # A sample of single steps repeats them until the clock's resolution does not matter.
-REPEATS, ROUNDS = 50, 7
-Call = Callable[[], object]
+REPEATS = 50
+Calls = dict[str, Callable[[], object]]
 
 
 def faster_network(network: Any, sparse: Any, tokens: tuple[int, ...]) -> tuple[bool, str]:
@@ -33,15 +32,14 @@ def faster_network(network: Any, sparse: Any, tokens: tuple[int, ...]) -> tuple[
     """
     batches = sorted({max(1, count // STEPS) for count in tokens})
     cell = isinstance(network, nn.RNNCellBase)
-    device = next(network.parameters()).device
     faster, details = True, []
     if 1 in tokens and not getattr(network, "bidirectional", False):
-        before, after = _seconds(device, _single_steps(network, sparse), REPEATS)
+        before, after = _seconds(*_single_steps(network, sparse), REPEATS)
         faster = after < before
         details.append(f"a step: dense {before * 1e6:.1f} us, sparse {after * 1e6:.1f} us")
     larger = [batch for batch in batches if not (cell and batch == 1 and 1 in tokens)]
     if larger:
-        times = [_seconds(device, _sequences(network, sparse, batch), 1) for batch in larger]
+        times = [_seconds(*_sequences(network, sparse, batch), 1) for batch in larger]
         before, after = (sum(part) for part in zip(*times, strict=True))
         faster = faster and after < before
         unit = "steps" if cell else f"sequences of {STEPS} steps"
@@ -56,41 +54,36 @@ def _inputs(network: Any, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, network.input_size).to(next(network.parameters()))
 
 
-def _sequences(network: Any, sparse: Any, batch: int) -> tuple[Call, Call]:
-    """A call of each network on `batch` sequences; of a cell one step of them."""
+def _sequences(network: Any, sparse: Any, batch: int) -> tuple[torch.Tensor, Calls]:
+    """The input of `batch` sequences and a call of each network; of a cell one step of them."""
     shape: tuple[int, ...] = (STEPS, batch)
     if isinstance(network, nn.RNNCellBase):
         shape = (batch,)
     elif network.batch_first:
         shape = (batch, STEPS)
     x = _inputs(network, *shape)
-    return (lambda: network(x)), (lambda: sparse(x))
+    return x, {"dense": lambda: network(x), "sparse": lambda: sparse(x)}
 
 
-def _single_steps(network: Any, sparse: Any) -> tuple[Call, Call]:
-    """A step of one sequence, from the state that the step before has left."""
+def _single_steps(network: Any, sparse: Any) -> tuple[torch.Tensor, Calls]:
+    """The input and a step of one sequence, from the state that the step before has left."""
     x = _inputs(network, 1)
     with torch.inference_mode():
         if isinstance(network, nn.RNNCellBase):
-            dense_state, sparse_state = network(x), sparse(x)
-            return (lambda: network(x, dense_state)), (lambda: sparse(x, sparse_state))
+            cell_state, sparse_state = network(x), sparse(x)
+            return x, {
+                "dense": lambda: network(x, cell_state),
+                "sparse": lambda: sparse(x, sparse_state),
+            }
         sequence = x[None]  # one step of one sequence, batch first or not
-        dense_state, sparse_state = network(sequence)[1], sparse.step(x)[1]
-    return (lambda: network(sequence, dense_state)), (lambda: sparse.step(x, sparse_state))
+        state, sparse_state = network(sequence)[1], sparse.step(x)[1]
+    return x, {
+        "dense": lambda: network(sequence, state),
+        "sparse": lambda: sparse.step(x, sparse_state),
+    }
 
 
-@torch.inference_mode()
-def _seconds(device: torch.device, calls: tuple[Call, Call], repeats: int) -> tuple[float, float]:
-    """Seconds of a call of each: the minimum on the CPU, the median on a GPU."""
-    if device.type == "cuda":
-        times = time_on_gpu(dict(zip(("dense", "sparse"), calls, strict=True)), device)
-        return times["dense"] / 1e6, times["sparse"] / 1e6
-    best = [float("inf"), float("inf")]
-    for turn in range(ROUNDS):
-        for i, call in enumerate(calls):
-            start = perf_counter()
-            for _ in range(repeats):
-                call()
-            if turn:  # the first turn warms up
-                best[i] = min(best[i], (perf_counter() - start) / repeats)
-    return best[0], best[1]
+def _seconds(x: torch.Tensor, calls: Calls, repeats: int) -> tuple[float, float]:
+    """Seconds of a call of each network."""
+    times = backend_of(x).time(calls, x.device, (x,), repeats)
+    return times["dense"] / 1e6, times["sparse"] / 1e6

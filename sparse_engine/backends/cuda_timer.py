@@ -1,4 +1,7 @@
-"""Times of calls on a GPU: CUDA graphs in turn, with cold caches, so that no launch from Python counts."""
+"""Times of calls on a GPU: CUDA graphs in turn, with cold caches.
+
+A graph replays its kernels without Python, so launches do not count.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,16 @@ FLUSH_BYTES = 256 * 1024 * 1024
 
 @cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream of this module's own: torch's for captures belongs to the device that captured first, and
-    each new one would hold a workspace of cuBLAS.
+    """The stream that captures use on a device.
+
+    torch's own stream for captures belongs to the device that captured first, and each new stream would
+    hold a workspace of cuBLAS.
     """
     return torch.cuda.Stream(device)
 
 
 def capture(call: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
-    """`call` as a CUDA graph; it runs three times before, and compiles."""
+    """`call` as a CUDA graph; it runs three times before the capture, so that its kernels compile."""
     with torch.cuda.device(device):
         stream = side_stream(device)
         stream.wait_stream(torch.cuda.current_stream())
@@ -39,7 +44,7 @@ def capture(call: Callable[[], object], device: torch.device) -> torch.cuda.CUDA
 def time_on_gpu(
     calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = 20
 ) -> dict[str, float]:
-    """Median microseconds of each call; they take turns, so that drift of the clocks hits them all."""
+    """Median microseconds of each call; calls alternate, so that drift of the clocks affects them all."""
     graphs = {name: capture(call, device) for name, call in calls.items()}
     with torch.cuda.device(device):
         flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)

@@ -1,32 +1,42 @@
 """2:4 for many tokens on a GPU: torch's own semi-structured kernels, where they are faster than dense.
 
-The layer stays torch.nn.Linear, with its weight in torch's compressed format. What comes out is compared
-with dense before anything is timed (arXiv:2104.08378; torch.sparse.to_sparse_semi_structured).
+The layer stays torch.nn.Linear, with its weight in torch's compressed format (arXiv:2104.08378;
+torch.sparse.to_sparse_semi_structured). Its results are compared with dense before anything is timed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_engine.backends.cuda_timer import time_on_gpu
 from sparse_engine.formats import most_in_group
 
 NARROW = (torch.float16, torch.bfloat16)
 # Largest difference from dense over the largest magnitude: sums in another order, rounded to 16 bits.
 TOLERANCE = 2e-2
-# What it must save against dense: less is within the noise of the timer.
+# Share of dense time that it must save: less is within the noise of the timer.
 MARGIN = 0.02
 
 
-def compress(linear: nn.Linear, tokens: tuple[int, ...]) -> tuple[Tensor | None, str]:
-    """The weight in torch's format, and what was measured; None, and why, where it does not pay.
+def compress(
+    linear: nn.Linear, tokens: tuple[int, ...], time: Callable[..., dict[str, float]]
+) -> tuple[Tensor | None, str]:
+    """The weight of a layer on a GPU in torch's format, where that is faster than dense.
 
-    Why is "" for weights that are not meant: not 2:4, not of 16 bits, not on a GPU.
+    Args:
+        linear: The dense layer.
+        tokens: Numbers of rows that the two are timed with, one after the other.
+        time: Microseconds of calls by name, as `Backend.time` measures them.
+
+    Returns:
+        The compressed weight, or None; and the reason, which is "" for weights that torch has no such
+        format for: those that are not 2:4 or not of 16 bits.
     """
     weight = linear.weight.detach()
-    if not _on_gpu(weight) or weight.dtype not in NARROW or most_in_group(weight, 4) > 2:
+    if weight.dtype not in NARROW or most_in_group(weight, 4) > 2:
         return None, ""
     try:
         compressed = torch.sparse.to_sparse_semi_structured(weight)
@@ -41,11 +51,11 @@ def compress(linear: nn.Linear, tokens: tuple[int, ...]) -> tuple[Tensor | None,
                 "dense": lambda x=x: F.linear(x, weight),
                 "2:4": lambda x=x: F.linear(x, compressed),
             }
-            for name, micros in time_on_gpu(calls, weight.device).items():
+            for name, micros in time(calls, weight.device).items():
                 total[name] += micros
     except Exception as error:  # shapes that it does not take, no library, no memory
-        told = (str(error).splitlines() or [""])[0][:100]
-        return None, f"torch has no 2:4 for it: {type(error).__name__}: {told}"
+        detail = (str(error).splitlines() or [""])[0][:100]
+        return None, f"torch has no 2:4 for it: {type(error).__name__}: {detail}"
     share = total["2:4"] / total["dense"]
     if share > 1 - MARGIN:
         return None, f"torch's 2:4 takes {share:.2f} of dense"
@@ -70,7 +80,3 @@ def restored(linear: nn.Linear) -> nn.Linear:
     plain.weight = nn.Parameter(plain_of(linear.weight), requires_grad=False)
     plain.bias = linear.bias
     return plain.train(linear.training)
-
-
-def _on_gpu(weight: Tensor) -> bool:
-    return weight.is_cuda

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sparse_engine.auto.cost import costs, fitting
+from sparse_engine.auto.cost import costs
+from sparse_engine.backends import backend_of
 
 if TYPE_CHECKING:
     from sparse_engine.bench.kernel import KernelRow
@@ -23,7 +24,7 @@ def likely_faster(weight: Tensor, row: KernelRow) -> str:
 
     weight: float32 [out, in], as it was packed.
     """
-    specs = dict.fromkeys((row.format, *fitting(weight, row.dtype)))
+    specs = dict.fromkeys((row.format, *backend_of(weight).formats(weight, row.dtype)))
     cost = costs(specs, weight, (row.m,), row.dtype)
     best = min(cost, key=cost.__getitem__)
     return best if cost[best] < LIKELY * cost[row.format] else ""

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 from sparse_engine import _core
 from sparse_engine.auto.format import choose_format
+from sparse_engine.backends import CPU
+from sparse_engine.backends.cpu import FEW_TOKENS
 from sparse_engine.bench.grid import Case, KernelGrid
 from sparse_engine.bench.hints import likely_faster
 from sparse_engine.bench.machine import BusyMeter
@@ -32,7 +34,6 @@ from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.ops import linear_kernel, run_linear, weight_handle
-from sparse_engine.packings import FEW_TOKENS, pack, packing_of
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Layer:
     def of(cls, weight: Tensor, spec: str, dtype: str, source: str = "random") -> Layer:
         """Store a float32 weight [out, in] as `spec` says, and pack it."""
         weight = weight.to(carrier(dtype))
-        packed = pack(FormatSpec.parse(spec).from_dense(weight), "cpu", dtype)
+        packed = CPU.pack(FormatSpec.parse(spec).from_dense(weight), dtype)
         stored = packed.to_dense() if dtype == "int8" else weight
         return cls(spec, dtype, weight.float(), stored, packed, source)
 
@@ -199,9 +200,9 @@ class Layer:
     @cached_property
     def _for_a_few(self) -> Format:
         spec = FormatSpec.parse(self.spec)
-        if isinstance(self.packed, packing_of(spec.format, spec.params, self.dtype, (FEW_TOKENS,))):
+        if isinstance(self.packed, CPU.packing_for(spec, self.dtype, (FEW_TOKENS,))):
             return self.packed
-        return pack(spec.from_dense(self.stored), "cpu", self.dtype, (FEW_TOKENS,))
+        return CPU.pack(spec.from_dense(self.stored), self.dtype, (FEW_TOKENS,))
 
     @property
     def block(self) -> tuple[int, int]:

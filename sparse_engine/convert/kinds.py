@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparse_engine.backends.cuda_timer import time_on_gpu
+from sparse_engine.backends import backend_of
 from sparse_engine.modules.experts import DOWN, is_experts, is_transposed
 from sparse_engine.nn import (
     SparseConv1d,
@@ -24,7 +22,6 @@ from sparse_engine.nn.recurrent.networks import NETWORKS
 
 # Groups of a convolution narrower than this stay dense: a product for each costs more than it saves.
 MIN_GROUP = 8
-ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -136,28 +133,15 @@ def faster(
     total = [0.0, 0.0]
     for count in tokens:
         inputs = _inputs(kind, dense, count)
-        calls = [lambda m=m, i=inputs: m(*i) for m in (dense, twin)]
-        for i, seconds in enumerate(_seconds(calls, inputs[0].device)):
-            total[i] += seconds
+        calls = {"dense": lambda i=inputs: dense(*i), "sparse": lambda i=inputs: twin(*i)}
+        times = backend_of(inputs[0]).time(calls, inputs[0].device, inputs[:1])
+        for i, name in enumerate(calls):
+            total[i] += times[name] / 1e6
     for m, was in training.items():
         m.training = was
     counts = ", ".join(map(str, tokens))
     told = f"{counts} tokens: dense {total[0] * 1e6:.0f} us, sparse {total[1] * 1e6:.0f} us"
     return total[1] < total[0], told
-
-
-def _seconds(calls: Sequence[Callable[..., Any]], device: torch.device) -> list[float]:
-    if device.type == "cuda":
-        times = time_on_gpu(dict(zip(("dense", "sparse"), calls, strict=True)), device)
-        return [times["dense"] / 1e6, times["sparse"] / 1e6]
-    best = [float("inf")] * 2
-    for turn in range(ROUNDS + 1):
-        for i, call in enumerate(calls):
-            start = perf_counter()
-            call()
-            if turn:  # the first turn warms up
-                best[i] = min(best[i], perf_counter() - start)
-    return best
 
 
 def _inputs(kind: Kind, module: Any, tokens: int) -> tuple[Any, ...]:

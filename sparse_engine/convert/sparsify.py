@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.backends import backend_of
 from sparse_engine.backends.semi_structured import is_compressed, restored
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.kinds import (
@@ -220,18 +221,13 @@ def _reason_to_keep(
         weights = [p for p in module.parameters() if p.dim() > 1]
     if told:
         return told
-    allowed = _dtypes(weights[0])
+    allowed = backend_of(weights[0]).input_dtypes
     other = next((weight.dtype for weight in weights if weight.dtype not in allowed), None)
     if other is not None:
         return f"is {other}: cast the model to float32 or bfloat16 first"
     if is_compressed(weights[0]):
         return "runs torch's 2:4 kernels already"
     return taken.get(id(weights[0]), "") or too_narrow(module)
-
-
-def _dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
-    """What weights there may come in."""
-    return (torch.float32, torch.bfloat16, *((torch.float16,) if weight.is_cuda else ()))
 
 
 def _taken_weights(model: nn.Module) -> dict[int, str]:

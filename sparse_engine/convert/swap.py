@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sparse_engine.auto.format import MIN_SPARSITY, Choice, choose_format, share_of_zeros
 from sparse_engine.auto.network import faster_network
-from sparse_engine.backends.semi_structured import compress, restored
+from sparse_engine.backends import backend_of
+from sparse_engine.backends.semi_structured import restored
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.kinds import Kind, faster, like, tokens_of
 from sparse_engine.convert.report import SparsifyRow
@@ -41,7 +42,7 @@ def swap_linear(name: str, linear: Any, kept: str, config: SparseConfig) -> Swap
         layer.is_conv1d = is_conv1d(linear)
     compressed = None
     if choice.format == "dense" and config.format == "auto" and plain is linear and not kept:
-        compressed, told = compress(plain, config.tokens)
+        compressed, told = backend_of(plain.weight).compress_linear(plain, config.tokens)
         choice = replace(choice, reason=f"{choice.reason}; {told}" if told else choice.reason)
     row = _row(name, "linear", [plain], [layer] if layer else [], choice, config)
     if compressed is not None:

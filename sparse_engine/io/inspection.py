@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from sparse_engine import _core
+from sparse_engine.backends import CPU
 from sparse_engine.formats import Format
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.manifest import ChoiceEntry, LayerEntry
 from sparse_engine.io.package import Package, open_package
 from sparse_engine.ops import linear_kernel
-from sparse_engine.packings import PACKINGS, pack
 
 # Tokens for which kernels are named where nothing was measured.
 TOKENS = 128
@@ -217,7 +217,7 @@ def _times(choice: ChoiceEntry | None) -> dict[str, dict[int, float]]:
 
 def _kernel(weight: Format, tokens: int) -> str:
     """The kernel that runs once `weight` is loaded; a format is packed then."""
-    if isinstance(weight, PACKINGS):
+    if CPU.holds(weight):
         return linear_kernel(weight, tokens)
     one: Tensor = torch.zeros(weight.params().get("of", 1), 1, dtype=weight.dtype)
-    return linear_kernel(pack(type(weight).from_dense(one.T, **weight.params())), tokens)
+    return linear_kernel(CPU.pack(type(weight).from_dense(one.T, **weight.params())), tokens)

@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from sparse_engine.backends import CPU
+from sparse_engine.backends.cpu import FEW_TOKENS
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import NM, Bitmask, Format, FormatSpec
 from sparse_engine.io.companions import Companion
 from sparse_engine.io.folder import read_inside
 from sparse_engine.io.tensorfile import MAX_DIMS, parse_json, repeated
-from sparse_engine.packings import FEW_TOKENS, PACKINGS, packing_of
 
 MANIFEST = "sparse_engine.json"
 # Not a name that other tools look for: beside config.json they would take it for a dense checkpoint,
@@ -30,7 +31,7 @@ VERSION: Literal[2] = 2
 MAX_BYTES = 64 << 20
 
 # What a weight may be stored as.
-STORED: tuple[type[Format], ...] = (*PACKINGS, Bitmask, NM)
+STORED: tuple[type[Format], ...] = (*CPU.packings, Bitmask, NM)
 
 Name = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(max_length=4096)]
@@ -202,8 +203,8 @@ def stored_as(spec: FormatSpec, dtype: str) -> tuple[type[Format], ...]:
     """
     if spec.format in STORED and dtype != "int8":
         return (spec.format,)
-    few = packing_of(spec.format, spec.params, dtype, (FEW_TOKENS,))
-    return tuple(dict.fromkeys((packing_of(spec.format, spec.params, dtype), few)))
+    few = CPU.packing_for(spec, dtype, (FEW_TOKENS,))
+    return tuple(dict.fromkeys((CPU.packing_for(spec, dtype), few)))
 
 
 def _check_layer(layer: LayerEntry, where: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparse_engine import _core
+from sparse_engine.backends import backend_of
 from sparse_engine.convert.native import install_native
 from sparse_engine.errors import UsageError
 from sparse_engine.io.package import Package, Progress, open_package
@@ -43,8 +44,7 @@ def load(
         device = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device {device!r}: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {str(device)!r}: torch sees no such GPU here")
+    backend_of(device).check_available(device)
     package = open_package(Path(folder), progress)
     _tell_if_moved(package)
     loaded = load_package(package, model)

@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from sparse_engine import _core
+from sparse_engine.backends import CPU
 from sparse_engine.convert.census import census
 from sparse_engine.convert.report import SparsifyReport, skipped_share
 from sparse_engine.errors import InvalidFileError, UsageError
@@ -39,8 +41,6 @@ from sparse_engine.io.package import Progress, is_package, open_package
 from sparse_engine.io.skeleton import check_fit, fold_as_stored_, state_of
 from sparse_engine.io.tensorfile import parse_json, write_tensors
 from sparse_engine.nn import SparseLinear
-from sparse_engine.ops import native
-from sparse_engine.packings import pack
 
 RECIPE = "pruning.json"
 
@@ -165,7 +165,7 @@ def _stored(layer: SparseLinear) -> Format:
         return layer.to_format().to("cpu")
     # What a GPU reads is no kind of file.
     packed = layer.packed if isinstance(layer.packed, kinds) else layer.to_format()
-    return pack(packed.to("cpu"), "cpu", dtype)
+    return CPU.pack(packed.to("cpu"), dtype)
 
 
 def _layer(path: str, layer: SparseLinear, stored: Format) -> LayerEntry:
@@ -233,7 +233,7 @@ def _choices(report: SparsifyReport | None) -> tuple[ChoiceEntry, ...]:
 
 
 def _machine() -> Machine:
-    return Machine(cpu=native._core.cpu_name(), isa=native._core.active_isa())
+    return Machine(cpu=_core.cpu_name(), isa=_core.active_isa())
 
 
 def _library_version() -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse_engine.backends import backend_of_packing
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import check_plain
@@ -15,9 +16,8 @@ from sparse_engine.modules.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.no_values import no_values
 from sparse_engine.nn.parts import dense_part, sparse_parts_
-from sparse_engine.ops import is_plain, run_conv1d
-from sparse_engine.ops.native import check_linear
-from sparse_engine.packings import PANEL_PACKINGS
+from sparse_engine.ops import check_linear, is_plain, run_conv1d
+from sparse_engine.ops.conv1d import Window
 
 # Windows of many sequences of fewer steps are copied faster as rows: in panels each fills too few lanes.
 FEW_STEPS = 8
@@ -122,10 +122,10 @@ class SparseConv1d(nn.Module):
             raise UsageError(f"x is {length} long with its padding, the kernel {reach}")
         steps = (length - reach) // stride + 1
         if self._on_panels(batch, steps):
-            options = kernel, stride, dilation, left, steps
+            window = Window(kernel, stride, dilation, left, steps)
             sources = batch.chunk(self.groups, 1) if self.groups > 1 else [batch]
             ys = [
-                run_conv1d(part.packed, source, part.bias, *options)
+                run_conv1d(part.packed, source, part.bias, window)
                 for part, source in zip(self._parts(), sources, strict=True)
             ]
             y = ys[0] if len(ys) == 1 else torch.cat(ys, 1)
@@ -134,11 +134,13 @@ class SparseConv1d(nn.Module):
         return y if x.dim() == 3 else y[0]
 
     def _on_panels(self, x: Tensor, steps: int) -> bool:
-        """Whether the native convolution runs x; raises UsageError for what no kernel takes."""
+        """Whether a convolution kernel runs x; raises UsageError for what no kernel takes."""
         parts: list[Any] = self._parts()
-        if x.device.type not in ("cpu", "meta") or not all(map(_convolves, parts)):
+        if not all(_convolves(part, x.device) for part in parts):
             return False
-        check_linear(x.transpose(1, 2), (self.out_channels, self.in_channels), None, None)
+        dtypes = backend_of_packing(parts[0].packed).input_dtypes
+        shape = self.out_channels, self.in_channels
+        check_linear(x.transpose(1, 2), shape, None, None, dtypes)
         # A trace, whose sizes may be symbols, is the same for any.
         return not is_plain(x) or steps >= FEW_STEPS or len(x) == 1
 
@@ -197,11 +199,12 @@ class SparseConv1d(nn.Module):
         return total // 2, total - total // 2
 
 
-def _convolves(part: nn.Module) -> bool:
-    """Whether the native convolution may read `part` instead of calling it."""
+def _convolves(part: nn.Module, device: torch.device) -> bool:
+    """Whether a convolution kernel may read the weight of `part` instead of calling it."""
     return (
         type(part) is SparseLinear
-        and isinstance(part.packed, PANEL_PACKINGS)
+        and backend_of_packing(part.packed).convolves(part.packed)
+        and part.values.device == device
         and not (part._forward_hooks or part._forward_pre_hooks)
         and "forward" not in part.__dict__
     )

@@ -11,22 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.auto.format import choose_format
+from sparse_engine.backends import HELD, backend_of, backend_of_packing
+from sparse_engine.backends.base import as_storable
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import FORMATS, Format, FormatSpec
+from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.nn.no_values import no_values
-from sparse_engine.ops import is_plain, linear_kernel, native, run_linear
-from sparse_engine.packings import GPU_PACKINGS, PACKINGS, pack
-
-# Everything that a layer may hold as its weight.
-HELD: tuple[type[Format], ...] = (
-    *PACKINGS,
-    *GPU_PACKINGS,
-    *(cls for cls in FORMATS if cls not in PACKINGS),
-)
-VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
-GPU_DTYPES = (*VALUE_DTYPES, torch.float16)
+from sparse_engine.ops import check_linear, is_plain, linear_kernel
 
 
 class SparseLinear(nn.Module):
@@ -60,10 +52,13 @@ class SparseLinear(nn.Module):
         """An all-zero layer with the signature of torch.nn.Linear."""
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        zeros = torch.zeros(out_features, in_features, dtype=dtype or torch.float32, device=device)
-        kind = "float16" if dtype == torch.float16 else None
+        # No format has float16, but packings on a GPU do.
+        half = dtype == torch.float16
+        stored_dtype = torch.float32 if half else dtype or torch.float32
+        zeros = torch.zeros(out_features, in_features, dtype=stored_dtype, device=device)
         self.spec = FormatSpec.parse("csr")
-        self._hold(pack(self.spec.from_dense(_storable(zeros)), zeros.device.type, kind))
+        stored = self.spec.from_dense(zeros)
+        self._hold(backend_of(zeros).pack(stored, "float16" if half else None))
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
 
     @classmethod
@@ -85,7 +80,9 @@ class SparseLinear(nn.Module):
         if spec is None:
             raise UsageError("format 'dense' keeps torch.nn.Linear: there is nothing to convert")
         stored = spec.from_dense(weight)
-        packed = pack(stored, weight.device.type, config.dtype_of(linear.weight), config.tokens)
+        backend = backend_of(weight)
+        dtype = backend.value_dtype(linear.weight, config.dtype)
+        packed = backend.pack(stored, dtype, config.tokens)
         return cls.from_format(packed, linear.bias, spec)
 
     @classmethod
@@ -97,7 +94,7 @@ class SparseLinear(nn.Module):
         nn.Module.__init__(layer)
         layer.out_features, layer.in_features = weight.shape
         layer.spec = FormatSpec.of(spec or weight.spec)
-        layer._hold(pack(weight, weight.device.type))
+        layer._hold(backend_of(weight.device).pack(weight))
         layer.register_buffer("bias", None if bias is None else bias.detach().float().clone())
         return layer
 
@@ -112,7 +109,7 @@ class SparseLinear(nn.Module):
 
     def to_format(self) -> Format:
         """The weight in the format that the layer was made from; float16 becomes float32."""
-        return self.spec.from_dense(_storable(self.packed.to_dense()))
+        return self.spec.from_dense(as_storable(self.packed.to_dense()))
 
     @property
     def format(self) -> str:
@@ -148,16 +145,18 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y = x Wᵀ + b; raises UsageError for a wrong width or dtype, or if x asks for gradients."""
-        native.check_linear(x, (self.out_features, self.in_features), None, None)
+        packed = self.packed
+        backend = backend_of_packing(packed)
+        check_linear(x, packed.shape, None, None, backend.input_dtypes)
         if x.device != self.values.device:
             raise UsageError(
                 f"x is on {x.device}, the layer on {self.values.device}: move one of them"
             )
-        if self.fused is not None and isinstance(self.packed, GPU_PACKINGS) and is_plain(x):
+        if self.fused is not None and backend.fuses_projections and is_plain(x):
             y = self.fused.run(self, x)
             if y is not None:
                 return y
-        return run_linear(self.packed, x, self.bias, "none", None)
+        return backend.linear(packed, x, self.bias, "none", None)
 
     def extra_repr(self) -> str:
         """Sizes, format, share of zeros and bytes."""
@@ -180,12 +179,12 @@ class SparseLinear(nn.Module):
         self._packing: tuple[type[Format], dict[str, Any]] = (type(packed), extra)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        wanted = fn(self.values[:0])
+        moved = fn(self.values[:0])
         # What comes from a GPU in float16 becomes float32 on the CPU.
-        on_gpu = wanted.device.type == "cuda" or self.values.device.type == "cuda"
-        if wanted.dtype not in (GPU_DTYPES if on_gpu else VALUE_DTYPES):
+        backends = backend_of(moved), backend_of(self.values)
+        if not any(moved.dtype in backend.value_dtypes for backend in backends):
             raise UsageError(
-                f"SparseLinear has no {wanted.dtype} on {wanted.device.type}: use float32 or bfloat16"
+                f"SparseLinear has no {moved.dtype} on {backends[0].name}: use float32 or bfloat16"
             )
         self._known = None
         if self.fused is not None:
@@ -194,8 +193,7 @@ class SparseLinear(nn.Module):
         super()._apply(fn, recurse)
         if scales is not None and not scales.is_meta:  # `model.bfloat16()` must not round them
             self.scales = scales.to(self.values.device)
-        if self.values.device.type != "meta":
-            self._hold(_suited(self.packed, self.spec))
+        self._hold(backend_of(self.values).repack(self.packed, self.spec))
         return self
 
     def get_extra_state(self) -> Tensor:
@@ -234,7 +232,8 @@ class SparseLinear(nn.Module):
             raise InvalidFileError(f"{prefix}_extra_state does not fit: {error!r}") from error
         buffers = {name: t.to(self.values.device, copy=True) for name, t in stored.items()}
         shape = (self.out_features, self.in_features)
-        return _suited(cls.from_tensors(shape, params, buffers), self.spec)
+        packed = cls.from_tensors(shape, params, buffers)
+        return backend_of(self.values).repack(packed, self.spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
@@ -249,20 +248,3 @@ class SparseLinear(nn.Module):
         raise UsageError(
             "SparseLinear is not pickled: use sparse_engine.save(model, folder), or state_dict()"
         )
-
-
-def _suited(packed: Format, spec: FormatSpec) -> Format:
-    """`packed`, or the same weight made anew from its format if it lies on another kind of device."""
-    here = {"cpu": PACKINGS, "cuda": GPU_PACKINGS}.get(packed.device.type)
-    if here is None or isinstance(packed, here):
-        return packed
-    dtype = str(packed.dtype).removeprefix("torch.")
-    if dtype == "float16" and packed.device.type == "cpu":
-        dtype = "float32"
-    stored = spec.from_dense(_storable(packed.to_dense()))
-    return pack(stored, packed.device.type, dtype)
-
-
-def _storable(weight: Tensor) -> Tensor:
-    """In a dtype that formats have."""
-    return weight.float() if weight.dtype == torch.float16 else weight

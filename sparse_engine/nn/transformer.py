@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse_engine.backends import backend_of
 from sparse_engine.config import SparseConfig
 from sparse_engine.models import LayerNames, LayerStack
 from sparse_engine.modules.effective import check_plain
@@ -76,7 +77,7 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         reason = self.problem(src, src_mask, is_causal)
         if reason:
-            if not src.is_cuda:  # where nothing else is to be had
+            if backend_of(src).native_layers:
                 warnings.warn(f"the layer runs module by module: {reason}", stacklevel=2)
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         single = src.dim() == 2
@@ -95,7 +96,7 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
             return "a mask between tokens was given"
         if self.training:
             return "it is in training mode, call eval()"
-        if src.device.type != "cpu":
+        if not backend_of(src).native_layers:
             return f"the input is on {src.device}"
         if src.requires_grad and torch.is_grad_enabled():
             return "gradients are asked for"

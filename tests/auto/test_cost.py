@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import sparse_engine as se
-from sparse_engine.auto.cost import candidates, fitting
+from sparse_engine.auto.cost import candidates
+from sparse_engine.backends import CPU
 
 
 def test_the_pattern_and_the_token_count_decide_on_tall_blocks() -> None:
@@ -28,4 +29,4 @@ def test_formats_that_cannot_win_are_dropped(dtype: str) -> None:
     assert "csr" in many
     assert "bitmask" not in many
     assert set(candidates(weight, (1,), dtype)) & {"sellp", "bitmask"}
-    assert set(many) <= set(fitting(weight, dtype))
+    assert set(many) <= set(CPU.formats(weight, dtype))

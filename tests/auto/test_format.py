@@ -75,29 +75,6 @@ def test_of_nearly_equal_times_the_smallest_is_chosen(
     assert ("smallest" in choice.reason) == (times[best] > min(times.values()))
 
 
-def test_other_weights_pass_through_the_cache_between_samples(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """FLUSH_BYTES are read before each sample, and their time does not count."""
-    read: list[int] = []
-
-    class Flush:
-        def __init__(self, count: int) -> None:
-            self.count = count
-
-        def sum(self) -> None:
-            read.append(4 * self.count)
-
-    weight = pruned(64, 64, 0.9)
-    config = se.SparseConfig("csr", tokens=(1,))
-    packed = {"csr": SparseLinear.from_dense(linear_of(weight), config).packed}
-    monkeypatch.setattr(auto_format.torch, "zeros", Flush)
-    times = auto_format._time_in_turn(weight, packed, torch.randn(1, 64))
-    assert set(read) == {auto_format.FLUSH_BYTES}
-    assert len(read) == 2 * (auto_format.ROUNDS + 1)
-    assert set(times) == {"dense", "csr"}
-
-
 def test_weights_without_zeros_are_not_timed() -> None:
     choice = choose_format(torch.randn(8, 8), se.SparseConfig())
     assert choice.format == "dense"

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import sparse_engine as se
 from sparse_engine.auto import network as choose_network
+from sparse_engine.backends import cpu_timer
 from sparse_engine.errors import UsageError
 
 
@@ -166,7 +167,7 @@ def test_auto_keeps_no_network_that_is_slower_in_a_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(choose_network, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cpu_timer, "perf_counter", lambda: clock[0])
     dense, sparse = Paced(clock, 1.0, 1.0), Paced(clock, sequence, step)
     found, why = choose_network.faster_network(dense, sparse, tokens)
     assert found is kept

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 import sparse_engine as se
 from sparse_engine.auto.format import Choice
-from sparse_engine.backends import semi_structured
+from sparse_engine.backends import CPU, semi_structured, use_backend
+from sparse_engine.backends.cpu import CPUBackend
 from sparse_engine.convert import swap
 
 
@@ -28,24 +30,36 @@ def make(error: float = 0.0, failure: str = "") -> Callable[[Tensor], Tensor]:
     return compressed
 
 
+class CompressingBackend(CPUBackend):
+    """The CPU's, with torch's 2:4 kernels at `share` of the time of dense."""
+
+    def __init__(self, share: float = 0.5) -> None:
+        self.share = share
+
+    def compress_linear(
+        self, linear: nn.Linear, tokens: tuple[int, ...]
+    ) -> tuple[Tensor | None, str]:
+        def timer(calls: Mapping[str, Callable[[], object]], device: object) -> dict[str, float]:
+            return {name: 10 * self.share if name == "2:4" else 10.0 for name in calls}
+
+        return semi_structured.compress(linear, tokens, timer)
+
+
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """What torch and the timer are to do."""
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A backend that compresses on the CPU: what torch's conversion and the timer return."""
 
     def pretend(share: float = 0.5, error: float = 0.0, failure: str = "") -> None:
-        def timer(calls: Mapping[str, Callable[[], object]], device: object) -> dict[str, float]:
-            return {name: 10 * share if name == "2:4" else 10.0 for name in calls}
-
         monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", make(error, failure))
-        monkeypatch.setattr(semi_structured, "time_on_gpu", timer)
-        monkeypatch.setattr(semi_structured, "_on_gpu", lambda weight: True)
+        backends.enter_context(use_backend(CompressingBackend(share)))
         monkeypatch.setattr(torch.sparse, "SparseSemiStructuredTensor", StandIn)
         monkeypatch.setattr(StandIn, "to_dense", lambda self: self.as_subclass(Tensor).clone())
         # Formats of ours lose: dense is what 2:4 has to beat.
         choice = Choice("dense", 1.0, {}, "time over dense: dense 1.00")
         monkeypatch.setattr(swap, "_choose", lambda *_: choice)
 
-    return pretend
+    with ExitStack() as backends:
+        yield pretend
 
 
 def two_of_four(out: int = 32, inputs: int = 64) -> nn.Linear:
@@ -94,9 +108,10 @@ def test_left_dense_with_the_reason(
 
 def test_other_weights_are_not_meant(gpu: Callable[..., None]) -> None:
     gpu()
-    assert semi_structured.compress(nn.Linear(64, 32).bfloat16(), (64,)) == (None, "")
-    assert semi_structured.compress(two_of_four().float(), (64,)) == (None, "")
+    backend = CompressingBackend()
+    assert backend.compress_linear(nn.Linear(64, 32).bfloat16(), (64,)) == (None, "")
+    assert backend.compress_linear(two_of_four().float(), (64,)) == (None, "")
 
 
 def test_on_a_cpu_nothing_is_tried() -> None:
-    assert semi_structured.compress(two_of_four(), (64,)) == (None, "")
+    assert CPU.compress_linear(two_of_four(), (64,)) == (None, "")

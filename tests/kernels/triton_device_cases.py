@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs, measured choices, memory; test_kernels_triton.py runs them on one."""
+"""What only a GPU can show: graphs, measured choices, memory; test_triton.py runs them on one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import sparse_engine as se
+from sparse_engine.backends import CPU, CUDA
 from sparse_engine.backends.cuda_timer import capture, time_on_gpu
 from sparse_engine.nn.recurrent.cuda import MAX_GRAPHS
-from sparse_engine.packings import GPU_PACKINGS, PACKINGS
 
 DEVICE = torch.device("cuda", 0)
 
@@ -144,11 +144,11 @@ def test_there_and_back(tmp_path: Path) -> None:
     """float16 on the GPU is float32 on the CPU; packages go both ways."""
     model = pruned(nn.Sequential(nn.Linear(64, 64))).to(DEVICE).half()
     se.sparsify_(model, se.SparseConfig("bsr:16x16", dtype="float16"))
-    assert isinstance(model[0].packed, GPU_PACKINGS)  # type: ignore[index]
+    assert CUDA.holds(model[0].packed)  # type: ignore[index]
     weight = model[0].packed.to_dense().float().cpu()  # type: ignore[index]
     se.save(model, tmp_path / "package")
     model.to("cpu")
-    assert isinstance(model[0].packed, PACKINGS)  # type: ignore[index]
+    assert CPU.holds(model[0].packed)  # type: ignore[index]
     assert torch.equal(model[0].packed.to_dense(), weight)  # type: ignore[index]
     loaded = se.load(tmp_path / "package", nn.Sequential(nn.Linear(64, 64)), device="cuda")
     assert torch.equal(loaded[0].packed.to_dense().cpu(), weight)  # type: ignore[index]

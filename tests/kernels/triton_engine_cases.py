@@ -11,6 +11,7 @@ from triton_common import DEVICE, outputs
 from triton_engine import on_gpu, weight_for
 
 import sparse_engine as se
+from sparse_engine.backends import CUDA
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import FormatSpec
 from sparse_engine.nn import SparseLinear
@@ -18,7 +19,6 @@ from sparse_engine.nn.recurrent import base as recurrent_base
 from sparse_engine.nn.recurrent.base import SparseRNNBase
 from sparse_engine.nn.recurrent.cuda import step_kernel
 from sparse_engine.ops import linear_kernel, reference, run_linear
-from sparse_engine.packings import GPU_PACKINGS, pack_gpu
 from sparse_engine.packings.cuda import blocks, ell, packed_nm
 
 __all__ = ["on_gpu", "outputs"]
@@ -40,7 +40,9 @@ SPECS = (
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_format_and_dtype(spec: str, dtype: str) -> None:
     """The op, for few tokens and for many, with a full epilogue."""
-    packed = pack_gpu(FormatSpec.parse(spec).from_dense(weight_for(spec, 72, 88)).to(DEVICE), dtype)
+    packed = CUDA.pack(
+        FormatSpec.parse(spec).from_dense(weight_for(spec, 72, 88)).to(DEVICE), dtype
+    )
     truth = packed.to_dense()
     bias = torch.randn(72, device=DEVICE)
     for shape in ((2, 88), (2, 12, 88)):
@@ -68,7 +70,7 @@ def test_kernels_are_named() -> None:
         stored = FormatSpec.parse(spec).from_dense(weight_for(spec, 128, 128).bfloat16()).to(DEVICE)
         if "tma" in name and DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0):
             continue
-        assert linear_kernel(pack_gpu(stored), tokens) == name
+        assert linear_kernel(CUDA.pack(stored), tokens) == name
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -77,7 +79,7 @@ def test_layers(spec: str) -> None:
     linear = nn.Linear(88, 72)
     linear.weight.data = weight_for(spec, 72, 88)
     layer = SparseLinear.from_dense(linear, spec).to(DEVICE)
-    assert isinstance(layer.packed, GPU_PACKINGS)
+    assert CUDA.holds(layer.packed)
     assert torch.equal(layer.to_dense().weight.cpu(), linear.weight)
     assert torch.equal(layer.to_format().to_dense().cpu(), linear.weight)
     x = torch.randn(3, 88)
@@ -171,7 +173,7 @@ def test_many_sequences_on_single_elements() -> None:
 @pytest.mark.parametrize("spec", ["csr", "bsr:16x16", "nm:2:4"])
 def test_layers_without_inputs_or_outputs(spec: str) -> None:
     for shape in ((5, 0), (0, 8)):
-        packed = pack_gpu(FormatSpec.parse(spec).from_dense(torch.zeros(shape)).to(DEVICE))
+        packed = CUDA.pack(FormatSpec.parse(spec).from_dense(torch.zeros(shape)).to(DEVICE))
         x, residual = torch.zeros(2, 3, shape[1]), torch.ones(2, 3, shape[0])
         y = run_linear(packed, x.to(DEVICE), None, "none", residual.to(DEVICE))
         assert torch.equal(y.cpu(), residual)

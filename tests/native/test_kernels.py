@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sparse_engine import _core, ops
+from sparse_engine.backends.cpu_ops import as_array, native_weight
 from sparse_engine.formats import Format, SellP
 from sparse_engine.ops import reference
-from sparse_engine.ops.native import ACTIVATION_CODES, _array, weight_handle
 from sparse_engine.packings import Bits, Bits8, Groups, Groups8, QuadRuns, Runs, SellP8, Strips
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
@@ -65,15 +65,15 @@ def run(packed: Format, x: Tensor, isa: str, **kwargs: object) -> Tensor:
     y = torch.full((x.shape[0], packed.shape[0]), float("nan"), dtype=x.dtype)
     residual = kwargs.pop("residual", None)
     bias = kwargs.pop("bias", None)
-    handle = weight_handle(
-        packed.kind, packed.tensors().values(), packed.params().values(), *packed.shape
+    handle = native_weight(
+        packed.kind, list(packed.tensors().values()), list(packed.params().values()), packed.shape
     )
     handle.linear(
-        _array(x),
-        _array(y),
+        as_array(x),
+        as_array(y),
         None if bias is None else bias.numpy(),
-        None if residual is None else _array(residual),
-        ACTIVATION_CODES[kwargs.pop("activation", "none")],
+        None if residual is None else as_array(residual),
+        _core.ACTIVATIONS[kwargs.pop("activation", "none")],
         isa,
     )
     return y
@@ -165,14 +165,14 @@ def test_on_panels_matches_float64(kernel: dict[str, str], width: int) -> None:
         panels = x.view(3, width, 197).transpose(1, 2).contiguous()
         y = torch.full((3, 61, width), float("nan"))
         handle.linear_on_panels(
-            panels.numpy(), y.numpy(), bias.numpy(), ACTIVATION_CODES["relu"], isa
+            panels.numpy(), y.numpy(), bias.numpy(), _core.ACTIVATIONS["relu"], isa
         )
         rows = y.transpose(1, 2).flatten(0, 1)
         assert relative_error(rows, truth_of(packed, x, bias, "relu", None)) <= 1e-5
 
 
 @pytest.mark.parametrize("kernel", ROWS, ids=lambda k: k["name"])
-@pytest.mark.parametrize("activation", list(ACTIVATION_CODES))
+@pytest.mark.parametrize("activation", list(_core.ACTIVATIONS))
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_epilogue_matches_float64(
     kernel: dict[str, str], activation: str, x_dtype: torch.dtype

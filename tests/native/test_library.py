@@ -91,7 +91,7 @@ def test_more_threads_than_cores_and_python_threads() -> None:
         "import torch, threading, sparse_engine as se\n"
         "torch.set_num_threads(7)\n"
         "w = torch.randn(300, 200) * (torch.rand(300, 200) > .8)\n"
-        "packed = se.packings.pack(se.CSR.from_dense(w)); x = torch.randn(70, 200)\n"
+        "packed = se.ops.pack(se.CSR.from_dense(w)); x = torch.randn(70, 200)\n"
         "want = x @ w.T; bad = []\n"
         "def work():\n"
         "    for _ in range(20):\n"
@@ -107,7 +107,7 @@ def test_a_forked_child_computes_on_one_thread() -> None:
     """docs/layers.md: OpenMP's threads do not survive a fork, but one thread is enough."""
     out = python(
         "import os, signal, torch, sparse_engine as se\n"
-        "w = torch.randn(512, 512); p = se.packings.pack(se.CSR.from_dense(w))\n"
+        "w = torch.randn(512, 512); p = se.ops.pack(se.CSR.from_dense(w))\n"
         "x = torch.randn(128, 512); y = se.ops.linear(p, x)\n"
         "child = os.fork()\n"
         "if child == 0:\n"

@@ -17,7 +17,6 @@ from sparse_engine import _core, ops
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
 from sparse_engine.nn import SparseConv1d
-from sparse_engine.ops.native import ACTIVATION_CODES
 from sparse_engine.ops.reference import ACTIVATIONS
 from sparse_engine.packings import QuadRuns, Runs, Strips
 
@@ -81,7 +80,7 @@ def test_native_convolution_matches_float64(kernel: dict[str, Any], case: tuple[
             options.get("dilation", 1),
             options.get("padding", 0),
             bias.numpy(),
-            ACTIVATION_CODES["silu"],
+            _core.ACTIVATIONS["silu"],
             kernel["isa"],
         )
         if not out or not batch:

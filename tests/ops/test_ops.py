@@ -8,8 +8,8 @@ import torch
 import sparse_engine as se
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, CSR, FORMATS, Bitmask, Format, SellP
-from sparse_engine.ops import linear_kernel, reference
-from sparse_engine.packings import Strips, pack
+from sparse_engine.ops import linear_kernel, pack, reference
+from sparse_engine.packings import Strips
 
 PARAMS = {
     "csr": {},

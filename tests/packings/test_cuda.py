@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import sparse_engine as se
+from sparse_engine.backends import CUDA
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import FormatSpec
 from sparse_engine.ops import run_linear
-from sparse_engine.packings import GPU_PACKINGS, Blocks, Ell, PackedNM, pack_gpu
+from sparse_engine.packings import Blocks, Ell, PackedNM
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -80,9 +81,9 @@ def test_what_packs_to_what(spec: str, cls: type) -> None:
     weight = half_of_four(random_weight(32, 40)) if spec.startswith("nm") else random_weight(32, 40)
     weight[:, ::5] = 0 if spec == "nm:2:5" else weight[:, ::5]
     stored = FormatSpec.parse(spec).from_dense(weight)
-    packed = pack_gpu(stored)
+    packed = CUDA.pack(stored)
     assert type(packed) is cls
-    assert pack_gpu(packed) is packed
+    assert CUDA.pack(packed) is packed
     assert torch.equal(packed.to_dense(), stored.to_dense())
 
 
@@ -202,7 +203,7 @@ def test_without_a_gpu_the_way_out_is_said() -> None:
         Ell.from_dense(torch.ones(16, 16)),
         Blocks.from_dense(torch.ones(16, 16), 16, 16),
     ):
-        assert isinstance(packed, GPU_PACKINGS)
+        assert CUDA.holds(packed)
         with pytest.raises(ValueError, match=r"x is on cpu; Triton needs a GPU"):
             run_linear(packed, torch.ones(1, 16), None, "none", None)
     linear = torch.nn.Linear(16, 16)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import sparse_engine as se
 from sparse_engine import _core
+from sparse_engine.backends import CPU, META
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, FormatSpec, SellP
-from sparse_engine.ops import reference, run_linear
+from sparse_engine.ops import pack, reference, run_linear
 from sparse_engine.packings import (
-    PACKINGS,
     Bits,
     Bits8,
     Groups,
@@ -24,7 +24,6 @@ from sparse_engine.packings import (
     Runs,
     SellP8,
     Strips,
-    pack,
 )
 from sparse_engine.packings.cpu.int8 import quantise_rows
 
@@ -46,7 +45,7 @@ def make(cls: type[Format], weight: Tensor) -> Format:
     return cls.from_dense(weight)
 
 
-@pytest.mark.parametrize("cls", PACKINGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("cls", CPU.packings, ids=lambda c: c.name)
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (1, 1), (16, 64), (37, 71), (257, 300)])
 def test_back_without_loss(cls: type[Format], shape: tuple[int, int]) -> None:
     for dtype in (torch.float32, torch.bfloat16):
@@ -97,7 +96,7 @@ def test_what_packs_to_what() -> None:
     for spec, names in expected.items():
         fmt = FormatSpec.parse(spec).from_dense(weight)
         assert (pack(fmt).name, pack(fmt, dtype="int8").name) == names
-    assert pack(CSR.from_dense(weight), "meta").name == "csr"
+    assert META.pack(CSR.from_dense(weight)).name == "csr"
     with pytest.raises(UsageError, match="float16 has kernels on GPUs only"):
         pack(CSR.from_dense(weight), dtype="float16")
     assert {type(pack(f)) for f in (BSR.from_dense(weight, 16, 1), Bitmask.from_dense(weight))} == {
@@ -118,7 +117,7 @@ def test_too_wide_for_sellp() -> None:
     assert y.tolist() == [[0.0, 3.0]]
 
 
-@pytest.mark.parametrize("cls", PACKINGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("cls", CPU.packings, ids=lambda c: c.name)
 def test_damage_is_refused_or_harmless(cls: type[Format]) -> None:
     """Whatever passes validation is a matrix, and the kernels compute what that matrix says."""
     good = make(cls, half_empty())
@@ -198,7 +197,7 @@ def test_low_blocks_that_meet_a_few_tokens(
     assert int8.packed.kind == "runs"
 
 
-@pytest.mark.parametrize("cls", [c for c in PACKINGS if "scales" in c.buffer_names])
+@pytest.mark.parametrize("cls", [c for c in CPU.packings if "scales" in c.buffer_names])
 @pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
 def test_scales_are_numbers_from_zero_on(cls: type[Format], value: float) -> None:
     good = make(cls, half_empty())

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from sparse_engine import _core
 from sparse_engine.formats import SellP
 from sparse_engine.ops import weight_handle
-from sparse_engine.ops.native import ACTIVATION_CODES
 from sparse_engine.packings import Bits, Bits8, QuadRuns, Runs, SellP8, Strips
 
 ISAS = _core.presets()
@@ -155,7 +154,7 @@ def native(
     bias = position_bias(config)
     turned = angles(config)
     told = {k: v for k, v in config.items() if k not in OWN}
-    told |= {"activation": ACTIVATION_CODES[config["activation"]]}
+    told |= {"activation": _core.ACTIVATIONS[config["activation"]]}
     told |= {"bias": None if bias is None else bias.numpy()}
     told |= {"rotary": (turned.cos().numpy(), turned.sin().numpy()) if config["half"] else None}
     told |= {"last": norm_of(config, layers[-1]["last"]) if config["last"] else None}

@@ -1,37 +1,53 @@
-"""What the cases of the engine on a GPU share: layers as they are there, and weights for a format.
+"""What the cases of the engine on a GPU share: a backend for the interpreter, weights for a format.
 
-On the interpreter layers pack for the GPU while everything stays on the CPU.
+Triton's interpreter runs the kernels on tensors of the CPU, which the CUDA backend then serves.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from sparse_engine.kernels.launch import INTERPRETED
 from torch import Tensor
 
+from sparse_engine.backends import CPU, use_backend
+from sparse_engine.backends.cuda import CUDABackend
 from sparse_engine.formats import FormatSpec
-from sparse_engine.nn import NativeStack
-from sparse_engine.nn import linear as linear_module
-from sparse_engine.nn.recurrent.base import SparseRNNBase
-from sparse_engine.packings import GPU_PACKINGS, pack_gpu
+
+
+class InterpreterBackend(CUDABackend):
+    """The CUDA backend on Triton's interpreter, which has no CUDA graphs and no clock of a GPU."""
+
+    def time(
+        self,
+        calls: Mapping[str, Callable[[], object]],
+        device: torch.device,
+        inputs: Sequence[Tensor] = (),
+        repeats: int = 1,
+    ) -> dict[str, float]:
+        """As on the CPU."""
+        return CPU.time(calls, device, inputs, repeats)
+
+    def device_name(self, device: torch.device) -> str:
+        """The interpreter's name."""
+        return "Triton interpreter"
 
 
 @pytest.fixture(autouse=True)
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no GPU, let layers and networks do what they do on one."""
-    as_if_on_gpu(monkeypatch)
+def on_gpu() -> Iterator[None]:
+    """Where there is no GPU, layers and networks run as they do on one."""
+    with as_if_on_gpu():
+        yield
 
 
-def as_if_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is made or moved from here on is packed for the GPU."""
-    if INTERPRETED:
-        monkeypatch.setattr(
-            linear_module, "pack", lambda w, device="", dtype=None, tokens=(): pack_gpu(w, dtype)
-        )
-        monkeypatch.setattr(linear_module, "PACKINGS", GPU_PACKINGS)
-        monkeypatch.setattr(SparseRNNBase, "_on_gpu", lambda self, x: True)
-        monkeypatch.setattr(NativeStack, "on_gpu", lambda self, x: True)
+@contextmanager
+def as_if_on_gpu() -> Iterator[None]:
+    """What is made or moved until the end is packed for the GPU."""
+    with use_backend(InterpreterBackend()) if INTERPRETED else nullcontext():
+        yield
 
 
 def weight_for(spec: str, out_features: int, in_features: int) -> Tensor:

@@ -13,12 +13,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.backends import CUDA
 from sparse_engine.modules.watch import HookWatch
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.proxy import Proxy
 from sparse_engine.nn.recurrent.weights import same, version
-from sparse_engine.ops import is_plain, native, run_linear
-from sparse_engine.packings import Blocks
+from sparse_engine.ops import check_linear, is_plain, run_linear
+from sparse_engine.packings.cuda.blocks import Blocks
 
 # After this many batches whose results were not all read, the layers run separately.
 MAX_UNREAD = 8
@@ -140,7 +141,7 @@ class SparseGatedMLP(Proxy):
         joined = self._weights() if is_plain(x) else None
         if joined is None or x.device != joined[0].device:
             return self.original(x)
-        native.check_linear(x, joined[0].shape, None, None)
+        check_linear(x, joined[0].shape, None, None, CUDA.input_dtypes)
         inner = run_linear(joined[0], x, joined[1], self.activation, None)
         down: Any = self.get_submodule(self.names[2])
         if not isinstance(down, SparseLinear) and down.weight.is_floating_point():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine import _core
+from sparse_engine.backends import backend_of
 from sparse_engine.errors import UsageError
 from sparse_engine.models import LayerStack
 from sparse_engine.modules.as_built import difference_from_config
@@ -21,7 +22,6 @@ from sparse_engine.modules.watch import HookWatch, Watched, child_entries, tenso
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.proxy import Proxy
 from sparse_engine.ops import weight_handle
-from sparse_engine.ops.native import ACTIVATION_CODES
 from sparse_engine.packings import Runs
 from sparse_engine.packings.cpu.purposes import for_panels, for_rows
 
@@ -64,13 +64,13 @@ class NativeStack(Proxy):
 
     def on_gpu(self, x: Tensor) -> bool:
         """Whether layers run one by one as they are meant to: those of torch, on sparse ones."""
-        return x.is_cuda
+        return not backend_of(x).native_layers
 
     def problem(self, device: torch.device, kwargs: dict[str, Any]) -> str | None:
         """Why the native call cannot serve this one, or None."""
         if self.training:
             return "the model is in training mode, call model.eval()"
-        if device.type != "cpu":
+        if not backend_of(device).native_layers:
             return f"the input is on {device}"
         for name in UNSUPPORTED:
             given = kwargs.get(name)
@@ -153,7 +153,7 @@ class NativeStack(Proxy):
             "key_heads": stack.key_heads or stack.heads,
             "head": stack.head_size,
             "inner": stack.inner,
-            "activation": ACTIVATION_CODES[stack.activation],
+            "activation": _core.ACTIVATIONS[stack.activation],
             "norm_first": stack.norm_first,
             "causal": stack.causal,
             "window": stack.window,

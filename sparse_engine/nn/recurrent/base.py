@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from sparse_engine import _core
+from sparse_engine.backends import backend_of
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import check_plain
@@ -246,8 +247,7 @@ class SparseRNNBase(nn.Module):
             raise UsageError(
                 "sparse layers are inference only: call them under torch.inference_mode()"
             )
-        half = x.dtype == torch.float16 and x.is_cuda
-        if x.dtype not in (torch.float32, torch.bfloat16) and not half:
+        if x.dtype not in backend_of(x).input_dtypes:
             raise UsageError(f"input is {x.dtype}: cast it to float32 or bfloat16")
         device = next(self.buffers()).device
         if x.device != device:
@@ -331,7 +331,7 @@ class SparseRNNBase(nn.Module):
         return y.to(x.dtype), given
 
     def _on_gpu(self, x: Tensor) -> bool:
-        return x.is_cuda
+        return not backend_of(x).native_layers
 
     def step_biases(self, which: str) -> tuple[Tensor | None, Tensor | None]:
         """Of the inputs' and of the hidden product of a layer and direction, see `added_up`."""

@@ -18,7 +18,7 @@ from sparse_engine.backends.cuda_timer import capture
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.recurrent.weights import BLOCK, in_order, same
 from sparse_engine.ops import reference, run_linear
-from sparse_engine.packings import Blocks
+from sparse_engine.packings.cuda.blocks import Blocks
 
 if TYPE_CHECKING:
     from sparse_engine.nn.recurrent.base import SparseRNNBase
@@ -162,7 +162,7 @@ def _direction(
     first, second = h.contiguous().clone(), h.contiguous().clone()
     dense = None
     if not fused(hidden) and not isinstance(hidden.packed, Blocks) and sizes[0] > FEW:
-        from sparse_engine.ops.triton import expand
+        from sparse_engine.backends.cuda_ops import expand
 
         dense = expand(hidden.packed, x.dtype)  # once, not at every step
     starts = [0]

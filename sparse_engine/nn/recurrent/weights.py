@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.auto.cost import MIN_FILL
+from sparse_engine.backends.cuda import MIN_FILL
 from sparse_engine.config import SparseConfig
 from sparse_engine.formats import FormatSpec, block_fill
 from sparse_engine.nn.linear import SparseLinear

@@ -1,4 +1,4 @@
-"""The CUDA op: Triton kernels as a torch operator. Imported by the first call that needs it."""
+"""The Triton kernels as a torch operator."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_engine.backends.activations import ACTIVATIONS
+from sparse_engine.backends.operators import define_linear, is_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
-from sparse_engine.ops.reference import ACTIVATIONS
-from sparse_engine.packings import GPU_PACKINGS, Blocks, Ell, PackedNM
+from sparse_engine.packings.cuda.blocks import Blocks
+from sparse_engine.packings.cuda.ell import Ell
+from sparse_engine.packings.cuda.packed_nm import PackedNM
 from sparse_engine.packings.cuda.values import NO_TRITON
 
 try:
@@ -19,28 +22,30 @@ try:
 except ImportError as error:
     raise UsageError(NO_TRITON) from error
 
-# Up to as many tokens single elements and N:M have kernels of their own, which read the weight once for
-# four; for more it is expanded, and multiplied by the dense product of torch.
+# Up to as many tokens, single elements and N:M have kernels of their own, which read the weight once for
+# four tokens. For more tokens the weight is expanded and multiplied by torch's dense product.
 FEW_ELEMENT_TOKENS = 16
-
-_library = torch.library.Library("sparse_engine", "FRAGMENT")
-_library.define(
-    "linear_gpu(Tensor x, Tensor[] buffers, int[] params, str packing, Tensor? bias, "
-    "Tensor? residual, int out_features, str activation) -> Tensor"
-)
+PACKINGS: dict[str, type[Format]] = {cls.kind: cls for cls in (Blocks, Ell, PackedNM)}
 
 
-def run(
+def linear(
     packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
-    """The op on checked arguments, by the kernels directly.
+    """y = act(x Wᵀ + bias) + residual of a packing, by the operator where something traces."""
+    return (run_linear if is_plain(x) else _linear)(packed, x, bias, activation, residual)
 
-    Float weights meet x in their own dtype, int8 ones in that of x; sums are float32.
+
+def run_linear(
+    packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+) -> Tensor:
+    """The op on checked arguments, without torch's dispatcher.
+
+    Float weights meet x in their own dtype, int8 weights in that of x; sums are float32.
     """
     dtype = x.dtype if packed.dtype == torch.int8 else packed.dtype
     tokens = x.shape[:-1].numel()
     rows = x.detach().reshape(tokens, x.shape[-1]).to(dtype)
-    out_features = packed.shape[0] // (2 if _gated(packed) else 1)
+    out_features = packed.shape[0] // (2 if packed.params().get("gated") else 1)
     if residual is not None:
         residual = residual.reshape(tokens, out_features).to(dtype)
     if bias is not None and bias.dtype not in (dtype, torch.float32):
@@ -94,70 +99,29 @@ def expand(packed: Any, dtype: torch.dtype) -> Tensor:
     return kernels.expand_nm(*pattern, packed.shape[1], dtype, scales)
 
 
-def _gated(packed: Format) -> bool:
-    return isinstance(packed, Blocks) and bool(packed.gated)
-
-
 def kernel_name(packed: Format, tokens: int) -> str:
-    """Name of the kernel that runs `tokens` tokens, their rows being contiguous."""
+    """Name of the kernel that runs `tokens` tokens, whose rows are contiguous."""
     if isinstance(packed, Blocks):
         cut = len(packed.items) > 0
         return kernels.linear_bsr_name(packed.values, tokens, packed.shape[1], cut)
     name = {Ell: "ell", PackedNM: "nm"}[type(packed)]
-    return (
-        f"linear_{name}_kernel" if tokens <= FEW_ELEMENT_TOKENS else f"expand_{name}_kernel, dense"
-    )
+    few = tokens <= FEW_ELEMENT_TOKENS
+    return f"linear_{name}_kernel" if few else f"expand_{name}_kernel, dense"
 
 
-def _linear(
-    x: Tensor,
-    buffers: list[Tensor],
-    params: list[int],
-    packing: str,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out_features: int,
-    activation: str,
-) -> Tensor:
-    cls = next(cls for cls in GPU_PACKINGS if cls.kind == packing)
+def _load(packing: str, buffers: list[Tensor], params: list[int], shape: tuple[int, int]) -> Format:
+    cls = PACKINGS[packing]
     fields = dict(zip(cls.buffer_names, buffers, strict=True))
     own = cls.__dataclass_fields__
     extra = {n: p for n, p in zip(cls.param_names, params, strict=True) if n in own}
-    packed = cls(shape=(out_features, x.shape[-1]), **fields, **extra)  # type: ignore[arg-type]
-    return run(packed, x, bias, activation, residual)
+    return cls(shape=shape, **fields, **extra)  # type: ignore[arg-type]
 
 
-def _linear_fake(
-    x: Tensor,
-    buffers: list[Tensor],
-    params: list[int],
-    packing: str,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out_features: int,
-    activation: str,
-) -> Tensor:
-    gated = packing == Blocks.kind and params[Blocks.param_names.index("gated")]
-    return x.new_empty(*x.shape[:-1], out_features // (2 if gated else 1))
+def _width(packing: str, params: list[int], rows: int) -> int:
+    """Output features: half the rows of a gated weight."""
+    named = dict(zip(PACKINGS[packing].param_names, params, strict=True))
+    return rows // 2 if named.get("gated") else rows
 
 
 # The CPU key serves Triton's interpreter; without it Triton itself refuses CPU tensors.
-for _key in ("CUDA", "CPU"):
-    _library.impl("linear_gpu", _linear, _key)
-torch.library.register_fake("sparse_engine::linear_gpu", _linear_fake, lib=_library)
-
-
-def linear(
-    packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
-) -> Tensor:
-    """y = act(x Wᵀ + bias) + residual through torch's dispatcher, for whoever traces or compiles."""
-    return torch.ops.sparse_engine.linear_gpu(
-        x,
-        list(packed.tensors().values()),
-        list(packed.params().values()),
-        packed.kind,  # type: ignore[attr-defined]
-        bias,
-        residual,
-        packed.shape[0],
-        activation,
-    )
+_linear = define_linear("linear_gpu", ("CUDA", "CPU"), _load, run_linear, _width)

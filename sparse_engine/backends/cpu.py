@@ -1,0 +1,170 @@
+"""The CPU backend: the native library's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+# Importing torch first matters: the extension then binds to torch's OpenMP.
+from sparse_engine import _core
+from sparse_engine.backends import cpu_ops
+from sparse_engine.backends.base import Backend, Params, Row, Window, spec_of
+from sparse_engine.backends.cpu_timer import time_on_cpu
+from sparse_engine.errors import UsageError
+from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP
+from sparse_engine.formats.checks import dtype_name
+from sparse_engine.formats.sellp import MAX_INPUTS
+from sparse_engine.packings.cpu.bits import Bits
+from sparse_engine.packings.cpu.groups import Groups
+from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
+from sparse_engine.packings.cpu.runs import Runs
+from sparse_engine.packings.cpu.strips import Strips
+
+FEW_TOKENS = 4
+"""As many tokens as a kernel with rows in the lanes takes at once."""
+# Blocks that auto tries; the cost model drops those that would store too many zeros. Lower ones need no
+# trial: csr is packed to the same runs, which find rows with the same columns.
+BLOCKS = ((32, 1), (16, 1))
+FLOATS, INT8 = ("float32", "bfloat16"), ("int8",)
+
+
+def _groups_fit(params: Params, tokens: Sequence[int]) -> bool:
+    return Groups.params_problem(params) is None
+
+
+def _tall_blocks(params: Params, tokens: Sequence[int]) -> bool:
+    """Tall blocks share an index among the lanes of a vector."""
+    return params["rows"] % 16 == 0
+
+
+def _few_tokens(params: Params, tokens: Sequence[int]) -> bool:
+    """Runs have tokens in the lanes, of which a few fill none."""
+    return bool(tokens) and max(tokens) <= FEW_TOKENS
+
+
+class CPUBackend(Backend):
+    """Kernels for float32 and bfloat16 activations; float values meet them in float32.
+
+    Blocks of fewer than 16 rows have no kernel of their own: a pair of rows has all columns in common,
+    which is what runs are for. Packages store int8 blocks as the kernels for any number of tokens read
+    them, so `_few_tokens` has no row for them.
+    """
+
+    name: ClassVar[str] = "cpu"
+    table: ClassVar[tuple[Row, ...]] = (
+        Row(SellP8, (SellP,), INT8),
+        Row(Bits8, (Bitmask,), INT8),
+        Row(Groups8, (NM,), INT8, _groups_fit),
+        Row(QuadRuns, (Format,), INT8),
+        Row(SellP, (SellP,), FLOATS),
+        Row(Bits, (Bitmask,), FLOATS),
+        Row(Groups, (NM,), FLOATS, _groups_fit),
+        Row(Strips, (BSR,), FLOATS, _tall_blocks),
+        Row(SellP, (BSR,), FLOATS, _few_tokens),
+        Row(Runs, (Format,), FLOATS),
+    )
+    value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.int8)
+    input_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16)
+    native_layers: ClassVar[bool] = True
+
+    def pack(self, weight: Format, dtype: str | None = None, tokens: Sequence[int] = ()) -> Format:
+        """See `Backend.pack`; float values keep their dtype whatever float dtype is asked for."""
+        self._check_dtype(dtype)
+        if self.holds(weight) and (dtype != "int8" or weight.dtype == torch.int8):
+            return weight
+        wanted = "int8" if dtype == "int8" else dtype_name(weight.dtype)
+        few = tokens if weight.shape[1] <= MAX_INPUTS else ()
+        return _packed(weight, self.packing_for(spec_of(weight), wanted, few))
+
+    def value_dtype(self, weight: Tensor, dtype: str) -> str:
+        """`dtype`; raises UsageError for float16."""
+        self._check_dtype(dtype)
+        return dtype
+
+    def _check_dtype(self, dtype: str | None) -> None:
+        if dtype == "float16":
+            raise UsageError("float16 has kernels on GPUs only: use float32 or bfloat16 on the CPU")
+
+    def formats(self, weight: Tensor, dtype: str) -> list[str]:
+        """All but n:m, whose pattern a weight must have been pruned to; blocks where they are tall."""
+        # Blocks have no kernel of their own in int8.
+        blocks = [] if dtype == "int8" else [f"bsr:{r}x{c}" for r, c in BLOCKS]
+        sellp = ["sellp"] if weight.shape[1] <= MAX_INPUTS else []
+        return ["csr", *blocks, "bitmask", *sellp]
+
+    def estimate(
+        self, spec: str, shape: tuple[int, int], stored: int, tokens: int, dtype: str
+    ) -> float:
+        """Cycles of one core, roughly, from the instruction counts of the kernels' loops.
+
+        Good to a factor of two, which is enough to drop what cannot win.
+        """
+        elements = shape[0] * shape[1]
+        wide = "avx512" in _core.capabilities()
+        vectors = -(-tokens // 16) * (1 if wide else 2)  # of tokens
+        passes = -(-tokens // FEW_TOKENS)  # over the weights
+        if spec == "sellp":
+            return 1.3 * stored * passes * (0.2 if wide else 1.0)
+        if spec == "bitmask":
+            if _core.linear_kernel("bits", dtype, 1).endswith("scalar"):
+                return passes * (elements / 8 + 1.5 * stored)
+            columns = {"float32": 16, "int8": 64}.get(dtype, 32)
+            return passes * 4 * elements / columns
+        if spec.startswith("bsr") and tokens <= 8:
+            return stored * 0.15 * max(1, tokens / 4)
+        return stored * max(1.0, 0.6 * vectors)
+
+    def linear(
+        self,
+        packed: Format,
+        x: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        residual: Tensor | None,
+    ) -> Tensor:
+        """See `Backend.linear`; sums are float32, and int8 packings may quantise x token by token."""
+        return cpu_ops.linear(packed, x, bias, activation, residual)
+
+    def kernel_name(self, packed: Format, tokens: int) -> str:
+        """E.g. "spmm_runs_f32_avx512"."""
+        kind: str = packed.kind  # type: ignore[attr-defined]
+        return _core.linear_kernel(kind, dtype_name(packed.dtype), tokens)
+
+    def convolves(self, packed: Format) -> bool:
+        """Whether the packing's kernels multiply panels: activations with tokens in the lanes."""
+        return isinstance(packed, (Runs, Strips))  # QuadRuns are Runs
+
+    def conv1d(self, packed: Format, x: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+        """See `Backend.conv1d`; windows of x are read where they lie, channels first."""
+        return cpu_ops.conv1d(packed, x, bias, window)
+
+    def time(
+        self,
+        calls: Mapping[str, Callable[[], object]],
+        device: torch.device,
+        inputs: Sequence[Tensor] = (),
+        repeats: int = 1,
+    ) -> dict[str, float]:
+        """See `Backend.time`; the fastest of a few samples of each call."""
+        return time_on_cpu(calls, inputs, repeats)
+
+    def device_name(self, device: torch.device) -> str:
+        """The processor's brand string."""
+        return _core.cpu_name()
+
+
+def _packed(weight: Format, cls: type[Format]) -> Format:
+    if isinstance(weight, cls):
+        return weight
+    if issubclass(cls, Strips):
+        assert isinstance(weight, BSR)
+        return cls.from_dense(weight.to_dense(), height=weight.rows)
+    if issubclass(cls, Groups):
+        assert isinstance(weight, NM)
+        return cls.from_nm(weight)
+    if cls is Runs and isinstance(weight, CSR):
+        return Runs.from_csr(weight)
+    return cls.from_dense(weight.to_dense())

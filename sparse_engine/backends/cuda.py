@@ -1,0 +1,131 @@
+"""The CUDA backend: Triton kernels, which are imported by the first call that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.backends.base import Backend, Params, Row, spec_of
+from sparse_engine.backends.cuda_timer import time_on_gpu
+from sparse_engine.backends.semi_structured import compress
+from sparse_engine.errors import UsageError
+from sparse_engine.formats import BSR, NM, Format, block_fill, most_in_group
+from sparse_engine.formats.checks import dtype_name
+from sparse_engine.packings.cuda.blocks import Blocks
+from sparse_engine.packings.cuda.ell import Ell
+from sparse_engine.packings.cuda.packed_nm import PackedNM
+from sparse_engine.packings.cuda.values import GPU_DTYPES
+
+# Blocks that auto tries: tall ones, since what many tokens cost is set by the rows that share a tile of x.
+BLOCKS = (
+    *((128, cols) for cols in (128, 64, 32, 16)),
+    *((64, cols) for cols in (64, 32, 16)),
+    *((32, 32), (16, 16), (128, 1), (64, 1)),
+)
+GROUPS = ((1, 4), (2, 4), (2, 8), (4, 8), (4, 16))
+# A pattern counts as made of blocks when at least this share of their elements is non-zero.
+MIN_FILL = 0.95
+DTYPES = tuple(map(dtype_name, GPU_DTYPES))
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def _blocks_fit(params: Params, tokens: Sequence[int]) -> bool:
+    return Blocks.block_problem(params["rows"], params["cols"]) is None
+
+
+def _groups_fit(params: Params, tokens: Sequence[int]) -> bool:
+    return PackedNM.params_problem(params) is None
+
+
+class CUDABackend(Backend):
+    """Kernels for float32, float16 and bfloat16 activations, which meet float weights in their dtype.
+
+    Blocks and N:M that a kernel has stay what they are; everything else becomes single elements.
+    """
+
+    name: ClassVar[str] = "cuda"
+    table: ClassVar[tuple[Row, ...]] = (
+        Row(Blocks, (BSR,), DTYPES, _blocks_fit),
+        Row(PackedNM, (NM,), DTYPES, _groups_fit),
+        Row(Ell, (Format,), DTYPES),
+    )
+    value_dtypes: ClassVar[tuple[torch.dtype, ...]] = GPU_DTYPES
+    input_dtypes: ClassVar[tuple[torch.dtype, ...]] = (
+        torch.float32, torch.bfloat16, torch.float16,
+    )  # fmt: skip
+    fuses_projections: ClassVar[bool] = True
+
+    def pack(self, weight: Format, dtype: str | None = None, tokens: Sequence[int] = ()) -> Format:
+        """See `Backend.pack`; the packing stays on the weight's device."""
+        if self.holds(weight):
+            return weight
+        dtype = dtype or dtype_name(weight.dtype)
+        cls = self.packing_for(spec_of(weight), dtype)
+        values: torch.dtype = getattr(torch, dtype)
+        dense = weight.to_dense()
+        if issubclass(cls, Blocks):
+            assert isinstance(weight, BSR)
+            return cls.from_dense(dense, *weight.block, dtype=values)
+        if issubclass(cls, PackedNM):
+            assert isinstance(weight, NM)
+            return cls.from_dense(dense, weight.keep, weight.of, values)
+        return cls.from_dense(dense, values)
+
+    def value_dtype(self, weight: Tensor, dtype: str) -> str:
+        """`dtype`; "float32" leaves weights of 16 bits what they are."""
+        narrow = dtype == "float32" and weight.dtype in NARROW
+        return dtype_name(weight.dtype) if narrow else dtype
+
+    def formats(self, weight: Tensor, dtype: str) -> list[str]:
+        """The two largest blocks and the smallest groups that the pattern is made of, and csr."""
+        blocks = (f"bsr:{r}x{c}" for r, c in BLOCKS if block_fill(weight, r, c) >= MIN_FILL)
+        groups = (f"nm:{n}:{m}" for n, m in GROUPS if most_in_group(weight, m) <= n)
+        return [*islice(blocks, 2), *islice(groups, 1), "csr"]
+
+    def linear(
+        self,
+        packed: Format,
+        x: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        residual: Tensor | None,
+    ) -> Tensor:
+        """See `Backend.linear`; sums are float32, and int8 weights meet x in its own dtype."""
+        from sparse_engine.backends import cuda_ops
+
+        return cuda_ops.linear(packed, x, bias, activation, residual)
+
+    def kernel_name(self, packed: Format, tokens: int) -> str:
+        """E.g. "linear_bsr_kernel"."""
+        from sparse_engine.backends import cuda_ops
+
+        return cuda_ops.kernel_name(packed, tokens)
+
+    def compress_linear(
+        self, linear: nn.Linear, tokens: tuple[int, ...]
+    ) -> tuple[Tensor | None, str]:
+        """A 2:4 weight of 16 bits for torch's own semi-structured kernels."""
+        return compress(linear, tokens, self.time)
+
+    def time(
+        self,
+        calls: Mapping[str, Callable[[], object]],
+        device: torch.device,
+        inputs: Sequence[Tensor] = (),
+        repeats: int = 1,
+    ) -> dict[str, float]:
+        """See `Backend.time`; the median of CUDA graphs, whose clock needs no repeats."""
+        return time_on_gpu(calls, device)
+
+    def device_name(self, device: torch.device) -> str:
+        """E.g. "NVIDIA H200"."""
+        return torch.cuda.get_device_name(device)
+
+    def check_available(self, device: torch.device) -> None:
+        """Raise UsageError where torch sees no GPU."""
+        if not torch.cuda.is_available():
+            raise UsageError(f"device {str(device)!r}: torch sees no such GPU here")
