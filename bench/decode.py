@@ -35,7 +35,7 @@ from sparse_engine.cli.common import progress_bar, split
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.sparsify import sparsify_
 from sparse_engine.errors import SparseEngineError, UsageError
-from sparse_engine.tasks.generate import CACHES
+from sparse_engine.generation.decoding import CACHES
 
 HIDDEN, INNER, HEADS, KEY_HEADS, WORDS, POSITIONS = 2048, 5632, 32, 4, 32000, 2048
 PROMPT, NEW = 128, 32

@@ -69,7 +69,7 @@ def is_decoder(model: Any) -> bool:
 
 def decode_call(model: nn.Module, inputs: Inputs) -> Call:
     """One more token a sequence, greedily, at each call; the prompt is read here."""
-    from sparse_engine.tasks.generate import CACHES
+    from sparse_engine.generation.decoding import CACHES
 
     kept: dict[str, Any] = {}
     ids = inputs["input_ids"]

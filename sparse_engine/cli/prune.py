@@ -51,7 +51,8 @@ def prune(
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as run
-    from sparse_engine.text.tokenizer import encode_batches, load_tokenizer, read_texts
+    from sparse_engine.text.calibration import calibration_batches
+    from sparse_engine.text.tokenizer import load_tokenizer, read_texts
 
     set_threads(threads)
     check_free(out)
@@ -63,7 +64,7 @@ def prune(
     densify_(loaded)
     batches = None
     if texts is not None:
-        batches = encode_batches(texts, load_tokenizer(folder), loaded, max_length)
+        batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
     criterion = criterion or ("sparsegpt" if batches else "magnitude")
     recovery = recovery or ("lsq" if batches else "none")
     with progress_bar("pruning") as report:

@@ -91,10 +91,10 @@ def answer(task: Any, text: str, pair: str | None, question: str | None) -> Any:
 
 def _generate(task: Generator, prompt: str, sampling: Sampling, output: str) -> None:
     text, finish, tokens = "", None, 0
-    for piece in task.stream(prompt, sampling):
-        text, finish, tokens = text + piece.text, piece.finish, piece.tokens
+    for chunk in task.stream(prompt, sampling):
+        text, finish, tokens = text + chunk.text, chunk.finish, chunk.tokens
         if output == "text":
-            print(piece.text, end="", flush=True)
+            print(chunk.text, end="", flush=True)
     print(
         json.dumps({"text": text, "tokens": tokens, "finish": finish}) if output == "json" else ""
     )

@@ -29,7 +29,8 @@ from sparse_engine.errors import VerificationError
 from sparse_engine.io import is_package, load, load_pretrained, save
 from sparse_engine.pruning import prune
 from sparse_engine.tasks import Embedder
-from sparse_engine.text.tokenizer import encode_batches, load_tokenizer
+from sparse_engine.text.calibration import calibration_batches
+from sparse_engine.text.tokenizer import load_tokenizer
 
 # Sparsity and granularity of each variant.
 VARIANTS = ((0.7, "element"), (0.9, "element"), (0.8, "4x1"))
@@ -49,7 +50,7 @@ def run(out: Path, model: Path | None = None, console: Console | None = None) ->
         f"[bold]{name}[/]: {sum(p.numel() for p in dense.parameters()) / 1e6:.1f} M parameters; "
         f"{len(calibration)} paragraphs to calibrate on, {len(judged)} others to judge by"
     )
-    batches = encode_batches(calibration, load_tokenizer(folder), dense, LENGTH)
+    batches = calibration_batches(calibration, load_tokenizer(folder), dense, LENGTH)
     truth = Embedder(dense, folder).embed(judged)
     dense_memory = run_worker(folder, "torch", BATCH, LENGTH, 3, threads)["resident_mb"]
     out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Serve a model over HTTP: OpenAI embeddings and completions, and the Open Inference Protocol.
 
 FastAPI, uvicorn, prometheus-client and tokenizers come with `pip install sparse-engine[serve]`.
-They are imported on first use, so that `import sparse_engine` needs none of them.
+They are imported on first use: `import sparse_engine` does not need them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """Serve the package in `folder` until SIGINT or SIGTERM, then finish what is in flight.
 
-    port 0 takes a free one. `name` is the model's name in requests, by default the folder's.
+    port 0 chooses a free one. `name` is the model's name in requests, by default the folder's.
     `ready` is called with the URL as soon as requests are answered. `device`: as in `load`.
     Raises UsageError, before the model is loaded, when a package is missing or the port is taken.
     """

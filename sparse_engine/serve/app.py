@@ -1,4 +1,4 @@
-"""The ASGI app: models, routes and the guard around them."""
+"""The ASGI app: models, routes and the middleware around them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from starlette.exceptions import HTTPException
 
 from sparse_engine.errors import UsageError
 from sparse_engine.serve import completions, page, v1, v2
-from sparse_engine.serve.compute import Line, compute_thread, reader_threads
+from sparse_engine.serve.messages import RequestError, error_response, json_response
 from sparse_engine.serve.metrics import Metrics
 from sparse_engine.serve.middleware import Guard, Traffic
-from sparse_engine.serve.replies import Refusal, error_response, json_response
+from sparse_engine.serve.queue import RequestQueue, compute_thread, tokenizer_threads
 from sparse_engine.serve.service import Served, Service
 from sparse_engine.tasks import Task
 
@@ -28,11 +28,14 @@ def build(models: Mapping[str, Task], threads: int | None) -> FastAPI:
     for name in models:
         if not name or "/" in name:
             raise UsageError(f"model name {name!r}: it goes into URLs, use a plain name")
-    thread, readers = compute_thread(threads), reader_threads()
-    served = {name: Served(name, model, Line(thread, readers)) for name, model in models.items()}
+    compute, tokenizers = compute_thread(threads), tokenizer_threads()
+    served = {
+        name: Served(name, model, RequestQueue(compute, tokenizers))
+        for name, model in models.items()
+    }
     service = Service(served, Traffic(), Metrics(), int(time.time()))
     for model in served.values():
-        service.metrics.add_model(model.name, model.task, model.line)
+        service.metrics.add_model(model.name, model.task, model.queue)
 
     app = FastAPI(
         title="sparse_engine",
@@ -57,7 +60,7 @@ def build(models: Mapping[str, Task], threads: int | None) -> FastAPI:
 
 
 def _health(service: Service) -> APIRouter:
-    """Probes, which say the same under both paths, and the metrics."""
+    """Health probes, under two paths each, and metrics."""
     router = APIRouter()
 
     @router.get("/health/live")
@@ -79,10 +82,10 @@ def _health(service: Service) -> APIRouter:
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
-    """404 and 405 of the router, in the shape of all other errors."""
+    """Errors 404 and 405 of the router as RequestError has them."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     reason = f"{request.method} {path[:200]}: {error.detail}"
-    response = error_response(Refusal(error.status_code, reason, "no_such_route"), path)
+    response = error_response(RequestError(error.status_code, reason, "no_such_route"), path)
     response.headers.update(error.headers or {})
     return response

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from torch import nn
 
 from sparse_engine.nn import SparseLinear
-from sparse_engine.serve.compute import Line
+from sparse_engine.serve.queue import RequestQueue
 from sparse_engine.tasks import Task
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -17,7 +17,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters that the routes and the middleware write; `registry` is what /metrics shows."""
+    """Metrics that the routes and the middleware update; /metrics shows `registry`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -46,12 +46,12 @@ class Metrics:
         rss = Gauge("se_rss_bytes", "Resident memory", registry=self.registry)
         rss.set_function(rss_bytes)
 
-    def add_model(self, name: str, task: Task, line: Line) -> None:
-        """Show a model and the length of its line."""
+    def add_model(self, name: str, task: Task, queue: RequestQueue) -> None:
+        """Show a model and the length of its queue."""
         formats, info = ",".join(formats_of(task.model)), task.info
-        told = [info["task"], info.get("pooling", ""), info.get("hidden", "")]
-        self.models.labels(name, formats, *told).set(1)
-        self.depth.labels(name).set_function(lambda: line.length)
+        labels = [info["task"], info.get("pooling", ""), info.get("hidden", "")]
+        self.models.labels(name, formats, *labels).set(1)
+        self.depth.labels(name).set_function(lambda: queue.length)
 
 
 def formats_of(model: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""Around every request: limits, draining, a request id, metrics, and the last catch."""
+"""Middleware for every request: limits, draining, request ids, metrics, unexpected errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 from starlette.routing import Match
 
+from sparse_engine.serve.messages import RequestError, error_response
 from sparse_engine.serve.metrics import Metrics
-from sparse_engine.serve.replies import Refusal, error_response
 from sparse_engine.tasks import InputError
 
 Message = MutableMapping[str, Any]
@@ -36,19 +36,19 @@ log = logging.getLogger("sparse_engine.serve")
 
 @dataclass
 class Traffic:
-    """Requests in flight, probes aside, the bytes of their bodies, and whether more are taken."""
+    """Requests in flight, without probes; bytes of their bodies; whether the server drains."""
 
     in_flight: int = 0
     body_bytes: int = 0
     draining: bool = False
 
 
-class Gone(Exception):
-    """The client went away before it had its answer."""
+class ClientDisconnected(Exception):
+    """The client closed the connection before it had its answer."""
 
 
 class Guard:
-    """ASGI middleware; the app inside gets bodies whole and can raise what it likes."""
+    """ASGI middleware. The app inside receives whole bodies, and may raise any exception."""
 
     def __init__(self, app: App, traffic: Traffic, metrics: Metrics) -> None:
         self.app, self.traffic, self.metrics = app, traffic, metrics
@@ -59,7 +59,7 @@ class Guard:
             return
         started = time.perf_counter()
         request_id = _request_id(scope)
-        status = 499  # what stays when the client goes away
+        status = 499  # unless an answer starts: the client disconnected
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -72,17 +72,17 @@ class Guard:
         self.traffic.in_flight += counted
         try:
             await self._answer(scope, receive, sending, counted)
-        except Gone:
+        except ClientDisconnected:
             pass
-        except asyncio.CancelledError:  # the time to drain is over
+        except asyncio.CancelledError:  # draining took too long
             if status == 499:
-                late = Refusal(503, "the server is shutting down", "draining", retry_after=1)
+                late = RequestError(503, "the server is shutting down", "draining", retry_after=1)
                 await error_response(late, scope["path"])(scope, receive, sending)
         except Exception:
             log.exception("request %s failed", request_id.decode())
             if status == 499:
                 reason = f"internal error, request id {request_id.decode()}"
-                failed = Refusal(500, reason, "internal_error")
+                failed = RequestError(500, reason, "internal_error")
                 await error_response(failed, scope["path"])(scope, receive, sending)
         finally:
             self.traffic.in_flight -= counted
@@ -91,58 +91,60 @@ class Guard:
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, counted: bool) -> None:
-        held = 0
+        size_held = 0
 
         def hold(size: int) -> None:
-            nonlocal held
-            held += size
+            nonlocal size_held
+            size_held += size
             self.traffic.body_bytes += size
             if self.traffic.body_bytes > MAX_BODIES:
                 reason = f"the bodies in flight have more than {MAX_BODIES} bytes: try again"
-                raise Refusal(503, reason, "overloaded", retry_after=1)
+                raise RequestError(503, reason, "overloaded", retry_after=1)
 
         try:
             if counted and self.traffic.draining:
-                raise Refusal(503, "the server is shutting down", "draining", retry_after=1)
+                raise RequestError(503, "the server is shutting down", "draining", retry_after=1)
             if counted and self.traffic.in_flight > MAX_REQUESTS:
                 reason = f"{MAX_REQUESTS} requests are in flight already: try again"
-                raise Refusal(503, reason, "overloaded", retry_after=1)
+                raise RequestError(503, reason, "overloaded", retry_after=1)
             check_headers(scope)
-            if not counted:  # outside the limit of requests: nobody may wait for a body there
+            if (
+                not counted
+            ):  # probes are outside the limit of requests, so their bodies are not read
                 await self.app(scope, _replay(b""), send)
                 return
             body = await read_body(scope, receive, hold)
             await while_connected(self.app(scope, _replay(body), send), receive)
-        except Refusal as refusal:
-            await error_response(refusal, scope["path"])(scope, receive, send)
+        except RequestError as error:
+            await error_response(error, scope["path"])(scope, receive, send)
         except InputError as error:
-            wrong = Refusal(400, str(error))
+            wrong = RequestError(400, str(error))
             await error_response(wrong, scope["path"])(scope, receive, send)
         finally:
-            self.traffic.body_bytes -= held
+            self.traffic.body_bytes -= size_held
 
 
 def check_headers(scope: Scope) -> None:
-    """Refusal 431 for more than MAX_HEADER bytes of headers, 400 for a body of two lengths.
+    """RequestError 431 for more than MAX_HEADER bytes of headers, 400 for a body of two lengths.
 
-    A proxy in front may believe the other length (request smuggling, RFC 9112 section 6.3): the
-    connection is closed.
+    A proxy may use the other length (request smuggling, RFC 9112 section 6.3), so the connection
+    is closed.
     """
     size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
     size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])  # ": " and CRLF
     if size > MAX_HEADER:
         reason = f"the request header has {size} bytes, at most {MAX_HEADER} are read"
-        raise Refusal(431, reason, "header_too_large", close=True)
+        raise RequestError(431, reason, "header_too_large", close=True)
     names = {name for name, _ in scope["headers"]}
     if {b"content-length", b"transfer-encoding"} <= names:
         reason = "the request has both Content-Length and Transfer-Encoding: send one of them"
-        raise Refusal(400, reason, close=True)
+        raise RequestError(400, reason, close=True)
 
 
 def route_of(scope: Scope) -> str:
     """Path of the route that serves a request, "other" where there is none.
 
-    A request that is refused before the router has seen it is looked up here.
+    It is looked up here for a request that was refused before it reached the router.
     """
     if "route" in scope:
         return str(getattr(scope["route"], "path", "other"))
@@ -152,13 +154,13 @@ def route_of(scope: Scope) -> str:
 
 
 async def read_body(scope: Scope, receive: Receive, hold: Callable[[int], None]) -> bytes:
-    """The whole body; Refusal 413 or 408 when it is larger than MAX_BODY or takes too long.
+    """The whole body; RequestError 413 or 408 when it is larger than MAX_BODY or takes too long.
 
-    Bytes are counted as they come: Content-Length is a claim, and chunked bodies have none. `hold`
-    gets the size of each part.
+    Received bytes are counted, because Content-Length may be wrong and chunked bodies have none.
+    `hold` is called with the size of each part.
     """
-    claim = dict(scope["headers"]).get(b"content-length", b"0")
-    if claim.isdigit() and int(claim[:20]) > MAX_BODY:
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and int(declared[:20]) > MAX_BODY:
         raise _too_large()
     parts: list[bytes] = []
     size, more = 0, True
@@ -167,7 +169,7 @@ async def read_body(scope: Scope, receive: Receive, hold: Callable[[int], None])
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Gone
+                    raise ClientDisconnected
                 parts.append(message.get("body", b""))
                 hold(len(parts[-1]))
                 size += len(parts[-1])
@@ -176,47 +178,51 @@ async def read_body(scope: Scope, receive: Receive, hold: Callable[[int], None])
                 more = message.get("more_body", False)
     except TimeoutError as error:
         reason = f"the body did not arrive within {BODY_SECONDS:.0f} s"
-        raise Refusal(408, reason, "request_timeout") from error
+        raise RequestError(408, reason, "request_timeout") from error
     return b"".join(parts)
 
 
-def _too_large() -> Refusal:
-    return Refusal(413, f"the body is larger than {MAX_BODY} bytes: send less", "body_too_large")
+def _too_large() -> RequestError:
+    return RequestError(
+        413, f"the body is larger than {MAX_BODY} bytes: send less", "body_too_large"
+    )
 
 
 async def while_connected(answering: Awaitable[None], receive: Receive) -> None:
-    """Await `answering`; when the client leaves first, cancel it and raise Gone.
+    """Await `answering`; if the client disconnects first, cancel it and raise ClientDisconnected.
 
-    A request that still waits for its model is then never computed.
+    A request that is still in the queue is then never computed.
     """
-    answer, leaving = asyncio.ensure_future(answering), asyncio.ensure_future(receive())
+    answer, disconnect = asyncio.ensure_future(answering), asyncio.ensure_future(receive())
     try:
-        await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise Gone
+            raise ClientDisconnected
         await answer
     finally:
         answer.cancel()
-        leaving.cancel()
+        disconnect.cancel()
 
 
 def _replay(body: bytes) -> Receive:
-    """A `receive` that gives the body in one message, then nothing: `while_connected` looks for the
-    client's leaving, and streamed answers, which look themselves, must not spin on it.
+    """A `receive` that returns the body in one message, then waits forever.
+
+    `while_connected` watches for a disconnect. Streamed answers watch `receive` themselves, and
+    must not spin on it.
     """
-    given = False
+    sent = False
 
     async def receiving() -> Message:
-        nonlocal given
-        if given:
+        nonlocal sent
+        if sent:
             await asyncio.Event().wait()
-        given = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receiving
 
 
 def _request_id(scope: Scope) -> bytes:
-    """The client's own id where it is a plain word, else a new one."""
-    given = dict(scope["headers"]).get(b"x-request-id", b"")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+    """The client's id if it matches REQUEST_ID, else a new one."""
+    sent = dict(scope["headers"]).get(b"x-request-id", b"")
+    return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex.encode()

@@ -1,4 +1,4 @@
-"""Packages that only serving needs."""
+"""Packages that are needed for serving only."""
 
 from __future__ import annotations
 

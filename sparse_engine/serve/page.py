@@ -1,4 +1,4 @@
-"""GET / and GET /docs: what is served here, and how to call it."""
+"""GET / and GET /docs: the models that are served, and how to call them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from urllib.parse import quote as in_url
 
 from fastapi import APIRouter, Request, Response
 
-from sparse_engine.serve.replies import json_response
+from sparse_engine.serve.messages import json_response
 from sparse_engine.serve.service import Served, Service
 from sparse_engine.tasks import Answerer, Embedder, Generator
 
 ROUTES = (
     ("POST /v1/embeddings", "OpenAI's embeddings"),
-    ("POST /v1/completions", "OpenAI's completions, streamed if asked"),
+    ("POST /v1/completions", "OpenAI's completions, streamed on request"),
     ("POST /v2/models/NAME/infer", "Open Inference Protocol"),
-    ("GET /v1/models, /v2, /v2/models/NAME", "what is served"),
+    ("GET /v1/models, /v2, /v2/models/NAME", "models and their metadata"),
     ("GET /health/live, /health/ready", "probes"),
     ("GET /metrics", "Prometheus metrics"),
 )
@@ -36,8 +36,8 @@ def routes(service: Service) -> APIRouter:
     async def home() -> Response:
         from sparse_engine import __version__
 
-        told = {"name": "sparse_engine", "version": __version__}
-        return json_response({**told, "models": list(service.models), "docs": "/docs"})
+        info = {"name": "sparse_engine", "version": __version__}
+        return json_response({**info, "models": list(service.models), "docs": "/docs"})
 
     @router.get("/docs")
     async def docs(request: Request) -> Response:
@@ -48,7 +48,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def page(service: Service, base: str) -> str:
-    """HTML with a command for each model and the list of routes; it loads nothing from elsewhere."""
+    """HTML with a command for each model and a table of routes, without external resources."""
     models = "".join(
         f"<h2>{escape(model.name)}</h2><p>{escape(model.task.task)}, at most "
         f"{model.task.max_length} tokens</p><pre>{escape(command(model, base))}</pre>"
@@ -63,7 +63,7 @@ def page(service: Service, base: str) -> str:
 
 
 def command(model: Served, base: str) -> str:
-    """A curl command that `model` answers; names and the Host header are not run by the shell."""
+    """A curl command for `model`; names and the Host header are quoted for the shell."""
     body: dict[str, Any]
     if isinstance(model.task, Embedder):
         path, body = "/v1/embeddings", {"model": model.name, "input": ["one text", "another"]}

@@ -1,4 +1,4 @@
-"""One process, one model, one port: load, answer, drain, leave."""
+"""One process that serves one model on one port: load, answer, drain, exit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_package(
     device: str = "cpu",
 ) -> None:
     """See `sparse_engine.serve.run`."""
-    listener = listen(host, port)  # before the model: a taken port should not cost a minute
+    listener = listen(host, port)  # before the model, which takes long to load
     try:
         torch.set_num_threads(threads or torch.get_num_threads())
         task = open_task(load(folder, device=device), folder)
@@ -49,12 +49,12 @@ def run_package(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. UsageError when that cannot be."""
+    """A listening socket; port 0 chooses a free one. Raises UsageError if the port is not free."""
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port}: give 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only on sockets that say that they are TCP; without it every answer
-    # on a kept connection waits for the client's delayed acknowledgement.
+    # asyncio sets TCP_NODELAY only on sockets with an explicit protocol TCP; without it every
+    # answer on a kept connection waits for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,7 +86,7 @@ def answer(
         proxy_headers=False,
         server_header=False,
         h11_max_incomplete_event_size=MAX_HEADER,
-        # asyncio accepts as many at once, each a file descriptor, before any is closed for another.
+        # asyncio accepts this many at once, each a file descriptor, before it closes any.
         backlog=MAX_CONNECTIONS // 2,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,
@@ -103,7 +103,7 @@ def answer(
 
 
 class Server(uvicorn.Server):
-    """uvicorn that drains first: the socket stays open meanwhile, so that probes see the 503."""
+    """uvicorn that drains before it exits; the socket stays open, so that probes get the 503."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
         self.call_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain; second: leave. uvicorn is not told, it would raise them again."""
+        """First signal: drain; second: exit. uvicorn itself would raise the signals again."""
         if self.traffic.draining:
             self.should_exit = self.force_exit = True
         self.traffic.draining = True

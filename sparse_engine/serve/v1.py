@@ -1,4 +1,4 @@
-"""/v1: embeddings and the list of models, as OpenAI's API has them.
+"""/v1 of OpenAI's API: embeddings and the list of models.
 
 https://platform.openai.com/docs/api-reference/embeddings
 """
@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
-from sparse_engine.serve.replies import Refusal, floats, json_response, parse_object, shown
+from sparse_engine.serve.messages import RequestError, floats, json_response, parse_object, shown
 from sparse_engine.serve.service import MAX_ITEMS, Service
 from sparse_engine.tasks import Embedder
 
@@ -45,9 +45,9 @@ def routes(service: Service) -> APIRouter:
         model = service.find(body.get("model"))
         items = read_items(body.get("input"))
         encoding = read_encoding(body, model.embedder.hidden)
-        with model.line.place():
-            rows = await model.line.read(token_ids, model.embedder, items)
-            vectors = await model.line.run(model.embedder.embed_ids, rows)
+        with model.queue.slot():
+            rows = await model.queue.tokenize(token_ids, model.embedder, items)
+            vectors = await model.queue.run(model.embedder.embed_checked, rows)
             service.metrics.rows.observe(len(rows))
             tokens = sum(map(len, rows))
             answer = await asyncio.to_thread(render, vectors, encoding, model.name, tokens)
@@ -57,39 +57,45 @@ def routes(service: Service) -> APIRouter:
 
 
 def read_items(given: Any) -> Items:
-    """`input` as a list of texts or of token lists; Refusal for anything else."""
+    """`input` as a list of texts or of token lists; RequestError for anything else."""
     if isinstance(given, str) or _is_tokens(given):
         given = [given]
     if not isinstance(given, list) or not given:
-        got = "an empty list" if given == [] else type(given).__name__
-        raise Refusal(400, f"input is {got}: give a text, token ids, or a list of one of them")
+        found = "an empty list" if given == [] else type(given).__name__
+        raise RequestError(
+            400, f"input is {found}: give a text, token ids, or a list of one of them"
+        )
     if len(given) > MAX_ITEMS:
-        raise Refusal(400, f"input has {len(given)} items, at most {MAX_ITEMS} go into one request")
+        raise RequestError(
+            400, f"input has {len(given)} items, at most {MAX_ITEMS} go into one request"
+        )
     for index, item in enumerate(given):
         if item in ("", []):
-            raise Refusal(400, f"input {index} is empty")
+            raise RequestError(400, f"input {index} is empty")
         if not isinstance(item, str) and not _is_tokens(item):
-            raise Refusal(400, f"input {index} is {shown(item)}: give a text or token ids")
+            raise RequestError(400, f"input {index} is {shown(item)}: give a text or token ids")
         if isinstance(item, str) != isinstance(given[0], str):
-            raise Refusal(400, f"input {index}: texts and token ids do not go into one request")
+            raise RequestError(
+                400, f"input {index}: texts and token ids do not go into one request"
+            )
     return given
 
 
 def read_encoding(body: dict[str, Any], hidden: int) -> str:
-    """`encoding_format`; Refusal for an unknown one, or for `dimensions` the model does not have."""
+    """`encoding_format`; RequestError for an unknown one, or for `dimensions` other than the model's."""
     encoding = body.get("encoding_format")
     if encoding is None:
         encoding = "float"
     if encoding not in ENCODINGS:
-        raise Refusal(400, f"encoding_format {shown(encoding)}: use {' or '.join(ENCODINGS)}")
+        raise RequestError(400, f"encoding_format {shown(encoding)}: use {' or '.join(ENCODINGS)}")
     dimensions = body.get("dimensions")
     if dimensions is not None and (type(dimensions) is not int or dimensions != hidden):
-        raise Refusal(400, f"dimensions {shown(dimensions)}: this model gives {hidden}")
+        raise RequestError(400, f"dimensions {shown(dimensions)}: this model gives {hidden}")
     return str(encoding)
 
 
 def token_ids(embedder: Embedder, items: Items) -> list[list[int]]:
-    """Checked token ids of each item; token lists are taken as they are."""
+    """Token ids of each item, checked; lists of token ids stay what they are."""
     if isinstance(items[0], str):
         return embedder.encode(items)
     embedder.check_ids(items)
@@ -109,5 +115,5 @@ def render(vectors: Tensor, encoding: str, name: str, tokens: int) -> str:
 
 
 def _is_tokens(value: Any) -> bool:
-    """Whether a value is a list of whole numbers; True and False are none."""
+    """Whether a value is a list of whole numbers; True and False do not count."""
     return isinstance(value, list) and bool(value) and all(type(v) is int for v in value)

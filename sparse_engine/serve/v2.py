@@ -1,6 +1,6 @@
 """/v2: the Open Inference Protocol with JSON tensors.
 
-https://github.com/kserve/open-inference-protocol; a model takes token ids or text:
+https://github.com/kserve/open-inference-protocol. A model takes token ids or text:
     input_ids, attention_mask  INT64 [n, seq]  ->  last_hidden_state  FP32 [n, seq, hidden]
     text                       BYTES [n]       ->  embedding          FP32 [n, hidden]
 and one with a head
@@ -20,7 +20,7 @@ import torch
 from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
-from sparse_engine.serve.replies import Refusal, floats, json_response, parse_object, shown
+from sparse_engine.serve.messages import RequestError, floats, json_response, parse_object, shown
 from sparse_engine.serve.service import MAX_ITEMS, Served, Service
 from sparse_engine.tasks import Answerer, Classifier, Embedder, Generator
 
@@ -57,13 +57,13 @@ def routes(service: Service) -> APIRouter:
         output = "embedding" if "text" in inputs else "last_hidden_state"
         check_rest(body, output)
         embedder = model.embedder
-        with model.line.place():
+        with model.queue.slot():
             if "text" in inputs:
-                rows = await model.line.read(embedder.encode, read_texts(inputs["text"]))
-                result = await model.line.run(embedder.embed_ids, rows)
+                rows = await model.queue.tokenize(embedder.encode, read_texts(inputs["text"]))
+                result = await model.queue.run(embedder.embed_checked, rows)
             else:
                 ids, mask = read_tokens(inputs, embedder)
-                result = await model.line.run(embedder.hidden_states, ids, mask)
+                result = await model.queue.run(embedder.hidden_states, ids, mask)
             service.metrics.rows.observe(len(result))
             answer = await asyncio.to_thread(render, result, output, name, body.get("id"))
         return Response(answer, media_type="application/json")
@@ -72,34 +72,34 @@ def routes(service: Service) -> APIRouter:
 
 
 async def infer_head(service: Service, model: Served, body: dict[str, Any]) -> Response:
-    """Labels of texts or of pairs, spans of texts, answers to questions: a JSON text each."""
+    """Labels of texts or pairs, spans of texts, or answers to questions, each as a JSON text."""
     task = model.task
     if isinstance(task, Generator | Embedder):
-        raise Refusal(400, f"model {model.name} does {task.task}: POST /v1/completions")
-    given = body.get("inputs")
-    entries = given if isinstance(given, list) else []
+        raise RequestError(400, f"model {model.name} does {task.task}: POST /v1/completions")
+    listed = body.get("inputs")
+    entries = listed if isinstance(listed, list) else []
     inputs = {str(e.get("name")): e for e in entries if isinstance(e, dict)}
     names = {"text", "question"} if isinstance(task, Answerer) else {"text"}
     pairs = isinstance(task, Classifier) and set(inputs) == {"text", "pair"}
     if not pairs and (set(inputs) != names or len(entries) != len(names)):
-        raise Refusal(400, f"inputs: give {' and '.join(sorted(names))}, BYTES [n]")
+        raise RequestError(400, f"inputs: give {' and '.join(sorted(names))}, BYTES [n]")
     check_rest(body, "answer")
     texts = read_texts(inputs["text"])
     others = next((read_texts(inputs[n]) for n in ("pair", "question") if n in inputs), texts)
     if len(others) != len(texts):
-        raise Refusal(400, f"inputs have {len(texts)} and {len(others)} texts: give as many")
-    with model.line.place():
+        raise RequestError(400, f"inputs have {len(texts)} and {len(others)} texts: give as many")
+    with model.queue.slot():
         found: list[Any]
         if isinstance(task, Answerer):
             found = [
-                await model.line.run(task.answer, question, text)
+                await model.queue.run(task.answer, question, text)
                 for question, text in zip(others, texts, strict=True)
             ]
         elif isinstance(task, Classifier):
             joint = list(zip(texts, others, strict=True)) if pairs else texts
-            found = await model.line.run(task.classify, joint)
+            found = await model.queue.run(task.classify, joint)
         else:
-            found = await model.line.run(task.tag, texts)
+            found = await model.queue.run(task.tag, texts)
     service.metrics.rows.observe(len(texts))
     plain = [
         [asdict(part) for part in one] if isinstance(one, list) else asdict(one) for one in found
@@ -111,7 +111,7 @@ async def infer_head(service: Service, model: Served, body: dict[str, Any]) -> R
 
 
 def describe(model: Served) -> dict[str, Any]:
-    """A model's metadata; -1 is any size. `parameters` holds what the tensors do not say."""
+    """A model's metadata. -1 is any size; `parameters` holds the task's limits and options."""
     task, texts = model.task, {"name": "text", "datatype": "BYTES", "shape": [-1]}
     if not isinstance(task, Embedder):
         more = [texts | {"name": "question"}] if isinstance(task, Answerer) else []
@@ -140,40 +140,42 @@ def describe(model: Served) -> dict[str, Any]:
 
 
 def read_inputs(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Inputs by name: text alone, or input_ids with or without attention_mask."""
-    given = body.get("inputs")
-    if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
-        raise Refusal(400, "inputs is missing: give a list of tensors")
-    names = [entry.get("name") for entry in given]
+    """Inputs by name: text, or input_ids with or without attention_mask."""
+    entries = body.get("inputs")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise RequestError(400, "inputs is missing: give a list of tensors")
+    names = [entry.get("name") for entry in entries]
     allowed = (["text"], ["input_ids"], ["attention_mask", "input_ids"])
     if len(names) > 2 or sorted(map(str, names)) not in allowed:
-        told = ", ".join(map(shown, names[:3]))
-        raise Refusal(400, f"inputs are {told}: give text, or input_ids with attention_mask")
-    return {str(entry["name"]): entry for entry in given}
+        listed = ", ".join(map(shown, names[:3]))
+        raise RequestError(400, f"inputs are {listed}: give text, or input_ids with attention_mask")
+    return {str(entry["name"]): entry for entry in entries}
 
 
 def check_rest(body: dict[str, Any], output: str) -> None:
-    """Refuse an id that is no text, and outputs that these inputs do not give."""
+    """Raise RequestError for an id that is no text, or for outputs other than `output`."""
     if body.get("id") is not None and not isinstance(body["id"], str):
-        raise Refusal(400, f"id is {shown(body['id'])}: give a text")
+        raise RequestError(400, f"id is {shown(body['id'])}: give a text")
     asked = body.get("outputs") or []
     if not isinstance(asked, list) or not all(isinstance(entry, dict) for entry in asked):
-        raise Refusal(400, f"outputs is {shown(asked)}: give a list of tensors")
+        raise RequestError(400, f"outputs is {shown(asked)}: give a list of tensors")
     for entry in asked:
         if entry.get("name") != output:
-            raise Refusal(400, f"output {shown(entry.get('name'))}: these inputs give {output}")
+            raise RequestError(
+                400, f"output {shown(entry.get('name'))}: these inputs give {output}"
+            )
 
 
 def read_texts(entry: dict[str, Any]) -> list[str]:
     """Texts of a BYTES tensor [n] or [n, 1]."""
     data = _data(entry, "BYTES", ranks=(1, 2))
     if len(entry["shape"]) == 2 and entry["shape"][1] != 1:
-        raise Refusal(400, f"text has shape {entry['shape']}, expected [n] or [n, 1]")
+        raise RequestError(400, f"text has shape {entry['shape']}, expected [n] or [n, 1]")
     for index, text in enumerate(data):
         if not isinstance(text, str):
-            raise Refusal(400, f"text {index} is {shown(text)}: BYTES data are texts here")
+            raise RequestError(400, f"text {index} is {shown(text)}: BYTES data are texts here")
         if not text:
-            raise Refusal(400, f"text {index} is empty")
+            raise RequestError(400, f"text {index} is empty")
     return data
 
 
@@ -184,9 +186,11 @@ def read_tokens(inputs: dict[str, dict[str, Any]], embedder: Embedder) -> tuple[
     n, seq = entry["shape"]
     if seq > embedder.max_length:
         limit = embedder.max_length
-        raise Refusal(400, f"input_ids has {seq} tokens a row, the model takes at most {limit}")
+        raise RequestError(
+            400, f"input_ids has {seq} tokens a row, the model takes at most {limit}"
+        )
     if n * seq * embedder.hidden > MAX_VALUES:
-        raise Refusal(
+        raise RequestError(
             400,
             f"last_hidden_state would have {n * seq * embedder.hidden} values, at most "
             f"{MAX_VALUES} go into one answer: send fewer rows",
@@ -197,10 +201,10 @@ def read_tokens(inputs: dict[str, dict[str, Any]], embedder: Embedder) -> tuple[
     entry = inputs["attention_mask"]
     data = _data(entry, "INT64", ranks=(2,))
     if entry["shape"] != [n, seq]:
-        raise Refusal(400, f"attention_mask has shape {entry['shape']}, input_ids {[n, seq]}")
+        raise RequestError(400, f"attention_mask has shape {entry['shape']}, input_ids {[n, seq]}")
     mask = _whole_numbers(data, "attention_mask", 2).view(n, seq)
     if not bool(mask.any(1).all()):
-        raise Refusal(400, "attention_mask has a row of zeros only: each row needs a token")
+        raise RequestError(400, "attention_mask has a row of zeros only: each row needs a token")
     return ids, mask
 
 
@@ -213,26 +217,30 @@ def render(result: Tensor, output: str, name: str, request_id: str | None) -> st
 
 
 def _data(entry: dict[str, Any], datatype: str, ranks: tuple[int, ...]) -> list[Any]:
-    """Flat row-major data of a tensor, once its datatype, shape and length are known to fit."""
+    """Flat row-major data of a tensor, after checks of its datatype, shape and length."""
     name, shape, data = entry["name"], entry.get("shape"), entry.get("data")
     if entry.get("datatype") != datatype:
-        raise Refusal(400, f"{name} has datatype {shown(entry.get('datatype'))}, not {datatype}")
+        raise RequestError(
+            400, f"{name} has datatype {shown(entry.get('datatype'))}, not {datatype}"
+        )
     if (
         not isinstance(shape, list)
         or len(shape) not in ranks
         or not all(type(size) is int and size > 0 for size in shape)
     ):
-        raise Refusal(400, f"{name} has shape {shown(shape)}: give {ranks[0]} sizes from 1 up")
+        raise RequestError(400, f"{name} has shape {shown(shape)}: give {ranks[0]} sizes from 1 up")
     if shape[0] > MAX_ITEMS:
-        raise Refusal(400, f"{name} has {shape[0]} rows, at most {MAX_ITEMS} go into one request")
+        raise RequestError(
+            400, f"{name} has {shape[0]} rows, at most {MAX_ITEMS} go into one request"
+        )
     if not isinstance(data, list):
-        raise Refusal(400, f"{name} has no data: give a list of {prod(shape)} values")
+        raise RequestError(400, f"{name} has no data: give a list of {prod(shape)} values")
     if len(shape) == 2 and data and all(isinstance(row, list) for row in data):
         if len(data) != shape[0] or any(len(row) != shape[1] for row in data):
-            raise Refusal(400, f"{name}: the nested data does not have shape {shape}")
+            raise RequestError(400, f"{name}: the nested data does not have shape {shape}")
         data = list(chain.from_iterable(data))
     if len(data) != prod(shape):
-        raise Refusal(400, f"{name} has {len(data)} values, shape {shape} has {prod(shape)}")
+        raise RequestError(400, f"{name} has {len(data)} values, shape {shape} has {prod(shape)}")
     return data
 
 
@@ -240,5 +248,5 @@ def _whole_numbers(data: list[Any], name: str, end: int) -> Tensor:
     """int64 [len(data)] of whole numbers from 0 up to `end`, exclusive."""
     for value in data:
         if type(value) is not int or not 0 <= value < end:
-            raise Refusal(400, f"{name} has {shown(value)}: give whole numbers 0 to {end - 1}")
+            raise RequestError(400, f"{name} has {shown(value)}: give whole numbers 0 to {end - 1}")
     return torch.tensor(data, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What a model answers: text in, an answer out, by the head that the model has."""
+"""Tasks: text in, an answer out. The class of a model's head decides which task it is for."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
+from sparse_engine.generation.sampling import Sampling
 from sparse_engine.tasks.classify import Answerer, Classifier, TokenClassifier
 from sparse_engine.tasks.embed import Embedder
-from sparse_engine.tasks.generate import Generator, Rewriter, Sampling
+from sparse_engine.tasks.generate import Generator, Rewriter
 from sparse_engine.tasks.pooling import Pooling
-from sparse_engine.tasks.text import InputError
+from sparse_engine.tasks.text_model import InputError
 
 Task = Embedder | Classifier | TokenClassifier | Answerer | Generator | Rewriter
-# By the end of the class name, which transformers uses for every architecture alike.
+# Suffixes of class names, which transformers uses for all architectures.
 HEADS: tuple[tuple[str, Any], ...] = (
     ("ForSequenceClassification", Classifier),
     ("ForTokenClassification", TokenClassifier),
@@ -28,21 +29,21 @@ HEADS: tuple[tuple[str, Any], ...] = (
 
 
 def check_pooling(model: nn.Module, folder: str | Path) -> None:
-    """Refuse a model without a head whose package could not be opened as an embedding task.
+    """Check that a package of a model without a head can be opened as an embedding task.
 
-    Raises UnsupportedModelError for modules or a pooling that are not known here, or lie where no
-    package keeps them, and InvalidFileError for damaged files.
+    Raises UnsupportedModelError for modules or a pooling that are not supported, or for files that
+    packages do not keep, and InvalidFileError for damaged files.
     """
     if _kind_of(model) is Embedder:
         pooling = Pooling.of(Path(folder))
         if pooling.source.endswith(".json") and pooling.source != "1_Pooling/config.json":
             raise UnsupportedModelError(
-                f"{folder}: pooling is told in {pooling.source}, packages keep 1_Pooling/config.json"
+                f"{folder}: pooling is set in {pooling.source}, packages keep 1_Pooling/config.json"
             )
 
 
 def _kind_of(model: nn.Module) -> Any:
-    """The class of the task of a model; None for a head that is not known."""
+    """The class of the task of a model; None for a head without a task."""
     name = type(model).__name__
     for suffix, task in HEADS:
         if name.endswith(suffix):
@@ -53,10 +54,10 @@ def _kind_of(model: nn.Module) -> Any:
 
 
 def open_task(model: nn.Module, folder: str | Path) -> Task:
-    """The task of a transformers model, with the tokenizer of its folder; embeddings without a head.
+    """The task of a transformers model with the tokenizer of its folder.
 
-    Raises UnsupportedModelError for a model with a head that is not known here, InvalidFileError
-    for a folder without a tokenizer.
+    A model without a head gives embeddings. Raises UnsupportedModelError for a model with a head
+    that no task is for, and InvalidFileError for a folder without a tokenizer.
 
     >>> se.tasks.open_task(se.load("out/"), "out/").embed(["one text"])
     """

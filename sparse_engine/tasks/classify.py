@@ -1,4 +1,4 @@
-"""Labels of texts, of pairs of texts, of tokens, and the span of a text that answers a question."""
+"""Classification of texts, pairs and tokens, and extractive question answering."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.models.inputs import takes
-from sparse_engine.tasks.text import InputError, TextModel
+from sparse_engine.tasks.text_model import InputError, TextModel
 from sparse_engine.tasks.token_types import has_token_types
+from sparse_engine.text.batches import padded
 
 # Longest answer to a question, in tokens.
 ANSWER_TOKENS = 30
@@ -20,7 +21,7 @@ ANSWER_TOKENS = 30
 
 @dataclass(frozen=True)
 class Label:
-    """A label and its probability; its score, where a model gives one number and no labels."""
+    """A label and its probability, or the score of a model with a single output."""
 
     label: str
     score: float
@@ -28,7 +29,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch [start, end) of a text, in characters, with its label and probability."""
+    """A span [start, end) of a text, in characters, with its label and probability."""
 
     text: str
     label: str
@@ -38,20 +39,20 @@ class Span:
 
 
 class _Headed(TextModel):
-    """A model whose head gives a label to something."""
+    """A model with a classification head."""
 
     def __init__(self, model: nn.Module, folder: str | Path, batch_size: int = 32) -> None:
         super().__init__(model, folder, batch_size)
-        # GPT-2 would take them for words.
-        typed = getattr(getattr(model, "config", None), "type_vocab_size", 0) or 0
-        self.typed = (
-            typed > 1
+        # GPT-2 has the argument, and would look the types up as words.
+        types = getattr(getattr(model, "config", None), "type_vocab_size", 0) or 0
+        self.takes_types = (
+            types > 1
             and takes(model, "token_type_ids")
             and has_token_types(Path(folder), self.config)
         )
 
     def warm_up(self) -> None:
-        """One small answer."""
+        """Classify one small pair."""
         self.outputs(self._encode([("warm", "up")]))
 
     def label(self, index: int) -> str:
@@ -60,28 +61,26 @@ class _Headed(TextModel):
 
     @torch.inference_mode()
     def outputs(self, encodings: Sequence[Any]) -> list[tuple[Any, dict[str, Tensor]]]:
-        """What the model gives for each encoding of the tokenizer, padding cut off."""
+        """The model's outputs for each encoding of the tokenizer, float32 on the CPU, one row each."""
         rows = [list(encoding.ids) for encoding in encodings]
         self.check_ids(rows)
         if self.config.get("pad_token_id") is None:
-            self.batch_size = 1  # decoders look for their last token by it
-        found: list[Any] = [None] * len(rows)
+            self.batch_size = 1  # decoders find the last token of a text by the padding token
+        results: list[Any] = [None] * len(rows)
         for chosen, ids, mask in self.batches(rows):
-            given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
-            if self.typed:
-                types = torch.zeros_like(ids)
-                for place, i in enumerate(chosen):
-                    types[place, : len(rows[i])] = torch.tensor(encodings[i].type_ids)
-                given["token_type_ids"] = types
-            output = self.model(**{name: t.to(self.device) for name, t in given.items()})
-            for place, i in enumerate(chosen):
+            inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
+            if self.takes_types:
+                types, _ = padded([encodings[i].type_ids for i in chosen], 0)
+                inputs["token_type_ids"] = types
+            output = self.model(**{name: t.to(self.device) for name, t in inputs.items()})
+            for row, i in enumerate(chosen):
                 tensors = {
-                    name: tensor[place].float().cpu()
+                    name: tensor[row].float().cpu()
                     for name, tensor in output.items()
                     if isinstance(tensor, Tensor)
                 }
-                found[i] = encodings[i], tensors
-        return found
+                results[i] = encodings[i], tensors
+        return results
 
     def _encode(self, texts: Sequence[Any]) -> list[Any]:
         """Encodings of texts, or of pairs of them."""
@@ -123,7 +122,7 @@ class Classifier(_Headed):
 
 
 class TokenClassifier(_Headed):
-    """Labels of single tokens, neighbours of one kind together: names, parts of speech."""
+    """Labels of tokens, adjacent ones of one kind merged: named entities, parts of speech."""
 
     task = "token-classification"
 
@@ -138,18 +137,18 @@ class TokenClassifier(_Headed):
 
     def _spans(self, text: str, encoding: Any, shares: Tensor) -> list[Span]:
         spans: list[list[Any]] = []  # kind, start, end, scores
-        last = None  # kind of the token before, where it may go on
-        for place, (start, end) in enumerate(encoding.offsets):
-            if encoding.special_tokens_mask[place] or start == end:
+        last = None  # kind of the token before, if a span may continue
+        for token, (start, end) in enumerate(encoding.offsets):
+            if encoding.special_tokens_mask[token] or start == end:
                 last = None
                 continue
-            share, index = shares[place].max(0)
+            share, index = shares[token].max(0)
             prefix, kind = _split(self.label(int(index)))
             if kind == "O":
                 last = None
                 continue
-            inside = encoding.word_ids[place] is not None and place > 0
-            same_word = inside and encoding.word_ids[place] == encoding.word_ids[place - 1]
+            inside = encoding.word_ids[token] is not None and token > 0
+            same_word = inside and encoding.word_ids[token] == encoding.word_ids[token - 1]
             if last == kind and (prefix != "B" or same_word):
                 spans[-1][2] = end
                 spans[-1][3].append(float(share))
@@ -163,7 +162,7 @@ class TokenClassifier(_Headed):
 
 
 class Answerer(_Headed):
-    """The stretch of a text that answers a question (Devlin et al. 2019, section 4.2)."""
+    """The span of a text that answers a question (Devlin et al. 2019, section 4.2)."""
 
     task = "question-answering"
 

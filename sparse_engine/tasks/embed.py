@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.tasks.pooling import Pooling
-from sparse_engine.tasks.text import TextModel
+from sparse_engine.tasks.text_model import TextModel
 
 
 class Embedder(TextModel):
     """An encoder with the tokenizer and pooling of its folder.
 
-    model:  returns `last_hidden_state` [n, seq, hidden] for `input_ids` and `attention_mask`; a model
-            with a head is used without it
-    folder: holds tokenizer.json and config.json, and as the model has them modules.json,
+    Args:
+        model: returns `last_hidden_state` [n, seq, hidden] for `input_ids` and `attention_mask`;
+            of a model with a head the part below the head is used.
+        folder: holds tokenizer.json and config.json, and where the model has them modules.json,
             1_Pooling/config.json and sentence_bert_config.json.
-    batch_size: texts that run at once.
+        batch_size: texts in a call of the model.
 
     Raises InvalidFileError for a folder that lacks the tokenizer or holds damaged files,
     UnsupportedModelError for a model or pooling that gives no embedding.
@@ -42,7 +43,7 @@ class Embedder(TextModel):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What a user of the embeddings has to know, as plain values."""
+        """Task, limits, width and pooling of the model, as plain values."""
         return super().info | {
             "hidden": self.hidden,
             "pooling": self.pooling.mode,
@@ -51,7 +52,7 @@ class Embedder(TextModel):
         }
 
     def warm_up(self) -> None:
-        """One small answer."""
+        """Embed one small text."""
         self.embed(["warm up"])
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -59,11 +60,18 @@ class Embedder(TextModel):
 
         Raises InputError for a text that is longer than `max_length` tokens: nothing is cut off.
         """
-        return self.embed_ids(self.encode(texts))
+        return self.embed_checked(self.encode(texts))
 
     def embed_ids(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Embeddings float32 [n, hidden] of token ids; rows of like length run together."""
+        """Embeddings float32 [n, hidden] of token ids; raises InputError for ids out of range."""
         self.check_ids(rows)
+        return self.embed_checked(rows)
+
+    def embed_checked(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Embeddings float32 [n, hidden] of rows that `encode` or `check_ids` has checked.
+
+        Rows of similar length run together.
+        """
         out = torch.empty(len(rows), self.hidden)  # an ordinary tensor: training on it is allowed
         for chosen, ids, mask in self.batches(rows):
             with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Pooling: from one vector a token to one vector a text, as the model's own files say.
+"""Pooling: one vector for each token to one for each text, as set in the model's files.
 
 Reimers and Gurevych 2019, arXiv:1908.10084; the files are those of sentence-transformers.
 """
@@ -24,7 +24,7 @@ OLD_NAMES = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
 class Pooling:
     """mode: "mean", "cls" or "max" over the tokens of a text; normalize: divide by the L2 norm.
 
-    source: which file said so, or that none did.
+    source: the file with the setting, or a note that there is none.
     """
 
     mode: str
@@ -33,10 +33,10 @@ class Pooling:
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """What modules.json and the pooling config in `folder` ask for; mean when both are missing.
+        """The pooling of modules.json and the pooling config in `folder`; mean if both are missing.
 
-        Raises UnsupportedModelError for a module or mode that is not known here: leaving it out
-        would give other embeddings than the model was trained for.
+        Raises UnsupportedModelError for a module or mode that is not supported: without it the
+        embeddings would not be those that the model was trained for.
         """
         files = ModelFiles(folder)
         modules = read_modules(files)
@@ -47,7 +47,7 @@ class Pooling:
             return cls(_mode(config), normalize, f"{paths[0]}/config.json")
         if any(kind == "Pooling" for kind, _ in modules):
             raise InvalidFileError(f"{folder}/modules.json names {paths[0]}/config.json: not there")
-        return cls("mean", normalize, "default: the model's folder says nothing about pooling")
+        return cls("mean", normalize, "default: the model's folder has no pooling config")
 
     def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """hidden float32 [n, seq, h], mask int64 [n, seq] of 0 and 1 -> [n, h]."""
@@ -82,15 +82,15 @@ def read_modules(files: ModelFiles) -> list[tuple[str, str]]:
 
 
 def _mode(config: dict[str, Any]) -> str:
-    """The one pooling mode that a pooling config asks for, in either of its spellings."""
+    """The pooling mode of a pooling config, in either of its spellings."""
     if "pooling_mode" in config:
-        named = config["pooling_mode"]
-        asked = list(named) if isinstance(named, list) else [str(named)]
+        value = config["pooling_mode"]
+        modes = list(value) if isinstance(value, list) else [str(value)]
     else:
         flags = [key[len(FLAG) :] for key, on in config.items() if key.startswith(FLAG) and on]
-        asked = [OLD_NAMES.get(flag, flag) for flag in flags]
-    if len(asked) != 1 or asked[0] not in MODES:
+        modes = [OLD_NAMES.get(flag, flag) for flag in flags]
+    if len(modes) != 1 or modes[0] not in MODES:
         raise UnsupportedModelError(
-            f"pooling {' + '.join(map(str, asked)) or 'none'}: use one of {', '.join(MODES)}"
+            f"pooling {' + '.join(map(str, modes)) or 'none'}: use one of {', '.join(MODES)}"
         )
-    return str(asked[0])
+    return str(modes[0])

@@ -1,7 +1,8 @@
-"""Whether a model was taught to tell the two texts of a pair apart by token types.
+"""Whether a model was trained with token types, which number the two texts of a pair.
 
-Most tokenizer.json number the texts of a pair, but the tokenizer of a model gives these numbers on
-only where its `model_input_names` has them: a model that never saw them answers otherwise with them.
+Most tokenizer.json number the texts of a pair, but the tokenizer of a model passes the numbers on
+only if its `model_input_names` has them. A model that was trained without them gives other answers
+with them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ NAME = "token_type_ids"
 
 
 def has_token_types(folder: Path, config: dict[str, Any]) -> bool:
-    """What tokenizer_config.json in `folder` has, else the tokenizer class of the model's kind.
+    """Whether tokenizer_config.json in `folder`, else the tokenizer class of the model, has them.
 
-    True for models that transformers has no tokenizer for. Raises InvalidFileError for damaged files.
+    True for models without a tokenizer class in transformers. Raises InvalidFileError for damaged files.
     """
-    told = ModelFiles(folder).json("tokenizer_config.json") or {}
-    names = told.get("model_input_names")
+    config_file = ModelFiles(folder).json("tokenizer_config.json") or {}
+    names = config_file.get("model_input_names")
     if isinstance(names, list):
         return NAME in names
     try:
@@ -28,9 +29,9 @@ def has_token_types(folder: Path, config: dict[str, Any]) -> bool:
         from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
     except ImportError:
         return True
-    wanted = told.get("tokenizer_class") or config.get("tokenizer_class")
-    wanted = str(wanted or TOKENIZER_MAPPING_NAMES.get(str(config.get("model_type"))))
-    if not wanted.removesuffix("Fast").endswith(("Tokenizer", "TokenizersBackend")):
+    class_name = config_file.get("tokenizer_class") or config.get("tokenizer_class")
+    class_name = str(class_name or TOKENIZER_MAPPING_NAMES.get(str(config.get("model_type"))))
+    if not class_name.removesuffix("Fast").endswith(("Tokenizer", "TokenizersBackend")):
         return True
-    found = getattr(getattr(transformers, wanted, None), "model_input_names", None)
+    found = getattr(getattr(transformers, class_name, None), "model_input_names", None)
     return found is None or NAME in found

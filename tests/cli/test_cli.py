@@ -324,21 +324,22 @@ def test_encoder_decoders_are_calibrated_and_verified(
 
 def test_answers_are_what_the_decoder_reads(tmp_path: Path) -> None:
     from sparse_engine.io import load_pretrained
-    from sparse_engine.text.tokenizer import encode_batches, load_tokenizer
+    from sparse_engine.text.calibration import calibration_batches
+    from sparse_engine.text.tokenizer import load_tokenizer
 
     folder = seq2seq(tmp_path / "model", "MarianMTModel")
     model, _ = load_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     cat, sat, dog = (WORDS.index(word) for word in ("cat", "sat", "dog"))
     given = ["cat sat\tdog", "dog\tcat sat dog"]
-    (batch,) = encode_batches(given, tokenizer, model)
+    (batch,) = calibration_batches(given, tokenizer, model)
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[dog, 3, 0], [cat, sat, 3]],
         "attention_mask": [[1, 1, 0], [1, 1, 1]],
         "decoder_input_ids": [[0, cat, sat, dog], [0, dog, 3, 0]],
         "decoder_attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]],
     }
-    (batch,) = encode_batches(["cat sat"], tokenizer, model)
+    (batch,) = calibration_batches(["cat sat"], tokenizer, model)
     assert batch["decoder_input_ids"].tolist() == [[0, cat, sat]]
 
 

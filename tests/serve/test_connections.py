@@ -25,7 +25,7 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
 
-from sparse_engine.serve import Embedder, connection, create_app, middleware, page, replies, server
+from sparse_engine.serve import Embedder, connection, create_app, messages, middleware, page, server
 from sparse_engine.serve.service import Served
 from sparse_engine.tasks import Answerer, Generator, TokenClassifier
 
@@ -332,12 +332,12 @@ def test_the_commands_of_the_docs_run_nothing_else(task: type, tmp_path: Path) -
 
 @pytest.mark.parametrize("text", ["[" * 20_000, '{"\\' * 20_000])
 def test_brackets_in_texts_are_no_lists(text: str) -> None:
-    assert replies.parse_object(json.dumps({"input": text}).encode()) == {"input": text}
+    assert messages.parse_object(json.dumps({"input": text}).encode()) == {"input": text}
 
 
 @pytest.mark.parametrize("body", [b'"\\' * 50_000 + b"[" * 20_000, b'"[' * 20_001, b'"[\\' * 9])
 def test_counting_lists_in_what_is_no_json(body: bytes) -> None:
-    assert replies.containers(body) <= body.count(b"[")
+    assert messages.containers(body) <= body.count(b"[")
 
 
 def test_texts_too_long_are_not_tokenized_and_two_at_most_at_once(

@@ -20,7 +20,7 @@ pytest.importorskip("httpx")
 
 from sparse_engine.errors import UsageError
 from sparse_engine.serve import Embedder, create_app
-from sparse_engine.serve.compute import MAX_WAITING
+from sparse_engine.serve.queue import MAX_WAITING
 
 TINY: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "support" / "serve_model.py"))
 client, infer, tensor = TINY["client"], TINY["infer"], TINY["tensor"]
@@ -102,7 +102,7 @@ def test_numbers_that_json_has_no_word_for(
     answer = send("POST", V1, json=body)
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
-    assert "the model gave NaN or infinity" in caplog.text
+    assert "the model's output has NaN or infinity" in caplog.text
 
 
 def test_request_ids_of_clients_are_plain_words_or_replaced(send: Send) -> None:
@@ -123,7 +123,7 @@ def test_eight_at_once_each_get_their_own(app: Any, embedder: Embedder) -> None:
         np.testing.assert_allclose(vectors(answer), expected, rtol=0, atol=1e-6)
 
 
-def test_probes_answer_while_a_model_computes_and_the_line_is_bounded(
+def test_probes_answer_while_a_model_computes_and_the_queue_is_bounded(
     app: Any, hooked: Any
 ) -> None:
     gate, running = threading.Event(), []
@@ -133,14 +133,14 @@ def test_probes_answer_while_a_model_computes_and_the_line_is_bounded(
         assert gate.wait(20)
 
     hooked(wait)
-    line = app.state.service.models["tiny"].line
-    assert line.waiting == MAX_WAITING
-    line.waiting = 2
+    queue = app.state.service.models["tiny"].queue
+    assert queue.capacity == MAX_WAITING
+    queue.capacity = 2
 
     async def going() -> list[Any]:
         async with client(app) as one:
             sent = [asyncio.create_task(one.post(V1, json={"input": "a"})) for _ in range(3)]
-            while line.length < 3 or not running:
+            while queue.length < 3 or not running:
                 await asyncio.sleep(0.01)
             assert (await one.get("/health/ready")).status_code == 200
             assert 'se_queue_depth{model="tiny"} 3.0' in (await one.get("/metrics")).text
@@ -156,7 +156,7 @@ def test_probes_answer_while_a_model_computes_and_the_line_is_bounded(
     finally:
         gate.set()
     assert [answer.status_code for answer in answers] == [200] * 3
-    assert line.length == 0
+    assert queue.length == 0
     assert len(set(running)) == 1
     assert running[0].startswith("compute")
 
@@ -170,7 +170,7 @@ def test_a_client_that_leaves_while_waiting_is_not_computed(app: Any, hooked: An
 
     hooked(wait)
     service = app.state.service
-    line = service.models["tiny"].line
+    queue = service.models["tiny"].queue
 
     async def leaving(left: asyncio.Event) -> None:
         """One request of 5 tokens whose client goes away when `left` is set."""
@@ -195,7 +195,7 @@ def test_a_client_that_leaves_while_waiting_is_not_computed(app: Any, hooked: An
                 await asyncio.sleep(0.01)
             left = asyncio.Event()
             second = asyncio.create_task(leaving(left))
-            while line.length < 2:
+            while queue.length < 2:
                 await asyncio.sleep(0.01)
             left.set()
             await second
@@ -209,7 +209,7 @@ def test_a_client_that_leaves_while_waiting_is_not_computed(app: Any, hooked: An
     finally:
         gate.set()
     assert computed == [2, 3]
-    assert (line.length, service.traffic.in_flight) == (0, 0)
+    assert (queue.length, service.traffic.in_flight) == (0, 0)
 
 
 def test_a_request_that_is_cancelled_hears_why(app: Any, hooked: Any) -> None:
@@ -246,7 +246,7 @@ def test_a_request_that_is_cancelled_hears_why(app: Any, hooked: Any) -> None:
 
 def test_threads_are_set_where_models_run(embedder: Embedder) -> None:
     app = create_app({"tiny": embedder}, threads=1)
-    thread = app.state.service.models["tiny"].line.thread
+    thread = app.state.service.models["tiny"].queue.compute
     assert thread.submit(torch.get_num_threads).result() == 1
 
 

@@ -1,4 +1,4 @@
-"""Every refusal of the routes: its status, its one line, and a server that lives on."""
+"""Every error of the routes: its status, its one line, and a server that lives on."""
 
 from __future__ import annotations
 

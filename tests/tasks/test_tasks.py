@@ -21,8 +21,9 @@ from task_models import LABELS, PIECES, SIZES, opened
 
 import sparse_engine as se
 from sparse_engine.errors import SparseEngineError, UnsupportedModelError, UsageError
+from sparse_engine.generation.detokenize import stop_prefix
+from sparse_engine.generation.sampling import MAX_STOP
 from sparse_engine.tasks import InputError, Sampling, open_task
-from sparse_engine.tasks.generate import MAX_STOP, _begun
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_stop_texts_are_found_and_bounded() -> None:
             if any(stop in text for stop in stops):
                 continue
             begun = [n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])]
-            assert _begun(text, stops) == max(begun, default=0)
+            assert stop_prefix(text, stops) == max(begun, default=0)
     Sampling(stop=("x" * MAX_STOP,))
     for wrong in ("", "x" * (MAX_STOP + 1)):
         with pytest.raises(UsageError, match="give texts of 1 to 256 characters"):

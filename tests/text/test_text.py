@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sparse_engine.errors import UsageError
-from sparse_engine.text.tokenizer import encode, encode_batches
+from sparse_engine.text.calibration import calibration_batches
+from sparse_engine.text.tokenizer import encode
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -36,7 +37,7 @@ def roberta(positions: int = 12) -> Any:
 
 
 def test_batches_follow_length_and_are_padded_with_the_models_token() -> None:
-    batches = encode_batches(["a b c", "d", "e f"], tokenizer(), roberta(), batch=2)
+    batches = calibration_batches(["a b c", "d", "e f"], tokenizer(), roberta(), batch_size=2)
     assert [{k: v.tolist() for k, v in batch.items()} for batch in batches] == [
         {"input_ids": [[6, 1], [7, 8]], "attention_mask": [[1, 0], [1, 1]]},
         {"input_ids": [[3, 4, 5]], "attention_mask": [[1, 1, 1]]},
@@ -46,7 +47,7 @@ def test_batches_follow_length_and_are_padded_with_the_models_token() -> None:
 def test_texts_are_cut_to_the_position_table() -> None:
     text = " ".join("abcdefgh" * 3)
     for asked, kept in ((128, 10), (7, 7)):
-        (batch,) = encode_batches([text], tokenizer(), roberta(), max_length=asked)
+        (batch,) = calibration_batches([text], tokenizer(), roberta(), max_length=asked)
         assert batch["input_ids"].shape == (1, kept)
         with torch.no_grad():
             roberta()(**batch)
@@ -57,7 +58,7 @@ def test_a_decoder_that_labels_and_has_no_padding_gets_single_texts() -> None:
         vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=2
     )
     model = transformers.GPT2ForSequenceClassification(config).eval()
-    batches = encode_batches(["a b c", "d", "e f"], tokenizer(), model)
+    batches = calibration_batches(["a b c", "d", "e f"], tokenizer(), model)
     assert [batch["input_ids"].tolist() for batch in batches] == [[[6]], [[7, 8]], [[3, 4, 5]]]
     with torch.no_grad():
         for batch in batches:
@@ -65,7 +66,7 @@ def test_a_decoder_that_labels_and_has_no_padding_gets_single_texts() -> None:
 
 
 def test_a_tab_is_white_space_for_a_model_that_reads_one_text() -> None:
-    (batch,) = encode_batches(["a\tb"], tokenizer(), roberta())
+    (batch,) = calibration_batches(["a\tb"], tokenizer(), roberta())
     assert batch["input_ids"].tolist() == [[3, 4]]
 
 
@@ -73,9 +74,9 @@ def test_texts_without_tokens_or_words_are_refused() -> None:
     silent = tokenizer()
     silent.normalizer = tokenizers.normalizers.Replace("a", "")
     with pytest.raises(UsageError, match="makes no tokens of a text"):
-        encode_batches(["a", "b"], silent, roberta())
+        calibration_batches(["a", "b"], silent, roberta())
     lacking = tokenizer("[UNK]")
-    for task in (encode, lambda made, texts: encode_batches(texts, made, roberta())):
+    for task in (encode, lambda made, texts: calibration_batches(texts, made, roberta())):
         with pytest.raises(UsageError, match="the tokenizer fails on a text") as caught:
             task(lacking, ["a", "zebra"])
         assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Text into token ids and batches: what every task needs of a model's folder."""
+"""A model with the tokenizer of its folder: texts to token ids, and the limits of both."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from torch import Tensor, nn
 from sparse_engine.errors import UnsupportedModelError, UsageError
 from sparse_engine.io.model_files import ModelFiles
 from sparse_engine.models.inputs import positions, vocabulary
+from sparse_engine.text.batches import batches_by_length, padded
 from sparse_engine.text.tokenizer import encode, load_tokenizer
 
-# A text with more characters for each token that the model takes is not tokenized at all. English
-# has four or five a token.
+# A text with more characters than this for each token of the model's limit is refused before it is
+# tokenized. English has four or five characters a token.
 CHARACTERS_A_TOKEN = 64
 
 
 class InputError(UsageError):
-    """A text or token list that the model cannot take: too long, empty, not in the vocabulary."""
+    """A text or a list of token ids that is empty, too long or not in the vocabulary."""
 
 
 class TextModel:
     """A model with the tokenizer of its folder.
 
-    model:  put into eval mode
-    folder: holds tokenizer.json and config.json, and sentence_bert_config.json if the model has one
-    batch_size: texts that run at once
+    Args:
+        model: put into eval mode.
+        folder: holds tokenizer.json and config.json, and sentence_bert_config.json if the model
+            has one.
+        batch_size: texts in a call of the model.
 
     Raises InvalidFileError for a folder that lacks the tokenizer or holds damaged files.
     """
@@ -52,11 +55,11 @@ class TextModel:
         self.pad = pad if type(pad) is int and 0 <= pad < self.vocabulary else 0
 
     def warm_up(self) -> None:
-        """One small answer, so that the first request is as fast as any."""
+        """Compute one small answer, so that the first request is as fast as later ones."""
 
     @property
     def info(self) -> dict[str, Any]:
-        """What a user of the answers has to know, as plain values."""
+        """Task, limits and options of the model, as plain values."""
         return {"task": self.task, "max_length": self.max_length, "vocabulary": self.vocabulary}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -65,21 +68,22 @@ class TextModel:
         Raises InputError for a text that is not Unicode, longer than `max_length` tokens, or longer
         than CHARACTERS_A_TOKEN times as many characters.
         """
-        texts = self.clean(texts)
-        rows = [encoding.ids for encoding in self.encodings(texts)]
+        rows = [encoding.ids for encoding in self.encodings(self.clean(texts))]
         self.check_ids(rows)
         return rows
 
     def encodings(self, texts: Sequence[Any]) -> list[Any]:
-        """The tokenizer's encodings of clean texts, or of pairs; InputError where it fails."""
+        """Encodings of cleaned texts, or of pairs; InputError where the tokenizer fails."""
         try:
             return encode(self.tokenizer, texts)
         except UsageError as error:
             raise InputError(str(error)) from error
 
     def clean(self, texts: Sequence[str]) -> list[str]:
-        """Texts as the tokenizer gets them; raises InputError for one that is too
-        long or not Unicode."""
+        """Texts in the case that the model was trained on.
+
+        Raises InputError for a text that is too long or not Unicode.
+        """
         if isinstance(texts, str):
             raise UsageError("texts is one str: give a list of them, as [text]")
         if self.lowercase:
@@ -114,38 +118,33 @@ class TextModel:
                 )
 
     def batches(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Rows of like length together: which they are, input_ids and attention_mask [n, seq]."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            width = len(rows[chosen[-1]])
-            ids = torch.full((len(chosen), width), self.pad)  # [n, seq]
-            mask = torch.zeros(len(chosen), width, dtype=torch.int64)
-            for place, i in enumerate(chosen):
-                ids[place, : len(rows[i])] = torch.tensor(rows[i])
-                mask[place, : len(rows[i])] = 1
-            yield chosen, ids, mask
+        """Batches of rows of similar length.
+
+        Yields the rows' indices, their token ids and attention mask, both int64 [n, longest].
+        """
+        for chosen in batches_by_length(list(map(len, rows)), self.batch_size):
+            yield chosen, *padded([rows[i] for i in chosen], self.pad)
 
 
 def _vocabulary(model: nn.Module, config: dict[str, Any]) -> int:
     """Number of token ids that the model has an embedding for."""
     rows = vocabulary(model) or config.get("vocab_size")
     if not isinstance(rows, int) or rows < 1:
-        raise UnsupportedModelError("neither the model nor config.json says the vocabulary's size")
+        raise UnsupportedModelError("neither the model nor config.json has the vocabulary's size")
     return rows
 
 
 def _max_length(model: nn.Module, config: dict[str, Any], sentence: dict[str, Any]) -> int:
-    """Most tokens of a text: the least of what the files and the position table allow."""
-    # T5 counts distances, and was trained on 512 tokens; its files call them n_positions.
-    distances = 512 if config.get("model_type") == "t5" else None
-    found = [
+    """Longest text in tokens: the least of the limits in the files and of the position table."""
+    # T5 has relative positions, and was trained on 512 tokens; its files call them n_positions.
+    relative = 512 if config.get("model_type") == "t5" else None
+    candidates = [
         config.get("max_position_embeddings"),
-        config.get("n_positions", distances),
+        config.get("n_positions", relative),
         sentence.get("max_seq_length"),
         positions(model),
     ]
-    limits = [limit for limit in found if type(limit) is int and limit > 0]
+    limits = [limit for limit in candidates if type(limit) is int and limit > 0]
     if not limits:
         raise UnsupportedModelError(
             "config.json has no max_position_embeddings and sentence_bert_config.json no "
