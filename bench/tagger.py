@@ -140,8 +140,8 @@ def measure(folder: Path, sparsities: tuple[float, ...]) -> Iterator[Row]:
         for name, arguments in (
             ("magnitude", {"criterion": "magnitude"}),
             (
-                "sparsegpt + lsq",
-                {"criterion": "sparsegpt", "recovery": "lsq", "calibration": calibration},
+                "sparsegpt + least_squares",
+                {"criterion": "sparsegpt", "recovery": "least_squares", "calibration": calibration},
             ),
         ):
             model = read_tagger(folder)

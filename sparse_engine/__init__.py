@@ -1,7 +1,9 @@
 """Prune language models, store what is left, and run it faster than dense.
 
 >>> import sparse_engine as se
->>> report = se.prune(model, 0.9, criterion="sparsegpt", recovery="lsq", calibration=batches)
+>>> report = se.prune(
+...     model, 0.9, criterion="sparsegpt", recovery="least_squares", calibration=batches
+... )
 >>> print(se.sparsify_(model, se.SparseConfig(format="auto", tokens=(1, 128))))
 >>> se.save(model, "package", source="path/of/the/dense/model")
 >>> model = se.load("package")

@@ -28,9 +28,14 @@ def test_everything_public_is_documented() -> None:
                     assert inspect.getdoc(getattr(thing, attribute)), f"{name}.{attribute}"
 
 
-def test_nm_is_the_granularity_and_the_way_to_its_format() -> None:
+def test_nm_is_the_pattern_to_prune_to_and_of_stored_matrices() -> None:
     import torch
 
     weight = torch.tensor([[1.0, 0, 2, 0], [0, 0, 3, 4]])
     assert str(se.NM(keep=2, of=4)) == "2:4"
-    assert torch.equal(se.NM.from_dense(weight, keep=2, of=4).to_dense(), weight)
+    packed = se.NM.from_dense(weight, keep=2, of=4)
+    assert torch.equal(packed.to_dense(), weight)
+    assert isinstance(packed, se.NM)
+    assert isinstance(packed, se.formats.NM)
+    assert isinstance(se.NM(2, 4), se.NM)
+    assert not isinstance(se.BSR.from_dense(weight, 1, 1), se.NM)

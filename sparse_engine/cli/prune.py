@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from sparse_engine.cli.common import progress_bar, remark, say, set_threads
-from sparse_engine.errors import UsageError
 
 
 def prune(
@@ -25,7 +24,7 @@ def prune(
         Path | None, typer.Option(help="Text file, one text a line: keeps far more quality.")
     ] = None,
     recovery: Annotated[
-        str | None, typer.Option(help="lsq refits the kept weights; none. Default: as possible.")
+        str | None, typer.Option(help="least_squares (or lsq); none. Default: as possible.")
     ] = None,
     scope: Annotated[str, typer.Option(help="local: each layer alike; global.")] = "local",
     samples: Annotated[int, typer.Option(min=1, help="Calibration texts to use.")] = 512,
@@ -35,7 +34,7 @@ def prune(
 ) -> None:
     """Set weights of a model's linear layers to zero and write a Hugging Face folder.
 
-    With --calibration the default is sparsegpt scores and a least-squares refit (lsq), which keep
+    With --calibration the default is sparsegpt scores and a least-squares refit, which keep
     the model close to the dense one; without it only magnitude and random scores are possible.
     Embeddings, norms, poolers and heads are left alone. For a model that translates or summarises a
     line may be a text, a tab and its answer. Next: sparse-engine convert.
@@ -50,14 +49,17 @@ def prune(
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
-    from sparse_engine.pruning import prune as run
+    from sparse_engine.pruning import prune as prune_model
+    from sparse_engine.pruning.method import make_method
     from sparse_engine.text.calibration import calibration_batches
     from sparse_engine.text.tokenizer import load_tokenizer, read_texts
 
     set_threads(threads)
     check_free(out)
-    if sparsity is not None and not 0 <= sparsity < 1:
-        raise UsageError(f"--sparsity {sparsity}: give a fraction of zeros in [0, 1), e.g. 0.9")
+    criterion = criterion or ("sparsegpt" if calibration else "magnitude")
+    recovery = recovery or ("least_squares" if calibration else "none")
+    # Wrong options are refused before the model is loaded.
+    make_method(sparsity, granularity, criterion, recovery, scope, calibration is not None)
     texts = read_texts(calibration)[:samples] if calibration else None
     with progress_bar("loading") as report:
         loaded, folder = load_pretrained(model, report)
@@ -65,15 +67,13 @@ def prune(
     batches = None
     if texts is not None:
         batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
-    criterion = criterion or ("sparsegpt" if batches else "magnitude")
-    recovery = recovery or ("lsq" if batches else "none")
     with progress_bar("pruning") as report:
-        result = run(
+        result = prune_model(
             loaded,
             sparsity=sparsity,
             granularity=granularity,
             criterion=criterion,
-            recovery=None if recovery == "none" else recovery,
+            recovery=recovery,
             calibration=batches,
             scope=scope,
             seed=seed,

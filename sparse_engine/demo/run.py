@@ -64,7 +64,9 @@ def run(out: Path, model: Path | None = None, console: Console | None = None) ->
         pruned = copy.deepcopy(dense)
         start = perf_counter()
         with _bar(console, f"pruning {title}") as report:
-            done = prune(pruned, sparsity, pattern, "sparsegpt", "lsq", batches, progress=report)
+            done = prune(
+                pruned, sparsity, pattern, "sparsegpt", "least_squares", batches, progress=report
+            )
         seconds = perf_counter() - start
         sparse = copy.deepcopy(pruned)
         with _bar(console, f"converting {title}") as report:

@@ -1,13 +1,13 @@
-"""Pruning: which weights go, and how the rest makes up for them.
+"""Pruning = criterion x granularity x scope x recovery.
 
-A criterion scores, a granularity turns scores into masks, an allocator shares out the sparsity, a
-recovery repairs what is left, and the driver walks.
+A criterion scores weights, a granularity turns scores into masks, an allocator distributes the
+sparsity over the layers, and a recovery adjusts the weights that are kept. Each is a folder of
+small files; the driver runs the loop over layers.
 """
 
 from __future__ import annotations
 
-from sparse_engine.pruning.criteria import CRITERIA
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria import CRITERIA, Criterion, Inputs
 from sparse_engine.pruning.driver import prune
 from sparse_engine.pruning.granularity import NM, Block, Element, Granularity, parse_granularity
 from sparse_engine.pruning.report import LayerReport, PruneReport

@@ -1,7 +1,7 @@
-"""Many small matrices at once: one torch thread for each matrix instead of all threads in turn.
+"""Runs operations on many small matrices in parallel, one torch thread for each matrix.
 
-A Cholesky factorisation of a few hundred rows gains nothing from a second thread, and on a busy
-machine threads that wait for each other at every step lose a great deal.
+A Cholesky factorisation of a few hundred rows does not get faster with a second thread. On a busy
+machine, threads that synchronise at every step are much slower than one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """Let torch use one thread; gives the number it had and puts that back."""
+    """Run torch with one thread; yields the number of threads it had and restores it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -26,7 +26,7 @@ def one_thread() -> Iterator[int]:
 
 
 def for_each(function: Callable[[Tensor], None], items: Iterable[Tensor]) -> None:
-    """Call function(item) for all items on as many Python threads as torch has threads."""
+    """Call function(item) for all items, on as many Python threads as torch has threads."""
     with (
         one_thread() as threads,
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,

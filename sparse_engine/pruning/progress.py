@@ -1,34 +1,39 @@
-"""What a caller hears of a prune: every layer that is done, and now and then what is going on."""
+"""Reports the progress of a pruning run: every finished layer, and what is being computed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-Progress = Callable[[int, int, str], None]
-INTERVAL = 0.5  # seconds between two remarks on what is going on
+ProgressCallback = Callable[[int, int, str], None]
+INTERVAL = 0.5  # seconds between two reports of what is being computed
 
 
-class Steps:
-    """Calls progress(done, total, what), where there is one; `total` layers are to be done."""
+class Progress:
+    """Calls callback(done, total, text).
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
+    Args:
+        callback: None reports nothing.
+        total: number of layers to prune.
+    """
+
+    def __init__(self, callback: ProgressCallback | None, total: int) -> None:
+        self._callback = callback
         self._total = total
         self._done = 0
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
     def finished(self, layer: str) -> None:
-        """One more layer is done."""
+        """Report that one more layer is done."""
         self._done += 1
-        self._tell(layer)
+        self._report(layer)
 
-    def working(self, what: str) -> None:
-        """Something that is no layer, such as a batch that is run; told every INTERVAL at most."""
-        if time.monotonic() - self._told >= INTERVAL:
-            self._tell(what)
+    def working(self, text: str) -> None:
+        """Report what is being computed, such as a batch, at most once in INTERVAL."""
+        if time.monotonic() - self._reported >= INTERVAL:
+            self._report(text)
 
-    def _tell(self, what: str) -> None:
-        self._told = time.monotonic()
-        if self._progress is not None:
-            self._progress(self._done, self._total, what)
+    def _report(self, text: str) -> None:
+        self._reported = time.monotonic()
+        if self._callback is not None:
+            self._callback(self._done, self._total, text)

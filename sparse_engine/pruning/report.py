@@ -5,31 +5,24 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
-
-from sparse_engine.convert.census import Row, census
-from sparse_engine.pruning.layers import IDLE, reason_by_name
+from sparse_engine.pruning.plan import DID_NOT_RUN
 
 FEW = 0.5
 """Share of the multiply-adds below which the report warns that pruning saves little."""
-OPENED = ("conv", "recurrent", "cell", "attention", "experts")
-"""Kinds of modules that hold several layers for as long as they are pruned."""
-ROUTERS = ("gate", "router")
-WHY = {
-    "embedding": "an embedding",
-    "other": "a module of the model's own",
-}
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """One pruned layer.
 
-    sparsity:      fraction of zeros reached
-    error_before:  |V X - Y| / |Y| with the mask alone; None if no statistics were taken
-    error_after:   the same with the weights as they are now
-    seconds:       time spent on this layer, without running the model
-    note:          what was done otherwise than asked, or ""
+    Attributes:
+        name: its dotted name.
+        shape: (out, in).
+        sparsity: fraction of its weights that are zero.
+        error_before: |V X - Y| / |Y| with the mask alone; None if no second moments were collected.
+        error_after: the same with the final weights.
+        seconds: time spent on this layer, without running the model.
+        note: how the method differs from the one that was requested, or "".
     """
 
     name: str
@@ -45,9 +38,11 @@ class LayerReport:
 class Left:
     """A module that was left as it was.
 
-    weights:        elements of its weights
-    multiply_adds:  its share of the model's multiply-adds for one token, 0..1
-    reason:         why it was left
+    Attributes:
+        name: its dotted name.
+        weights: number of elements of its weights.
+        multiply_adds: its share of the model's multiply-adds for one token, 0..1.
+        reason: why it was left.
     """
 
     name: str
@@ -60,12 +55,18 @@ class Left:
 class PruneReport:
     """Result of `prune`.
 
-    left:                    modules that were left, those of the most multiply-adds first
-    unseen:                  layers of experts that no calibration token reached: pruned by magnitude
-    zeros_of_parameters:     fraction of zeros in all parameters of the model
-    zeros_of_multiply_adds:  fraction of the multiply-adds for one token whose weight is zero
-    pruned_multiply_adds:    fraction of the multiply-adds for one token that the pruned layers do
-    seconds:                 the whole time, running the model included
+    Attributes:
+        granularity: its text form.
+        criterion: its name.
+        recovery: its name, or None.
+        scope: "local" or "global".
+        layers: the pruned layers, in the order in which they were pruned.
+        left: modules that were left, those with the most multiply-adds first.
+        unseen: layers of experts that no calibration token reached: pruned by magnitude.
+        zeros_of_parameters: fraction of zeros in all parameters of the model.
+        zeros_of_multiply_adds: fraction of the multiply-adds for one token whose weight is zero.
+        pruned_multiply_adds: share of the pruned layers in the multiply-adds for one token.
+        seconds: the whole time, running the model included.
     """
 
     granularity: str
@@ -97,56 +98,28 @@ class PruneReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should not miss, one line each."""
-        told = []
+        """Messages for the user, one line each."""
+        messages = []
         if self.pruned_multiply_adds < FEW:
             most = self.left[0] if self.left else None
-            most_of = f"; {most.name} has {most.multiply_adds:.1%}: {most.reason}" if most else ""
-            told.append(
+            detail = f"; {most.name} has {most.multiply_adds:.1%}: {most.reason}" if most else ""
+            messages.append(
                 f"the pruned layers do only {self.pruned_multiply_adds:.1%} of the multiply-adds "
-                f"for one token{most_of}"
+                f"for one token{detail}"
             )
         if self.unseen:
-            more = f" and {len(self.unseen) - 1} more" if len(self.unseen) > 1 else ""
-            told.append(
-                f"no calibration token reached {self.unseen[0]}{more}: pruned by magnitude alone"
-            )
-        if idle := [left.name for left in self.left if left.reason == IDLE]:
-            more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
-            told.append(f"{idle[0]}{more} {IDLE}: left as it was")
-        return told
-
-    def count(self, model: nn.Module, reasons: dict[str, str]) -> None:
-        """Fill in what the pruned layers are of `model`; `reasons` say why others were left."""
-        counted, modules = census(model), dict(model.named_modules())
-        self.zeros_of_parameters = counted.zeros_of_parameters
-        self.zeros_of_multiply_adds = counted.zeros_of_multiply_adds
-        pruned = {layer.name: layer.shape[0] * layer.shape[1] for layer in self.layers}
-        total = max(counted.multiply_adds, 1)
-        done = 0.0
-        left: list[Left] = []
-        # Modules whose weight was pruned under another name, before this one or after it.
-        shared = {row.tied_to for row in counted.rows if row.tied_to and row.name in pruned}
-        for row in counted.rows:
-            parts = [name for name in pruned if _is_part(name, row)]
-            share = min(sum(pruned[name] for name in parts) / row.weights, 1) if row.weights else 0
-            if row.name in shared or row.tied_to in pruned or row.tied_to in shared:
-                shared.add(row.name)
-                share = 1
-            done += share * row.multiply_adds
-            if row.weights and row.kind != "norm" and share < 1:
-                rest = round(row.weights * (1 - share))
-                work = row.multiply_adds * (1 - share) / total
-                left.append(Left(row.name, rest, work, _reason(row, modules[row.name], reasons)))
-        self.pruned_multiply_adds = done / total
-        self.left = sorted(left, key=lambda item: (-item.multiply_adds, -item.weights))
+            names = _and_more(self.unseen)
+            messages.append(f"no calibration token reached {names}: pruned by magnitude alone")
+        if not_run := [left.name for left in self.left if left.reason == DID_NOT_RUN]:
+            messages.append(f"{_and_more(not_run)} {DID_NOT_RUN}: left as it was")
+        return messages
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**asdict(self), "sparsity": self.sparsity}
 
     def to_markdown(self) -> str:
-        """Table with a row for each layer."""
+        """Table with a row for each pruned layer."""
         lines = [
             "| layer | shape | sparsity | error before | error after | seconds |",
             "|---|---|--:|--:|--:|--:|",
@@ -159,7 +132,7 @@ class PruneReport:
         return "\n".join(lines)
 
     def left_to_markdown(self) -> str:
-        """Table with a row for each module that was left alone."""
+        """Table with a row for each module that was left."""
         lines = ["| left alone | weights | of multiply-adds | why |", "|---|--:|--:|---|"]
         lines += [
             f"| {item.name} | {item.weights} | {item.multiply_adds:.1%} | {item.reason} |"
@@ -169,12 +142,12 @@ class PruneReport:
 
     @property
     def summary(self) -> str:
-        """Lines: how many layers, how and how long; what that is of the model; warnings."""
-        how = f"{self.criterion}, {self.granularity}, {self.scope}"
+        """Lines: number of layers, method and time; shares of the whole model; warnings."""
+        method = f"{self.criterion}, {self.granularity}, {self.scope}"
         if self.recovery:
-            how += f", {self.recovery}"
+            method += f", {self.recovery}"
         lines = [
-            f"{len(self.layers)} layers ({how}), {self.seconds:.1f} s",
+            f"{len(self.layers)} layers ({method}), {self.seconds:.1f} s",
             self.shares,
             *(f"warning: {line}" for line in self.warnings),
         ]
@@ -185,28 +158,9 @@ class PruneReport:
         return "\n\n".join([self.summary, *tables])
 
 
-def _is_part(layer: str, row: Row) -> bool:
-    """Whether a pruned layer holds weights of a module: it is the module, or was made of it."""
-    if row.kind not in OPENED or layer == row.name:
-        return layer == row.name
-    prefix = f"{row.name}." if row.name else ""
-    # The output projection of attention is a module of its own.
-    return layer.startswith(prefix) and layer != f"{prefix}out_proj"
-
-
-def _reason(row: Row, module: nn.Module, reasons: dict[str, str]) -> str:
-    for name, reason in reasons.items():
-        if _is_part(name, row):
-            return reason
-    if row.sparse:
-        return "sparse already: densify_ the model to prune it again"
-    if row.kind == "other" and row.name.rpartition(".")[2] in ROUTERS:
-        return "a router"
-    by_name = reason_by_name(row.name)
-    if row.kind == "conv" and not by_name:
-        transposed = getattr(module, "transposed", False)
-        return "a transposed convolution" if transposed else "a convolution of more dimensions"
-    return by_name or WHY.get(row.kind, "no layer that can be pruned")
+def _and_more(names: list[str]) -> str:
+    """The first name, and how many there are besides it."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _error(error: float | None) -> str:

@@ -109,7 +109,7 @@ def test_the_tagger_reads_what_is_published(tmp_path: Path) -> None:
         "torch, dense",
         "converted",
         "magnitude",
-        "sparsegpt + lsq",
+        "sparsegpt + least_squares",
     ]
     assert rows[1].same_as_dense == 1.0
     (data / "test.lb").write_text("c1\n")

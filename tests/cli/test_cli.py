@@ -404,7 +404,7 @@ def test_traceback_shows_the_rest(model: Path, tmp_path: Path) -> None:
     shown = run("prune", model, tmp_path / "a", "--sparsity", "2", "--traceback")
     assert shown.returncode == 2
     assert "Traceback (most recent call last)" in shown.stderr
-    assert shown.stderr.splitlines()[-1].startswith("error: --sparsity 2")
+    assert shown.stderr.splitlines()[-1].startswith("error: sparsity 2")
     again = run("--traceback", "prune", model, tmp_path / "a", "--sparsity", "2")
     assert again.stderr.splitlines()[-1] == shown.stderr.splitlines()[-1]
     assert "Traceback" not in refused(2, "prune", model, tmp_path / "a", "--sparsity", "2")

@@ -80,13 +80,15 @@ def test_what_sparsify_leaves_dense() -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "lsq"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "least_squares"])
 def test_networks_are_pruned_like_linear_layers(kind: str, method: str) -> None:
     network = dense(kind, 16, 24, sparsity=0.0, num_layers=2, bidirectional=True)
     before = copy.deepcopy(network)
     inputs = [torch.randn(20, 4, 16) for _ in range(3)]
     needs = {"calibration": inputs} if method != "magnitude" else {}
-    criterion, recovery = (method, None) if method != "lsq" else ("sparsegpt", "lsq")
+    criterion, recovery = (
+        (method, None) if method != "least_squares" else ("sparsegpt", "least_squares")
+    )
     seen = []
     model = nn.Sequential(network)
     report = se.prune(
@@ -108,7 +110,7 @@ def test_networks_are_pruned_like_linear_layers(kind: str, method: str) -> None:
     truth_, found = before(x)[0], network(x)[0]
     error = float((found - truth_).norm() / truth_.norm())
     assert 0 < error < 1.0
-    if method == "lsq":
+    if method == "least_squares":
         plain = copy.deepcopy(before)
         se.prune(plain, 0.5)
         assert error < float((plain(x)[0] - truth_).norm() / truth_.norm())

@@ -138,7 +138,7 @@ def test_pruning_reaches_every_layer() -> None:
         model = hugging(kind)
         calibration = [batch("right")]
         report = se.prune(
-            model, 0.8, criterion="sparsegpt", recovery="lsq", calibration=calibration
+            model, 0.8, criterion="sparsegpt", recovery="least_squares", calibration=calibration
         )
         assert report.sparsity == pytest.approx(0.8, abs=0.05)
         assert any("decoder" in layer.name for layer in report.layers)

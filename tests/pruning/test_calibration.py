@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calibration_models import bert, check, ids, mlp, same, statistics, t5, told
+from calibration_models import bert, check, ids, message_of, mlp, same, statistics, t5
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
@@ -39,7 +39,7 @@ def test_arrays_and_lists_are_tensors(item: Any) -> None:
     model = bert()
     (found,) = read_calibration(model, [item])
     assert same([found], read_calibration(model, [plain]))
-    assert torch.equal(found.real[0], values[1] == 1)
+    assert torch.equal(found.masks[0], values[1] == 1)
 
 
 def test_ids_of_one_text_are_a_batch_of_one() -> None:
@@ -55,7 +55,7 @@ def test_ids_of_one_text_are_a_batch_of_one() -> None:
             "input_ids": [row],
             "attention_mask": [mask],
         }
-        assert batch.real[0].tolist() == [[True, True, True, False]]
+        assert batch.masks[0].tolist() == [[True, True, True, False]]
     for item in (row, torch.tensor(row), np.array(row)):
         (batch,) = read_calibration(model, [item])
         assert batch.args[0].tolist() == [row]
@@ -100,26 +100,28 @@ def test_own_models_get_arrays_as_they_are() -> None:
 def test_what_a_text_model_cannot_take_is_one_line(item: Any, message: str) -> None:
     import re
 
-    found = told(bert(), [item])
+    found = message_of(bert(), [item])
     assert re.search(message, found), found
 
 
 def test_wrong_names_shapes_and_dtypes_of_own_models_are_one_line() -> None:
     x = torch.ones(5, 6)
-    assert told(mlp(), [{"x": x}]) == (
+    assert message_of(mlp(), [{"x": x}]) == (
         "calibration item 0 has 'x', which Sequential.forward does not take; it takes input"
     )
-    assert "Sequential.forward: too many positional arguments" in told(mlp(), [(x, x)])
-    assert "Sequential.forward: missing a required argument: 'input'" in told(mlp(), [x, {}])
-    assert told(mlp(), [x, x[:, :5]]) == "calibration batch 1: 0 gets 5 features and takes 6"
-    shapes = told(mlp(), [x[:, :5], x])
+    assert "Sequential.forward: too many positional arguments" in message_of(mlp(), [(x, x)])
+    assert "Sequential.forward: missing a required argument: 'input'" in message_of(mlp(), [x, {}])
+    assert message_of(mlp(), [x, x[:, :5]]) == "calibration batch 1: 0 gets 5 features and takes 6"
+    shapes = message_of(mlp(), [x[:, :5], x])
     assert shapes.startswith("calibration batch 0: Sequential fails on it: RuntimeError: mat1 and")
-    assert "calibration batch 0: Sequential fails on it: RuntimeError" in told(mlp(), [x.double()])
-    assert "single ndarray" in told(mlp(), np.ones((2, 6)))
+    assert "calibration batch 0: Sequential fails on it: RuntimeError" in message_of(
+        mlp(), [x.double()]
+    )
+    assert "single ndarray" in message_of(mlp(), np.ones((2, 6)))
 
 
 @pytest.mark.parametrize("place", range(3))
-@pytest.mark.parametrize("recovery", [None, "lsq"])
+@pytest.mark.parametrize("recovery", [None, "least_squares"])
 def test_a_batch_that_fails_is_named_wherever_it_lies(place: int, recovery: str | None) -> None:
     class Touchy(nn.Module):
         def __init__(self) -> None:
@@ -155,7 +157,7 @@ def test_a_batch_that_fails_is_named_wherever_it_lies(place: int, recovery: str 
 def test_roberta_has_two_positions_fewer_than_its_table() -> None:
     model = bert("RobertaModel", pad_token_id=1)
     prune(model, 0.5, criterion="wanda", calibration=[ids(1, 38)])
-    assert "39 tokens, the model has positions for 38" in told(model, [ids(1, 39)])
+    assert "39 tokens, the model has positions for 38" in message_of(model, [ids(1, 39)])
 
 
 @pytest.mark.parametrize("head", ["BertForMultipleChoice"])
@@ -171,7 +173,7 @@ def test_padding_of_choices_is_left_out(head: str) -> None:
             model,
             0.5,
             criterion="wanda",
-            recovery="lsq",
+            recovery="least_squares",
             calibration=[{"input_ids": tokens, "attention_mask": mask}],
         )
         pruned.append(model)
@@ -222,7 +224,7 @@ def test_answers_that_are_padded_otherwise_than_their_texts() -> None:
 
 
 def test_a_decoder_without_its_input_is_one_line() -> None:
-    assert told(t5(), [{"input_ids": ids(1, 4)}]).startswith(
+    assert message_of(t5(), [{"input_ids": ids(1, 4)}]).startswith(
         "calibration batch 0: T5ForConditionalGeneration fails on it, which has no "
         "decoder_input_ids: ValueError: "
     )

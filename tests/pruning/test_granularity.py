@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparse_engine import formats
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import NM, Block, Element, parse_granularity
 
@@ -98,6 +99,14 @@ def test_nm_keeps_the_best_of_every_group(keep: int, of: int, width: int) -> Non
 def test_nm_dictates_its_sparsity() -> None:
     assert NM(keep=1, of=4).fixed_sparsity == 0.75
     assert Element().fixed_sparsity is None
+
+
+def test_a_stored_matrix_gives_its_pattern() -> None:
+    packed = NM.from_dense(torch.eye(8), keep=1, of=4)
+    assert parse_granularity(packed) == NM(1, 4)
+    full = formats.NM.from_dense(torch.eye(8), keep=4, of=4)
+    with pytest.raises(UsageError, match="less than 4"):
+        parse_granularity(full)
 
 
 def test_fits() -> None:

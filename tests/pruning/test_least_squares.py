@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_engine.pruning.recovery import cholesky
-from sparse_engine.pruning.recovery import least_squares as lsq
-from sparse_engine.pruning.recovery.least_squares import System, compensate, refit, refit_bias
+from sparse_engine.pruning.recovery import cholesky, least_squares
+from sparse_engine.pruning.recovery.least_squares import compensate, refit, refit_bias
 from sparse_engine.pruning.statistics.moments import InputNorms, Moments
+from sparse_engine.pruning.statistics.system import System
 
 
 def data(tokens: int = 300, features: int = 11, out: int = 6) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def test_refit_is_the_ridge_fit_on_each_support(
     pattern: str, centred: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So small that the rows fall into several batches.
-    monkeypatch.setattr(lsq, "BATCH_ELEMENTS", 100)
+    monkeypatch.setattr(least_squares, "BATCH_ELEMENTS", 100)
     # Well-conditioned as it is, no padded matrix may need the fallback.
     monkeypatch.setattr(cholesky, "_factorise_float64", None)
     d = data()

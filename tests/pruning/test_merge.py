@@ -1,4 +1,4 @@
-"""Calibration batches: what runs together, and how long statistics take is told."""
+"""Calibration batches: which ones are merged, and what progress reports meanwhile."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from calibration_models import SIZES, bert, check, ids, mlp, statistics, t5
 from torch import Tensor, nn
 
 from sparse_engine.pruning import prune
-from sparse_engine.pruning.calibration import read_calibration
-from sparse_engine.pruning.merge import merge
+from sparse_engine.pruning.calibration import merge_batches, read_calibration
 
 transformers = pytest.importorskip("transformers")
 
@@ -92,7 +91,7 @@ def test_what_runs_together(
     torch.manual_seed(0)
     model = make().eval()
     batches = read_calibration(model, calibration)
-    merged = merge(model, batches)
+    merged = merge_batches(model, batches)
     found = [next(v for v in (*b.args, *b.kwargs.values())) for b in merged]
     assert [len(x) for x in found] == rows
     assert sorted({item for b in merged for item in b.items}) == list(range(len(calibration)))
@@ -109,7 +108,7 @@ def test_rows_of_padding_stay_out_when_batches_run_together() -> None:
         mask = (torch.arange(6) < torch.tensor([6, 2 + seed])[:, None]).long()
         calibration.append({"input_ids": tokens, "attention_mask": mask})
     batches = read_calibration(model, calibration)
-    (merged,) = merge(model, batches)
+    (merged,) = merge_batches(model, batches)
     assert merged.items == (0, 0, 1, 1, 2, 2, 3, 3)
     expected, got = statistics(model, batches), statistics(model, [merged])
     check(got, expected)
@@ -122,7 +121,7 @@ def test_many_small_batches_give_what_one_large_one_gives() -> None:
         (small, [{"input_ids": r[None], "decoder_input_ids": r[None]} for r in rows]),
         (large, [{"input_ids": rows, "decoder_input_ids": rows}]),
     ):
-        prune(model, 0.5, criterion="sparsegpt", recovery="lsq", calibration=calibration)
+        prune(model, 0.5, criterion="sparsegpt", recovery="least_squares", calibration=calibration)
     for (name, a), b in zip(small.named_parameters(), large.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
@@ -141,24 +140,24 @@ def test_small_batches_take_few_passes() -> None:
     assert passes == 6
 
 
-def test_the_progress_of_statistics_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_reports_the_batches_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparse_engine.pruning.progress.INTERVAL", 0.0)
-    heard: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     prune(
         bert(),
         0.5,
         criterion="wanda",
-        recovery="lsq",
+        recovery="least_squares",
         calibration=texts(5, 6, 7),
-        progress=lambda *step: heard.append(step),
+        progress=lambda *step: reports.append(step),
     )
-    first = next(i for i, (done, _, _) in enumerate(heard) if done)
-    names = [what for _, _, what in heard[:first]]
+    first = next(i for i, (done, _, _) in enumerate(reports) if done)
+    names = [what for _, _, what in reports[:first]]
     assert "batch 3 of 3, to encoder.layer.0" in names
     assert "batch 2 of 3, encoder.layer.0" in names
-    assert {total for _, total, _ in heard} == {12}
-    assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
-    assert heard[-1][0] == 12
+    assert {total for _, total, _ in reports} == {12}
+    assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
+    assert reports[-1][0] == 12
 
 
 def test_a_wrapped_model_is_not_changed_by_reading() -> None:
@@ -194,7 +193,7 @@ def test_decoders_with_configs_of_their_own_keep_no_cache(make: Callable[[], nn.
     configs = [m.config for m in model.modules() if hasattr(m, "config")]
     before = [config.use_cache for config in configs if hasattr(config, "use_cache")]
     calibration = [{"input_ids": ids(2, 6), "decoder_input_ids": ids(2, 5)}]
-    report = prune(model, 0.5, criterion="wanda", recovery="lsq", calibration=calibration)
+    report = prune(model, 0.5, criterion="wanda", recovery="least_squares", calibration=calibration)
     assert any("attention" in row.name.lower() for row in report.layers)
     assert all(row.sparsity == 0.5 for row in report.layers)
     assert before == [config.use_cache for config in configs if hasattr(config, "use_cache")]

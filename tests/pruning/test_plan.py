@@ -1,4 +1,4 @@
-"""What a plan takes and what it leaves: heads, ties, routers, stacks, and models of transformers."""
+"""Which layers a plan prunes and which it leaves: heads, ties, routers, stacks, whole models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import sparse_engine as se
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import PruneReport, prune
-from sparse_engine.pruning.layers import Plan, make_plan
+from sparse_engine.pruning.plan import Plan, make_plan
 from sparse_engine.pruning.unrolled import unrolled
 
 HEADS = ("a head", "a pooler", "an embedding", "tied to", "it is parametrized")
@@ -179,8 +179,8 @@ def test_stacks_are_the_outermost_lists_that_hold_layers() -> None:
     assert plan.stacks == [
         [f"model.{part}.layers.{i}" for i in (0, 1)] for part in ("encoder", "decoder")
     ]
-    assert plan.block_of("model.decoder.layers.1.fc1") == "model.decoder.layers.1"
-    assert plan.block_of("lm_head") is None
+    assert plan.stack_module_of("model.decoder.layers.1.fc1") == "model.decoder.layers.1"
+    assert plan.stack_module_of("lm_head") is None
     assert planned(mlp(4, 4, 4)).stacks == []
 
 
@@ -219,7 +219,7 @@ def test_a_report_names_what_was_left_and_warns_where_that_is_most() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         (nn.Sequential(nn.Conv1d(8, 8, 3, groups=8)), "0 is left alone, it is depthwise"),
         (nn.Conv2d(3, 4, 3), "none is linear, recurrent or a Conv1d"),
@@ -227,12 +227,12 @@ def test_a_report_names_what_was_left_and_warns_where_that_is_most() -> None:
     ],
     ids=["depthwise", "2-d", "sparse"],
 )
-def test_a_model_without_a_layer_to_prune_says_why(model: Any, told: str) -> None:
+def test_a_model_without_a_layer_to_prune_says_why(model: Any, message: str) -> None:
     if model is se.sparsify_:
         model = mlp(8, 8, 8)
         prune(model, 0.5)
         se.sparsify_(model, "csr")
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         prune(model, 0.5)
 
 

@@ -13,14 +13,15 @@ from sparse_engine.errors import UsageError
 from sparse_engine.pruning import Criterion, Inputs, prune
 from sparse_engine.pruning.recovery import cholesky
 from sparse_engine.pruning.recovery.cholesky import factorise
-from sparse_engine.pruning.recovery.least_squares import System, compensate, refit
+from sparse_engine.pruning.recovery.least_squares import compensate, refit
 from sparse_engine.pruning.statistics.moments import InputNorms, Moments, power_of_two
+from sparse_engine.pruning.statistics.system import System
 
 METHODS: list[dict[str, Any]] = [
     {"criterion": "wanda"},
     {"criterion": "sparsegpt"},
-    {"criterion": "magnitude", "recovery": "lsq"},
-    {"criterion": "sparsegpt", "recovery": "lsq"},
+    {"criterion": "magnitude", "recovery": "least_squares"},
+    {"criterion": "sparsegpt", "recovery": "least_squares"},
 ]
 IDS = [" ".join(method.values()) for method in METHODS]
 
@@ -50,9 +51,9 @@ def test_one_bad_token_is_named_and_changes_nothing(bad: float, method: dict[str
     before = weights(model)
     with pytest.raises(UsageError) as caught:
         prune(model, 0.5, calibration=inputs, **method)
-    told = str(caught.value)
-    assert told.startswith("0 gets NaN or infinity from calibration batch 7, in float32; ")
-    assert "\n" not in told
+    message = str(caught.value)
+    assert message.startswith("0 gets NaN or infinity from calibration batch 7, in float32; ")
+    assert "\n" not in message
     assert all(map(torch.equal, before, weights(model)))
 
 
@@ -206,7 +207,7 @@ def test_weights_that_do_not_fit_their_type_are_refused() -> None:
     before = weights(model)
     x = torch.randn(100, 1, generator=torch.Generator().manual_seed(0)).repeat(1, 2).half() / 1e4
     with pytest.raises(UsageError, match=r"^0: pruning makes NaN or infinity in float16"):
-        prune(model, 0.5, recovery="lsq", calibration=[x])
+        prune(model, 0.5, recovery="least_squares", calibration=[x])
     assert all(map(torch.equal, before, weights(model)))
 
 
@@ -239,7 +240,7 @@ def test_equal_inputs_share_their_weights_evenly() -> None:
     model[0].weight.copy_(torch.tensor([[1.0, 3.0]]))
     x = batches()[0][:, :1].repeat(1, 2)
     dense = copy.deepcopy(model)
-    prune(model, 0.5, recovery="lsq", calibration=[x])
+    prune(model, 0.5, recovery="least_squares", calibration=[x])
     assert model[0].weight[0, 0] == 0
     torch.testing.assert_close(model(x), dense(x), rtol=0.02, atol=0.02)
 

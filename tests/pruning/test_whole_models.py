@@ -184,7 +184,7 @@ def test_every_layer_is_pruned(kind: str, method: str) -> None:
     dense, batches = make(kind)
     model = copy.deepcopy(dense)
     count = sum(p.numel() for p in model.parameters())
-    recovery = "lsq" if method == "sparsegpt" else None
+    recovery = "least_squares" if method == "sparsegpt" else None
     report = se.prune(
         model, 0.8, criterion=method, recovery=recovery, calibration=batches, filter_fn=inner
     )
@@ -208,7 +208,7 @@ def test_every_layer_is_pruned(kind: str, method: str) -> None:
 def test_blocks_and_patterns(kind: str, granularity: str) -> None:
     model, batches = make(kind)
     sparsity = None if granularity == "2:4" else 0.5
-    se.prune(model, sparsity, granularity, "sparsegpt", "lsq", batches, filter_fn=inner)
+    se.prune(model, sparsity, granularity, "sparsegpt", "least_squares", batches, filter_fn=inner)
     for name, weight in weights(model).items():
         out, columns = weight.shape
         if granularity == "2:4":
@@ -236,7 +236,7 @@ def test_an_error_puts_everything_back(kind: str) -> None:
             model,
             0.8,
             criterion="sparsegpt",
-            recovery="lsq",
+            recovery="least_squares",
             calibration=batches,
             filter_fn=inner,
             progress=fail,
@@ -253,8 +253,8 @@ def test_least_squares_refits_biases_within_fused_ones() -> None:
     attention = model.decoder.layers[0].multihead_attn
     conv, texts = make("TextCNN")
     held = attention.in_proj_bias.clone(), conv.convs[1].bias.clone()
-    se.prune(model, 0.8, recovery="lsq", calibration=batches, filter_fn=inner)
-    se.prune(conv, 0.8, recovery="lsq", calibration=texts, filter_fn=inner)
+    se.prune(model, 0.8, recovery="least_squares", calibration=batches, filter_fn=inner)
+    se.prune(conv, 0.8, recovery="least_squares", calibration=texts, filter_fn=inner)
     for before, after in zip(held, (attention.in_proj_bias, conv.convs[1].bias), strict=True):
         assert (before != after).float().mean() > 0.9
     gpt_oss = Block()
@@ -264,7 +264,7 @@ def test_least_squares_refits_biases_within_fused_ones() -> None:
     inputs = [
         (correlated(40, 24, seed=i), torch.randint(5, (40, 1)), torch.rand(40, 1)) for i in range(3)
     ]
-    se.prune(gpt_oss, 0.8, recovery="lsq", calibration=inputs, filter_fn=lambda *_: True)
+    se.prune(gpt_oss, 0.8, recovery="least_squares", calibration=inputs, filter_fn=lambda *_: True)
     for before, after in zip(
         held, (gpt_oss.experts.gate_up_proj_bias, gpt_oss.experts.down_proj_bias), strict=True
     ):
@@ -284,7 +284,8 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("criterion", "recovery"), [("wanda", None), ("sparsegpt", "lsq"), ("magnitude", "lsq")]
+    ("criterion", "recovery"),
+    [("wanda", None), ("sparsegpt", "least_squares"), ("magnitude", "least_squares")],
 )
 def test_an_expert_without_tokens_is_pruned_by_magnitude(
     criterion: str, recovery: str | None

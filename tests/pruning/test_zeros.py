@@ -37,7 +37,7 @@ def layer_with_zeros(granularity: str, share: float, place: str) -> tuple[nn.Lin
 
 
 @pytest.mark.parametrize("place", ["anywhere", "rows", "columns"])
-@pytest.mark.parametrize("recovery", [None, "lsq"])
+@pytest.mark.parametrize("recovery", [None, "least_squares"])
 @pytest.mark.parametrize("granularity", ["element", "4x1", "2x5"])
 @pytest.mark.parametrize("criterion", NAMES)
 def test_zeros_count_first(

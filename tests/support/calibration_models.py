@@ -1,4 +1,4 @@
-"""Models to calibrate, and what their calibration gives."""
+"""Small models to calibrate, and the statistics that their calibration collects."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import prune
 from sparse_engine.pruning.calibration import Batch
-from sparse_engine.pruning.layers import make_plan
-from sparse_engine.pruning.progress import Steps
-from sparse_engine.pruning.walk import Need, Originals, Walk
+from sparse_engine.pruning.plan import make_plan
+from sparse_engine.pruning.progress import Progress
+from sparse_engine.pruning.statistics.collector import Collection, Collector
+from sparse_engine.pruning.statistics.dense_weights import DenseWeights
 
 transformers = pytest.importorskip("transformers")
 
@@ -56,8 +57,8 @@ def ids(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(2, 50, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def told(model: nn.Module, calibration: Any, **options: Any) -> str:
-    """The one line that a prune is refused with; the weights are as they were."""
+def message_of(model: nn.Module, calibration: Any, **options: Any) -> str:
+    """The message that `prune` is refused with, one line; the weights must not have changed."""
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(UsageError) as caught:
         prune(model, 0.5, criterion="wanda", calibration=calibration, **options)
@@ -71,7 +72,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     for x, y in zip(a, b, strict=True):
         values = [*zip(x.args, y.args, strict=True)]
         values += [(x.kwargs[key], y.kwargs[key]) for key in x.kwargs | y.kwargs]
-        values += [*zip(x.real, y.real, strict=True)]
+        values += [*zip(x.masks, y.masks, strict=True)]
         for left, right in values:
             if not torch.equal(left, right) or left.dtype != right.dtype:
                 return False
@@ -79,7 +80,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 
 
 def check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Equal but for rounding, which goes by the largest sums."""
+    """Equal up to rounding, relative to the largest sums."""
     assert found.keys() == expected.keys()
     for name, sums in expected.items():
         assert float((found[name] - sums).abs().max() / sums.abs().max()) < 5e-5, name
@@ -89,9 +90,10 @@ def statistics(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
     """Sums over the dense model's inputs, by the first layer that reads them."""
     plan = make_plan(model)
     with torch.no_grad():
-        need, steps = Need(hessian=True, both_paths=False), Steps(None, 1)
-        walk = Walk(model, plan, batches, Originals(plan.layers), need, steps)
+        collection = Collection(moments=True, pruned_inputs=False)
+        dense, progress = DenseWeights(plan.layers), Progress(None, 1)
+        collector = Collector(model, plan, batches, dense, collection, progress)
         return {
             group.layers[0].name: moments.hessian(centred=False)  # type: ignore[union-attr]
-            for group, moments in walk.groups()
+            for group, moments in collector.groups()
         }

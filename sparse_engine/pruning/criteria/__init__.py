@@ -1,26 +1,32 @@
-"""The criteria there are; a new one is a file and a place in this tuple."""
+"""Criteria: how much each weight matters. A new one is a file and an entry in CRITERIA."""
 
 from __future__ import annotations
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.criteria.base import Criterion
+from sparse_engine.pruning.criteria.base import Criterion, Inputs
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.criteria.random import Random
 from sparse_engine.pruning.criteria.sparsegpt import SparseGPT
 from sparse_engine.pruning.criteria.wanda import Wanda
+from sparse_engine.pruning.statistics.needs import check_needs
 
 CRITERIA: tuple[type[Criterion], ...] = (Random, Magnitude, Wanda, SparseGPT)
 
 
 def find_criterion(criterion: str | Criterion) -> Criterion:
-    """The criterion of a name ("wanda"); an instance is returned as it is.
+    """Return the criterion of a name such as "wanda"; an instance is returned as it is.
 
-    Raises UsageError for an unknown name.
+    Raises:
+        UsageError: if the name is unknown, or the instance needs statistics that do not exist.
     """
     if isinstance(criterion, Criterion):
+        check_needs(f"criterion {criterion.name}", criterion.needs)
         return criterion
     for known in CRITERIA:
         if known.name == criterion:
             return known()
     names = ", ".join(known.name for known in CRITERIA)
     raise UsageError(f"criterion {criterion!r} is not known; choose one of {names}")
+
+
+__all__ = ["CRITERIA", "Criterion", "Inputs", "find_criterion"]

@@ -1,26 +1,26 @@
-"""What a pruning criterion is: element scores [out, in] from a weight and what flows into it."""
+"""The interface of a pruning criterion: element scores [out, in] of a weight."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.granularity import Granularity
-
-Needs = Literal["nothing", "norms", "hessian"]
+from sparse_engine.pruning.granularity.base import Granularity
+from sparse_engine.pruning.statistics.needs import Statistic
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Statistics of the inputs X [in, tokens] of a layer, as far as the criterion needs them.
+    """Statistics of the inputs X [in, tokens] of a layer; None for those that were not collected.
 
-    norms:    [in], sqrt(sum x^2) per input
-    hessian:  [in, in], X X^T + lambda I
+    Attributes:
+        norms: [in], sqrt(sum x^2) of each input.
+        hessian: [in, in], X X^T + lambda I.
     """
 
     norms: Tensor | None = None
@@ -28,18 +28,33 @@ class Inputs:
 
 
 class Criterion(ABC):
-    """Scores weights; the granularity makes a mask of the scores.
+    """Scores weights; a granularity turns the scores into a mask.
 
-    Scores are energies (squares), so that the sum over a tile is the tile's energy.
+    Scores are energies (squares), so that the score of a group is the sum over its elements. This
+    holds for tiles of one weight and for structures that span several weights.
+
+    Attributes:
+        name: the name in `CRITERIA`, reports and the command line.
+        needs: fields of `Inputs` that `score` and `prune` read; calibration collects exactly these.
+        per_row: whether weights are compared within an output row instead of within the layer.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[Needs] = "nothing"
-    per_row: ClassVar[bool] = False  # compare within an output row rather than within the layer
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+    per_row: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
-        """Importance of each weight [out, in], not negative; the lowest leave first."""
+        """Compute the importance of each weight; the lowest scores are removed first.
+
+        Args:
+            weight: [out, in], float32.
+            inputs: the statistics that `needs` names.
+            generator: the source of random numbers, on the CPU.
+
+        Returns:
+            [out, in], not negative.
+        """
 
     def prune(
         self,
@@ -49,7 +64,23 @@ class Criterion(ABC):
         sparsity: float,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """Pruned weight and keep mask [out, in]; a criterion that also repairs overrides this."""
+        """Remove the groups of the lowest scores.
+
+        A criterion that also changes the weights that it keeps overrides this method.
+
+        Args:
+            weight: [out, in], float32; it is not changed.
+            inputs: the statistics that `needs` names.
+            granularity: which weights are removed together.
+            sparsity: fraction of groups to remove.
+            generator: the source of random numbers, on the CPU.
+
+        Returns:
+            The pruned weight, float32 [out, in], and the keep mask, bool [out, in].
+
+        Raises:
+            UsageError: if a score is NaN.
+        """
         drop = granularity.quota(weight.shape[0], weight.shape[1], sparsity)
         scores = self.score(weight, inputs, generator)
         if scores.isnan().any():

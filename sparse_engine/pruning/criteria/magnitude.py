@@ -13,7 +13,7 @@ from sparse_engine.pruning.criteria.base import Criterion, Inputs
 
 
 class Magnitude(Criterion):
-    """Small weights leave; a tile counts by its energy, the sum of w^2."""
+    """Removes small weights; the score of a tile is the sum of its w^2."""
 
     name = "magnitude"
 

@@ -1,4 +1,4 @@
-"""Random: every group is as good as any other; the control that a criterion has to beat."""
+"""Random: uniform scores; the control that every other criterion has to beat."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sparse_engine.pruning.criteria.base import Criterion, Inputs
 
 
 class Random(Criterion):
-    """Uniform scores from the seed; 0 for weights that are zero already."""
+    """Uniform scores from the seed, and 0 for weights that are zero already."""
 
     name = "random"
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
         # Drawn on the generator's device, so that a seed gives the same mask on every device.
-        # Zeros have the lowest score, so that they count towards the sparsity asked for.
+        # Zeros have the lowest score, so they count towards the requested sparsity.
         return torch.rand(weight.shape, generator=generator).to(weight.device) * (weight != 0)

@@ -1,4 +1,6 @@
-"""SparseGPT: w^2 / u_jj^2 with H^-1 = U^T U, columns left to right, each loss made good rightwards.
+"""SparseGPT: w^2 / u_jj^2 with H^-1 = U^T U, columns from left to right.
+
+The error of each removed weight is compensated in the columns to its right.
 
 Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
 One-Shot", arXiv:2301.00774.
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
-from sparse_engine.pruning.granularity import Granularity, Tiles
+from sparse_engine.pruning.granularity.base import Granularity
+from sparse_engine.pruning.granularity.tiles import Tiles, ceil_div
 from sparse_engine.pruning.parallel import one_thread
 from sparse_engine.pruning.recovery.cholesky import upper_factor_of_inverse
 
@@ -21,10 +24,10 @@ class SparseGPT(Criterion):
     """Approximate optimal brain surgeon with one inverse Hessian for all rows."""
 
     name = "sparsegpt"
-    needs = "hessian"
+    needs = ("hessian",)
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
-        """w^2 / (H^-1)_jj: the loss of removing one weight when all others make it good."""
+        """w^2 / (H^-1)_jj: the loss of removing one weight when all others compensate for it."""
         assert inputs.hessian is not None
         inverse_diagonal = upper_factor_of_inverse(inputs.hessian).square().sum(0)
         return weight.square() / inverse_diagonal
@@ -41,43 +44,46 @@ class SparseGPT(Criterion):
         factor = upper_factor_of_inverse(inputs.hessian)
         in_features = weight.shape[1]
         pruned, keep = weight.clone(), torch.empty_like(weight, dtype=torch.bool)
-        alive = weight != 0  # what is zero stays zero: it makes nothing good
+        nonzero = weight != 0  # a weight that is zero stays zero and compensates for nothing
         dropped = 0
         width = _slice_width(granularity)
-        stops = [min(start + width, in_features) for start in range(0, in_features, width)]
-        shares = _shares(granularity, weight, stops, sparsity)
-        for start, stop, due in zip(range(0, in_features, width), stops, shares, strict=True):
+        starts = range(0, in_features, width)
+        stops = [min(start + width, in_features) for start in starts]
+        totals = _cumulative_drops(granularity, weight, stops, sparsity)
+        for start, stop, total in zip(starts, stops, totals, strict=True):
             part, upper = pruned[:, start:stop], factor[start:stop, start:stop]
             score = (part / upper.diagonal()).square()
-            keep[:, start:stop] = granularity.mask(score, due - dropped)
-            errors = _compensate(part, keep[:, start:stop], alive[:, start:stop], upper)
+            keep[:, start:stop] = granularity.mask(score, total - dropped)
+            errors = _compensate(part, keep[:, start:stop], nonzero[:, start:stop], upper)
             pruned[:, stop:] -= errors @ factor[start:stop, stop:]
-            pruned[:, stop:] *= alive[:, stop:]
-            dropped = due
+            pruned[:, stop:] *= nonzero[:, stop:]
+            dropped = total
         return pruned, keep
 
 
 def _slice_width(granularity: Granularity) -> int:
-    # A fixed pattern is decided group by group, each after the losses left of it are made good.
+    # With a fixed pattern the mask of a group is decided after the errors left of it have been
+    # compensated.
     if granularity.fixed_sparsity is not None:
         return granularity.span
     return max(SLICE // granularity.span, 1) * granularity.span
 
 
-def _shares(
+def _cumulative_drops(
     granularity: Granularity, weight: Tensor, stops: list[int], sparsity: float
 ) -> list[int]:
-    """Groups to drop in the columns up to each stop: groups of zeros first, then evenly.
+    """Number of groups to remove in the columns up to each stop.
 
-    The count of the whole layer is exact, whatever the rounding.
+    Groups of zeros are removed first; the others are removed evenly over the columns. The number
+    of the whole layer is exact, independent of rounding.
     """
     out_features, in_features = weight.shape
     drop = granularity.quota(out_features, in_features, sparsity)
-    if not isinstance(granularity, Tiles):  # a fixed pattern drops the same everywhere
+    if not isinstance(granularity, Tiles):  # a fixed pattern removes the same share everywhere
         return [granularity.quota(out_features, stop, sparsity) for stop in stops]
     zero = (granularity.group_scores(weight.abs()) == 0).sum(0).cumsum(0)
     groups = [granularity.groups(out_features, stop) for stop in stops]
-    zeros = [int(zero[-(-stop // granularity.span) - 1]) for stop in stops]
+    zeros = [int(zero[ceil_div(stop, granularity.span) - 1]) for stop in stops]
     if zeros[-1] >= drop:
         return [drop * count // zeros[-1] for count in zeros]
     part = (drop - zeros[-1]) / (groups[-1] - zeros[-1])
@@ -86,14 +92,24 @@ def _shares(
     ]
 
 
-def _compensate(part: Tensor, keep: Tensor, alive: Tensor, upper: Tensor) -> Tensor:
-    """Remove what is not kept from part [out, width] in place; returns the scaled errors."""
+def _compensate(part: Tensor, keep: Tensor, nonzero: Tensor, upper: Tensor) -> Tensor:
+    """Remove the weights of a slice that are not kept, in place, column by column.
+
+    Args:
+        part: [out, width], the slice.
+        keep: bool [out, width].
+        nonzero: bool [out, width], weights that may change.
+        upper: [width, width], the part of U that belongs to the slice.
+
+    Returns:
+        [out, width], the removed weights divided by u_jj.
+    """
     columns, kept = part.T.contiguous(), keep.T  # [width, out], rows are contiguous
-    alive = alive.T
+    nonzero = nonzero.T
     errors = torch.zeros_like(columns)
     with one_thread():
         for j in range(columns.shape[0]):
-            columns[j] *= alive[j]
+            columns[j] *= nonzero[j]
             errors[j] = columns[j].masked_fill(kept[j], 0) / upper[j, j]
             columns[j:].addr_(upper[j, j:], errors[j], alpha=-1)
     part.copy_(columns.T * keep)

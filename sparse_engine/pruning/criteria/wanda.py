@@ -1,7 +1,7 @@
-"""Wanda: (|w_ij| * ||x_j||)^2, compared within an output row.
+"""Wanda: (|w_ij| ||x_j||)^2, compared within an output row.
 
 Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models",
-arXiv:2306.11695. The square keeps the paper's order and makes scores of a tile add up.
+arXiv:2306.11695. The square keeps the order of the paper and makes the scores of a tile add up.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from sparse_engine.pruning.criteria.base import Criterion, Inputs
 
 
 class Wanda(Criterion):
-    """Weights on weak inputs leave, the same number in every row."""
+    """Removes weights on inputs of small norm, the same number in every row."""
 
     name = "wanda"
-    needs = "norms"
+    needs = ("norms",)
     per_row = True
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:

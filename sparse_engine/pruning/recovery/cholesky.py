@@ -1,4 +1,4 @@
-"""Cholesky factors of symmetric positive definite matrices that do not fail on a rounding error."""
+"""Cholesky factors of positive definite matrices, robust against rounding errors."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from torch import Tensor
 
 from sparse_engine.errors import UsageError
 
-# Parts of the mean diagonal added to it, one after the other, while a factorisation fails.
+# Added to the diagonal, relative to its mean, one after the other until a factorisation succeeds.
 DAMPING = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def factorise(matrix: Tensor) -> Tensor:
-    """Lower L with L L^T = matrix [..., n, n], in the dtype of the matrix.
+    """Cholesky factor L with L L^T = matrix.
 
-    A matrix on which the given precision fails is done again in float64, with DAMPING on its
-    diagonal while that fails too.
+    If the factorisation fails in the dtype of the matrix, it is repeated in float64, with DAMPING
+    on the diagonal if that fails as well.
 
-    Raises UsageError if the matrix holds NaN or infinity, or is not even nearly positive
-    semidefinite.
+    Args:
+        matrix: [..., n, n], symmetric and positive definite up to rounding.
+
+    Returns:
+        [..., n, n], lower triangular, in the dtype of the matrix.
+
+    Raises:
+        UsageError: if the matrix holds NaN or infinity, or is far from positive semidefinite.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
     if not info.any() and factor.isfinite().all():
@@ -35,19 +41,26 @@ def factorise(matrix: Tensor) -> Tensor:
 
 
 def _factorise_float64(matrix: Tensor) -> Tensor:
+    """Cholesky factor with as little damping as possible."""
     scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    for part in DAMPING:
-        factor, info = torch.linalg.cholesky_ex(matrix + part * scale * identity)
+    for damping in DAMPING:
+        factor, info = torch.linalg.cholesky_ex(matrix + damping * scale * identity)
         if not info.any():
             return factor
     raise UsageError("the second moments of the calibration inputs are not positive semidefinite")
 
 
 def upper_factor_of_inverse(matrix: Tensor) -> Tensor:
-    """Upper U with U^T U = matrix^-1 [n, n], without forming the inverse.
+    """Upper triangular U with U^T U = matrix^-1, computed without the inverse.
 
     With the order of rows and columns reversed, matrix = L L^T; then U is L^-1 reversed.
+
+    Args:
+        matrix: [n, n], symmetric and positive definite up to rounding.
+
+    Returns:
+        [n, n].
     """
     lower = factorise(matrix.flip(0, 1))
     identity = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)

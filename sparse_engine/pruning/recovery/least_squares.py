@@ -1,85 +1,89 @@
-"""Compensated least squares: each layer repairs what the layers before it broke.
+"""Compensated least squares: each layer also corrects the errors of the layers before it.
 
-With inputs X of the pruned model, the target Y is what the *dense* model gives there, plus the
-dense less the pruned residual stream where the layer adds to one. Then, centred,
+With inputs X of the pruned model, the target Y is the output of the dense model for the same
+tokens. If the layer writes to a residual stream, the stream of the dense model minus that of the
+pruned model is added. Then, all centred,
+
     target weight  T = (Y X^T + lambda W)(X X^T + lambda I)^-1 = W + (W D + E)(H + lambda I)^-1
     kept weights   v = argmin |(v - t)(H + lambda I)^(1/2)| on the support of each row
     bias           b' = mean(Y) - V mean(X)
-with lambda = 0.01 mean diag H. The ridge pulls to the original weight, not to zero. H, D and E
-are those of moments.py.
+
+with lambda = 0.01 mean diag H. The ridge pulls to the original weight, not to zero. H, D and E are
+defined in statistics/moments.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sparse_engine.pruning.parallel import for_each
+from sparse_engine.pruning.recovery.base import Problem, PrunedLayer, Recovery
 from sparse_engine.pruning.recovery.cholesky import factorise
 from sparse_engine.pruning.statistics.moments import Moments
+from sparse_engine.pruning.statistics.system import System
 
-RIDGE = 1e-2
-ROUNDING = 100  # the ridge is at least this many times what rounding leaves on the diagonal
 BATCH_ELEMENTS = 1 << 21  # of the gathered Hessians that are factorised at once (8 MB)
 
 
-class System:
-    """H + lambda I of one input, shared by all layers that read it."""
+class LeastSquares(Recovery):
+    """Refits the kept weights, and the bias if there is one.
 
-    def __init__(self, moments: Moments, centred: bool) -> None:
-        self.moments = moments
-        self.centred = centred
-        self.hessian = moments.hessian(centred)
-        mean_square = float(self.hessian.diagonal().mean())
-        # Constant inputs leave nothing but rounding errors, to which nothing must be fitted.
-        self.ridge = max(RIDGE * mean_square, ROUNDING * moments.rounding()) or 1.0
-        self.hessian.diagonal().add_(self.ridge)
-
-    def error(self, weight: Tensor, target: Tensor) -> float:
-        """Relative output error |(weight - target) X| / |target X|."""
-        return (self._energy(weight - target) / self._energy(target).clamp_min(1e-30)).sqrt().item()
-
-    def _energy(self, weight: Tensor) -> Tensor:
-        full = ((weight @ self.hessian) * weight).sum()
-        return (full - self.ridge * weight.square().sum()).clamp_min(0)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What the weight of one layer should be.
-
-    target:  [out, in], T
-    rhs:     [out, in], T (H + lambda I)
+    For a layer without a bias nothing is centred: the weights have to fit the means as well.
     """
 
-    target: Tensor
-    rhs: Tensor
+    name = "least_squares"
+    aliases = ("lsq",)
+    needs = ("hessian",)
+    fits_dense_model = True
+
+    def centres(self, has_bias: bool) -> bool:
+        return has_bias
+
+    def problem(self, dense: Tensor, system: System | None) -> Problem:
+        assert system is not None
+        return compensate(dense, system)
+
+    def repair(
+        self, layer: PrunedLayer, problem: Problem, system: System | None
+    ) -> tuple[Tensor, Tensor | None]:
+        assert system is not None
+        weight = refit(problem.rhs, system.hessian, layer.keep)
+        if layer.bias is None:
+            return weight, None
+        return weight, refit_bias(layer.dense, layer.bias, weight, system.moments)
 
 
 def compensate(weight: Tensor, system: System) -> Problem:
-    """Least-squares target of a dense weight [out, in]."""
+    """The least-squares target of a dense weight [out, in]."""
     moments = system.moments
     rhs = weight @ system.hessian
-    pull = torch.zeros_like(weight)
+    correction = torch.zeros_like(weight)  # W D + E
     if (drift := moments.drift(system.centred)) is not None:
-        pull += weight @ drift
+        correction += weight @ drift
     if (residual := moments.residual(system.centred)) is not None:
-        pull += residual
-    if not pull.any():
+        correction += residual
+    if not correction.any():
         return Problem(weight, rhs)
-    step = torch.cholesky_solve(pull.T, factorise(system.hessian)).T
-    return Problem(weight + step, rhs + pull)
+    step = torch.cholesky_solve(correction.T, factorise(system.hessian)).T
+    return Problem(weight + step, rhs + correction)
 
 
 def refit(rhs: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:
-    """Solve v_S H_SS = rhs_S for every row on its support S = keep[row]; zero elsewhere.
+    """Solve v_S H_SS = rhs_S for every row on its support S = keep[row].
 
-    rhs and keep: [out, in]; hessian: [in, in]. Adjacent rows with the same support share one
-    factorisation. Rows are sorted by their count and solved in batches of bounded size, padded
-    with the identity.
+    Adjacent rows with the same support share one factorisation. Supports are sorted by their size
+    and solved in batches of bounded size, padded with the identity.
+
+    Args:
+        rhs: [out, in].
+        hessian: [in, in], positive definite.
+        keep: bool [out, in].
+
+    Returns:
+        [out, in], zero outside of the supports.
     """
     supports, rows_each = torch.unique_consecutive(keep, dim=0, return_counts=True)
     first_rows = rows_each.cumsum(0) - rows_each
@@ -91,7 +95,7 @@ def refit(rhs: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:
         columns = supports[batch].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
         real = torch.arange(width, device=rhs.device) < counts[batch, None]
         members = torch.arange(int(rows_each[batch].max()), device=rhs.device)
-        # Past a support's last row that row is solved and written again, which is harmless.
+        # The last row of a support fills the batch: it is solved and written several times.
         rows = first_rows[batch, None] + members.minimum(rows_each[batch, None] - 1)
         at = rows[:, None, :], columns[:, :, None]
         values = _solve_padded(hessian, rhs[at], columns, real)
@@ -103,7 +107,7 @@ def refit(rhs: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:
 
 
 def _batches(counts: Tensor) -> Iterator[Tensor]:
-    """Indices of supports, largest first, so many at a time as BATCH_ELEMENTS allows."""
+    """Indices of supports, largest first, as many at a time as BATCH_ELEMENTS allows."""
     order = counts.argsort(descending=True)
     order = order[: int(counts.count_nonzero())]
     while len(order):
@@ -113,7 +117,17 @@ def _batches(counts: Tensor) -> Iterator[Tensor]:
 
 
 def _solve_padded(hessian: Tensor, rhs: Tensor, columns: Tensor, real: Tensor) -> Tensor:
-    """Solutions [batch, width, rows] of the submatrices at `columns`, identity where not `real`."""
+    """Solve with submatrices of the Hessian, which are the identity at padding.
+
+    Args:
+        hessian: [in, in].
+        rhs: [batch, width, rows].
+        columns: int64 [batch, width], the rows and columns of each submatrix.
+        real: bool [batch, width], False at padding.
+
+    Returns:
+        [batch, width, rows].
+    """
     # One matrix at a time: several times faster than one gather of [batch, width, width].
     gathered = torch.stack([hessian.index_select(0, at).index_select(1, at) for at in columns])
     if not real.all():
@@ -124,7 +138,17 @@ def _solve_padded(hessian: Tensor, rhs: Tensor, columns: Tensor, real: Tensor) -
 
 
 def refit_bias(weight: Tensor, bias: Tensor, pruned: Tensor, moments: Moments) -> Tensor:
-    """Bias [out] that gives the mean target: W mean(Xd) + b + mean(Rd - R) - V mean(X)."""
+    """The bias that gives the mean of the target: W mean(Xd) + b + mean(Rd - R) - V mean(X).
+
+    Args:
+        weight: [out, in], W, dense.
+        bias: [out], b.
+        pruned: [out, in], V.
+        moments: of the input.
+
+    Returns:
+        [out].
+    """
     shifted = bias + (weight - pruned) @ moments.mean()
     if (drift := moments.drift_mean()) is not None:
         shifted = shifted + weight @ drift

@@ -1,1 +1,1 @@
-"""What calibration collects of a layer's inputs."""
+"""What calibration collects about the inputs of layers, and how."""

@@ -1,4 +1,4 @@
-"""Forward hooks that read what flows into modules, and are gone afterwards."""
+"""Captures the inputs of modules by forward hooks, which are removed afterwards."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class Stop(BaseException):
-    """All that was asked for has been seen; the rest of the forward pass is not needed.
+class StopForward(BaseException):
+    """Everything has been captured; the rest of the forward pass is not needed.
 
-    No Exception, so that no model that handles errors of its own can swallow it.
+    It is not an Exception, so that a model which handles its own errors does not catch it.
     """
 
 
 @contextmanager
-def before(
-    modules: dict[str, nn.Module], see: Callable[[str, tuple[Any, ...], dict[str, Any]], None]
+def pre_forward_hooks(
+    modules: dict[str, nn.Module],
+    callback: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
 ) -> Iterator[None]:
-    """Call see(name, args, kwargs) before each run of a module."""
+    """Call callback(name, args, kwargs) before each run of a module."""
     with ExitStack() as stack:
         for name, module in modules.items():
 
             def hook(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                see(name, args, kwargs)
+                callback(name, args, kwargs)
 
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
@@ -34,15 +35,16 @@ def before(
 
 
 @contextmanager
-def after(
-    modules: dict[str, nn.Module], see: Callable[[str, tuple[Any, ...], dict[str, Any], Any], None]
+def forward_hooks(
+    modules: dict[str, nn.Module],
+    callback: Callable[[str, tuple[Any, ...], dict[str, Any], Any], None],
 ) -> Iterator[None]:
-    """Call see(name, args, kwargs, output) after each run of a module."""
+    """Call callback(name, args, kwargs, output) after each run of a module."""
     with ExitStack() as stack:
         for name, module in modules.items():
 
             def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-                see(name, args, kwargs, output)
+                callback(name, args, kwargs, output)
 
             handle = module.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
@@ -50,25 +52,35 @@ def after(
 
 
 def linear_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The input of an nn.Linear, given by position or name."""
+    """The input of an nn.Linear, given by position or by name."""
     return args[0] if args else kwargs["input"]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A linear layer to watch, its number of runs, and its parent's positional argument."""
+class CapturePoint:
+    """A linear layer whose inputs are captured.
+
+    Attributes:
+        linear: the layer.
+        calls: how often it runs in one forward pass.
+        stream_module: the module that receives the residual stream, if there is one.
+        argument: position of the stream among the positional arguments of that module.
+    """
 
     linear: nn.Module
     calls: int
-    parent: nn.Module | None = None
+    stream_module: nn.Module | None = None
     argument: int = 0
 
 
 @dataclass
-class Seen:
-    """Inputs of a watched layer, and of its parent's argument, one tensor a run.
+class Captured:
+    """What was captured at one point, one tensor for each run of the layer.
 
-    routed: of an expert's layer, bool [tokens]: which tokens the rows of its input are
+    Attributes:
+        inputs: [..., in], inputs of the layer.
+        routed: of an expert's layer, bool [tokens]: which tokens are the rows of its input.
+        streams: [..., out], the residual stream.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -76,32 +88,42 @@ class Seen:
     streams: list[Tensor] = field(default_factory=list)
 
 
-def read_inputs(
-    run: Callable[[], Any], wanted: list[Wanted], to_end: bool = False
-) -> tuple[list[Seen], Any]:
-    """Run and watch; without `to_end` the run is cut short as soon as all has been seen.
+def capture_inputs(
+    run: Callable[[], Any], points: list[CapturePoint], to_end: bool = False
+) -> tuple[list[Captured], Any]:
+    """Run a model and capture inputs.
 
-    A layer that runs once is waited for; one that runs several times, such as that of a recurrent
-    step, may do so more often for one input than for another, and is watched to the end.
+    The run stops when everything has been captured, unless a layer runs several times: the number
+    of runs, as of the step of a recurrent network, may differ from input to input.
 
-    Returns what was seen of each wanted layer, and what `run` returned, None if it was cut short.
+    Args:
+        run: starts the forward pass.
+        points: what to capture.
+        to_end: do not stop early.
+
+    Returns:
+        What was captured at each point, and the result of `run`, None if it was stopped.
     """
-    seen = [Seen() for _ in wanted]
+    captured = [Captured() for _ in points]
 
-    def see(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kind, _, index = name.partition(" ")
-        at = int(index)
-        if kind == "parent":
-            seen[at].streams.append(args[wanted[at].argument])
+    def callback(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kind, _, number = name.partition(" ")
+        index = int(number)
+        if kind == "stream":
+            captured[index].streams.append(args[points[index].argument])
         else:
-            seen[at].inputs.append(linear_input(args, kwargs))
-            seen[at].routed.append(args[1] if len(args) > 1 else None)
-        once = all(w.calls == 1 and s.inputs for s, w in zip(seen, wanted, strict=True))
-        if once and not to_end:
-            raise Stop
+            captured[index].inputs.append(linear_input(args, kwargs))
+            captured[index].routed.append(args[1] if len(args) > 1 else None)
+        complete = all(p.calls == 1 and c.inputs for c, p in zip(captured, points, strict=True))
+        if complete and not to_end:
+            raise StopForward
 
-    watched = {f"parent {i}": w.parent for i, w in enumerate(wanted) if w.parent is not None}
-    watched |= {f"linear {i}": w.linear for i, w in enumerate(wanted)}
-    with before(watched, see), suppress(Stop):
-        return seen, run()
-    return seen, None
+    hooked = {
+        f"stream {i}": point.stream_module
+        for i, point in enumerate(points)
+        if point.stream_module is not None
+    }
+    hooked |= {f"linear {i}": point.linear for i, point in enumerate(points)}
+    with pre_forward_hooks(hooked, callback), suppress(StopForward):
+        return captured, run()
+    return captured, None

@@ -1,12 +1,14 @@
 """Second moments of a layer's inputs, summed batch by batch in float32.
 
-Squares of inputs beyond 1e19 overflow float32 and those below 1e-19 vanish, so that inputs which
-are far from 1 are divided by a power of two, which is exact. All of H, D and E are then divided by
-its square, which changes no least-squares solution and no order of scores.
+    H = X X^T,  D = (Xd - X) X^T,  E = (Rd - R) X^T
 
-H = X X^T,  D = (Xd - X) X^T,  E = (Rd - R) X^T  with X [in, tokens] the inputs in the model that
-is being pruned, Xd those in the dense model, R and Rd the residual streams of both. "Centred"
-means: every row of X, Xd, R and Rd less its mean over the tokens.
+with X [in, tokens] the inputs in the model that is being pruned, Xd those in the dense model, R and
+Rd [out, tokens] the residual streams of both. "Centred" means that the mean over the tokens is
+subtracted from every row of X, Xd, R and Rd.
+
+The squares of inputs beyond 1e19 overflow float32, and those of inputs below 1e-19 underflow. Such
+inputs are divided by a power of two, which is exact. H, D and E are then divided by its square,
+which changes neither the solutions of least squares nor the order of scores.
 """
 
 from __future__ import annotations
@@ -17,51 +19,65 @@ import torch
 from torch import Tensor
 
 EPSILON = torch.finfo(torch.float32).eps
-PLAIN = 30  # inputs whose largest magnitude is within 2^-PLAIN to 2^PLAIN are left as they are
+# Inputs whose largest magnitude lies within 2^-PLAIN_EXPONENT to 2^PLAIN_EXPONENT are not scaled.
+PLAIN_EXPONENT = 30
 
 
 def power_of_two(largest: float) -> float:
-    """The power of two to divide inputs by whose largest magnitude is given; 1 for plain ones."""
+    """The divisor of inputs whose largest magnitude is given; 1 where no scaling is needed."""
     exponent = math.frexp(largest)[1] if largest else 0
-    return 1.0 if abs(exponent) <= PLAIN else math.ldexp(1.0, exponent)
+    return 1.0 if abs(exponent) <= PLAIN_EXPONENT else math.ldexp(1.0, exponent)
 
 
 class InputNorms:
-    """Sum of squares per input in float64; all that some criteria need."""
+    """Sum of squares of each input in float64, for criteria that need only norms."""
 
     def __init__(self) -> None:
         self.count = 0
         self._squares: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
-        """Count tokens x [tokens, in]."""
+        """Add the tokens x [tokens, in]."""
         squares = x.double().square().sum(0)
         self._squares = squares if self._squares is None else self._squares + squares
         self.count += x.shape[0]
 
     def norms(self) -> Tensor:
-        """sqrt(sum x^2), float32 [in], divided by a power of two where its square would overflow."""
+        """sqrt(sum x^2), float32 [in], divided by a power of two where its square overflows."""
         assert self._squares is not None
         norms = self._squares.sqrt()
         return (norms / power_of_two(float(norms.max()))).float()
 
 
 class Moments:
-    """H, D and E of one input; sums are taken about the first batch's mean against cancellation."""
+    """H, D and E of one input.
+
+    Sums are taken about the mean of the first batch, which avoids cancellation.
+
+    Attributes:
+        count: number of tokens.
+        scale: the power of two that inputs are divided by before they are summed.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self.scale = 1.0  # what inputs are divided by: the sums below are of divided ones
+        self.scale = 1.0
         self._shift: Tensor  # [in]
-        self._x: Tensor  # [in] sum of x - shift
-        self._xx: Tensor  # [in, in] sum of (x - shift)(x - shift)^T
-        self._drift = _Cross()
-        self._residual = _Cross()
+        self._x: Tensor  # [in], sum of x - shift
+        self._xx: Tensor  # [in, in], sum of (x - shift)(x - shift)^T
+        self._drift = _CrossMoment()
+        self._residual = _CrossMoment()
 
     def add(
         self, x: Tensor, dense: Tensor | None = None, residual_drift: Tensor | None = None
     ) -> None:
-        """Count tokens: x and dense [tokens, in], residual_drift = Rd - R [tokens, out]."""
+        """Add tokens.
+
+        Args:
+            x: [tokens, in], inputs in the model that is being pruned.
+            dense: [tokens, in], inputs in the dense model.
+            residual_drift: [tokens, out], Rd - R.
+        """
         x = x.float()
         self._fit_scale(x)
         x = x / self.scale if self.scale != 1 else x
@@ -79,19 +95,19 @@ class Moments:
             self._residual.add(residual_drift.float() / self.scale, shifted)
 
     def _fit_scale(self, x: Tensor) -> None:
-        """Divide by more, and what is summed already as well, if x is larger than all before it."""
+        """Increase the scale, and rescale the sums, if x is larger than everything before it."""
         if not x.numel():
             return
         scale = power_of_two(float(x.abs().max()))
         if self.count == 0:
             self.scale = scale
         elif scale > self.scale:
-            part = self.scale / scale
-            self._shift *= part
-            self._x *= part
-            self._xx *= part**2
-            self._drift.multiply(part)
-            self._residual.multiply(part)
+            factor = self.scale / scale
+            self._shift *= factor
+            self._x *= factor
+            self._xx *= factor**2
+            self._drift.rescale(factor)
+            self._residual.rescale(factor)
             self.scale = scale
 
     def mean(self) -> Tensor:
@@ -102,7 +118,7 @@ class Moments:
         return self._shift + self._x / self.count
 
     def drift_mean(self) -> Tensor | None:
-        """Mean of Xd - X, [in]; None if no dense inputs were given."""
+        """Mean of Xd - X, [in]; None if no dense inputs were added."""
         mean = self._drift.mean(self.count)
         return None if mean is None else mean * self.scale
 
@@ -120,11 +136,11 @@ class Moments:
         return hessian
 
     def rounding(self) -> float:
-        """What float32 leaves on the diagonal of a centred H, at most, where inputs are constant."""
+        """Upper bound of the rounding error on the diagonal of a centred H, as a mean."""
         return self.count * float((self._mean() * EPSILON).square().mean())
 
     def drift(self, centred: bool) -> Tensor | None:
-        """D, [in, in]; None if no dense inputs were given."""
+        """D, [in, in]; None if no dense inputs were added."""
         return self._drift.product(self.count, self._x, self._mean(), centred)
 
     def residual(self, centred: bool) -> Tensor | None:
@@ -132,12 +148,12 @@ class Moments:
         return self._residual.product(self.count, self._x, self._mean(), centred)
 
 
-class _Cross:
-    """Sum of y x^T for some y [tokens, rows] beside the inputs."""
+class _CrossMoment:
+    """Sum of y x^T, where y [tokens, rows] belongs to the same tokens as the inputs x."""
 
     def __init__(self) -> None:
-        self._y: Tensor | None = None  # [rows]
-        self._yx: Tensor
+        self._y: Tensor | None = None  # [rows], sum of y
+        self._yx: Tensor  # [rows, in], sum of y (x - shift)^T
 
     def add(self, y: Tensor, shifted: Tensor) -> None:
         if self._y is None:
@@ -146,11 +162,11 @@ class _Cross:
         self._y += y.sum(0)
         self._yx.addmm_(y.T, shifted)
 
-    def multiply(self, part: float) -> None:
-        """What is summed so far, with y and x in units that are 1 / part as large."""
+    def rescale(self, factor: float) -> None:
+        """Multiply what x and y have contributed so far by `factor`."""
         if self._y is not None:
-            self._y *= part
-            self._yx *= part**2
+            self._y *= factor
+            self._yx *= factor**2
 
     def mean(self, count: int) -> Tensor | None:
         return None if self._y is None else self._y / count

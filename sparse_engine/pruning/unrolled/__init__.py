@@ -1,12 +1,12 @@
-"""Modules of torch.nn and transformers as linear layers, so that they are pruned as those are.
+"""Modules of torch.nn and transformers as linear layers, so that they can be pruned like these.
 
-One kind a file: which modules it takes, the linear layers in them, whose weights share the module's
-memory, and a forward pass that runs these. Names of the layers are those of the sparse twins in
-`sparse_engine.nn`: `lstm.ih_l0`, `attention.q_proj`, `conv.linears.0`, `experts.gate_up_proj.3`.
+One kind of module a file: which modules belong to it, their linear layers, whose weights share the
+memory of the module, and a forward pass that runs these layers. The names of the layers are those
+of the sparse twins in `sparse_engine.nn`: `lstm.ih_l0`, `attention.q_proj`, `conv.linears.0`,
+`experts.gate_up_proj.3`. A new kind is a file and an entry in KINDS.
 """
 
-from sparse_engine.pruning.unrolled.experts import RoutedLinear
-from sparse_engine.pruning.unrolled.swap import (
+from sparse_engine.pruning.unrolled.unroll import (
     KINDS,
     is_unrolled,
     kind_of,
@@ -16,7 +16,6 @@ from sparse_engine.pruning.unrolled.swap import (
 
 __all__ = [
     "KINDS",
-    "RoutedLinear",
     "is_unrolled",
     "kind_of",
     "left_alone",

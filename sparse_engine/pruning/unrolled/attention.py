@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.unrolled.kind import Kind, Views
+from sparse_engine.pruning.unrolled.base import Kind, ParameterViews
 
 WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def layers(attention: nn.MultiheadAttention, views: Views) -> dict[str, nn.Module]:
+def layers(attention: nn.MultiheadAttention, views: ParameterViews) -> dict[str, nn.Module]:
     """The projections of queries, keys and values: thirds of in_proj_weight, or parameters."""
     weights: list[Tensor]
     if attention.in_proj_weight is not None:
@@ -39,10 +39,27 @@ def forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """What torch.nn.MultiheadAttention returns; the layers read the very tensors that it is given.
+    """The forward pass of torch.nn.MultiheadAttention, with its arguments and results.
 
-    So layers that read the same tensor share their statistics, and padding lies where the model
-    has it.
+    The layers read exactly the tensors that the module is given. So layers that read the same
+    tensor share their statistics, and the shape of padding masks matches.
+
+    Args:
+        attention: the unrolled module.
+        query: [queries, batch, embed_dim], batch first, or without batch, as the module is set.
+        key: the same with kdim features.
+        value: the same with vdim features.
+        key_padding_mask: [batch, keys], True or -inf at padding.
+        need_weights: also return the attention weights.
+        attn_mask: [queries, keys] or [batch x heads, queries, keys], True or -inf where hidden.
+        average_attn_weights: average the weights over the heads.
+        is_causal: a hint that `attn_mask` is causal.
+
+    Returns:
+        The output, in the layout of `query`, and the attention weights or None.
+
+    Raises:
+        UsageError: if is_causal is given without attn_mask.
     """
     if is_causal and attn_mask is None:
         raise UsageError("is_causal is a hint about attn_mask; give attn_mask with it")
@@ -81,34 +98,37 @@ def forward(
 
 
 def _batch_first(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """[batch, length, features] of any layout."""
+    """Any layout as [batch, length, features]."""
     return x[None] if x.dim() == 2 else x if attention.batch_first else x.transpose(0, 1)
 
 
 def _mask(
-    attention: nn.MultiheadAttention, q: Tensor, given: Tensor | None, padding: Tensor | None
+    attention: nn.MultiheadAttention, q: Tensor, attn_mask: Tensor | None, padding: Tensor | None
 ) -> Tensor | None:
-    """What is added to scores: [batch or 1, heads or 1, queries or 1, keys], or None."""
+    """The sum of both masks, as it is added to scores: [batch or 1, heads or 1, queries or 1, keys].
+
+    None if there is no mask.
+    """
     mask = None
-    if given is not None:
-        mask = _added(given, q)
+    if attn_mask is not None:
+        mask = _additive(attn_mask, q)
         mask = mask.view(len(q), attention.num_heads, *mask.shape[1:]) if mask.dim() == 3 else mask
         mask = mask[None, None] if mask.dim() == 2 else mask
     if padding is not None:
-        columns = _added(padding, q).view(len(q), 1, 1, -1)
+        columns = _additive(padding, q).view(len(q), 1, 1, -1)
         mask = columns if mask is None else mask + columns
     return mask
 
 
-def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """A boolean mask (true hides) as what is added to scores."""
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask as it is added to scores; True in a boolean mask hides."""
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
 
 
 def refusal(attention: nn.MultiheadAttention) -> str:
-    """torch reads the weight of out_proj without running it: only a plain linear layer is run."""
+    """Only a plain linear layer as out_proj is unrolled; torch reads its weight without running it."""
     kind = type(attention.out_proj)
     if kind in (NonDynamicallyQuantizableLinear, nn.Linear):
         return ""

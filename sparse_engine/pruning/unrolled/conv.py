@@ -6,19 +6,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_engine.pruning.unrolled.kind import Kind, Parts, Views
+from sparse_engine.pruning.unrolled.base import Kind, NumberedLayers, ParameterViews
 
 
-def layers(conv: nn.Conv1d, views: Views) -> dict[str, nn.Module]:
-    """linears.0, ...: weights [out / groups, in / groups x kernel], as SparseConv1d packs them."""
+def layers(conv: nn.Conv1d, views: ParameterViews) -> dict[str, nn.Module]:
+    """The layers linears.0, ..., one for each group of channels, as SparseConv1d packs them.
+
+    Their weights are [out / groups, in / groups x kernel].
+    """
     weights = views.matrix(conv.weight).chunk(conv.groups)
     biases = [None] * conv.groups if conv.bias is None else conv.bias.detach().chunk(conv.groups)
     parts = zip(weights, biases, strict=True)
-    return {"linears": Parts(views.linear(weight, bias) for weight, bias in parts)}
+    return {"linears": NumberedLayers(views.linear(weight, bias) for weight, bias in parts)}
 
 
 def forward(conv: nn.Conv1d, input: Tensor) -> Tensor:
-    """y [batch, out, length'], or without batch as the input is."""
+    """The forward pass of torch.nn.Conv1d.
+
+    Args:
+        conv: the unrolled module.
+        input: [batch, in, length], or [in, length].
+
+    Returns:
+        [batch, out, length'], or [out, length'].
+    """
     x = input if input.dim() == 3 else input[None]
     left, right = conv._reversed_padding_repeated_twice
     if left or right:
@@ -26,7 +37,7 @@ def forward(conv: nn.Conv1d, input: Tensor) -> Tensor:
             x, (left, right), "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         )
     reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
-    # [batch, in, length', kernel]; a row of a group [batch, length', in / groups x kernel].
+    # windows: [batch, in, length', kernel]; rows: [batch, length', in / groups, kernel].
     windows = x.unfold(2, reach, conv.stride[0])[..., :: conv.dilation[0]]
     groups = windows.transpose(1, 2).chunk(conv.groups, 2)
     linears = conv.get_submodule("linears").children()
@@ -36,7 +47,7 @@ def forward(conv: nn.Conv1d, input: Tensor) -> Tensor:
 
 
 def refusal(conv: nn.Conv1d) -> str:
-    """Depthwise convolutions have as many matrices as channels, each of one row."""
+    """Depthwise convolutions are not unrolled: each of their matrices has one row."""
     return "it is depthwise" if conv.groups > 1 and conv.groups == conv.in_channels else ""
 
 

@@ -8,28 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.modules import experts
-from sparse_engine.pruning.unrolled.kind import Kind, Parts, Views
+from sparse_engine.pruning.unrolled.base import Kind, NumberedLayers, ParameterViews
 
 
 class RoutedLinear(nn.Linear):
-    """A linear layer of an expert, which is told which tokens the rows of its input are."""
+    """A linear layer of an expert; an argument says which tokens are the rows of its input."""
 
     def forward(self, input: Tensor, routed: Tensor | None = None) -> Tensor:
-        """What torch.nn.Linear returns; `routed`, bool [tokens], is for those who watch."""
+        """The result of torch.nn.Linear; `routed`, bool [tokens], is read only by hooks."""
         return super().forward(input)
 
 
 def names(module: nn.Module) -> list[str]:
-    """The two weights, and their biases where there are any."""
+    """Names of the two fused weights, and of their biases if there are any."""
     weights = (experts.up_name(module) or "", experts.DOWN)
     biases = [f"{name}_bias" for name in weights]
     return [*weights, *(name for name in biases if name in module._parameters)]
 
 
-def layers(module: nn.Module, views: Views) -> dict[str, nn.Module]:
-    """The weight of each expert, [out, in], a view of the fused one."""
+def layers(module: nn.Module, views: ParameterViews) -> dict[str, nn.Module]:
+    """A linear layer for each expert, whose weight [out, in] is a view of the fused one."""
     return {
-        name: Parts(
+        name: NumberedLayers(
             views.linear(linear.weight.detach(), _detached(linear.bias), RoutedLinear)
             for linear in linears
         )
@@ -40,10 +40,19 @@ def layers(module: nn.Module, views: Views) -> dict[str, nn.Module]:
 def forward(
     module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """sum over chosen experts e of weight[e] down[e](gate(first[e](x))), [tokens, hidden].
+    """Sum over the chosen experts e of weight[e] down[e](gate(first[e](x))).
 
-    All experts run, those that no token chose on no token, so that a run always shows the same
+    All experts run, those that no token has chosen on an empty input. So every pass runs the same
     layers in the same order.
+
+    Args:
+        module: the unrolled module.
+        hidden_states: x, [tokens, hidden].
+        top_k_index: int64 [tokens, k], the chosen experts.
+        top_k_weights: [tokens, k].
+
+    Returns:
+        [tokens, hidden].
     """
     first = module._modules.get("gate_up_proj") or module._modules["up_proj"]
     result = torch.zeros_like(hidden_states)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from sparse_engine.pruning import driver, prune
 from sparse_engine.pruning.calibration import read_calibration
-from sparse_engine.pruning.layers import make_plan
-from sparse_engine.pruning.statistics.capture import Seen
-from sparse_engine.pruning.trace import trace
+from sparse_engine.pruning.plan import make_plan
+from sparse_engine.pruning.statistics.capture import Captured
+from sparse_engine.pruning.statistics.collector import _dense_inputs
+from sparse_engine.pruning.statistics.segments import find_segments
 from sparse_engine.pruning.unrolled import unrolled
-from sparse_engine.pruning.walk import _same_tokens
 
 WIDTH = 10
 
@@ -88,7 +88,8 @@ def without_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
 def segments(model: nn.Module, calibration: list[Any], filter_fn: Any = None) -> list[str]:
     with unrolled(model) as opened, torch.no_grad():
         plan = make_plan(opened, filter_fn)
-        return [s.module for s in trace(opened, plan, read_calibration(opened, calibration))]
+        batches = read_calibration(opened, calibration)
+        return [s.module for s in find_segments(opened, plan, batches)]
 
 
 def test_stacks_are_walked_where_they_run() -> None:
@@ -108,7 +109,7 @@ def test_blocks_in_a_sequential_are_a_stack() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "arguments", [{"criterion": "wanda"}, {"criterion": "wanda", "recovery": "lsq"}]
+    "arguments", [{"criterion": "wanda"}, {"criterion": "wanda", "recovery": "least_squares"}]
 )
 def test_stacks_give_what_the_whole_model_gives(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -156,7 +157,7 @@ def test_two_stacks_of_a_known_model_are_both_walked_block_by_block(architecture
 def test_every_stack_is_repaired(architecture: str) -> None:
     dense, batches = of(architecture).eval(), calibration_of(architecture)
     model = copy.deepcopy(dense)
-    report = prune(model, 0.5, criterion="sparsegpt", recovery="lsq", calibration=batches)
+    report = prune(model, 0.5, criterion="sparsegpt", recovery="least_squares", calibration=batches)
     assert report.pruned_multiply_adds > 0.7
     for row in report.layers:
         assert row.sparsity == pytest.approx(0.5, abs=0.01)
@@ -190,7 +191,9 @@ def test_an_expert_may_run_first_in_a_later_batch() -> None:
         (torch.randn(40, WIDTH, generator=generator), torch.full((40,), expert))
         for expert in (2, 0, 1)
     ]
-    report = prune(Mixture(), 0.5, recovery="lsq", calibration=batches, filter_fn=everything)
+    report = prune(
+        Mixture(), 0.5, recovery="least_squares", calibration=batches, filter_fn=everything
+    )
     assert {row.name for row in report.layers} == {f"experts.{i}" for i in range(3)}
     assert all(row.error_after is not None for row in report.layers)
     assert report.unseen == []
@@ -206,7 +209,7 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(scope:
         model,
         0.5,
         criterion="sparsegpt",
-        recovery="lsq",
+        recovery="least_squares",
         calibration=batches,
         filter_fn=everything,
         scope=scope,
@@ -235,9 +238,9 @@ def test_a_layer_that_is_no_expert_must_run_in_some_batch() -> None:
 
     x = pairs(1)[0][0]
     batches = [(x, torch.tensor([1])), (x, torch.tensor([2]))]
-    report = prune(Dropped(), 0.5, recovery="lsq", calibration=batches)
+    report = prune(Dropped(), 0.5, recovery="least_squares", calibration=batches)
     assert len(report.layers) == 6
-    report = prune(Dropped(), 0.5, recovery="lsq", calibration=batches[:1])
+    report = prune(Dropped(), 0.5, recovery="least_squares", calibration=batches[:1])
     assert len(report.layers) == 4
     assert [left.name for left in report.left] == ["layers.1.up", "layers.1.down"]
     assert report.warnings == [
@@ -246,10 +249,10 @@ def test_a_layer_that_is_no_expert_must_run_in_some_batch() -> None:
 
 
 def test_tokens_of_an_expert_are_compared_with_themselves() -> None:
-    dense = Seen([torch.tensor([[1.0], [2.0]])], [torch.tensor([True, True, False])])
-    pruned = Seen([torch.tensor([[20.0], [30.0]])], [torch.tensor([False, True, True])])
+    dense = Captured([torch.tensor([[1.0], [2.0]])], [torch.tensor([True, True, False])])
+    pruned = Captured([torch.tensor([[20.0], [30.0]])], [torch.tensor([False, True, True])])
     # Token 1 went to the expert in both models, token 2 only in the pruned one.
-    assert torch.equal(_same_tokens(dense, pruned, 0, True), torch.tensor([[2.0], [30.0]]))
+    assert torch.equal(_dense_inputs(dense, pruned, 0, True), torch.tensor([[2.0], [30.0]]))
 
 
 @torch.no_grad()
@@ -258,7 +261,10 @@ def test_fused_experts_are_repaired(architecture: str) -> None:
     dense = of(architecture).eval()
     batches = [{"input_ids": ids(4, 50)}]
     errors = []
-    for arguments in ({}, {"criterion": "wanda", "recovery": "lsq", "calibration": batches}):
+    for arguments in (
+        {},
+        {"criterion": "wanda", "recovery": "least_squares", "calibration": batches},
+    ):
         model = copy.deepcopy(dense)
         report = prune(model, 0.5, **arguments)
         assert sum("experts." in row.name for row in report.layers) == 2 * 2 * 4

@@ -362,7 +362,7 @@ class Watch(Criterion):
     """Magnitude that remembers the norms of inputs, by the shape of the weight."""
 
     name = "watch"
-    needs = "norms"
+    needs = ("norms",)
 
     def __init__(self) -> None:
         self.norms: dict[torch.Size, Tensor] = {}

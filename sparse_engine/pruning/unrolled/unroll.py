@@ -1,4 +1,4 @@
-"""Opens a model's modules for pruning, and closes them afterwards."""
+"""Unrolls the modules of a model for the time of pruning."""
 
 from __future__ import annotations
 
@@ -10,52 +10,54 @@ import torch
 from torch import nn
 
 from sparse_engine.pruning.unrolled.attention import ATTENTION
+from sparse_engine.pruning.unrolled.base import Kind, ParameterViews, UnrolledForward
 from sparse_engine.pruning.unrolled.cells import CELL
 from sparse_engine.pruning.unrolled.conv import CONV1D
 from sparse_engine.pruning.unrolled.experts import EXPERTS
-from sparse_engine.pruning.unrolled.kind import Forward, Kind, Views
 from sparse_engine.pruning.unrolled.recurrent import NETWORK
 
 KINDS = (NETWORK, CELL, ATTENTION, CONV1D, EXPERTS)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module that `unrolled` opens; None if it leaves it as it is."""
+    """The kind of a module that `unrolled` unrolls; None if it leaves the module as it is."""
     kind = next((kind for kind in KINDS if kind.matches(module)), None)
     return kind if kind is not None and not _refusal(module, kind) else None
 
 
 def left_alone(model: nn.Module) -> dict[str, str]:
-    """Modules of a kind that is opened, or of a subclass, which are not: name -> why."""
-    why: dict[str, str] = {}
+    """Modules of a known kind, or of a subclass, that are not unrolled: the reason by name."""
+    reasons: dict[str, str] = {}
     for name, module in model.named_modules():
         for kind in KINDS:
             if kind.matches(module):
                 reason = _refusal(module, kind)
             elif isinstance(module, kind.base):
-                reason = _subclass(module, kind)
+                base = next(base for base in kind.base if isinstance(module, base))
+                reason = f"it is a subclass of torch.nn.{base.__name__}"
             else:
                 continue
             if reason:
-                why[name] = reason
+                reasons[name] = reason
             break
-    return why
+    return reasons
 
 
 def is_unrolled(module: nn.Module) -> bool:
-    """Whether `module` runs through linear layers at the moment."""
-    return isinstance(module.__dict__.get("forward"), Forward)
+    """Whether a module runs through linear layers at the moment."""
+    return isinstance(module.__dict__.get("forward"), UnrolledForward)
 
 
 @contextmanager
 def unrolled(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` with the modules of all KINDS running through linear layers of theirs, until the end.
+    """Run the modules of all KINDS through linear layers, inside of a `with` block.
 
-    The modules themselves stay, with their attributes and hooks; for a while they have the layers
-    as children, which hold their parameters, and another forward pass. torch's fused encoder layers
-    and nested tensors, which read weights past the modules, are off.
+    The modules stay in the model, with their attributes and hooks. For the time of the block they
+    have the linear layers as children, which hold their parameters, and another forward pass.
+    torch's fused encoder layers and nested tensors, which read weights without running the modules,
+    are off.
     """
-    views = Views()
+    views = ParameterViews()
     with ExitStack() as stack:
         stack.callback(
             torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
@@ -64,28 +66,28 @@ def unrolled(model: nn.Module) -> Iterator[nn.Module]:
         stack.callback(views.write_back)
         for module in list(model.modules()):
             if kind := kind_of(module):
-                stack.enter_context(_opened(module, kind, views))
+                stack.enter_context(_unrolled_module(module, kind, views))
         yield model
 
 
 @contextmanager
-def _opened(module: nn.Module, kind: Kind, views: Views) -> Iterator[None]:
+def _unrolled_module(module: nn.Module, kind: Kind, views: ParameterViews) -> Iterator[None]:
     layers = kind.layers(module, views)
     parameters, modules = dict(module._parameters), dict(module._modules)
-    held = [name for name in kind.parameters(module) if parameters.get(name) is not None]
-    # The model's code may still look at them; they are only no parameters a second time.
-    aside: dict[str, Any] = {name: parameters[name] for name in held if name not in layers}
+    replaced = [name for name in kind.parameters(module) if parameters.get(name) is not None]
+    # The parameters remain readable as attributes, but the module lists only those of its layers.
+    attributes: dict[str, Any] = {name: parameters[name] for name in replaced if name not in layers}
     for layer in layers.values():
         layer.train(module.training)
     try:
-        for name in held:
+        for name in replaced:
             del module._parameters[name]
         module._modules.clear()
         module._modules.update({**layers, **modules})
-        module.__dict__.update(aside, forward=Forward(kind.forward, module))
+        module.__dict__.update(attributes, forward=UnrolledForward(kind.forward, module))
         yield
     finally:
-        for name in (*aside, "forward"):
+        for name in (*attributes, "forward"):
             module.__dict__.pop(name, None)
         module._modules.clear()
         module._modules.update(modules)
@@ -97,8 +99,3 @@ def _refusal(module: Any, kind: Kind) -> str:
     if "forward" in module.__dict__:
         return "its forward pass was replaced"
     return kind.refusal(module)
-
-
-def _subclass(module: nn.Module, kind: Kind) -> str:
-    base = next(base for base in kind.base if isinstance(module, base))
-    return f"it is a subclass of torch.nn.{base.__name__}"

@@ -1,11 +1,14 @@
-"""Allocation: LAMP scores and the one threshold."""
+"""Allocators: LAMP scores, the common threshold, and the uniform one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from sparse_engine.pruning.allocate import MAX_SPARSITY, by_one_threshold, lamp
+from sparse_engine.pruning.allocators import ALLOCATORS, Uniform, find_allocator
+from sparse_engine.pruning.allocators.lamp import MAX_SPARSITY, Lamp, lamp
+from sparse_engine.pruning.plan import Layer
 
 
 def test_lamp_against_its_definition() -> None:
@@ -24,7 +27,7 @@ def test_all_zero_layer_gives_finite_scores() -> None:
 def test_total_is_exact(sparsity: float) -> None:
     torch.manual_seed(0)
     scores = {"a": torch.rand(20, 50), "b": torch.rand(7, 11).square(), "c": torch.rand(30, 30)}
-    amounts = by_one_threshold(scores, sparsity)
+    amounts = Lamp().allocate([], scores, sparsity)
     total = sum(score.numel() for score in scores.values())
     lost = sum(amounts[name] * score.numel() for name, score in scores.items())
     assert round(lost) == round(sparsity * total)
@@ -33,15 +36,26 @@ def test_total_is_exact(sparsity: float) -> None:
 def test_layers_with_a_heavy_tail_lose_more() -> None:
     torch.manual_seed(0)
     flat, tailed = torch.rand(100, 10) + 1, torch.rand(100, 10) ** 8
-    amounts = by_one_threshold({"flat": flat, "tailed": tailed}, 0.5)
+    amounts = Lamp().allocate([], {"flat": flat, "tailed": tailed}, 0.5)
     assert amounts["tailed"] > amounts["flat"] + 0.1
-    assert amounts == by_one_threshold({"flat": 1000 * flat, "tailed": tailed}, 0.5)
+    assert amounts == Lamp().allocate([], {"flat": 1000 * flat, "tailed": tailed}, 0.5)
 
 
 def test_no_layer_is_emptied() -> None:
     spike = torch.full((100, 10), 1e-12)
     spike[0, 0] = 1
-    amounts = by_one_threshold({"spike": spike, "flat": torch.ones(100, 10)}, 0.6)
+    amounts = Lamp().allocate([], {"spike": spike, "flat": torch.ones(100, 10)}, 0.6)
     assert amounts["spike"] == MAX_SPARSITY
-    beyond = by_one_threshold({"a": torch.rand(10, 10), "b": torch.rand(1, 2)}, 0.995)
+    beyond = Lamp().allocate([], {"a": torch.rand(10, 10), "b": torch.rand(1, 2)}, 0.995)
     assert all(amount < 1 for amount in beyond.values())
+
+
+def test_scopes_find_every_allocator() -> None:
+    assert [known.scope for known in ALLOCATORS] == ["local", "global"]
+    for known in ALLOCATORS:
+        assert isinstance(find_allocator(known.scope), known)
+
+
+def test_uniform_gives_every_layer_the_sparsity_of_the_model() -> None:
+    layers = [Layer(name, nn.Linear(3, 4)) for name in ("a", "b")]
+    assert Uniform().allocate(layers, {}, 0.7) == {"a": 0.7, "b": 0.7}

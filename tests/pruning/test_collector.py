@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparse_engine.models import Residual
 from sparse_engine.pruning import driver, prune
 from sparse_engine.pruning.calibration import read_calibration
-from sparse_engine.pruning.layers import Plan, make_plan
-from sparse_engine.pruning.trace import trace
+from sparse_engine.pruning.plan import Plan, make_plan
+from sparse_engine.pruning.statistics.segments import find_segments
 
 
 class Add(nn.Module):
@@ -134,7 +134,9 @@ def test_every_layer_is_the_fit_that_the_recipe_names(
     if stream:
         with_plan(monkeypatch, residuals=residuals_of(dense))
     pruned, batches = copy.deepcopy(dense), inputs()
-    report = prune(pruned, 0.5, criterion="sparsegpt", recovery="lsq", calibration=batches)
+    report = prune(
+        pruned, 0.5, criterion="sparsegpt", recovery="least_squares", calibration=batches
+    )
     assert [row.sparsity for row in report.layers] == [0.5] * 9
     for i in range(3):
         for part in ("up", "gate", "out.dense"):
@@ -158,9 +160,9 @@ def test_compensation_beats_a_mask_alone_and_streams_beat_outputs(
 
     magnitude = error(criterion="magnitude")
     sparsegpt = error(criterion="sparsegpt")
-    outputs = error(criterion="sparsegpt", recovery="lsq")
+    outputs = error(criterion="sparsegpt", recovery="least_squares")
     with_plan(monkeypatch, residuals=residuals_of(dense))
-    streams = error(criterion="sparsegpt", recovery="lsq")
+    streams = error(criterion="sparsegpt", recovery="least_squares")
     assert streams < outputs < sparsegpt < magnitude
 
 
@@ -170,7 +172,7 @@ def test_blocks_on_their_own_give_what_the_whole_model_gives(
 ) -> None:
     nets = [make_net(), make_net()]
     for net in nets:
-        prune(net, 0.6, "2x2", "wanda", recovery="lsq", calibration=inputs())
+        prune(net, 0.6, "2x2", "wanda", recovery="least_squares", calibration=inputs())
         with_plan(monkeypatch, stacks=[])
     for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=name)
@@ -181,7 +183,7 @@ def test_trace_sees_chains_and_shared_inputs() -> None:
         plan = make_plan(net, lambda module, name: True)
         return [
             (s.module, [[layer.name for layer in g.layers] for g in s.groups])
-            for s in trace(net, plan, read_calibration(net, inputs()))
+            for s in find_segments(net, plan, read_calibration(net, inputs()))
         ]
 
     blocks = [
@@ -202,7 +204,7 @@ def test_a_layer_that_runs_twice_counts_both_runs() -> None:
     def last_only(module: nn.Module, name: str) -> bool:
         return name == "blocks.2.out.dense"
 
-    prune(pruned, 0.5, recovery="lsq", calibration=batches, filter_fn=last_only)
+    prune(pruned, 0.5, recovery="least_squares", calibration=batches, filter_fn=last_only)
     x = seen(dense, "blocks.2.out.dense", batches)
     first, second = x.view(6, 2, 20, 14).unbind(1)
     assert not torch.equal(first, second)
@@ -230,7 +232,7 @@ def test_padding_is_left_out(form: str) -> None:
     results = []
     for calibration in ([short, long], [batch], [padded]):
         net = make_net()
-        prune(net, 0.5, criterion="wanda", recovery="lsq", calibration=calibration)
+        prune(net, 0.5, criterion="wanda", recovery="least_squares", calibration=calibration)
         results.append(net.blocks[2].out.dense.weight)
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(results[0], results[2], rtol=1e-1, atol=1e-2)

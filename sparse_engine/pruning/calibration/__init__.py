@@ -1,0 +1,7 @@
+"""Calibration inputs: the batches that the model is run on to collect statistics."""
+
+from sparse_engine.pruning.calibration.batch import Batch
+from sparse_engine.pruning.calibration.merge import merge_batches
+from sparse_engine.pruning.calibration.read import read_calibration
+
+__all__ = ["Batch", "merge_batches", "read_calibration"]

@@ -1,0 +1,116 @@
+"""How a model is pruned: the arguments of `prune`, validated, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning.allocators import find_allocator
+from sparse_engine.pruning.allocators.base import Allocator
+from sparse_engine.pruning.criteria import Criterion, find_criterion
+from sparse_engine.pruning.criteria.magnitude import Magnitude
+from sparse_engine.pruning.granularity import Granularity, parse_granularity
+from sparse_engine.pruning.recovery import NoRecovery, Recovery, find_recovery
+from sparse_engine.pruning.statistics.collector import Collection
+from sparse_engine.pruning.statistics.needs import Statistic
+
+
+@dataclass(frozen=True)
+class Method:
+    """Criterion x granularity x allocator x recovery, and the sparsity of the whole model.
+
+    Attributes:
+        generator: the source of random numbers of the criterion, on the CPU.
+        note: what differs from the method that was requested, or "".
+    """
+
+    sparsity: float
+    granularity: Granularity
+    criterion: Criterion
+    recovery: Recovery
+    allocator: Allocator
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    note: str = ""
+
+    @property
+    def needs(self) -> set[Statistic]:
+        """The statistics that calibration has to collect."""
+        return {*self.criterion.needs, *self.recovery.needs}
+
+    @property
+    def collection(self) -> Collection:
+        """What is collected while layers are pruned."""
+        return Collection("hessian" in self.needs, self.recovery.fits_dense_model)
+
+    @property
+    def scoring_collection(self) -> Collection:
+        """What is collected to score the layers of the dense model."""
+        return Collection("hessian" in self.criterion.needs, pruned_inputs=False)
+
+    def without_statistics(self) -> Method:
+        """The method for an expert that no calibration token reaches.
+
+        It has no recovery, and scores by magnitude if the criterion needs statistics.
+        """
+        if not self.needs:
+            return self
+        blind = not self.criterion.needs
+        return replace(
+            self,
+            criterion=self.criterion if blind else Magnitude(),
+            recovery=NoRecovery(),
+            note="no calibration token reached it: "
+            + ("not refitted" if blind else "pruned by magnitude"),
+        )
+
+
+def make_method(
+    sparsity: float | None,
+    granularity: str | Granularity,
+    criterion: str | Criterion,
+    recovery: str | None,
+    scope: str,
+    has_calibration: bool,
+) -> Method:
+    """Validate the arguments of `prune`, each by itself and with the others.
+
+    Raises:
+        UsageError: if an argument is unknown or out of range, or does not fit another one.
+    """
+    pattern = parse_granularity(granularity)
+    method = Method(
+        _check_sparsity(sparsity, pattern),
+        pattern,
+        find_criterion(criterion),
+        find_recovery(recovery),
+        find_allocator(scope),
+    )
+    if method.allocator.needs_scores and pattern.fixed_sparsity is not None:
+        raise UsageError(f"scope {scope!r} has nothing to share out: {pattern} fixes every row")
+    if method.needs and not has_calibration:
+        needing = method.criterion if method.criterion.needs else method.recovery
+        raise UsageError(
+            f"{needing.name} needs calibration inputs; pass calibration=, an iterable of model "
+            "inputs (dicts of keyword arguments, tuples or tensors)"
+        )
+    return method
+
+
+def _check_sparsity(sparsity: float | None, granularity: Granularity) -> float:
+    """The sparsity to prune to; that of the pattern if it fixes one."""
+    fixed = granularity.fixed_sparsity
+    if fixed is None:
+        if sparsity is None:
+            raise UsageError("no sparsity given; give a fraction of zeros such as 0.9")
+        if not 0 <= sparsity < 1:
+            raise UsageError(
+                f"sparsity {sparsity} is not a fraction of zeros; expected 0 <= sparsity < 1"
+            )
+        return sparsity
+    if sparsity is not None and abs(sparsity - fixed) > 1e-6:
+        raise UsageError(
+            f"sparsity {sparsity} does not fit {granularity}, which has {fixed:g}; leave it out"
+        )
+    return fixed

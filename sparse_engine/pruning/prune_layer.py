@@ -1,0 +1,83 @@
+"""Prunes one layer whose statistics are known: criterion, granularity and recovery together."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning.method import Method
+from sparse_engine.pruning.plan import Layer
+from sparse_engine.pruning.recovery.base import PrunedLayer
+from sparse_engine.pruning.report import LayerReport
+from sparse_engine.pruning.statistics.input_statistics import InputStatistics
+
+
+def prune_layer(
+    layer: Layer, statistics: InputStatistics, sparsity: float, method: Method
+) -> LayerReport:
+    """Prune a layer in place.
+
+    Args:
+        layer: the layer; its weight and bias are overwritten.
+        statistics: of its input.
+        sparsity: fraction of its groups to remove.
+        method: how.
+
+    Raises:
+        UsageError: if a score is NaN, or a new weight or bias is not finite.
+    """
+    started = time.perf_counter()
+    if statistics.are_missing:
+        method = method.without_statistics()
+    weight = layer.weight
+    bias: Any = layer.linear.bias
+    dense = weight.detach().to(dtype=torch.float32, copy=True)
+    centred = method.recovery.centres(has_bias=bias is not None)
+    system = statistics.system(centred)
+    problem = method.recovery.problem(dense, system)
+    nonzero = dense != 0  # weights that are zero already stay zero
+    pruned, keep = method.criterion.prune(
+        problem.target * nonzero,
+        statistics.inputs(centred),
+        method.granularity,
+        sparsity,
+        method.generator,
+    )
+    keep &= nonzero
+    pruned_layer = PrunedLayer(dense, None if bias is None else bias.float(), pruned, keep)
+    repaired, new_bias = method.recovery.repair(pruned_layer, problem, system)
+    if new_bias is not None:
+        _write(bias, new_bias, layer.name)
+    _write(weight, repaired * keep, layer.name)
+    return LayerReport(
+        layer.name,
+        layer.shape,
+        int((weight == 0).sum()) / weight.numel(),
+        system.error(dense * keep, problem.target) if system else None,
+        system.error(weight.float(), problem.target) if system else None,
+        time.perf_counter() - started,
+        method.note,
+    )
+
+
+def score_layer(layer: Layer, statistics: InputStatistics, method: Method) -> Tensor:
+    """The scores [out, in] of a layer as it is."""
+    if statistics.are_missing:
+        method = method.without_statistics()
+    return method.criterion.score(layer.weight.float(), statistics.inputs(), method.generator)
+
+
+def _write(parameter: Tensor, values: Tensor, layer: str) -> None:
+    """Overwrite a parameter with values of its dtype, which must be finite."""
+    values = values.to(parameter.dtype)
+    if not values.isfinite().all():
+        raise UsageError(
+            f"{layer}: pruning makes NaN or infinity in {str(values.dtype).removeprefix('torch.')} "
+            "out of the statistics of its inputs; leave the layer out with filter_fn, or prune it "
+            "without calibration"
+        )
+    parameter.copy_(values)

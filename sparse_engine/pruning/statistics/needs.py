@@ -1,0 +1,17 @@
+"""The statistics of a layer's inputs that calibration can collect."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from sparse_engine.errors import UsageError
+
+Statistic = Literal["norms", "hessian"]
+"""norms: sqrt(sum x^2) of each input; hessian: X X^T + lambda I, which includes the norms."""
+
+
+def check_needs(owner: str, needs: tuple[Statistic, ...]) -> None:
+    """Raise UsageError unless `needs` is a tuple of statistics that calibration collects."""
+    known = get_args(Statistic)
+    if not isinstance(needs, tuple) or not set(needs) <= set(known):
+        raise UsageError(f"{owner} needs {needs!r}; expected a tuple of {', '.join(known)}")
