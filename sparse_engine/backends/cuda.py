@@ -105,6 +105,20 @@ class CUDABackend(Backend):
 
         return cuda_ops.kernel_name(packed, tokens)
 
+    def fuse(
+        self, packed: Sequence[Format], gated: bool = False
+    ) -> tuple[Format, list[Format]] | None:
+        """See `Backend.fuse`: BSR weights of one block size, dtype and width, of whole blocks."""
+        blocks = [weight for weight in packed if isinstance(weight, Blocks)]
+        if len(blocks) < len(packed) or any(b.shape[0] % b.rows for b in blocks):
+            return None
+        if len({(b.values.shape[1:], b.dtype, b.device, b.shape[1]) for b in blocks}) > 1:
+            return None
+        if gated and blocks[0].shape != blocks[1].shape:
+            return None
+        whole = Blocks.join(blocks, gated)
+        return whole, list(whole.split(blocks))
+
     def compress_linear(
         self, linear: nn.Linear, tokens: tuple[int, ...]
     ) -> tuple[Tensor | None, str]:

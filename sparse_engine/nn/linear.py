@@ -37,7 +37,7 @@ class SparseLinear(nn.Module):
     is_conv1d = False
     """Whether it stands for GPT-2's Conv1D: `densify_` then makes one."""
     fused: Any = None
-    """On a GPU: what runs this layer together with others that read the same x (nn/native/fused.py)."""
+    """Runs this layer with others that read the same x, where the backend fuses (native/fused.py)."""
     _known: Format | None = None
     """`packed` as it was last asked for, with what the ops keep beside it."""
 
@@ -166,6 +166,12 @@ class SparseLinear(nn.Module):
             f"bias={self.bias is not None}, format={self.format}, dtype={packed.dtype}, "
             f"sparsity={packed.sparsity:.3f}, bytes={packed.nbytes}"
         )
+
+    def share_buffers(self, packed: Format) -> None:
+        """Use the buffers of `packed`, the same weight in other memory, in place of the layer's own."""
+        for name, tensor in packed.tensors().items():
+            if self._buffers[name] is not tensor:
+                self._buffers[name] = tensor
 
     def _hold(self, packed: Format) -> None:
         """Make the buffers of `packed` the layer's state."""

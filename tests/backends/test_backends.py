@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -119,3 +120,24 @@ def test_other_memory_passes_through_the_caches_between_samples(
     read.clear()
     CPU.time({"one": call}, torch.device("cpu"))
     assert len(read) == 2  # one turn to warm up, and one that exceeds the limit
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_weights_that_differ_are_not_fused() -> None:
+    """Fused ones: triton_models_cases.py."""
+    blocks = [FormatSpec.parse(f"bsr:{side}x16") for side in (16, 32)]
+    square, tall = (CUDA.pack(spec.from_dense(torch.eye(64))) for spec in blocks)
+    whole, parts = CUDA.fuse([square, square]) or (None, [])
+    assert whole is not None
+    assert torch.equal(whole.to_dense(), torch.eye(64).repeat(2, 1))
+    assert all(torch.equal(part.to_dense(), torch.eye(64)) for part in parts)
+    wide = CUDA.pack(blocks[0].from_dense(torch.ones(64, 32)))
+    ragged = CUDA.pack(blocks[0].from_dense(torch.ones(40, 64)))
+    short = CUDA.pack(blocks[0].from_dense(torch.ones(32, 64)))
+    half = CUDA.pack(blocks[0].from_dense(torch.eye(64)), "float16")
+    elements = CUDA.pack(CSR.from_dense(torch.eye(64)))
+    for other in (tall, wide, ragged, half, elements):
+        assert CUDA.fuse([square, other]) is None
+    assert CUDA.fuse([square, short]) is not None
+    assert CUDA.fuse([square, short], gated=True) is None
+    assert CPU.fuse([CPU.pack(CSR.from_dense(torch.eye(4)))] * 2) is None
