@@ -1,4 +1,4 @@
-"""Every weight of a model, dense or sparse: how many, how many zeros, and the work for one token."""
+"""Counts of a model's weights, dense or sparse, their zeros, and the work for one token."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparse_engine.backends.semi_structured import plain_of
 from sparse_engine.modules.linears import is_linear
+from sparse_engine.modules.names import prefixes
 from sparse_engine.nn import (
     SparseConv1d,
     SparseExperts,
@@ -19,8 +20,9 @@ from sparse_engine.nn import (
     SparseRNNCellBase,
 )
 
+# Kinds whose weights are looked up, or scale features: they are no matrix products.
 NO_WORK = ("embedding", "norm")
-"""Kinds whose weights are looked up or scale features, rather than being multiplied by them."""
+# Attributes in which models have the number of experts that are chosen for a token.
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk")
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -30,16 +32,18 @@ Weight = Tensor | SparseLinear
 
 @dataclass(frozen=True)
 class Row:
-    """The weights of one module, those of its submodules left out.
+    """The weights of one module, without those of its submodules.
 
-    kind:           linear, conv, recurrent, cell, attention, experts, embedding, norm or other
-    weights:        elements of its weights, without biases
-    zeros:          how many of them are zero
-    multiply_adds:  weights used for one token: of a convolution for one position of its output, of
-                    experts those of the top k
-    parameters:     weights and biases that no earlier module has
-    tied_to:        name of the earlier module that has the same weight, or ""
-    sparse:         whether sparse layers hold the weights; rows compare without it
+    Attributes:
+        name: of the module in the model.
+        kind: linear, conv, recurrent, cell, attention, experts, embedding, norm or other.
+        weights: elements of its weights, without biases.
+        zeros: how many of them are zero.
+        multiply_adds: weights used for one token: of a convolution for one position of its output,
+            of experts those of the top k.
+        parameters: weights and biases that no earlier module has.
+        tied_to: name of the earlier module that has the same weight, or "".
+        sparse: whether sparse layers hold the weights; not compared between rows.
     """
 
     name: str
@@ -70,9 +74,9 @@ class Census:
 
     def select(self, names: Iterable[str]) -> Census:
         """The modules of these names, and those below them."""
-        wanted = set(names)
+        selected = set(names)
         return Census(
-            tuple(row for row in self.rows if any(part in wanted for part in _above(row.name)))
+            tuple(row for row in self.rows if not selected.isdisjoint(prefixes(row.name)))
         )
 
     @property
@@ -104,14 +108,14 @@ def census(model: nn.Module) -> Census:
     """Count the weights of `model`, and their zeros.
 
     A module that has two names, or runs more than once, counts once. Products that a model computes
-    outside of modules, such as a head that reads an embedding's weight, are not seen.
+    outside of modules, such as a head that reads an embedding's weight, do not count.
 
     >>> census(torch.nn.Linear(4, 3)).multiply_adds
     12
     """
     modules = dict(model.named_modules())
     owners: dict[int, str] = {}  # of parameters, by id
-    done: set[int] = set()  # modules whose weights are those of a sparse twin above
+    done: set[int] = set()  # layers that were counted with the sparse module that contains them
     rows = []
     for name, module in modules.items():
         if id(module) in done:
@@ -119,7 +123,7 @@ def census(model: nn.Module) -> Census:
         kind, weights = _weights(module)
         sparse = any(isinstance(weight, SparseLinear) for weight in weights)
         if kind != "linear" and sparse:
-            done.update(id(held) for held in (*weights, getattr(module, "network", None)))
+            done.update(id(part) for part in (*weights, getattr(module, "network", None)))
         parameters = [p for p in module.parameters(recurse=False) if id(p) not in owners]
         tied = next((owners[id(w)] for w in weights if id(w) in owners), "")
         owners.update({id(parameter): name for parameter in parameters})
@@ -139,8 +143,8 @@ def _weights(module: Any) -> tuple[str, list[Weight]]:
     if isinstance(module, SparseConv1d):
         return "conv", list(module.linears)  # type: ignore[arg-type]
     if isinstance(module, SparseRNNBase):
-        held = module.children()  # a layer that was made dense again is a row of its own
-        return "recurrent", [layer for layer in held if isinstance(layer, SparseLinear)]
+        layers = module.children()  # a layer that was made dense again has a row of its own
+        return "recurrent", [layer for layer in layers if isinstance(layer, SparseLinear)]
     if isinstance(module, SparseRNNCellBase):
         return "cell", list(module.network.children())  # type: ignore[arg-type]
     if isinstance(module, SparseMultiheadAttention):
@@ -175,7 +179,7 @@ def _by_parameters(module: nn.Module) -> tuple[str, list[Weight]]:
         stacked: list[Weight] = [p for p in own.values() if p.dim() == 3]
         if stacked:
             return "experts", stacked
-    # Routers and linear layers of a model's own class; tables of positions have other names.
+    # Routers and linear layers of a model's own class. Position tables have other names.
     return "other", [p for name, p in own.items() if p.dim() > 1 and "weight" in name]
 
 
@@ -192,7 +196,7 @@ def _counts(module: Any, weights: list[Weight]) -> tuple[int, int, int]:
             zeros += elements - int(plain_of(weight.detach()).count_nonzero())
         count += elements
     network = module.network if isinstance(module, SparseRNNCellBase) else module
-    if isinstance(network, SparseRNNBase):  # whose layers are padded with rows of zeros
+    if isinstance(network, SparseRNNBase):  # its layers are padded with rows of zeros
         padded, gates = count, network.gates * network.hidden_size
         parts = network.named_children()
         layers = {name: part for name, part in parts if isinstance(part, SparseLinear)}
@@ -207,40 +211,35 @@ def _counts(module: Any, weights: list[Weight]) -> tuple[int, int, int]:
 
 def _used(model: nn.Module, modules: dict[str, nn.Module], name: str, kind: str, count: int) -> int:
     """How many of a module's weights one token is multiplied by."""
-    for above in _above(name):
-        if above == name and kind != "experts":
+    for prefix in prefixes(name):
+        is_experts = prefix == name and kind == "experts"
+        if prefix == name and not is_experts:
             break
-        if above.rpartition(".")[2] == "experts" or (above == name and kind == "experts"):
-            experts = _experts(modules[above])
-            return count * _top_k(model, modules, above, experts) // experts
+        if is_experts or prefix.rpartition(".")[2] == "experts":
+            experts = _experts(modules[prefix])
+            return count * _top_k(model, modules, prefix, experts) // experts
     return count
 
 
-def _experts(held: Any) -> int:
-    """How many experts a module holds: as it says, in lists of layers, or in fused parameters."""
-    if told := getattr(held, "num_experts", 0):
-        return int(told)
-    if isinstance(held, nn.ModuleList | nn.ModuleDict):
-        return len(held)
-    parts = [*held.children(), *held.parameters(recurse=False)]
+def _experts(module: Any) -> int:
+    """How many experts a module has: by its attribute, lists of layers, or fused parameters."""
+    if count := getattr(module, "num_experts", 0):
+        return int(count)
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return len(module)
+    parts = [*module.children(), *module.parameters(recurse=False)]
     return max((len(p) for p in parts if isinstance(p, nn.ModuleList | Tensor)), default=1)
 
 
 def _top_k(model: nn.Module, modules: dict[str, nn.Module], name: str, experts: int) -> int:
-    """Experts that one token passes through; all of them where nothing says so."""
+    """How many experts are chosen for a token; all of them where no attribute has the number."""
     parent = modules[name.rpartition(".")[0]]
-    for place in (modules[name], parent, *parent.children(), getattr(model, "config", None)):
+    for owner in (modules[name], parent, *parent.children(), getattr(model, "config", None)):
         for attribute in TOP_K:
-            found = getattr(place, attribute, None)
+            found = getattr(owner, attribute, None)
             if isinstance(found, int) and 0 < found <= experts:
                 return found
     return experts
-
-
-def _above(name: str) -> list[str]:
-    """A dotted name and those of the modules that hold it; the model itself only if it is meant."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _share(part: float, whole: float) -> float:

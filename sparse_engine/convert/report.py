@@ -1,45 +1,62 @@
-"""What `sparsify_` reports: a row for each layer, and the shares of the whole model."""
+"""The report of `sparsify_`: a row for each layer, and the shares of the whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from sparse_engine.convert.census import Census, Row, census
-from sparse_engine.convert.kinds import TWINS, above
+from sparse_engine.convert.kinds import SPARSE_CLASSES
+from sparse_engine.convert.targets import Targets
+from sparse_engine.modules.names import prefixes
 from sparse_engine.nn import SparseLinear
 
-SPARSE = (SparseLinear, *TWINS)
-# Of modules that were left for the same reason.
-NAMED = 3
+# How many modules with the same reason are listed by name.
+MAX_NAMES = 3
 
 
 @dataclass(frozen=True)
 class SparsifyRow:
-    """One layer, or one of the products of a layer that has several: what became of it."""
+    """One layer, or one of the products of a layer that has several.
+
+    Attributes:
+        name: of the layer in the model.
+        shape: rows and columns of its weight; those of all experts, or groups, one below the other.
+        sparsity: share of zeros in its weight, 0..1.
+        format: the format in use; "dense" where the layer stays as it is.
+        kernel: the kernel for the largest token count of the config.
+        dense_bytes: bytes of the dense weight.
+        bytes: bytes of the weight now.
+        reason: why it has this format.
+        times_us: microseconds by format and token count, where "auto" measured them.
+        kind: linear, conv, attention, encoder layer, decoder layer, experts, recurrent or cell.
+    """
 
     name: str
     shape: tuple[int, int]
-    """Rows and columns of its weight; those of all experts, or groups, one below the other."""
     sparsity: float
     format: str
-    """The format in use; "dense" where the layer was left alone."""
     kernel: str
-    """Kernel for the largest token count asked for."""
     dense_bytes: int
     bytes: int
     reason: str
     times_us: dict[str, dict[int, float]] = field(default_factory=dict)
     kind: str = "linear"
-    """linear, conv, attention, encoder layer, decoder layer, experts, recurrent or cell"""
 
 
 @dataclass(frozen=True)
 class Left:
-    """A module with weights that no row is about."""
+    """A module that is in no row, or whose parts are in rows of their own.
+
+    Attributes:
+        name: of the module in the model.
+        kind: as in `census`, or "container".
+        weights: elements of its own weights.
+        reason: why it was not replaced.
+    """
 
     name: str
     kind: str
@@ -49,21 +66,26 @@ class Left:
 
 @dataclass(frozen=True)
 class SparsifyReport:
-    """What `sparsify_` swapped, what it did not, and why."""
+    """What `sparsify_` replaced, what it did not, and why.
+
+    Attributes:
+        rows: one for each layer.
+        blocks: whether the layers of a Transformer run natively, and if not, why.
+        left: modules for which there is no sparse layer (embeddings, norms, routers, 2-d
+            convolutions), and containers whose parts were replaced one by one.
+        zeros: share of all parameters that are zeros of a weight, 0..1.
+        skipped: share of the multiply-adds for one token that sparse layers skip, 0..1.
+    """
 
     rows: tuple[SparsifyRow, ...]
     blocks: str = ""
-    """Whether whole layers run natively, and if not, why."""
     left: tuple[Left, ...] = ()
-    """Modules for which there is no sparse layer: embeddings, norms, routers, 2-d convolutions."""
     zeros: float = 0.0
-    """Share of all parameters that are zeros of a weight, 0..1."""
     skipped: float = 0.0
-    """Share of the multiply-adds for one token that sparse layers skip, 0..1."""
 
     @property
     def swapped(self) -> tuple[SparsifyRow, ...]:
-        """Layers that are sparse now."""
+        """Rows of layers that are sparse now."""
         return tuple(row for row in self.rows if row.format != "dense")
 
     def to_dict(self) -> list[dict[str, Any]]:
@@ -79,7 +101,7 @@ class SparsifyReport:
         )
 
     def __str__(self) -> str:
-        """A table, one line a layer; then what was left, and the summary."""
+        """A table with a line for each layer; then what was left, and the summary."""
         head = (
             f"{'layer':44} {'shape':>12} {'zeros':>6} {'format':9} {'MB':>7} {'of':>7}  why, kernel"
         )
@@ -89,29 +111,32 @@ class SparsifyReport:
             f"{row.reason}{', ' if row.kernel else ''}{row.kernel}"
             for row in self.rows
         ]
-        left = [f"left: {_shortened(names)}: {reason}" for reason, names in self._left().items()]
-        end = [self.summary, *([self.blocks] if self.blocks else [])]
-        return "\n".join([head, *lines, *left, *end])
-
-    def _left(self) -> dict[str, list[str]]:
         by_reason: dict[str, list[str]] = {}
         for module in self.left:
             by_reason.setdefault(module.reason, []).append(module.name)
-        return by_reason
+        left = [f"left: {_shortened(names)}: {reason}" for reason, names in by_reason.items()]
+        end = [self.summary, *([self.blocks] if self.blocks else [])]
+        return "\n".join([head, *lines, *left, *end])
 
 
-def describe(
-    model: nn.Module, rows: tuple[SparsifyRow, ...], seen: Iterable[str]
-) -> SparsifyReport:
-    """The report on `model`, whose modules `seen` were decided on, as `rows` say."""
-    counted, modules, known = census(model), dict(model.named_modules()), set(seen)
-    left = tuple(
-        Left(row.name, row.kind, row.weights, _why_left(row, modules[row.name]))
+def describe(model: nn.Module, rows: tuple[SparsifyRow, ...], targets: Targets) -> SparsifyReport:
+    """The report on a converted model.
+
+    Args:
+        model: after its layers were replaced.
+        rows: about the targets.
+        targets: what was found in the model before.
+    """
+    counted, modules = census(model), dict(model.named_modules())
+    names = {target.name for target in targets.found}
+    left = [
+        Left(row.name, row.kind, row.weights, _left_reason(row, modules[row.name]))
         for row in counted.rows
-        if row.weights and not known.intersection(above(row.name))
-    )
+        if row.weights and names.isdisjoint(prefixes(row.name))
+    ]
+    left += [Left(name, "container", 0, reason) for name, reason in targets.opened.items()]
     share = skipped_share(counted, modules)
-    return SparsifyReport(rows, "", left, counted.zeros_of_parameters, share)
+    return SparsifyReport(rows, "", tuple(left), counted.zeros_of_parameters, share)
 
 
 def skipped_share(counted: Census, modules: Mapping[str, nn.Module]) -> float:
@@ -119,12 +144,12 @@ def skipped_share(counted: Census, modules: Mapping[str, nn.Module]) -> float:
     skipped = sum(
         row.multiply_adds * row.zeros / row.weights
         for row in counted.rows
-        if row.weights and isinstance(modules[row.name], SPARSE)
+        if row.weights and isinstance(modules[row.name], (SparseLinear, *SPARSE_CLASSES))
     )
     return skipped / counted.multiply_adds if counted.multiply_adds else 0.0
 
 
-def _why_left(row: Row, module: nn.Module) -> str:
+def _left_reason(row: Row, module: nn.Module) -> str:
     if row.sparse:
         return "sparse already"
     if row.kind == "embedding":
@@ -135,5 +160,5 @@ def _why_left(row: Row, module: nn.Module) -> str:
 
 
 def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,139 +1,147 @@
-"""How one module becomes sparse: a linear layer, the parts of a twin, or a network as a whole."""
+"""How one module becomes sparse: a linear layer, or a module that consists of linear layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from sparse_engine.auto.format import MIN_SPARSITY, Choice, choose_format, share_of_zeros
-from sparse_engine.auto.network import faster_network
 from sparse_engine.backends import backend_of
 from sparse_engine.backends.semi_structured import restored
 from sparse_engine.config import SparseConfig
-from sparse_engine.convert.kinds import Kind, faster, like, tokens_of
+from sparse_engine.convert.kinds import Kind
 from sparse_engine.convert.report import SparsifyRow
+from sparse_engine.convert.timing import faster, part_tokens
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.linears import as_linear, is_conv1d
 from sparse_engine.nn import SparseLinear
-from sparse_engine.nn.recurrent.cuda import step_kernel
+
+# part_reason(name, linear) -> why a linear layer of a module stays dense, or "".
+PartReason = Callable[[str, nn.Linear], str]
 
 
 @dataclass(frozen=True)
 class Swap:
-    """What a module is replaced by, or None where it stays; and its rows."""
+    """What replaces a module, or None where it stays, and its rows in the report."""
 
     new: nn.Module | None
     rows: tuple[SparsifyRow, ...]
 
 
-def swap_linear(name: str, linear: Any, kept: str, config: SparseConfig) -> Swap:
-    """A SparseLinear; where "auto" found none, the weight may be compressed for torch's 2:4 kernels.
+def swap_linear(name: str, linear: Any, reason: str, config: SparseConfig) -> Swap:
+    """A SparseLinear in place of a linear layer.
 
-    kept: why the layer stays dense, or "".
+    If "auto" chooses dense, the weight may be compressed for torch's 2:4 kernels, in place.
+
+    Args:
+        name: the layer's name in the model.
+        linear: the layer.
+        reason: why it stays dense, or "".
+        config: how to store its weight.
     """
     plain = restored(as_linear(linear))
-    choice = Choice("dense", 1.0, {}, kept) if kept else _choose(plain, config)
+    choice = Choice("dense", 1.0, {}, reason) if reason else _choose(plain, config)
     layer = None
     if choice.format != "dense":
         layer = _sparse(plain, choice, config).train(linear.training)
         layer.is_conv1d = is_conv1d(linear)
     compressed = None
-    if choice.format == "dense" and config.format == "auto" and plain is linear and not kept:
-        compressed, told = backend_of(plain.weight).compress_linear(plain, config.tokens)
-        choice = replace(choice, reason=f"{choice.reason}; {told}" if told else choice.reason)
+    if choice.format == "dense" and config.format == "auto" and plain is linear and not reason:
+        compressed, detail = backend_of(plain.weight).compress_linear(plain, config.tokens)
+        choice = replace(choice, reason=f"{choice.reason}; {detail}" if detail else choice.reason)
     row = _row(name, "linear", [plain], [layer] if layer else [], choice, config)
     if compressed is not None:
         plain.weight = nn.Parameter(compressed, requires_grad=False)
     return Swap(layer, (row,))
 
 
-def swap_network(name: str, kind: Kind, network: Any, kept: str, config: SparseConfig) -> Swap:
-    """The sparse twin of a recurrent network or cell, all of whose weights are packed."""
-    weights = [p for n, p in network.named_parameters() if n.startswith("weight")]
-    kept = kept or _too_few_zeros(weights)
-    twin, why = (None, kept) if kept else _sparse_network(kind, network, config)
-    return Swap(twin, tuple(_network_rows(name, kind, network, twin, why)))
-
-
 def swap_parts(
     name: str,
     kind: Kind,
     module: Any,
-    kept: str,
+    reason: str,
     config: SparseConfig,
-    keep_part: Callable[[str, nn.Linear], str],
+    part_reason: PartReason,
 ) -> Swap:
-    """The twin of a module that consists of linear layers, each of them sparse or left dense.
+    """The sparse counterpart of a module of linear layers, each of them sparse or left dense.
 
-    Convolutions and experts take one format for all their parts. keep_part(name, linear) says why a
-    part stays dense, or "". With "auto" the whole twin is timed against the module as well.
+    Convolutions and experts get one format for all their layers. With "auto" the sparse module as a
+    whole is timed against `module` as well.
+
+    Args:
+        name: the module's name in the model.
+        kind: its kind.
+        module: the module.
+        reason: why it stays dense, or "".
+        config: how to store its weights.
+        part_reason: why one of its layers stays dense.
     """
-    if not kept:
+    if not reason:
         try:
-            twin = like(kind, module)
+            sparse = kind.unpacked(module)
         except UsageError as error:
-            kept = str(error)
-    if kept:
-        weights = [p for p in module.parameters() if p.dim() > 1]
-        size = sum(weight.nbytes for weight in weights)
-        zero = 1 - sum(map(_nonzeros, weights)) / max(sum(w.numel() for w in weights), 1)
-        shape = max((w.flatten(1).shape for w in weights), key=lambda s: s.numel())
-        row = SparsifyRow(name, tuple(shape), zero, "dense", "", size, size, kept, {}, kind.name)
-        return Swap(None, (row,))
-    wanted = SparseConfig(config.format, config.dtype, tokens_of(kind, module, config.tokens))
+            reason = str(error)
+    if reason:
+        return Swap(None, (_dense_row(name, kind, module, reason),))
+    part_config = replace(config, tokens=part_tokens(kind, module, config.tokens))
+    rows, swapped = [], False
+    for group, parts in _groups(kind, sparse).items():
+        linears = [sparse.get_submodule(part) for part in parts]
+        choice, layers = _choose_parts(linears, part_reason(group, linears[0]), kind, part_config)
+        row_name = name if kind.name == "conv" else f"{name}.{group}"
+        rows.append(_row(row_name, kind.name, linears, layers, choice, part_config))
+        for part, layer in zip(parts, layers, strict=False):
+            sparse.set_submodule(part, layer.train(module.training))
+            swapped = True
+    if swapped and config.format == "auto":
+        swapped, detail = faster(kind, module, sparse, config.tokens)
+        if not swapped:
+            rows = [
+                replace(row, format="dense", kernel="", bytes=row.dense_bytes, reason=detail)
+                for row in rows
+            ]
+    return Swap(sparse if swapped else None, tuple(rows))
+
+
+def too_few_zeros(weights: list[Tensor]) -> str:
+    """Why weights stay dense for their few zeros; "" if they have enough."""
+    share = _share_of_zeros(weights)
+    return f"{share:.0%} zeros, no gain below {MIN_SPARSITY:.0%}" if share < MIN_SPARSITY else ""
+
+
+def _groups(kind: Kind, sparse: nn.Module) -> dict[str, list[str]]:
+    """Names of the linear layers in `sparse`, in groups that get one format each."""
     groups: dict[str, list[str]] = {}
-    for part, linear in twin.named_modules():
+    for part, linear in sparse.named_modules():
         if isinstance(linear, nn.Linear):
             group = part.rpartition(".")[0] if kind.uniform else part
             groups.setdefault(group, []).append(part)
-    rows, swapped = [], False
-    for group, parts in groups.items():
-        linears = [twin.get_submodule(part) for part in parts]
-        choice, layers = _choose_parts(linears, keep_part(group, linears[0]), kind, wanted)
-        called = name if kind.name == "conv" else f"{name}.{group}"
-        rows.append(_row(called, kind.name, linears, layers, choice, wanted))
-        for part, layer in zip(parts, layers, strict=False):
-            replace_(twin, part, layer.train(module.training))
-            swapped = True
-    if swapped and config.format == "auto":
-        swapped, told = faster(kind, module, twin, config.tokens)
-        if not swapped:
-            rows = [
-                replace(row, format="dense", kernel="", bytes=row.dense_bytes, reason=told)
-                for row in rows
-            ]
-    return Swap(twin if swapped else None, tuple(rows))
-
-
-def replace_(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where `name` is in `model`."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    return groups
 
 
 def _choose_parts(
-    linears: list[nn.Linear], kept: str, kind: Kind, config: SparseConfig
+    linears: list[nn.Linear], reason: str, kind: Kind, config: SparseConfig
 ) -> tuple[Choice, list[SparseLinear]]:
     """One format for all of `linears`, and their sparse layers; none where they stay dense."""
-    if kind.uniform and not kept:
-        kept = _too_few_zeros([linear.weight for linear in linears])
-    if kept:
-        return Choice("dense", 1.0, {}, kept), []
-    # Of a uniform kind the whole twin is timed against the dense module, not its parts.
+    if kind.uniform and not reason:
+        reason = too_few_zeros([linear.weight for linear in linears])
+    if reason:
+        return Choice("dense", 1.0, {}, reason), []
+    # Of a uniform kind the sparse module as a whole is timed against dense, not its layers.
     choice = _choose(linears[0], config, dense=not kind.uniform)
     if choice.format == "dense":
         return choice, []
     try:
         first = _sparse(linears[0], choice, config)
-        spec = replace(choice, packed=None)
-        return choice, [first, *(_sparse(linear, spec, config) for linear in linears[1:])]
+        unpacked = replace(choice, packed=None)
+        return choice, [first, *(_sparse(linear, unpacked, config) for linear in linears[1:])]
     except UsageError:
         if config.format != "auto":
             raise
-    # The first fits a pattern that others do not have.
+    # The first layer fits a pattern that others do not fit.
     choice = Choice("csr", 1.0, {}, f"{choice.format} does not fit all parts")
     return choice, [_sparse(linear, choice, config) for linear in linears]
 
@@ -147,19 +155,34 @@ def _sparse(linear: nn.Linear, choice: Choice, config: SparseConfig) -> SparseLi
 def _choose(linear: nn.Linear, config: SparseConfig, dense: bool = True) -> Choice:
     if config.format == "auto":
         return choose_format(linear.weight.detach(), config, dense)
-    kept = _too_few_zeros([linear.weight]) if dense else ""
-    if kept:
-        return Choice("dense", 1.0, {}, kept)
+    reason = too_few_zeros([linear.weight]) if dense else ""
+    if reason:
+        return Choice("dense", 1.0, {}, reason)
     return Choice(config.format, 1.0, {}, "asked for")
 
 
-def _too_few_zeros(weights: list[Tensor]) -> str:
-    share = 1 - sum(map(_nonzeros, weights)) / max(sum(w.numel() for w in weights), 1)
-    return f"{share:.0%} zeros, no gain below {MIN_SPARSITY:.0%}" if share < MIN_SPARSITY else ""
+def _share_of_zeros(weights: Sequence[Tensor]) -> float:
+    """Share of zeros in several weights together, 0..1."""
+    nonzeros = sum(int(weight.detach().count_nonzero()) for weight in weights)
+    return 1 - nonzeros / max(sum(weight.numel() for weight in weights), 1)
 
 
-def _nonzeros(weight: Tensor) -> int:
-    return int(weight.detach().count_nonzero())
+def _dense_row(name: str, kind: Kind, module: nn.Module, reason: str) -> SparsifyRow:
+    """The row of a module that stays as it is."""
+    weights = [p for p in module.parameters() if p.dim() > 1]
+    rows, columns = max((w.flatten(1).shape for w in weights), key=lambda shape: shape.numel())
+    size = sum(weight.nbytes for weight in weights)
+    return SparsifyRow(
+        name=name,
+        shape=(rows, columns),
+        sparsity=_share_of_zeros(weights),
+        format="dense",
+        kernel="",
+        dense_bytes=size,
+        bytes=size,
+        reason=reason,
+        kind=kind.name,
+    )
 
 
 def _row(
@@ -185,50 +208,3 @@ def _row(
         times_us=choice.times_us,
         kind=kind,
     )
-
-
-def _sparse_network(kind: Kind, network: Any, config: SparseConfig) -> tuple[nn.Module | None, str]:
-    """The sparse twin, or None if "auto" measures that the network is faster; and why.
-
-    `choose_network` says what it times.
-    """
-    if config.format == "dense":
-        return None, "asked for"
-    twin: nn.Module = kind.sparse.from_dense(network, config)
-    if config.format != "auto":
-        return twin, "asked for"
-    kept, why = faster_network(network, twin, config.tokens)
-    return (twin if kept else None), why
-
-
-def _network_rows(
-    name: str, kind: Kind, network: Any, twin: nn.Module | None, why: str
-) -> list[SparsifyRow]:
-    rows = []
-    for part, parameter in network.named_parameters():
-        if not part.startswith("weight"):
-            continue
-        which = part.removeprefix("weight_")
-        if isinstance(network, nn.RNNCellBase):  # its twin holds a network of one layer
-            which = f"network.{which}_l0"
-        layer: Any = None if twin is None else twin.get_submodule(which)
-        rows.append(
-            SparsifyRow(
-                name=f"{name}.{which}",
-                shape=tuple(parameter.shape),
-                sparsity=share_of_zeros(parameter),
-                format="dense" if layer is None else layer.format,
-                kernel="" if layer is None else _kernel_of(layer, part),
-                dense_bytes=parameter.nbytes,
-                bytes=parameter.nbytes if layer is None else layer.packed.nbytes,
-                reason=why,
-                kind=kind.name,
-            )
-        )
-    return rows
-
-
-def _kernel_of(layer: SparseLinear, part: str) -> str:
-    if layer.values.is_cuda and part.startswith("weight_hh"):
-        return step_kernel(layer)
-    return layer.kernel(128 if part.startswith("weight_ih") else 1)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparse_engine.backends.semi_structured import plain_of
-from sparse_engine.convert.kinds import above, kind_of, like
+from sparse_engine.convert.kinds import kind_of
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.bounds import check_buffers, check_numbers, check_values, most_parameters
@@ -24,8 +24,9 @@ from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.linears import is_conv1d, is_linear, weight_of
+from sparse_engine.modules.names import prefixes
 from sparse_engine.nn import SparseLinear
-from sparse_engine.nn.transformer import leave_fast_path_
+from sparse_engine.nn.transformer import disable_nested_tensors_
 
 
 def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -109,7 +110,7 @@ def check_fit(model: nn.Module, package: Package) -> None:
     outside = [
         (path, module)
         for path, module in model.named_modules(remove_duplicate=False)
-        if twins.keys().isdisjoint(above(path))
+        if twins.keys().isdisjoint(prefixes(path))
     ]
     for path, module in (*outside, *inside.items()):
         if path not in layers:
@@ -136,20 +137,20 @@ def _twins(model: nn.Module, package: Package) -> dict[str, nn.Module]:
     A package says so by the names of its tensors: those of a twin differ from its module's.
     """
     layers = _layers(package)
-    names = {part for name in (*layers, *_dense(package)) for part in above(name)}
+    names = {part for name in (*layers, *_dense(package)) for part in prefixes(name)}
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         kind = kind_of(module)
-        if kind is None or f"{name}.{kind.mark}" not in names or not name:
+        if kind is None or f"{name}.{kind.marker}" not in names or not name:
             continue
-        if not found.keys().isdisjoint(above(name)):
+        if not found.keys().isdisjoint(prefixes(name)):
             continue
         try:
-            twin = like(kind, module)
+            twin = kind.unpacked(module)
         except UsageError as error:
             raise InvalidFileError(f"{package.path}: {name}: {error}") from None
         for part, child in twin.named_modules():
-            if kind.whole and is_linear(child) and f"{name}.{part}" not in layers:
+            if kind.packed_whole and is_linear(child) and f"{name}.{part}" not in layers:
                 raise InvalidFileError(f"{package.path}: layer {name}.{part} is missing")
         found[name] = twin
     return found
@@ -206,7 +207,7 @@ def fill(model: nn.Module, package: Package) -> None:
             holder = model.get_submodule(parent)
             layer.is_conv1d = is_conv1d(holder.get_submodule(child))
             setattr(holder, child, layer)
-    leave_fast_path_(model)
+    disable_nested_tensors_(model)
     held: dict[int, nn.Parameter] = {}  # one Parameter for all names of a tied one
     for name, tensor in _dense(package).items():
         parent, _, child = name.rpartition(".")

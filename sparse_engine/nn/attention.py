@@ -6,32 +6,32 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
+from sparse_engine.modules.attention import attend, merge_masks
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.modules.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.no_values import no_values
-from sparse_engine.nn.parts import dense_part, sparse_parts_
+from sparse_engine.nn.parts import as_dense_linear, pack_linears_
+from sparse_engine.nn.placeholder import placeholder_weight
 
 
 class SparseMultiheadAttention(nn.Module):
     """out_proj(softmax(q kᵀ / sqrt(head) + mask) v) (Vaswani et al. 2017), heads side by side.
 
     Queries, keys and values have a SparseLinear each, q_proj, k_proj and v_proj, so that cross
-    attention computes no more than it needs.
+    attention computes only the projections that it uses.
 
     >>> SparseMultiheadAttention.from_dense(torch.nn.MultiheadAttention(512, 8), "csr")
     """
 
-    # What torch's own encoder layers look at before they read dense weights past the modules.
+    # torch's own encoder layers check these before they read dense weights past the modules.
     in_proj_bias = None
     _qkv_same_embed_dim = False
     out_proj: nn.Module
     dropout = 0.0
-    """Of the dense layer that it was made from; nothing is dropped here."""
+    """Of the dense layer that it was made from; not applied here."""
 
     def __init__(
         self,
@@ -42,7 +42,11 @@ class SparseMultiheadAttention(nn.Module):
         vdim: int | None = None,
         batch_first: bool = False,
     ) -> None:
-        """An all-zero layer with the signature of torch.nn.MultiheadAttention."""
+        """An all-zero layer with the signature of torch.nn.MultiheadAttention.
+
+        Raises:
+            UsageError: embed_dim is not a multiple of num_heads.
+        """
         super().__init__()
         if embed_dim % num_heads:
             raise UsageError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
@@ -53,9 +57,12 @@ class SparseMultiheadAttention(nn.Module):
         self.out_proj = SparseLinear(embed_dim, embed_dim, bias)
 
     @classmethod
-    def like(cls, attention: nn.MultiheadAttention) -> Self:
-        """A layer whose projections still are dense views of the weights of `attention`; raises
-        UsageError for options that are not supported: add_bias_kv and add_zero_attn.
+    def unpacked(cls, attention: nn.MultiheadAttention) -> Self:
+        """A layer whose projections are dense views of the weights of `attention`.
+
+        Raises:
+            UsageError: `attention` has options that are not supported, add_bias_kv or
+                add_zero_attn, or weights that are computed before each call.
         """
         check_plain(attention)
         if attention.bias_k is not None or attention.add_zero_attn:
@@ -79,17 +86,19 @@ class SparseMultiheadAttention(nn.Module):
     def from_dense(
         cls, attention: nn.MultiheadAttention, config: SparseConfig | str | None = None
     ) -> Self:
-        """Store the four weights of `attention` as `config` says; raises UsageError for options that
-        are not supported: add_bias_kv and add_zero_attn.
+        """Store the four weights of `attention` as `config` says; `attention` stays as it is.
+
+        Raises:
+            UsageError: As `unpacked`, or a weight does not fit the format.
         """
-        layer = cls.like(attention)
-        sparse_parts_(layer, config)
+        layer = cls.unpacked(attention)
+        pack_linears_(layer, config)
         return layer
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.MultiheadAttention:
         """A torch.nn.MultiheadAttention with the same weights, in `dtype` or the weights' own."""
         names = ("q_proj", "k_proj", "v_proj", "out_proj")
-        q, k, v, out = (dense_part(self.get_submodule(name), dtype) for name in names)
+        q, k, v, out = (as_dense_linear(self.get_submodule(name), dtype) for name in names)
         attention = nn.MultiheadAttention(
             self.embed_dim,
             self.num_heads,
@@ -114,11 +123,13 @@ class SparseMultiheadAttention(nn.Module):
 
     @property
     def in_proj_weight(self) -> Tensor:
-        """No values: torch.nn.TransformerEncoder's fast path, which would read them, steps aside for
-        tensors of any other class than its own.
+        """A tensor without values.
+
+        The fast path of torch.nn.TransformerEncoder would read them; it is not taken for tensors
+        of other classes than torch's own.
         """
         weight = self.q_proj.weight
-        return no_values((3 * self.embed_dim, self.embed_dim), weight.dtype, weight.device)
+        return placeholder_weight((3 * self.embed_dim, self.embed_dim), weight.dtype, weight.device)
 
     def forward(
         self,
@@ -131,11 +142,23 @@ class SparseMultiheadAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Output and, if asked for, the weights [batch, (heads,) queries, keys].
+        """Attention of `query` over `key` and `value`.
 
-        Shapes and masks are those of torch.nn.MultiheadAttention: [seq, batch, features], batch
-        first, or one sequence; masks are boolean (true hides) or added to scores. `is_causal` is a
-        hint that attn_mask is causal; it needs no mask here.
+        Shapes are [seq, batch, features], batch first, or [seq, features] of one sequence.
+
+        Args:
+            query: features `embed_dim`.
+            key: features `kdim`.
+            value: features `vdim`.
+            key_padding_mask: [batch, keys], or [keys] of one sequence. Masks are boolean (true
+                hides) or added to scores.
+            need_weights: whether the attention weights are returned.
+            attn_mask: [queries, keys] or [batch x heads, queries, keys].
+            average_attn_weights: whether the weights are averaged over the heads.
+            is_causal: a hint that attn_mask is causal; without attn_mask, the causal mask is applied.
+
+        Returns:
+            The output, and the weights [batch, (heads,) queries, keys] or None.
         """
         single = query.dim() == 2
         if single:
@@ -147,47 +170,14 @@ class SparseMultiheadAttention(nn.Module):
             part(t).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for part, t in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
-        mask = self._mask(q, k, key_padding_mask, attn_mask, is_causal)
-        weights = None
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-            weights = (scores if mask is None else scores + mask).softmax(-1)
-            mixed = weights @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, mask)
-        y = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        if is_causal and attn_mask is None:
+            size = (q.shape[2], k.shape[2])
+            attn_mask = torch.ones(size, dtype=torch.bool, device=q.device).triu(1)
+        mask = merge_masks(attn_mask, key_padding_mask, len(q), self.num_heads, q.dtype)
+        mixed, weights = attend(q, k, v, mask, need_weights)
+        y = self.out_proj(mixed)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         if single:
             return y[0], None if weights is None else weights[0]
         return (y if self.batch_first else y.transpose(0, 1)), weights
-
-    def _mask(
-        self,
-        q: Tensor,
-        k: Tensor,
-        padding: Tensor | None,
-        given: Tensor | None,
-        is_causal: bool,
-    ) -> Tensor | None:
-        """What is added to scores, [batch or 1, heads or 1, queries or 1, keys], or None."""
-        batch, heads, queries = q.shape[:3]
-        mask = None
-        if given is not None:
-            mask = _added(given, q)
-            if mask.dim() == 3:  # [batch x heads, queries, keys]
-                mask = mask.view(batch, heads, *mask.shape[1:])
-        elif is_causal:
-            hidden = torch.ones(queries, k.shape[2], dtype=torch.bool, device=q.device).triu(1)
-            mask = _added(hidden, q)
-        if padding is not None:
-            columns = _added(padding, q)[:, None, None]
-            mask = columns if mask is None else mask + columns
-        return mask
-
-
-def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """A boolean mask as what is added to scores."""
-    if mask.dtype != torch.bool:
-        return mask.to(like.dtype)
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))

@@ -14,8 +14,8 @@ from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.modules.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.no_values import no_values
-from sparse_engine.nn.parts import dense_part, sparse_parts_
+from sparse_engine.nn.parts import as_dense_linear, pack_linears_
+from sparse_engine.nn.placeholder import placeholder_weight
 from sparse_engine.ops import check_linear, is_plain, run_conv1d
 from sparse_engine.ops.conv1d import Window
 
@@ -66,7 +66,7 @@ class SparseConv1d(nn.Module):
         )
 
     @classmethod
-    def like(cls, conv: nn.Conv1d) -> Self:
+    def unpacked(cls, conv: nn.Conv1d) -> Self:
         """A layer whose groups still are dense views [out, in x kernel] of the weight of `conv`."""
         check_plain(conv)
         layer = cls.__new__(cls)
@@ -80,13 +80,13 @@ class SparseConv1d(nn.Module):
     @classmethod
     def from_dense(cls, conv: nn.Conv1d, config: SparseConfig | str | None = None) -> Self:
         """Store the weight of `conv`, each group [out, in x kernel] as `config` says."""
-        layer = cls.like(conv)
-        sparse_parts_(layer, config)
+        layer = cls.unpacked(conv)
+        pack_linears_(layer, config)
         return layer
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Conv1d:
         """A torch.nn.Conv1d with the same weight, in `dtype` or the weight's own."""
-        parts = [dense_part(part, dtype) for part in self._parts()]
+        parts = [as_dense_linear(part, dtype) for part in self._parts()]
         conv = nn.Conv1d(
             self.in_channels,
             self.out_channels,
@@ -169,7 +169,7 @@ class SparseConv1d(nn.Module):
         """Shape, dtype and device of the dense weight [out, in, kernel], without values."""
         size = self.out_channels, self.in_channels // self.groups, *self.kernel_size
         part = self._parts()[0].weight
-        return no_values(size, part.dtype, part.device)
+        return placeholder_weight(size, part.dtype, part.device)
 
     @property
     def bias(self) -> Tensor | None:

@@ -17,7 +17,7 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.modules.effective import check_plain
-from sparse_engine.nn.no_values import no_values
+from sparse_engine.nn.placeholder import placeholder_weight
 from sparse_engine.ops import check_linear, is_plain, linear_kernel
 
 
@@ -126,7 +126,7 @@ class SparseLinear(nn.Module):
         """
         size = (self.out_features, self.in_features)
         dtype = torch.float32 if self.values.dtype == torch.int8 else self.values.dtype
-        return no_values(size, dtype, self.values.device)
+        return placeholder_weight(size, dtype, self.values.device)
 
     @property
     def packed(self) -> Format:

@@ -1,4 +1,4 @@
-"""The linear layers that a twin is made of: dense views of a module's weights, or sparse."""
+"""The linear layers of a sparse module: dense views of the original's weights, or packed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.nn.linear import SparseLinear
 
 
-def sparse_parts_(twin: nn.Module, config: SparseConfig | str | None) -> None:
-    """Store every torch.nn.Linear in `twin` as `config` says, in place."""
-    for module in list(twin.modules()):
-        for name, part in module.named_children():
-            if isinstance(part, nn.Linear):
-                setattr(module, name, SparseLinear.from_dense(part, config))
+def pack_linears_(module: nn.Module, config: SparseConfig | str | None) -> None:
+    """Replace every torch.nn.Linear in `module` by a SparseLinear, in place."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, SparseLinear.from_dense(child, config))
 
 
-def dense_part(part: nn.Module, dtype: torch.dtype | None = None) -> nn.Linear:
-    """A part as a torch.nn.Linear, in `dtype` or its own."""
-    if isinstance(part, SparseLinear):
-        return part.to_dense(dtype)
-    assert isinstance(part, nn.Linear)
-    return part
+def as_dense_linear(layer: nn.Module, dtype: torch.dtype | None = None) -> nn.Linear:
+    """A sparse or dense linear layer as torch.nn.Linear; a sparse one in `dtype` or its own."""
+    if isinstance(layer, SparseLinear):
+        return layer.to_dense(dtype)
+    assert isinstance(layer, nn.Linear)
+    return layer

@@ -16,9 +16,9 @@ from sparse_engine.modules.effective import check_plain
 from sparse_engine.nn.attention import SparseMultiheadAttention
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.encoder import NativeEncoder
-from sparse_engine.nn.parts import dense_part, sparse_parts_
+from sparse_engine.nn.parts import as_dense_linear, pack_linears_
 
-LAYER = LayerNames(
+LAYER_NAMES = LayerNames(
     query="self_attn.q_proj",
     key="self_attn.k_proj",
     value="self_attn.v_proj",
@@ -29,38 +29,51 @@ LAYER = LayerNames(
     norm2="norm2",
 )
 Layer = TypeVar("Layer", bound=nn.Module)
-# On an encoder: torch would use nested tensors, were its layers dense.
-LEFT = "_left_fast_path"
+# The submodules that the native call replaces, and the classes that it knows of each.
+LINEAR, NORM, DROPOUT = (nn.Linear, SparseLinear), (nn.LayerNorm,), (nn.Dropout, nn.Identity)
+KNOWN: dict[str, tuple[type[nn.Module], ...]] = {
+    **dict.fromkeys(("linear1", "linear2"), LINEAR),
+    **dict.fromkeys(("norm1", "norm2"), NORM),
+    **dict.fromkeys(("dropout", "dropout1", "dropout2"), DROPOUT),
+}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+# Attribute of an encoder that would use nested tensors if its layers were dense.
+DISABLED = "_nested_tensors_disabled"
 
 
 class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
     """torch.nn.TransformerEncoderLayer with sparse attention and feed-forward.
 
-    Without `src_mask` it runs as one native call, in which padding is not computed and comes back as
-    zeros; with one, or an activation that has no kernel, torch runs it module by module.
+    Without `src_mask` it is one native call, in which padding is not computed and becomes zeros. With
+    a mask, an activation without a kernel, or a part of an unknown class, torch runs it module by
+    module.
 
     >>> layer = torch.nn.TransformerEncoderLayer(512, 8, batch_first=True).eval()
     >>> SparseTransformerEncoderLayer.from_dense(layer, "csr")
     """
 
     @classmethod
-    def like(cls, layer: nn.TransformerEncoderLayer) -> Self:
-        """A layer with the weights of `layer`, still dense."""
-        twin = _opened(cls, layer, ("self_attn",))
-        twin._encoder = None
-        return twin
+    def unpacked(cls, layer: nn.TransformerEncoderLayer) -> Self:
+        """A layer with the weights of `layer`, still dense; see SparseMultiheadAttention."""
+        sparse = _unpacked(cls, layer, ("self_attn",))
+        sparse._encoder = None
+        return sparse
 
     @classmethod
     def from_dense(
         cls, layer: nn.TransformerEncoderLayer, config: SparseConfig | str | None = None
     ) -> Self:
-        """Store the weights of `layer` as `config` says; `layer` is left as it is."""
-        twin = cls.like(layer)
-        sparse_parts_(twin, config)
-        return twin
+        """Store the weights of `layer` as `config` says; `layer` stays as it is.
+
+        Raises:
+            UsageError: As SparseMultiheadAttention.from_dense.
+        """
+        sparse = cls.unpacked(layer)
+        pack_linears_(sparse, config)
+        return sparse
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.TransformerEncoderLayer:
-        """A torch.nn.TransformerEncoderLayer with the same weights, in `dtype` or their own."""
+        """A torch.nn.TransformerEncoderLayer with the same weights, in `dtype` or their own dtype."""
         dense = _with_dense(nn.TransformerEncoderLayer, self, ("self_attn",), dtype)
         dense.__dict__.pop("_encoder", None)
         return dense
@@ -72,7 +85,14 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """As torch's: [seq, batch, features], batch first, or one sequence."""
+        """The layer's output, in the shape of `src`.
+
+        Args:
+            src: [seq, batch, features], batch first, or [seq, features] of one sequence.
+            src_mask: between tokens, as torch's layer takes it.
+            src_key_padding_mask: [batch, seq], true or -inf at padding.
+            is_causal: a hint that src_mask is causal.
+        """
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         reason = self.problem(src, src_mask, is_causal)
@@ -85,11 +105,12 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
         keep = None
         if src_key_padding_mask is not None:
             keep = (src_key_padding_mask[None] if single else src_key_padding_mask) == 0
-        y = self._native().encode(x, keep)
+        assert self._encoder is not None  # `problem` has made it
+        y = self._encoder[1].encode(x, keep)
         return y[0] if single else y if self.self_attn.batch_first else y.transpose(0, 1)
 
     def problem(self, src: Tensor, src_mask: Tensor | None, is_causal: bool = False) -> str | None:
-        """Why the native call cannot serve these arguments, or None."""
+        """Why these arguments do not run as one native call, or None if they do."""
         if not isinstance(self.self_attn, SparseMultiheadAttention):
             return "it was not made by from_dense"
         if src_mask is not None or is_causal:
@@ -102,25 +123,36 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
             return "gradients are asked for"
         if self._activation() is None:
             return "its activation has no native kernel"
-        return self._native().changed() or None
+        return self._unknown_part() or self._native().changed() or None
+
+    def _unknown_part(self) -> str:
+        """The first submodule of a class that the native call does not know; "" if all are known."""
+        modules, projections = self._modules, self.self_attn._modules
+        for name, classes in KNOWN.items():
+            if type(modules[name]) not in classes:
+                return f"its {name} is a {type(modules[name]).__name__}"
+        for name in PROJECTIONS:
+            if type(projections[name]) not in LINEAR:
+                return f"its self_attn.{name} is a {type(projections[name]).__name__}"
+        return ""
 
     def _native(self) -> NativeEncoder:
-        """The layer as a stack of one."""
-        if self._encoder is None:
-            holder = nn.Module()
-            holder.layers = nn.ModuleList([self])
-            attention = self.self_attn
-            stack = LayerStack(
-                blocks=("layers.0",),
-                layer=LAYER,
-                hidden=attention.embed_dim,
-                heads=attention.num_heads,
-                inner=self.linear1.out_features,
-                activation=str(self._activation()),
-                norm_first=self.norm_first,
-            )
-            self._encoder = (NativeEncoder(holder.eval(), stack),)  # in a tuple: no submodule
-        return self._encoder[0]
+        """The layer as a stack of one, made again when its geometry or options have changed."""
+        attention = self.self_attn
+        options: dict[str, Any] = {
+            "hidden": attention.embed_dim,
+            "heads": attention.num_heads,
+            "inner": self.linear1.out_features,
+            "activation": str(self._activation()),
+            "norm_first": self.norm_first,
+        }
+        if self._encoder is None or self._encoder[0] != options:
+            parent = nn.Module()
+            parent.layers = nn.ModuleList([self])
+            stack = LayerStack(blocks=("layers.0",), layer=LAYER_NAMES, **options)
+            # In a tuple, so that it is no submodule.
+            self._encoder = (options, NativeEncoder(parent.eval(), stack))
+        return self._encoder[1]
 
     def _activation(self) -> str | None:
         given: Any = self.activation
@@ -130,7 +162,7 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
             return "gelu"
         return None
 
-    _encoder: tuple[NativeEncoder] | None = None
+    _encoder: tuple[dict[str, Any], NativeEncoder] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoder": None}
@@ -140,18 +172,22 @@ class SparseTransformerDecoderLayer(nn.TransformerDecoderLayer):
     """torch.nn.TransformerDecoderLayer with sparse attention and feed-forward, module by module."""
 
     @classmethod
-    def like(cls, layer: nn.TransformerDecoderLayer) -> Self:
-        """A layer with the weights of `layer`, still dense."""
-        return _opened(cls, layer, ("self_attn", "multihead_attn"))
+    def unpacked(cls, layer: nn.TransformerDecoderLayer) -> Self:
+        """A layer with the weights of `layer`, still dense; see SparseMultiheadAttention."""
+        return _unpacked(cls, layer, ("self_attn", "multihead_attn"))
 
     @classmethod
     def from_dense(
         cls, layer: nn.TransformerDecoderLayer, config: SparseConfig | str | None = None
     ) -> Self:
-        """Store the weights of `layer` as `config` says; `layer` is left as it is."""
-        twin = cls.like(layer)
-        sparse_parts_(twin, config)
-        return twin
+        """Store the weights of `layer` as `config` says; `layer` stays as it is.
+
+        Raises:
+            UsageError: As SparseMultiheadAttention.from_dense.
+        """
+        sparse = cls.unpacked(layer)
+        pack_linears_(sparse, config)
+        return sparse
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.TransformerDecoderLayer:
         """A torch.nn.TransformerDecoderLayer with the same weights, in `dtype` or their own."""
@@ -159,37 +195,40 @@ class SparseTransformerDecoderLayer(nn.TransformerDecoderLayer):
         return _with_dense(nn.TransformerDecoderLayer, self, attentions, dtype)
 
 
-def _twin(cls: type[Layer], layer: nn.Module) -> Layer:
-    """A module of class `cls` that shares what `layer` holds; its own modules may be exchanged."""
-    twin = cls.__new__(cls)
-    twin.__dict__.update(layer.__dict__)
-    twin._modules = dict(layer._modules)
-    return twin
+def _with_modules_of(cls: type[Layer], layer: nn.Module) -> Layer:
+    """A module of class `cls` with the attributes and submodules of `layer`.
+
+    Its own submodules can be replaced without changing `layer`.
+    """
+    made = cls.__new__(cls)
+    made.__dict__.update(layer.__dict__)
+    made._modules = dict(layer._modules)
+    return made
 
 
-def _opened(cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...]) -> Layer:
+def _unpacked(cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...]) -> Layer:
     check_plain(layer)
-    twin = _twin(cls, layer)
+    sparse = _with_modules_of(cls, layer)
     for name in attentions:
-        setattr(twin, name, SparseMultiheadAttention.like(getattr(layer, name)))
-    return twin
+        setattr(sparse, name, SparseMultiheadAttention.unpacked(getattr(layer, name)))
+    return sparse
 
 
 def _with_dense(
     cls: type[Layer], layer: nn.Module, attentions: tuple[str, ...], dtype: torch.dtype | None
 ) -> Layer:
-    twin = _twin(cls, layer)
+    dense = _with_modules_of(cls, layer)
     for name in attentions:
-        setattr(twin, name, getattr(layer, name).to_dense(dtype))
+        setattr(dense, name, getattr(layer, name).to_dense(dtype))
     for name in ("linear1", "linear2"):
-        setattr(twin, name, dense_part(getattr(layer, name), dtype))
-    return twin
+        setattr(dense, name, as_dense_linear(getattr(layer, name), dtype))
+    return dense
 
 
-def leave_fast_path_(model: nn.Module) -> None:
-    """Let every torch.nn.TransformerEncoder with sparse layers hand padding on as a mask.
+def disable_nested_tensors_(model: nn.Module) -> None:
+    """Let every torch.nn.TransformerEncoder with sparse layers pass padding on as a mask.
 
-    By default torch cuts the padding off into nested tensors, for kernels that read dense weights.
+    By default torch removes padding by nested tensors, for kernels that read dense weights.
     """
     for module in model.modules():
         if not isinstance(module, nn.TransformerEncoder):
@@ -197,11 +236,11 @@ def leave_fast_path_(model: nn.Module) -> None:
         sparse = any(isinstance(inner, SparseLinear) for inner in module.modules())
         if sparse and getattr(module, "use_nested_tensor", False):
             module.use_nested_tensor = False
-            module.__dict__[LEFT] = True
+            module.__dict__[DISABLED] = True
 
 
-def take_fast_path_(model: nn.Module) -> None:
-    """Undo `leave_fast_path_`."""
+def restore_nested_tensors_(model: nn.Module) -> None:
+    """Undo `disable_nested_tensors_`."""
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and module.__dict__.pop(LEFT, False):
+        if isinstance(module, nn.TransformerEncoder) and module.__dict__.pop(DISABLED, False):
             module.use_nested_tensor = True

@@ -69,7 +69,7 @@ def test_attention_is_its_projections(sizes: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dense", "twin"),
+    ("dense", "sparse"),
     [
         (nn.Linear(6, 4), SparseLinear),
         (nn.Conv1d(6, 4, 3, groups=2), SparseConv1d),
@@ -79,9 +79,9 @@ def test_attention_is_its_projections(sizes: dict[str, int]) -> None:
         (nn.MultiheadAttention(8, 2), SparseMultiheadAttention),
     ],
 )
-def test_a_sparse_twin_counts_as_the_dense_module(dense: Any, twin: Any) -> None:
+def test_a_sparse_module_counts_as_the_dense_one(dense: Any, sparse: Any) -> None:
     thinned(dense)
-    assert census(twin.from_dense(dense, "csr")).rows == census(dense).rows
+    assert census(sparse.from_dense(dense, "csr")).rows == census(dense).rows
 
 
 def test_models_count_alike_before_and_after_sparsify() -> None:

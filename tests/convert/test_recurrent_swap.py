@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import sparse_engine as se
-from sparse_engine.auto import network as choose_network
+from sparse_engine.auto import network as auto_network
 from sparse_engine.backends import cpu_timer
 from sparse_engine.errors import UsageError
 
@@ -135,7 +135,7 @@ def test_unrolled_networks_compute_the_same(kind: str) -> None:
 
 
 class Paced(nn.Module):
-    """Stands for a network or its twin whose calls take as long as the test says."""
+    """Stands for a dense or a sparse network whose calls take as long as the test says."""
 
     def __init__(self, clock: list[float], sequence: float, step: float) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def test_auto_keeps_no_network_that_is_slower_in_a_use(
     clock = [0.0]
     monkeypatch.setattr(cpu_timer, "perf_counter", lambda: clock[0])
     dense, sparse = Paced(clock, 1.0, 1.0), Paced(clock, sequence, step)
-    found, why = choose_network.faster_network(dense, sparse, tokens)
+    found, why = auto_network.faster_network(dense, sparse, tokens)
     assert found is kept
     assert ("a step" in why) == (1 in tokens)
 
@@ -179,11 +179,9 @@ def test_auto_keeps_no_network_that_is_slower_in_a_use(
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_auto_times_networks_and_cells_of_every_kind(kind: str) -> None:
     network = dense(kind, 16, 24)
-    twin = NETWORKS[kind][1].from_dense(network, "csr")
-    assert "a step" in choose_network.faster_network(network, twin, (1,))[1]
+    sparse = NETWORKS[kind][1].from_dense(network, "csr")
+    assert "a step" in auto_network.faster_network(network, sparse, (1,))[1]
     cell = nn.GRUCell(16, 24).requires_grad_(False)
-    found = choose_network.faster_network(
-        cell, se.nn.SparseGRUCell.from_dense(cell, "csr"), (1, 64)
-    )
+    found = auto_network.faster_network(cell, se.nn.SparseGRUCell.from_dense(cell, "csr"), (1, 64))
     assert "a step" in found[1]
     assert "2 steps" in found[1]

@@ -151,7 +151,7 @@ def test_folding_keeps_gradients_on_and_off_and_other_hooks() -> None:
             assert list(model.inner._forward_pre_hooks) == [hook.id]
 
 
-TWINS: dict[Any, tuple[Callable[[], nn.Module], str]] = {
+SPARSE: dict[Any, tuple[Callable[[], nn.Module], str]] = {
     se.nn.SparseLinear: (lambda: nn.Linear(8, 8), "weight"),
     se.nn.SparseConv1d: (lambda: nn.Conv1d(8, 8, 3), "weight"),
     se.nn.SparseLSTM: (lambda: nn.LSTM(8, 8), "weight_ih_l0"),
@@ -165,18 +165,18 @@ TWINS: dict[Any, tuple[Callable[[], nn.Module], str]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("twin", TWINS)
-def test_twins_are_not_made_of_stale_weights(twin: Any, way: str) -> None:
-    make, weight = TWINS[twin]
+@pytest.mark.parametrize("sparse", SPARSE)
+def test_sparse_modules_are_not_made_of_stale_weights(sparse: Any, way: str) -> None:
+    make, weight = SPARSE[sparse]
     module = make().eval()
     path, _, name = weight.rpartition(".")
     WAYS[way][0](module.get_submodule(path), name)
     with pytest.raises(
         UsageError, match=f"{weight} is computed .* sparse_engine.modules.effective.fold_"
     ):
-        twin.from_dense(module, "csr")
+        sparse.from_dense(module, "csr")
     fold_(module)
-    assert type(twin.from_dense(module, "csr")) is twin
+    assert type(sparse.from_dense(module, "csr")) is sparse
 
 
 def test_models_that_transformers_builds_with_weight_norm_come_back(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from sparse_engine.errors import UsageError
+from sparse_engine.modules.attention import attend, merge_masks
 from sparse_engine.pruning.unrolled.base import Kind, ParameterViews
 
 WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -72,7 +71,7 @@ def forward(
         attn_mask = None
     else:
         is_causal = False
-    mask = _mask(attention, q, attn_mask, key_padding_mask)
+    mask = merge_masks(attn_mask, key_padding_mask, len(q), attention.num_heads, q.dtype)
     if attention.bias_k is not None and attention.bias_v is not None:
         k = torch.cat([k, attention.bias_k.expand(len(k), 1, -1)], 1)
         v = torch.cat([v, attention.bias_v.expand(len(v), 1, -1)], 1)
@@ -82,17 +81,10 @@ def forward(
         mask = F.pad(mask, (0, k.shape[1] - mask.shape[-1]))
     q, k, v = (t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     dropout = attention.dropout if attention.training else 0.0
-    weights = None
-    if need_weights:
-        scores = q * math.sqrt(1 / q.shape[-1]) @ k.transpose(-2, -1)
-        weights = (scores if mask is None else scores + mask).softmax(-1)
-        weights = F.dropout(weights, dropout)
-        mixed = weights @ v
+    mixed, weights = attend(q, k, v, mask, need_weights, dropout, is_causal)
+    if weights is not None:
         weights = weights.mean(1) if average_attn_weights else weights
         weights = weights[0] if single else weights
-    else:
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
-    mixed = mixed.transpose(1, 2).flatten(2)
     mixed = mixed[0] if single else mixed if attention.batch_first else mixed.transpose(0, 1)
     return attention.out_proj(mixed), weights
 
@@ -100,31 +92,6 @@ def forward(
 def _batch_first(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """Any layout as [batch, length, features]."""
     return x[None] if x.dim() == 2 else x if attention.batch_first else x.transpose(0, 1)
-
-
-def _mask(
-    attention: nn.MultiheadAttention, q: Tensor, attn_mask: Tensor | None, padding: Tensor | None
-) -> Tensor | None:
-    """The sum of both masks, as it is added to scores: [batch or 1, heads or 1, queries or 1, keys].
-
-    None if there is no mask.
-    """
-    mask = None
-    if attn_mask is not None:
-        mask = _additive(attn_mask, q)
-        mask = mask.view(len(q), attention.num_heads, *mask.shape[1:]) if mask.dim() == 3 else mask
-        mask = mask[None, None] if mask.dim() == 2 else mask
-    if padding is not None:
-        columns = _additive(padding, q).view(len(q), 1, 1, -1)
-        mask = columns if mask is None else mask + columns
-    return mask
-
-
-def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as it is added to scores; True in a boolean mask hides."""
-    if mask.dtype != torch.bool:
-        return mask.to(like.dtype)
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
 
 
 def refusal(attention: nn.MultiheadAttention) -> str:

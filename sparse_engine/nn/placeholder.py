@@ -1,4 +1,4 @@
-"""A tensor that tells its shape, dtype and device and refuses to be computed with or written to."""
+"""A tensor with a shape, dtype and device but no values, in place of a sparse layer's weight."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sparse_engine.errors import UsageError
 
-# Besides attributes such as dtype, whose getters are all called __get__.
-TOLD = (
+# Functions that need no values. Attributes such as dtype have getters that are all called __get__.
+ALLOWED = (
     "__len__",
     "__repr__",
     "dim",
@@ -26,16 +26,15 @@ TOLD = (
 )
 
 
-class NoValues(Tensor):
-    """Stands for the weight of a sparse layer: on the meta device, but it tells the layer's own, where
-    models send their inputs (`x.to(layer.weight.device)`).
+class PlaceholderWeight(Tensor):
+    """A meta tensor that reports the device of its layer, and raises where values are needed.
 
-    torch multiplies a meta tensor by an ordinary one without an error, and what comes out is
-    whatever memory held; writing to one, as merging an adapter does, changes nothing. Whoever reads
-    or writes the weight of a layer instead of calling the layer must be told.
+    Models read `layer.weight.device` to move their inputs there. torch multiplies a meta tensor by
+    an ordinary one without an error and returns uninitialised memory; writing to one, as merging an
+    adapter does, has no effect. So any use of the values raises UsageError.
     """
 
-    of: torch.device
+    layer_device: torch.device
 
     @classmethod
     def __torch_function__(
@@ -47,9 +46,9 @@ class NoValues(Tensor):
             if attribute == "data":
                 return args[0]
             if attribute in ("device", "is_cpu", "is_cuda"):
-                device = args[0].of
+                device = args[0].layer_device
                 return device if attribute == "device" else device.type == attribute[3:]
-        if name == "__get__" or name in TOLD:
+        if name == "__get__" or name in ALLOWED:
             return super().__torch_function__(func, types, args, kwargs or {})
         raise UsageError(
             f"{name} needs the values of a sparse layer's weight, which there are none of: the model "
@@ -57,13 +56,19 @@ class NoValues(Tensor):
         )
 
 
-def no_values(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What a sparse layer shows as its weight. In a graph it is a plain tensor on the meta device,
-    which torch's own checks refuse there.
+def placeholder_weight(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The `weight` of a sparse layer.
+
+    In a graph it is a plain tensor on the meta device, which torch's own checks reject there.
+
+    Args:
+        size: of the dense weight.
+        dtype: of the dense weight.
+        device: where the layer is.
     """
     weight = torch.empty(tuple(size), dtype=dtype, device="meta")
     if torch.compiler.is_compiling():
         return weight
-    told = weight.as_subclass(NoValues)
-    told.of = device
-    return told
+    placeholder = weight.as_subclass(PlaceholderWeight)
+    placeholder.layer_device = device
+    return placeholder

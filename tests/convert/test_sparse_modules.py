@@ -1,7 +1,8 @@
-"""Twins that sparsify_ puts in: what is swapped as a whole, what in parts, what stays and why."""
+"""Sparse modules of several layers: what is replaced as a whole, what in parts, what stays and why."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from whole_models import Encoder, TextCnn, Translator, cut_, inputs, mixture, output, padding
 
 import sparse_engine as se
-from sparse_engine.convert import swap
+from sparse_engine.convert import network, swap
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.experts import UnrolledExperts
 from sparse_engine.nn import (
@@ -77,7 +78,7 @@ def test_an_encoder_with_one_sparse_layer_takes_padding(place: int) -> None:
     torch.testing.assert_close(output(model, given), dense, rtol=1e-5, atol=1e-5)
 
 
-def test_a_twin_put_in_by_hand_takes_padding() -> None:
+def test_a_sparse_layer_put_in_by_hand_takes_padding() -> None:
     torch.manual_seed(0)
     model = cut_(Encoder().eval())
     given = inputs("encoder")
@@ -88,7 +89,7 @@ def test_a_twin_put_in_by_hand_takes_padding() -> None:
     torch.testing.assert_close(output(model, given), dense, rtol=1e-5, atol=1e-5)
 
 
-def test_twins_are_put_in_outermost_first() -> None:
+def test_containers_are_replaced_as_a_whole() -> None:
     model = cut_(Translator().eval())
     se.sparsify_(model, "csr")
     for layer in model.transformer.encoder.layers:
@@ -100,8 +101,8 @@ def test_twins_are_put_in_outermost_first() -> None:
         assert isinstance(layer.linear1, SparseLinear)
 
 
-def test_parts_of_a_twin_stay_dense_where_they_have_no_zeros(tmp_path: Path) -> None:
-    """Pruned by others, who skip attention: the packed twin holds dense projections."""
+def test_parts_of_a_container_stay_dense_where_they_have_no_zeros(tmp_path: Path) -> None:
+    """As after pruning by a tool that skips attention: projections in the package are dense."""
     torch.manual_seed(0)
     model = Encoder().eval()
     for layer in model.encoder.layers:
@@ -123,7 +124,7 @@ def test_parts_of_a_twin_stay_dense_where_they_have_no_zeros(tmp_path: Path) -> 
 
 
 def test_linears_of_a_layer_may_be_swapped_alone(tmp_path: Path) -> None:
-    """A filter for linears: the layer stays torch's. Packages of before twins look like this."""
+    """A filter for linears: the layer stays torch's. Packages of old versions look like this."""
     torch.manual_seed(0)
     model = cut_(Encoder().eval())
     given = inputs("encoder")
@@ -146,6 +147,39 @@ class Own(nn.TransformerEncoderLayer):
         return 2 * super().forward(src, *args, **kwargs)
 
 
+def hook_a_norm(model: Any) -> None:
+    model[0].norm2.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def exchange_a_forward(model: Any) -> None:
+    dropout = model[0].dropout
+    dropout.forward = lambda x: 2 * x
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (hook_a_norm, "norm2 has forward hooks"),
+        (exchange_a_forward, "dropout has a forward of its own"),
+    ],
+)
+def test_a_changed_container_is_named_and_its_parts_are_replaced(
+    change: Callable[[Any], None], reason: str
+) -> None:
+    torch.manual_seed(0)
+    model = cut_(nn.Sequential(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)).eval())
+    change(model)
+    x = torch.randn(2, 5, 32)
+    dense = model(x).detach()  # with gradients: torch's fast path would not call the parts
+    report = se.sparsify_(model, "csr")
+    torch.testing.assert_close(model(x), dense, rtol=1e-5, atol=1e-5)
+    assert type(model[0]) is nn.TransformerEncoderLayer
+    assert isinstance(model[0].linear1, SparseLinear)
+    left = {module.name: module.reason for module in report.left}
+    assert left["0"] == f"its parts are replaced one by one: {reason}"
+    assert f"left: 0: its parts are replaced one by one: {reason}" in str(report)
+
+
 def test_a_subclass_stays_and_its_linears_are_swapped() -> None:
     model = cut_(nn.Sequential(Own(32, 4, 64, batch_first=True)).eval())
     x = torch.randn(2, 5, 32)
@@ -155,6 +189,7 @@ def test_a_subclass_stays_and_its_linears_are_swapped() -> None:
         torch.testing.assert_close(model(x), dense, rtol=1e-5, atol=1e-5)
     assert type(model[0]) is Own
     assert {"0.linear1", "0.linear2", "0.self_attn.q_proj"} <= {r.name for r in report.swapped}
+    assert "is a Own" in next(left.reason for left in report.left if left.name == "0")
 
 
 def test_what_stays_says_why() -> None:
@@ -198,18 +233,18 @@ def test_what_stays_says_why() -> None:
 
 
 @pytest.mark.parametrize("wins", [False, True])
-def test_auto_keeps_a_twin_only_if_it_is_faster(
+def test_auto_replaces_a_module_only_if_that_is_faster(
     wins: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
 
-    def faster(kind: Any, dense: nn.Module, twin: nn.Module, tokens: tuple[int, ...]) -> Any:
+    def faster(kind: Any, dense: nn.Module, sparse: nn.Module, tokens: tuple[int, ...]) -> Any:
         seen.append(kind.name)
         return wins, f"{tokens} tokens timed"
 
     monkeypatch.setattr(swap, "faster", faster)
     monkeypatch.setattr(swap, "choose_format", lambda *_: swap.Choice("csr", 0.5, {}, "faster"))
-    monkeypatch.setattr(swap, "_sparse_network", lambda *_: (None, "slower"))
+    monkeypatch.setattr(network, "_sparse_network", lambda *_: (None, "slower"))
     model = nn.ModuleDict({"text": cut_(TextCnn()), "words": cut_(Translator())}).eval()
     report = se.sparsify_(model, se.SparseConfig("auto", tokens=(3,)))
     assert set(seen) == {"conv", "encoder layer", "decoder layer"}
@@ -217,10 +252,10 @@ def test_auto_keeps_a_twin_only_if_it_is_faster(
     assert all((row.format == "csr") == wins for row in rows)
     convs = [row for row in rows if row.kind == "conv"]
     assert all(("timed" in row.reason) != wins for row in convs)
-    twins = sum(
+    replaced = sum(
         isinstance(m, SparseConv1d | SparseTransformerEncoderLayer) for m in model.modules()
     )
-    assert twins == (5 if wins else 0)
+    assert replaced == (5 if wins else 0)
     assert all(row.bytes == row.dense_bytes for row in rows) != wins
 
 
@@ -272,16 +307,16 @@ def test_sparse_experts_compute_what_dense_ones_do(kind: str) -> None:
     torch.manual_seed(0)
     module = cut_(experts(kind))
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    twin = SparseExperts.from_dense(module, "csr")
+    sparse = SparseExperts.from_dense(module, "csr")
     x, index, weights = routed()
     with torch.inference_mode():
         expected = module(x, index, weights)
-        torch.testing.assert_close(twin(x, index, weights), expected, rtol=1e-5, atol=1e-5)
-        assert torch.equal(twin(x[:0], index[:0], weights[:0]), x[:0])
-    assert twin.num_experts == EXPERTS
-    assert sum(isinstance(m, SparseLinear) for m in twin.modules()) == 2 * EXPERTS
-    assert all(p.dim() < 3 for p in twin.parameters())
-    dense = twin.to_dense()
+        torch.testing.assert_close(sparse(x, index, weights), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(sparse(x[:0], index[:0], weights[:0]), x[:0])
+    assert sparse.num_experts == EXPERTS
+    assert sum(isinstance(m, SparseLinear) for m in sparse.modules()) == 2 * EXPERTS
+    assert all(p.dim() < 3 for p in sparse.parameters())
+    dense = sparse.to_dense()
     assert type(dense) is type(module)
     assert all(torch.equal(value, state[key]) for key, value in dense.state_dict().items())
     with torch.inference_mode():
@@ -323,7 +358,7 @@ def test_a_mixture_from_a_folder_to_a_package(kind: str, tmp_path: Path) -> None
     torch.testing.assert_close(output(again, given), output(model, given), rtol=1e-5, atol=1e-5)
 
 
-def test_a_single_twin_goes_back_by_itself() -> None:
+def test_a_single_sparse_module_is_converted_by_itself() -> None:
     with pytest.raises(UsageError, match="single SparseConv1d: use its to_dense"):
         se.densify_(SparseConv1d(4, 4, 3))
     with pytest.raises(UsageError, match=r"single Experts: use SparseExperts\.from_dense"):
@@ -349,9 +384,9 @@ def test_convolutions_are_read_as_torchs_are() -> None:
         got = model(**given).last_hidden_state
     torch.testing.assert_close(got, dense, rtol=1e-5, atol=1e-5)
     conv = nn.Conv1d(16, 24, 3, stride=2, padding=1, groups=2)
-    twin = SparseConv1d.from_dense(conv, "csr")
+    sparse = SparseConv1d.from_dense(conv, "csr")
     for name in ("stride", "kernel_size", "padding", "dilation", "groups"):
-        assert getattr(twin, name) == getattr(conv, name)
-    assert twin.weight.shape == conv.weight.shape
-    assert torch.equal(twin.bias, conv.bias)
+        assert getattr(sparse, name) == getattr(conv, name)
+    assert sparse.weight.shape == conv.weight.shape
+    assert torch.equal(sparse.bias, conv.bias)
     assert "conv" in {row.kind for row in report.rows}
