@@ -9,6 +9,7 @@ from torch import nn
 
 from sparse_engine.auto.format import share_of_zeros
 from sparse_engine.auto.network import faster_network
+from sparse_engine.backends import backend_of
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.kinds import Kind
 from sparse_engine.convert.report import SparsifyRow
@@ -73,6 +74,6 @@ def _rows(
 
 
 def _kernel(layer: SparseLinear, part: str) -> str:
-    if layer.values.is_cuda and part.startswith("weight_hh"):
+    if part.startswith("weight_hh") and not backend_of(layer.values).native_layers:
         return step_kernel(layer)
     return layer.kernel(128 if part.startswith("weight_ih") else 1)
