@@ -122,7 +122,12 @@ def _prune_layers(
         batches = merge_batches(model, batches)
 
         def groups(collection: Collection) -> Groups:
-            return _groups(model, plan, batches, dense, collection, progress)
+            if not batches:
+                yield from (([layer], InputStatistics(None)) for layer in plan.layers)
+                return
+            collector = Collector(model, plan, batches, dense, collection, progress)
+            for group, collected in collector.groups():
+                yield group.layers, InputStatistics(collected)
 
         scores = {}
         if method.allocator.needs_scores:
@@ -143,24 +148,6 @@ def _prune_layers(
             raise
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _groups(
-    model: nn.Module,
-    plan: Plan,
-    batches: list[Batch],
-    dense: DenseWeights,
-    collection: Collection,
-    progress: Progress,
-) -> Groups:
-    """Layers that share an input, with its statistics if there are calibration inputs."""
-    if not batches:
-        for layer in plan.layers:
-            yield [layer], InputStatistics(None)
-        return
-    collector = Collector(model, plan, batches, dense, collection, progress)
-    for group, collected in collector.groups():
-        yield group.layers, InputStatistics(collected)
 
 
 def _group_scores(groups: Groups, method: Method) -> dict[str, torch.Tensor]:
