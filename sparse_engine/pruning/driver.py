@@ -15,7 +15,7 @@ from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.calibration import Batch, merge_batches, read_calibration
 from sparse_engine.pruning.coverage import add_coverage
 from sparse_engine.pruning.criteria import Criterion
-from sparse_engine.pruning.granularity import Granularity, Tiles
+from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.method import Method, make_method
 from sparse_engine.pruning.plan import Filter, Layer, Plan, make_plan
 from sparse_engine.pruning.progress import Progress, ProgressCallback
@@ -152,7 +152,6 @@ def _prune_layers(
 
 def _group_scores(groups: Groups, method: Method) -> dict[str, torch.Tensor]:
     """By layer, the score of each group of weights in the dense model."""
-    assert isinstance(method.granularity, Tiles)
     return {
         layer.name: method.granularity.group_scores(score_layer(layer, statistics, method))
         for layers, statistics in groups

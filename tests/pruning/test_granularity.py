@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from sparse_engine import formats
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning import NM, Block, Element, parse_granularity
+from sparse_engine.pruning import (
+    CRITERIA,
+    NM,
+    Block,
+    Element,
+    Granularity,
+    parse_granularity,
+    prune,
+)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +124,43 @@ def test_fits() -> None:
     assert not Block(1, 4).fits(100, 3)
     assert not NM(2, 4).fits(100, 3)
     assert Element().fits(1, 1)
+
+
+class Row(Granularity):
+    """Whole rows of a weight: a group spans all columns."""
+
+    @classmethod
+    def parse(cls, text: str) -> Row | None:
+        return cls() if text == "row" else None
+
+    def span(self, in_features: int) -> int:
+        return in_features
+
+    def groups(self, out_features: int, in_features: int) -> int:
+        return out_features
+
+    def fits(self, out_features: int, in_features: int) -> bool:
+        return True
+
+    def group_scores(self, score: Tensor) -> Tensor:
+        return score.mean(1, keepdim=True)
+
+    def mask(self, score: Tensor, drop: int, per_row: bool = False) -> Tensor:
+        kept = torch.ones(len(score), dtype=torch.bool)
+        kept[self.group_scores(score)[:, 0].topk(drop, largest=False).indices] = False
+        return kept[:, None].repeat(1, score.shape[1])
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("recovery", [None, "least_squares"])
+@pytest.mark.parametrize("criterion", [known.name for known in CRITERIA])
+def test_an_own_granularity_works_with_every_criterion(
+    criterion: str, recovery: str | None, scope: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 20), nn.Linear(20, 8))  # more columns than one slice
+    prune(model, 0.5, Row(), criterion, recovery, [torch.randn(40, 300)], scope)
+    removed = [(layer.weight == 0).all(1) for layer in model]
+    assert sum(int(rows.sum()) for rows in removed) == 14
+    for layer, rows in zip(model, removed, strict=True):
+        assert layer.weight[~rows].all()

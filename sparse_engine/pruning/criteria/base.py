@@ -30,8 +30,8 @@ class Inputs:
 class Criterion(ABC):
     """Scores weights; a granularity turns the scores into a mask.
 
-    Scores are energies (squares), so that the score of a group is the sum over its elements. This
-    holds for tiles of one weight and for structures that span several weights.
+    Scores are energies (squares), so that the scores of the elements of a group add up. A criterion
+    whose loss of a group is not a sum over elements overrides `prune`.
 
     Attributes:
         name: the name in `CRITERIA`, reports and the command line.

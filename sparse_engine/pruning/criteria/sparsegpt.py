@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
 from sparse_engine.pruning.granularity.base import Granularity
-from sparse_engine.pruning.granularity.tiles import Tiles, ceil_div
+from sparse_engine.pruning.granularity.tiles import ceil_div
 from sparse_engine.pruning.parallel import one_thread
 from sparse_engine.pruning.recovery.cholesky import upper_factor_of_inverse
 
@@ -46,7 +46,7 @@ class SparseGPT(Criterion):
         pruned, keep = weight.clone(), torch.empty_like(weight, dtype=torch.bool)
         nonzero = weight != 0  # a weight that is zero stays zero and compensates for nothing
         dropped = 0
-        width = _slice_width(granularity)
+        width = _slice_width(granularity, in_features)
         starts = range(0, in_features, width)
         stops = [min(start + width, in_features) for start in starts]
         totals = _cumulative_drops(granularity, weight, stops, sparsity)
@@ -61,12 +61,14 @@ class SparseGPT(Criterion):
         return pruned, keep
 
 
-def _slice_width(granularity: Granularity) -> int:
+def _slice_width(granularity: Granularity, in_features: int) -> int:
+    """Number of columns whose mask is decided together: a multiple of the span of a group."""
+    span = granularity.span(in_features)
     # With a fixed pattern the mask of a group is decided after the errors left of it have been
     # compensated.
     if granularity.fixed_sparsity is not None:
-        return granularity.span
-    return max(SLICE // granularity.span, 1) * granularity.span
+        return span
+    return max(SLICE // span, 1) * span
 
 
 def _cumulative_drops(
@@ -79,11 +81,12 @@ def _cumulative_drops(
     """
     out_features, in_features = weight.shape
     drop = granularity.quota(out_features, in_features, sparsity)
-    if not isinstance(granularity, Tiles):  # a fixed pattern removes the same share everywhere
+    if granularity.fixed_sparsity is not None:  # the same share in all columns
         return [granularity.quota(out_features, stop, sparsity) for stop in stops]
     zero = (granularity.group_scores(weight.abs()) == 0).sum(0).cumsum(0)
     groups = [granularity.groups(out_features, stop) for stop in stops]
-    zeros = [int(zero[ceil_div(stop, granularity.span) - 1]) for stop in stops]
+    span = granularity.span(in_features)
+    zeros = [int(zero[ceil_div(stop, span) - 1]) for stop in stops]
     if zeros[-1] >= drop:
         return [drop * count // zeros[-1] for count in zeros]
     part = (drop - zeros[-1]) / (groups[-1] - zeros[-1])

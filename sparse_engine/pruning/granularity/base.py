@@ -25,14 +25,13 @@ class Granularity(ABC):
         """Return the granularity of a text form, or None if the text has another form."""
 
     @property
-    @abstractmethod
-    def span(self) -> int:
-        """Number of input columns that one group covers; slices of columns start at multiples."""
-
-    @property
-    @abstractmethod
     def fixed_sparsity(self) -> float | None:
         """The sparsity that the pattern fixes, or None if any sparsity is possible."""
+        return None
+
+    @abstractmethod
+    def span(self, in_features: int) -> int:
+        """Number of input columns that one group covers in a weight [out, in]."""
 
     @abstractmethod
     def groups(self, out_features: int, in_features: int) -> int:
@@ -41,6 +40,20 @@ class Granularity(ABC):
     @abstractmethod
     def fits(self, out_features: int, in_features: int) -> bool:
         """Whether at least one whole group fits into a weight [out, in]."""
+
+    def group_scores(self, score: Tensor) -> Tensor:
+        """Score of each group.
+
+        Every granularity without a fixed sparsity has this method. With a fixed sparsity the groups
+        of a weight do not compete, so they need no scores.
+
+        Args:
+            score: [out, in], importance of each weight.
+
+        Returns:
+            [rows of groups, ceil(in / span)].
+        """
+        raise NotImplementedError(f"{self} fixes the sparsity of every group")
 
     @abstractmethod
     def mask(self, score: Tensor, drop: int, per_row: bool = False) -> Tensor:

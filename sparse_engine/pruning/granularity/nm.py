@@ -67,12 +67,11 @@ class NM(Granularity):
         return f"{self.keep}:{self.of}"
 
     @property
-    def span(self) -> int:
-        return self.of
-
-    @property
     def fixed_sparsity(self) -> float:
         return 1 - self.keep / self.of
+
+    def span(self, in_features: int) -> int:
+        return self.of
 
     def groups(self, out_features: int, in_features: int) -> int:
         return out_features * ceil_div(in_features, self.of)

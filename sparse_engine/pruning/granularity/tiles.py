@@ -15,13 +15,8 @@ class Tiles(Granularity):
     rows: int
     cols: int
 
-    @property
-    def span(self) -> int:
+    def span(self, in_features: int) -> int:
         return self.cols
-
-    @property
-    def fixed_sparsity(self) -> float | None:
-        return None
 
     def groups(self, out_features: int, in_features: int) -> int:
         return ceil_div(out_features, self.rows) * ceil_div(in_features, self.cols)
