@@ -1,7 +1,8 @@
-"""Calibration inputs: what is taken, and what is refused in one line."""
+"""Calibration inputs: what is accepted, and what is refused in one line."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -97,9 +98,7 @@ def test_own_models_get_arrays_as_they_are() -> None:
         (None, "item 0 is a NoneType"),
     ],
 )
-def test_what_a_text_model_cannot_take_is_one_line(item: Any, message: str) -> None:
-    import re
-
+def test_wrong_inputs_of_a_text_model_are_refused_in_one_line(item: Any, message: str) -> None:
     found = message_of(bert(), [item])
     assert re.search(message, found), found
 
@@ -120,26 +119,26 @@ def test_wrong_names_shapes_and_dtypes_of_own_models_are_one_line() -> None:
     assert "single ndarray" in message_of(mlp(), np.ones((2, 6)))
 
 
-@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("position", range(3))
 @pytest.mark.parametrize("recovery", [None, "least_squares"])
-def test_a_batch_that_fails_is_named_wherever_it_lies(place: int, recovery: str | None) -> None:
+def test_a_batch_that_fails_is_named_at_any_position(position: int, recovery: str | None) -> None:
     class Touchy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+            self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
 
         def forward(self, x: Tensor) -> Tensor:
-            for block in self.blocks:
-                x = block(x)
+            for layer in self.layers:
+                x = layer(x)
             if float(x.abs().max()) > 1e6:
                 raise RuntimeError("too large\nand more of it")
             return x
 
     model = Touchy().requires_grad_(False)
     inputs = [torch.ones(2 + i, 6) for i in range(3)]
-    inputs[place] *= 1e9
+    inputs[position] *= 1e9
     with pytest.raises(UsageError) as caught:
-        # Of a block on its own nothing fails, so ask for what runs the whole model.
+        # A layer of the stack alone does not fail; pruning the last layer runs the whole model.
         prune(
             nn.Sequential(model, nn.Linear(6, 2)),
             0.5,
@@ -149,7 +148,7 @@ def test_a_batch_that_fails_is_named_wherever_it_lies(place: int, recovery: str 
             filter_fn=lambda module, name: name == "1",
         )
     assert str(caught.value) == (
-        f"calibration batch {place}: Sequential fails on it: RuntimeError: too large"
+        f"calibration batch {position}: Sequential fails on it: RuntimeError: too large"
     )
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -182,7 +181,7 @@ def test_padding_of_choices_is_left_out(head: str) -> None:
 
 
 def test_answers_that_are_padded_otherwise_than_their_texts() -> None:
-    """Both are five tokens wide, so that only their masks tell encoder and decoder apart."""
+    """Both are five tokens wide, so only the masks distinguish encoder and decoder."""
     texts, answers = ids(2, 5), ids(2, 5, seed=1)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     answers_mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])
@@ -204,7 +203,7 @@ def test_answers_that_are_padded_otherwise_than_their_texts() -> None:
     expected = statistics(model, read_calibration(model, apart))
     assert any(name.startswith("decoder") for name in found)
     check(found, expected)
-    shifted = answers.roll(1, 1)  # what T5 reads where it is to write `answers`
+    shifted = answers.roll(1, 1)  # the decoder input of T5 for these labels
     shifted[:, 0] = 0
     labels = {"labels": answers.masked_fill(answers_mask == 0, -100)}
     as_labels = {"input_ids": texts, "attention_mask": mask} | labels

@@ -1,4 +1,4 @@
-"""Calibration runs: sharing, padding, residual streams, chains of blocks and what is no chain."""
+"""Calibration runs: shared inputs, padding, residual streams, stacks that form chains or not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Add(nn.Module):
         return stream + self.dense(x)
 
 
-class Block(nn.Module):
+class GatedLayer(nn.Module):
     """x + down(relu(up(x)) * tanh(gate(x))): two layers share an input, one writes to a stream."""
 
     def __init__(self, width: int, inner: int) -> None:
@@ -42,20 +42,20 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Blocks in a row; `scale` other than 1 stands between them, `twice` runs them all again."""
+    """A stack of layers; `scale` multiplies between them, `twice` runs the stack a second time."""
 
     def __init__(
         self, width: int = 10, inner: int = 14, scale: float = 1.0, twice: bool = False
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Block(width, inner) for _ in range(3)])
+        self.layers = nn.ModuleList([GatedLayer(width, inner) for _ in range(3)])
         self.classifier = nn.Linear(width, 3)
         self.scale = scale
         self.twice = twice
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        for block in [*self.blocks, *self.blocks] if self.twice else self.blocks:
-            x = block(x)
+        for layer in [*self.layers, *self.layers] if self.twice else self.layers:
+            x = layer(x)
             if self.scale != 1:
                 x = x * self.scale
         return self.classifier(x)
@@ -73,11 +73,11 @@ def inputs(count: int = 6, width: int = 10) -> list[Tensor]:
 
 
 def residuals_of(net: Net) -> dict[str, Residual]:
-    return {f"blocks.{i}.out.dense": Residual(f"blocks.{i}.out", 1) for i in range(3)}
+    return {f"layers.{i}.out.dense": Residual(f"layers.{i}.out", 1) for i in range(3)}
 
 
 def with_plan(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """Let prune() plan with other blocks or residual streams."""
+    """Make prune() use a plan with other stacks or residual streams."""
 
     def changed(model: nn.Module, *arguments: Any) -> Plan:
         return replace(make_plan(model, *arguments), **changes)
@@ -99,7 +99,7 @@ def seen(net: nn.Module, name: str, batches: list[Tensor], argument: int = 0) ->
 
 
 def check_layer(dense: Net, pruned: Net, name: str, batches: list[Tensor], stream: bool) -> None:
-    """The weights of one layer are the ridge fit that the recipe names, given their support."""
+    """The weights of one layer must be the ridge fit on their support."""
     old, new = dense.get_submodule(name), pruned.get_submodule(name)
     assert isinstance(old, nn.Linear)
     assert isinstance(new, nn.Linear)
@@ -127,7 +127,7 @@ def check_layer(dense: Net, pruned: Net, name: str, batches: list[Tensor], strea
 @pytest.mark.parametrize("options", [{}, {"scale": 0.5}], ids=["chain", "no chain"])
 @pytest.mark.parametrize("stream", [False, True], ids=["outputs", "streams"])
 @torch.no_grad()
-def test_every_layer_is_the_fit_that_the_recipe_names(
+def test_every_layer_is_the_compensated_ridge_fit(
     options: dict[str, Any], stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense = make_net(**options)
@@ -140,7 +140,7 @@ def test_every_layer_is_the_fit_that_the_recipe_names(
     assert [row.sparsity for row in report.layers] == [0.5] * 9
     for i in range(3):
         for part in ("up", "gate", "out.dense"):
-            name = f"blocks.{i}.{part}"
+            name = f"layers.{i}.{part}"
             check_layer(dense, pruned, name, batches, stream and part == "out.dense")
     assert torch.equal(pruned.classifier.weight, dense.classifier.weight)
 
@@ -150,12 +150,12 @@ def test_compensation_beats_a_mask_alone_and_streams_beat_outputs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dense, batches = make_net(width=24, inner=48), inputs(40, 24)
-    wanted = torch.cat([dense.blocks[2](dense.blocks[1](dense.blocks[0](x))) for x in batches])
+    wanted = torch.cat([dense.layers[2](dense.layers[1](dense.layers[0](x))) for x in batches])
 
     def error(**arguments: Any) -> float:
         net = copy.deepcopy(dense)
         prune(net, 0.6, calibration=batches, **arguments)
-        got = torch.cat([net.blocks[2](net.blocks[1](net.blocks[0](x))) for x in batches])
+        got = torch.cat([net.layers[2](net.layers[1](net.layers[0](x))) for x in batches])
         return float((got - wanted).norm() / wanted.norm())
 
     magnitude = error(criterion="magnitude")
@@ -167,7 +167,7 @@ def test_compensation_beats_a_mask_alone_and_streams_beat_outputs(
 
 
 @torch.no_grad()
-def test_blocks_on_their_own_give_what_the_whole_model_gives(
+def test_layers_run_alone_give_the_results_of_the_whole_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nets = [make_net(), make_net()]
@@ -186,13 +186,13 @@ def test_trace_sees_chains_and_shared_inputs() -> None:
             for s in find_segments(net, plan, read_calibration(net, inputs()))
         ]
 
-    blocks = [
-        (f"blocks.{i}", [[f"blocks.{i}.up", f"blocks.{i}.gate"], [f"blocks.{i}.out.dense"]])
+    layers = [
+        (f"layers.{i}", [[f"layers.{i}.up", f"layers.{i}.gate"], [f"layers.{i}.out.dense"]])
         for i in range(3)
     ]
-    assert segments(make_net()) == [*blocks, ("", [["classifier"]])]
+    assert segments(make_net()) == [*layers, ("", [["classifier"]])]
     for other in (make_net(scale=0.5), make_net(twice=True)):
-        whole = [group for _, groups in blocks for group in groups]
+        whole = [group for _, groups in layers for group in groups]
         assert segments(other) == [("", [*whole, ["classifier"]])]
 
 
@@ -202,16 +202,16 @@ def test_a_layer_that_runs_twice_counts_both_runs() -> None:
     pruned = copy.deepcopy(dense)
 
     def last_only(module: nn.Module, name: str) -> bool:
-        return name == "blocks.2.out.dense"
+        return name == "layers.2.out.dense"
 
     prune(pruned, 0.5, recovery="least_squares", calibration=batches, filter_fn=last_only)
-    x = seen(dense, "blocks.2.out.dense", batches)
+    x = seen(dense, "layers.2.out.dense", batches)
     first, second = x.view(6, 2, 20, 14).unbind(1)
     assert not torch.equal(first, second)
-    # The second run of the pruned model sees what the first one changed.
-    now = seen(pruned, "blocks.2.out.dense", batches).view(6, 2, 20, 14)
+    # The second run of the pruned model reads what the first one changed.
+    now = seen(pruned, "layers.2.out.dense", batches).view(6, 2, 20, 14)
     assert torch.equal(now[:, 0], first)
-    old, new = dense.blocks[2].out.dense, pruned.blocks[2].out.dense
+    old, new = dense.layers[2].out.dense, pruned.layers[2].out.dense
     both = x - x.mean(0)
     ridge = 0.01 * float(both.square().sum(0).mean())
     hessian = both.T @ both + ridge * torch.eye(14).double()
@@ -233,7 +233,7 @@ def test_padding_is_left_out(form: str) -> None:
     for calibration in ([short, long], [batch], [padded]):
         net = make_net()
         prune(net, 0.5, criterion="wanda", recovery="least_squares", calibration=calibration)
-        results.append(net.blocks[2].out.dense.weight)
+        results.append(net.layers[2].out.dense.weight)
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(results[0], results[2], rtol=1e-1, atol=1e-2)
 
@@ -243,7 +243,7 @@ def test_statistics_without_recovery_are_those_of_the_dense_model() -> None:
     dense, batches = make_net(), inputs()
     pruned = copy.deepcopy(dense)
     prune(pruned, 0.5, criterion="wanda", calibration=batches)
-    for name in ("blocks.0.up", "blocks.2.out.dense"):
+    for name in ("layers.0.up", "layers.2.out.dense"):
         old, new = dense.get_submodule(name), pruned.get_submodule(name)
         score = (old.weight * seen(dense, name, batches).norm(dim=0).float()).abs()
         order = score.argsort(1)[:, : score.shape[1] // 2]

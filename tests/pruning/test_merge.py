@@ -31,7 +31,7 @@ class Tagger(nn.Module):
 
 
 class Mean(nn.Module):
-    """Gives what all rows of a batch have in common."""
+    """Its output depends on all rows of a batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Mean(nn.Module):
 
 
 class Positions(nn.Module):
-    """Takes a table of positions that has nothing to do with the batch."""
+    """One of its inputs is a table of positions, which has no batch dimension."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def test_small_batches_take_few_passes() -> None:
     model = bert()
     model.register_forward_pre_hook(count)
     prune(model, 0.5, criterion="wanda", calibration=texts(*[5, 9] * 100))
-    # Three to see that batches are independent, one to trace, one a length to enter the blocks.
+    # Three to test independence, one to find segments, one for each length to enter the stack.
     assert passes == 6
 
 
@@ -188,7 +188,7 @@ def umt5() -> nn.Module:
 
 @pytest.mark.parametrize("make", [bert_to_bert, umt5])
 def test_decoders_with_configs_of_their_own_keep_no_cache(make: Callable[[], nn.Module]) -> None:
-    """A cache that is full hands out old keys, and their layers do not run at all."""
+    """A full cache returns old keys, and the layers that compute them do not run."""
     model = make()
     configs = [m.config for m in model.modules() if hasattr(m, "config")]
     before = [config.use_cache for config in configs if hasattr(config, "use_cache")]

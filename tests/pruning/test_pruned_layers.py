@@ -1,4 +1,4 @@
-"""Which layers `prune` reaches: heads, filters, ties, layers that do not run, attention."""
+"""Which layers `prune` changes: heads, filters, ties, layers that do not run, attention."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_filter_decides_on_every_linear() -> None:
     assert int((model.classifier.weight == 0).sum()) == 16
 
 
-def test_layers_outside_blocks_join_those_inside() -> None:
+def test_a_filter_may_add_layers_outside_of_stacks() -> None:
     model = bert("BertForSequenceClassification")
     report = prune(
         model,
@@ -60,7 +60,7 @@ def test_layers_outside_blocks_join_those_inside() -> None:
     assert all(row.sparsity == 0.5 for row in report.layers)
 
 
-def test_heads_are_left_alone_where_there_are_no_blocks() -> None:
+def test_heads_are_left_alone_in_models_without_stacks() -> None:
     model = nn.Sequential()
     model.add_module("body", nn.Linear(12, 8))
     model.add_module("score", nn.Linear(8, 8))

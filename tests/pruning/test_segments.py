@@ -1,4 +1,4 @@
-"""Calibration of models with several stacks, with experts, and with layers that run now and then."""
+"""Segments of models with several stacks, with experts, and with layers that run sometimes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from sparse_engine.pruning.unrolled import unrolled
 WIDTH = 10
 
 
-class Block(nn.Module):
-    """x + down(relu(up(x) + what the encoder says))."""
+class StackLayer(nn.Module):
+    """x + down(relu(up(x) + cross(memory)))."""
 
     def __init__(self, reads: bool = False) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class Pair(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.decoder = nn.ModuleList(Block(True) for _ in range(3))
-        self.encoder = nn.ModuleList(Block() for _ in range(2))
+        self.decoder = nn.ModuleList(StackLayer(True) for _ in range(3))
+        self.encoder = nn.ModuleList(StackLayer() for _ in range(2))
         self.first, self.bridge, self.last = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         x = self.first(x).tanh()
-        for block in self.encoder:
-            x = block(x)
+        for layer in self.encoder:
+            x = layer(x)
         memory = self.bridge(x)
-        for block in self.decoder:
-            y = block(y, memory)
+        for layer in self.decoder:
+            y = layer(y, memory)
         return self.last(y)
 
 
@@ -77,7 +77,7 @@ def everything(module: nn.Module, name: str) -> bool:
 
 
 def without_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let prune() run the whole model for every group."""
+    """Make prune() run the whole model for every group."""
 
     def changed(model: nn.Module, *arguments: Any) -> Any:
         return replace(make_plan(model, *arguments), stacks=[])
@@ -92,7 +92,7 @@ def segments(model: nn.Module, calibration: list[Any], filter_fn: Any = None) ->
         return [s.module for s in find_segments(opened, plan, batches)]
 
 
-def test_stacks_are_walked_where_they_run() -> None:
+def test_stacks_are_segments_where_they_run() -> None:
     encoder, decoder = (
         [f"{name}.{i}" for i in range(count)] for name, count in (("encoder", 2), ("decoder", 3))
     )
@@ -101,8 +101,8 @@ def test_stacks_are_walked_where_they_run() -> None:
     assert some == ["encoder.0", "decoder.1"]
 
 
-def test_blocks_in_a_sequential_are_a_stack() -> None:
-    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sequential(Block(), Block()))
+def test_layers_in_a_sequential_are_a_stack() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sequential(StackLayer(), StackLayer()))
     x = [batch[0] for batch in pairs()]
     assert segments(model, x, everything) == ["", "1.0", "1.1"]
 
@@ -146,7 +146,7 @@ STACKS = {
 
 
 @pytest.mark.parametrize("architecture", STACKS)
-def test_two_stacks_of_a_known_model_are_both_walked_block_by_block(architecture: str) -> None:
+def test_two_stacks_of_a_known_model_run_layer_by_layer(architecture: str) -> None:
     found = segments(of(architecture), calibration_of(architecture))
     walked = [module.rpartition(".")[0] for module in found if module]
     assert sorted(walked) == sorted(2 * STACKS[architecture])
@@ -225,11 +225,11 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(scope:
 
 def test_a_layer_that_is_no_expert_must_run_in_some_batch() -> None:
     class Dropped(nn.Module):
-        """As with LayerDrop: a block is left out now and then."""
+        """A layer is sometimes skipped, as with LayerDrop."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.ModuleList(Block() for _ in range(3))
+            self.layers = nn.ModuleList(StackLayer() for _ in range(3))
 
         def forward(self, x: Tensor, skipped: Tensor) -> Tensor:
             for i, layer in enumerate(self.layers):

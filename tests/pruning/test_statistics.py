@@ -1,4 +1,4 @@
-"""Statistics that hold for any inputs: huge, tiny, constant, dead, few; or one line that names them."""
+"""Statistics of unusual inputs: huge, tiny, constant, zero, few, or refused in one line."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_padding_may_hold_anything() -> None:
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("method", METHODS, ids=IDS)
 def test_the_unit_of_inputs_does_not_matter(method: dict[str, Any], scope: str, power: int) -> None:
-    """Squares of 2^60 overflow float32 as sums, those of 2^-70 vanish; masks and fits are the same."""
+    """Squares of 2^60 overflow float32, those of 2^-70 underflow; masks and fits are the same."""
     expected, model = mlp(bias=False), mlp(bias=False)
     for net, unit in ((expected, 1.0), (model, 2.0**power)):
         prune(net, 0.5, calibration=[x * unit for x in batches()], scope=scope, **method)
@@ -142,7 +142,7 @@ def test_sums_follow_inputs_that_grow() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["dead", "constant", "duplicated", "one token", "all dead"])
 def test_inputs_of_low_rank(kind: str, bias: bool, method: dict[str, Any]) -> None:
-    """Half of the weights leave, what stays is finite and gives the outputs about as well as dense."""
+    """Half of the weights are removed; the rest is finite, and the outputs stay close to dense."""
     model, dense, inputs = mlp(bias), mlp(bias), batches()
     for x in inputs:
         if kind == "dead":
@@ -201,7 +201,7 @@ def test_activations_that_overflow_float16_are_named_with_their_type() -> None:
 
 
 def test_weights_that_do_not_fit_their_type_are_refused() -> None:
-    """The refit wants 1e5 where float16 ends at 65504."""
+    """The refitted weights reach 1e5; the largest float16 is 65504."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False)).half().requires_grad_(False)
     model[0].weight.copy_(torch.tensor([[60000.0, 50000.0], [50000.0, 60000.0]]))
     before = weights(model)
@@ -217,7 +217,7 @@ def test_damping_grows_until_a_matrix_can_be_factorised(monkeypatch: pytest.Monk
     values = torch.tensor([-0.04, *[1.0] * 7], dtype=torch.float64)
     indefinite = q @ torch.diag(values) @ q.T
     factor = factorise(indefinite.float()).double()
-    # Of the mean diagonal, 0.87, a hundredth is too little and a tenth enough.
+    # The mean of the diagonal is 0.87: 1 % of it is too little damping, and 10 % is enough.
     expected = indefinite + 0.1 * indefinite.diagonal().mean() * torch.eye(8)
     torch.testing.assert_close(factor @ factor.T, expected, rtol=1e-3, atol=1e-3)
     monkeypatch.setattr(cholesky, "DAMPING", (0.0, 1e-2))
@@ -235,7 +235,7 @@ def test_a_matrix_that_is_not_finite_is_refused(bad: float) -> None:
 
 
 def test_equal_inputs_share_their_weights_evenly() -> None:
-    """Two inputs that are always equal: what stays of a pair takes over what left."""
+    """Two inputs that are always equal: the weight that is kept receives the removed one."""
     model = nn.Sequential(nn.Linear(2, 1, bias=False)).requires_grad_(False)
     model[0].weight.copy_(torch.tensor([[1.0, 3.0]]))
     x = batches()[0][:, :1].repeat(1, 2)

@@ -1,4 +1,4 @@
-"""Attention, convolutions, cells and experts as linear layers: the same values, the same memory."""
+"""Attention, convolutions, cells and experts as linear layers: same values, same memory."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_experts_compute_the_same(kind: str) -> None:
 @pytest.mark.parametrize("norm_first", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
 def test_stacks_show_every_layer(norm_first: bool, padded: bool) -> None:
-    """torch's fused layers and nested tensors would read weights past the modules."""
+    """torch's fused layers and nested tensors would read weights without running the modules."""
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, norm_first=norm_first)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first).eval()
     mask = torch.arange(7) >= torch.tensor([7, 4, 2])[:, None] if padded else None
@@ -288,7 +288,7 @@ def masked(module: Any, name: str) -> Any:
 
 
 class Own(nn.Conv1d):
-    """A subclass with a life of its own."""
+    """A subclass, which may compute something else."""
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ class Own(nn.Conv1d):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_left_alone_is_named(module: nn.Module, why: str) -> None:
+def test_modules_that_are_left_alone_are_named(module: nn.Module, why: str) -> None:
     model = nn.Sequential(module)
     names = list(dict(model.named_modules()))
     assert why in left_alone(model)["0"]
@@ -359,7 +359,7 @@ def test_int8_modules_of_torch_are_one_line(kind: Any) -> None:
 
 
 class Watch(Criterion):
-    """Magnitude that remembers the norms of inputs, by the shape of the weight."""
+    """Magnitude that records the norms of inputs, by the shape of the weight."""
 
     name = "watch"
     needs = ("norms",)
@@ -374,7 +374,7 @@ class Watch(Criterion):
 
 
 def test_steps_count_to_the_end_of_every_batch() -> None:
-    """Whatever the length of the first batch."""
+    """Also if later batches are longer than the first one."""
     torch.manual_seed(0)
     network = nn.LSTM(4, 6)
     batches = [torch.randn(length, 3, 4) for length in (2, 7, 5)]

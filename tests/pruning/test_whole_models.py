@@ -1,4 +1,4 @@
-"""prune() on whole torch and Hugging Face models, attention, convolutions, cells and experts included."""
+"""prune() on whole models with attention, convolutions, cells and experts."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_least_squares_refits_biases_within_fused_ones() -> None:
     se.prune(conv, 0.8, recovery="least_squares", calibration=texts, filter_fn=inner)
     for before, after in zip(held, (attention.in_proj_bias, conv.convs[1].bias), strict=True):
         assert (before != after).float().mean() > 0.9
-    gpt_oss = Block()
+    gpt_oss = Experts()
     held = tuple(
         b.clone() for b in (gpt_oss.experts.gate_up_proj_bias, gpt_oss.experts.down_proj_bias)
     )
@@ -271,7 +271,7 @@ def test_least_squares_refits_biases_within_fused_ones() -> None:
         assert (before != after).float().mean() > 0.9
 
 
-class Block(nn.Module):
+class Experts(nn.Module):
     """GPT-OSS's experts, transposed, with biases, gates and ups in turn."""
 
     def __init__(self) -> None:
@@ -290,7 +290,7 @@ class Block(nn.Module):
 def test_an_expert_without_tokens_is_pruned_by_magnitude(
     criterion: str, recovery: str | None
 ) -> None:
-    model = Block()
+    model = Experts()
     layer = model.experts
     lonely = layer.gate_up_proj[4].detach().clone()
     inputs = [routed(30) for _ in range(3)]  # expert 4 is never chosen
@@ -321,7 +321,7 @@ def test_an_own_expert_without_tokens_is_pruned_by_magnitude() -> None:
 
 
 def test_padding_does_not_count_for_experts() -> None:
-    """Statistics are those of the real tokens alone, whatever lies behind them."""
+    """Statistics are those of the real tokens alone, whatever the padding contains."""
     model, batches = make("Mixtral")
     other = copy.deepcopy(model)
     changed = []

@@ -1,4 +1,4 @@
-"""Weights that are zero already count towards the sparsity asked for, and stay zero."""
+"""Weights that are already zero count towards the requested sparsity, and stay zero."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparse_engine.pruning import CRITERIA, prune
 from sparse_engine.pruning.granularity import Tiles, parse_granularity
 
 NAMES = [criterion.name for criterion in CRITERIA]
-SHAPE = (24, 100)  # more columns than SparseGPT takes at once
+SHAPE = (24, 100)  # more columns than one slice of SparseGPT
 
 
 def inputs() -> list[Tensor]:
@@ -19,15 +19,15 @@ def inputs() -> list[Tensor]:
     return [torch.randn(60, SHAPE[1], generator=generator) @ mix for _ in range(3)]
 
 
-def layer_with_zeros(granularity: str, share: float, place: str) -> tuple[nn.Linear, Tensor]:
-    """A layer of which a share of the groups is zero, in places even or uneven; and where."""
+def layer_with_zeros(granularity: str, share: float, position: str) -> tuple[nn.Linear, Tensor]:
+    """A layer with a share of its groups zero, and the mask of these zeros."""
     torch.manual_seed(1)
     tiles = parse_granularity(granularity)
     assert isinstance(tiles, Tiles)
     score = torch.rand(SHAPE)
-    if place == "rows":  # some rows lose nearly everything, others nothing
+    if position == "rows":  # some rows lose nearly everything, others nothing
         score += torch.arange(SHAPE[0])[:, None] // tiles.rows
-    elif place == "columns":
+    elif position == "columns":
         score += torch.arange(SHAPE[1])[None] // tiles.cols
     linear = nn.Linear(SHAPE[1], SHAPE[0])
     keep = tiles.mask(score, round(share * tiles.groups(*SHAPE)))
@@ -36,21 +36,21 @@ def layer_with_zeros(granularity: str, share: float, place: str) -> tuple[nn.Lin
     return linear, ~keep
 
 
-@pytest.mark.parametrize("place", ["anywhere", "rows", "columns"])
+@pytest.mark.parametrize("position", ["anywhere", "rows", "columns"])
 @pytest.mark.parametrize("recovery", [None, "least_squares"])
 @pytest.mark.parametrize("granularity", ["element", "4x1", "2x5"])
 @pytest.mark.parametrize("criterion", NAMES)
 def test_zeros_count_first(
-    criterion: str, granularity: str, recovery: str | None, place: str
+    criterion: str, granularity: str, recovery: str | None, position: str
 ) -> None:
     tiles = parse_granularity(granularity)
     groups = tiles.groups(*SHAPE)
     each = SHAPE[0] * SHAPE[1] // groups
-    for asked in (0.3, 0.7):
-        linear, zero = layer_with_zeros(granularity, 0.5, place)
-        prune(linear, asked, granularity, criterion, recovery, inputs())
+    for sparsity in (0.3, 0.7):
+        linear, zero = layer_with_zeros(granularity, 0.5, position)
+        prune(linear, sparsity, granularity, criterion, recovery, inputs())
         assert not linear.weight[zero].any()
-        assert int((linear.weight == 0).sum()) == each * round(max(0.5, asked) * groups)
+        assert int((linear.weight == 0).sum()) == each * round(max(0.5, sparsity) * groups)
 
 
 @pytest.mark.parametrize("criterion", NAMES)

@@ -1,4 +1,4 @@
-"""torch.nn.MultiheadAttention as four linear layers: q_proj, k_proj, v_proj and its own out_proj."""
+"""torch.nn.MultiheadAttention as linear layers: q_proj, k_proj, v_proj and its own out_proj."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _batch_first(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
 
 
 def refusal(attention: nn.MultiheadAttention) -> str:
-    """Only a plain linear layer as out_proj is unrolled; torch reads its weight without running it."""
+    """Modules whose out_proj is not a plain linear layer are left: torch only reads its weight."""
     kind = type(attention.out_proj)
     if kind in (NonDynamicallyQuantizableLinear, nn.Linear):
         return ""

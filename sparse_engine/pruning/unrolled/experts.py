@@ -1,4 +1,4 @@
-"""Fused experts of transformers as linear layers gate_up_proj.0, down_proj.0, ..., one an expert."""
+"""Fused experts of transformers as linear layers gate_up_proj.0, down_proj.0, ... by expert."""
 
 from __future__ import annotations
 
