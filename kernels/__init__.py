@@ -6,8 +6,8 @@ They import torch and triton, nothing else of the project; sparse_engine imports
 from __future__ import annotations
 
 if __name__ == "kernels":
-    # Found as a top-level package because a checkout is on the path. Hugging Face has a package of
-    # this name; libraries that look for it must see that this is not it.
+    # A checkout on the path makes this folder a top-level package. Hugging Face has a package of
+    # the same name; its users compare versions, and this one is too old for all of them.
     __version__ = "0.0"
 else:
     from .linear_bsr import linear_bsr, linear_bsr_name

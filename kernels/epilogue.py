@@ -1,6 +1,6 @@
-"""What happens to sums before they are stored: scale, bias, activation, gate, residual.
+"""The epilogue: scale, bias, activation, gate and residual, applied to sums before they are stored.
 
-y = act(scale sums + bias) + residual, or, gated (SwiGLU and its kin, arXiv:2002.05202),
+y = act(scale sums + bias) + residual, or, gated (SwiGLU and its variants, arXiv:2002.05202),
 y = act(scale_0 sums_0 + bias_0) (scale_1 sums_1 + bias_1) + residual.
 """
 
@@ -16,7 +16,7 @@ ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 def activate(v: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
     """An activation of float32 values."""
     if ACTIVATION == "relu":
-        v = tl.where(v < 0, 0.0, v)  # unlike maximum, keeps NaN
+        v = tl.where(v < 0, 0.0, v)  # maximum would drop NaN
     elif ACTIVATION == "gelu":
         v = 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":
@@ -64,7 +64,7 @@ def finish(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
 ) -> None:
-    """Everything between the sums and y."""
+    """Write y from the sums."""
     inside = n < out_features
     acc = activate(scaled(acc, n, inside, scales, bias, HAS_SCALES, HAS_BIAS), ACTIVATION)
     if GATED:
@@ -98,7 +98,7 @@ def finish_wide(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
 ) -> None:
-    """`finish` for a large tile, half of it after half: all at once would not fit the registers."""
+    """`finish` for a large tile, in halves: as a whole it would not fit the registers."""
     if TILE * COLS > 64 * 128:
         left, right = acc.reshape(TILE, 2, COLS // 2).permute(0, 2, 1).split()
         left_gate, right_gate = left, right
@@ -123,7 +123,7 @@ def finish_wide(
 @triton.jit
 def finish_partials_kernel(
     partials: tl.tensor,  # [parts, tokens, rows of the weight] float32
-    parts: tl.tensor,  # int32 [rows of the weight / COLS], how many there are of each; or one number
+    parts: tl.tensor,  # int32 [rows of the weight / COLS], partials of each; or one number
     scales: tl.tensor,
     bias: tl.tensor,
     residual: tl.tensor,
@@ -140,18 +140,18 @@ def finish_partials_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
 ) -> None:
-    """Sums up what several programs have summed up, in a fixed order, and finishes it."""
+    """Adds up the partial sums of several programs, in a fixed order, and applies the epilogue."""
     column = tl.program_id(0)
     m = tl.program_id(1) * TILE + tl.arange(0, TILE)
     n = column * COLS + tl.arange(0, COLS)
     rows = out_features * 2 if GATED else out_features
     mask = (m < tokens)[:, None] & (n < out_features)[None, :]
     at = partials + m.to(tl.int64)[:, None] * rows + n[None, :]
-    # tl.cast, since an argument of 1 is a number for the compiler, and has no .to.
+    # tl.cast, since the compiler makes an argument of 1 a constant, which has no .to.
     layer = tl.cast(tokens, tl.int64) * rows
     acc = tl.zeros((TILE, COLS), dtype=tl.float32)
     gate = acc
-    # Unrolled, since a load that waits for the one before would take longer than all the rest.
+    # Unrolled, so that the loads overlap: their latency would exceed all other work.
     count = parts if UNIFORM else tl.load(parts + column)
     for part in tl.range(0, count, loop_unroll_factor=8):
         acc += tl.load(at + part * layer, mask=mask, other=0.0)

@@ -1,4 +1,4 @@
-"""What the launchers share: where kernels run, and what they refuse."""
+"""Shared by the launchers: properties of the device, and checks of the operands."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .epilogue import ACTIVATIONS, finish_partials_kernel
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Under TRITON_INTERPRET=1 the decorator gives something else, which takes CPU tensors.
+# Under TRITON_INTERPRET=1 the decorator returns another class, which runs on CPU tensors.
 INTERPRETED = not isinstance(finish_partials_kernel, triton.JITFunction)
 
-# Products and sums may be fused, which Triton asks to be told.
+# Lets Triton fuse multiplications and additions.
 FUSED = {"enable_fp_fusion": True}
 
-# The oldest GPUs that have bfloat16 and asynchronous copies.
+# The first compute capability with bfloat16 and asynchronous copies.
 OLDEST = (8, 0)
-# An H100 or H200: what plans are made for where no GPU is at hand.
+# Of an H100 or H200: plans are made for it where there is no GPU.
 PROCESSORS = 132
 SHARED_BYTES = 232_448  # of one program
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up: triton.cdiv takes five microseconds, as it is also meant for kernels."""
+    """a / b, rounded up; triton.cdiv, which kernels also call, costs five microseconds."""
     return -(-a // b)
 
 
@@ -56,7 +56,7 @@ def shared_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What is done with the sums, checked: see `epilogue.finish`."""
+    """The checked operands of the epilogue, see `epilogue.finish`."""
 
     tokens: int
     out_features: int
@@ -68,11 +68,11 @@ class Epilogue:
     residual: Tensor | None
 
     def output(self, x: Tensor) -> Tensor:
-        """y, not written to yet."""
+        """An uninitialised y [tokens, out_features]."""
         return torch.empty(self.tokens, self.out_features, dtype=x.dtype, device=x.device)
 
     def tensors(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """scales, bias, residual and y: absent ones as something that is not read."""
+        """scales, bias, residual and y; y replaces absent ones, which kernels do not read."""
         given = (self.scales, self.bias, self.residual)
         scales, bias, residual = (y if tensor is None else tensor for tensor in given)
         return scales, bias, residual, y
@@ -107,10 +107,19 @@ def check(
     residual: Tensor | None = None,
     problem: str | None = None,
 ) -> Epilogue:
-    """The epilogue of a call; raises ValueError, one line, for operands that do not fit.
+    """The epilogue of a call.
 
-    out_features: rows of the weight. buffers: the weight's others, which lie where x lies. problem: what
-    else is wrong, if anything.
+    Args:
+        name: The launcher, for the message.
+        x: [tokens, in_features].
+        values: Of the weight.
+        out_features: Rows of the weight.
+        buffers: The weight's other buffers by name, on the device of x.
+        activation, gated, scales, bias, residual: As in `linear_bsr`.
+        problem: What else is wrong, if anything.
+
+    Raises:
+        ValueError: An operand does not fit; the message is one line.
     """
     activation = activation or "none"
     rows = out_features // 2 if gated else out_features
@@ -121,9 +130,9 @@ def check(
     )
     if activation not in ACTIVATIONS:
         problem = f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-    for told, buffer in {"values": values, **buffers}.items():
+    for label, buffer in {"values": values, **buffers}.items():
         if not buffer.is_contiguous():
-            problem = problem or f"{told}: is not contiguous (strides {buffer.stride()})"
+            problem = problem or f"{label}: is not contiguous (strides {buffer.stride()})"
     if gated and out_features % 2:
         problem = problem or f"gated: needs an even number of rows, got {out_features}"
     if problem:
@@ -169,7 +178,7 @@ def _dense_problem(
 
 
 def place_problem(x: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
-    """What is wrong with where the tensors are, in one line, or None."""
+    """What is wrong with the devices of the tensors, in one line, or None."""
     devices = {x.device} | {other.device for other in others if other is not None}
     if len(devices) > 1:
         return f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}"
@@ -192,7 +201,15 @@ def device_problem(device: torch.device) -> str | None:
 def finish_partials(
     partials: Tensor, parts: Tensor | int, rows: int, epilogue: Epilogue, y: Tensor
 ) -> None:
-    """y from partial sums [parts, tokens, rows of the weight]; parts: of each `rows` rows, or of all."""
+    """Write y from partial sums.
+
+    Args:
+        partials: float32 [parts, tokens, rows of the weight].
+        parts: The number of partial sums of each `rows` rows, int32, or of all rows.
+        rows: Rows of the weight that share a number of parts.
+        epilogue: What follows the sum.
+        y: [tokens, out_features].
+    """
     tile = min(16, power_of_2(epilogue.tokens))
     grid = (cdiv(epilogue.out_features, rows), cdiv(epilogue.tokens, tile))
     with torch.cuda.device_of(y):

@@ -1,10 +1,10 @@
 """Linear layer with a BSR weight: y = act(x Wᵀ + bias) + residual.
 
 y[m, rows b + r] = act(sum over blocks j of block row b and columns c of
-x[m, cols indices[j] + c] values[j, r, c], plus bias) + residual, summed up in float32.
+x[m, cols indices[j] + c] values[j, r, c], plus bias) + residual, with float32 sums.
 
-One kernel for one token and for many: where a row of blocks is too much for one program, or there are
-fewer rows than processors, several programs share it and a second launch adds up what they found.
+For few tokens a row of blocks may be split among several programs (plan.py); a second launch adds
+up their partial sums.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .launch import (
     shared_bytes,
 )
 from .linear_bsr_tma import has_tma, linear_bsr_tma, tma_problem, tma_shape_problem
-from .multiply import multiply, place_of
+from .multiply import multiply, tile_of
 from .plan import BsrPlan, plan_bsr
 from .tiles import FEW_TOKENS, choose_config
 
@@ -64,9 +64,9 @@ def linear_bsr_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    """One program: TILE tokens x one row of blocks of y, for which a gated weight has two."""
+    """One program: TILE tokens x one row of blocks of y; of a gated weight one of either half."""
     block_rows = tl.cdiv(out_features, ROWS)
-    token, block_row = place_of(
+    token, block_row = tile_of(
         tl.program_id(0), tokens, out_features, order, TILE, ROWS, GROUP
     )  # fmt: skip
     m = token + tl.arange(0, TILE)  # [TILE]
@@ -113,7 +113,7 @@ def linear_bsr_split_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    """One program: TILE tokens x one item, which is a part of a row of blocks."""
+    """One program: TILE tokens x one item of the plan, a part of a row of blocks."""
     item = items + tl.program_id(0) * 4
     block_row = tl.load(item)
     begin = tl.load(item + 1)
@@ -150,25 +150,25 @@ def linear_bsr(
 
     Args:
         x: [tokens, in_features], float32, float16 or bfloat16, on a GPU.
-        values: [blocks, rows, cols] in the dtype of x, or int8 with scales; rows are 16, 32, 64 or 128,
-            cols a power of two up to 128. Where blocks reach beyond the matrix they hold zeros.
+        values: [blocks, rows, cols] in the dtype of x, or int8 with scales; rows are 16, 32, 64 or
+            128, cols a power of two up to 128. Elements beyond the matrix are zero.
         indices: int32 [blocks], block columns.
         pointers: int32 [block rows + 1], where each row of blocks starts; rows may be empty.
         bias: [out_features] in the dtype of x or float32.
-        activation: none, relu, gelu (with erf), gelu_tanh or silu; None is none.
+        activation: none, relu, gelu (with erf), gelu_tanh or silu; None means none.
         residual: [tokens, features of y] in the dtype of x, added last.
-        out_features: rows of the matrix without padding; rows * block rows if not given.
-        scales: float32 [out_features], what each row is multiplied with.
-        gated: y = act(x W0ᵀ + bias0) (x W1ᵀ + bias1) + residual, where W0 is the first half of the rows
-            and W1 the second, whole rows of blocks both.
-        plan: from `plan_bsr`. Without one it is made at every call, which waits for the
-            GPU and cannot be captured in a CUDA graph.
+        out_features: Rows of the matrix without padding; by default rows * block rows.
+        scales: float32 [out_features], the factor of each row.
+        gated: y = act(x W0ᵀ + bias0) (x W1ᵀ + bias1) + residual, where W0 is the first half of the
+            rows and W1 the second, both of whole blocks.
+        plan: From `plan_bsr`. Without one, a plan is made at every call, which synchronises with
+            the GPU and cannot be captured in a CUDA graph.
 
     Returns:
-        y [tokens, out_features], of a gated weight half as many, in the dtype of x.
+        y [tokens, out_features] in the dtype of x; [tokens, out_features / 2] for a gated weight.
 
     Raises:
-        ValueError: something does not fit. What indices and pointers hold is not checked here.
+        ValueError: An operand does not fit. The contents of indices and pointers are not checked.
     """
     if out_features is None:
         out_features = (pointers.numel() - 1) * values.shape[1] if values.dim() == 3 else 0
@@ -193,7 +193,7 @@ def linear_bsr(
 
 
 def linear_bsr_name(values: Tensor, tokens: int, in_features: int, cut: bool) -> str:
-    """Name of the kernel for `tokens` tokens, whose rows are contiguous; `cut`: the plan has items."""
+    """Name of the kernel for `tokens` contiguous rows of x; `cut`: the plan has items."""
     if tokens <= FEW_TOKENS and cut:
         return "linear_bsr_split_kernel"
     fits = tma_shape_problem(values, tokens) is None and in_features % 8 == 0
@@ -203,16 +203,16 @@ def linear_bsr_name(values: Tensor, tokens: int, in_features: int, cut: bool) ->
 
 
 def prepared(x: Tensor, cols: int) -> Tensor:
-    """x as the kernel reads it: single columns of many tokens lie side by side if x is transposed."""
+    """x as the kernel reads it: transposed for narrow blocks and many tokens, else row-major."""
     if cols < 8 and x.shape[0] > FEW_TOKENS:
         return x if x.stride(0) == 1 else x.t().contiguous().t()
     return x if x.stride(1) == 1 else x.contiguous()
 
 
 def arithmetic(x: Tensor) -> dict[str, object]:
-    """How tl.dot is to multiply values of the dtype of x."""
+    """Options of tl.dot for the dtype of x."""
     return {
-        # A single TF32 pass keeps 10 bits of a float32; three keep nearly all of them.
+        # One TF32 pass keeps 10 bits of a float32, three passes nearly all.
         "PRECISION": "tf32x3" if x.dtype == torch.float32 else "ieee",
         # The interpreter multiplies the bit patterns of bfloat16.
         "UPCAST": INTERPRETED,
@@ -228,7 +228,7 @@ def _whole(
     epilogue: Epilogue,
     y: Tensor,
 ) -> None:
-    """A program for each row of blocks of y and tile of tokens."""
+    """Launch a program for each row of blocks of y and tile of tokens."""
     rows, cols = values.shape[1:]
     x = prepared(x, cols)
     config = choose_config(
@@ -278,7 +278,7 @@ def _split(
     epilogue: Epilogue,
     y: Tensor,
 ) -> None:
-    """A program for each item, and a launch that adds up what they found."""
+    """Launch a program for each item and tile of tokens, then add up the partial sums."""
     assert plan.items is not None
     assert plan.parts is not None
     tokens = x.shape[0]

@@ -1,7 +1,7 @@
-"""BSR times many tokens on Hopper and later: persistent programs, tiles brought by the TMA unit.
+"""BSR times many tokens on Hopper and later: persistent programs with TMA loads.
 
-As many programs as there are processors walk over the tiles of y; the tensor memory accelerator brings
-tiles of x and blocks of the weight to shared memory, and fills with zeros what lies beyond x.
+One program a processor iterates over tiles of y. The tensor memory accelerator (TMA) loads tiles of
+x and blocks of the weight to shared memory, with zeros beyond the end of x.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .launch import (
     processors,
     shared_bytes,
 )
-from .multiply import place_of
+from .multiply import tile_of
 from .tiles import TMA_COLS, tma_config
 
 MIN_TOKENS = 128
@@ -43,7 +43,7 @@ def multiply_tma(
     STEP: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> tl.tensor:
-    """acc + x Wᵀ for the blocks begin .. end - 1; the column comes a step ahead, see `multiply`."""
+    """acc + x Wᵀ for the blocks begin .. end - 1; loads indices a step ahead, as `multiply`."""
     STEPS: tl.constexpr = COLS // STEP
     column = tl.load(indices + begin, mask=begin < end, other=0)
     for s in range(begin * STEPS, end * STEPS):
@@ -84,11 +84,11 @@ def linear_bsr_tma_kernel(
     HAS_RESIDUAL: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    """One program: every so many-th tile of y, all tiles of tokens of a few block rows in turn."""
+    """One program: tiles program_id, program_id + programs, ... of y, in the order of `tile_of`."""
     tiles = tl.cdiv(tokens, TILE)
     block_rows = tl.cdiv(out_features, ROWS)
     for work in range(tl.program_id(0), tiles * block_rows, tl.num_programs(0)):
-        row, block_row = place_of(work, tokens, out_features, order, TILE, ROWS, GROUP)
+        row, block_row = tile_of(work, tokens, out_features, order, TILE, ROWS, GROUP)
         begin = tl.load(pointers + block_row)
         end = tl.load(pointers + block_row + 1)
         acc = tl.zeros((TILE, ROWS), dtype=tl.float32)
@@ -119,8 +119,9 @@ def tma_shape_problem(values: Tensor, tokens: int) -> str | None:
 
 @cache
 def has_tma(device: torch.device) -> bool:
-    """Whether a device has a tensor memory accelerator and room for its tiles, which consumer cards have
-    not; the interpreter has both.
+    """Whether a device has TMA and enough shared memory, which consumer cards lack.
+
+    True for the interpreter, which simulates both.
     """
     if device.type != "cuda":
         return True
@@ -152,7 +153,7 @@ def linear_bsr_tma(
     epilogue: Epilogue,
     y: Tensor,
 ) -> None:
-    """y for operands that `tma_problem` lets pass."""
+    """Write y for operands without a `tma_problem`."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     blocks, rows, cols = values.shape

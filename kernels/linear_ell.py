@@ -1,10 +1,10 @@
 """Linear layer with an unstructured weight, for few tokens: ELLPACK by panels of 255 columns.
 
-The columns of the weight are cut into panels of 255, so that the place of a non-zero within one takes
-a byte; 255 is the place of empty slots, where x counts as zero. Within a panel the rows are sorted by their
-number of non-zeros and taken in groups of ROWS, one a lane; a group has as many slots as its longest row:
-rows of about equal length lie together, so hardly any slot is empty. A program multiplies one group;
-the sums of the panels are added up in a second launch.
+The columns of the weight are split into panels of 255, so that a column index within a panel fits a
+byte; 255 marks an empty slot, where x counts as zero. Within a panel the rows are sorted by their
+number of non-zeros and grouped by ROWS, one row a lane. A group has as many slots as its longest
+row. Rows of about equal length share a group, so few slots are empty. A program multiplies one
+group; a second launch adds up the sums of the panels.
 
 Slot l of lane r of group g holds values[start[g] + l, r] of the row rows[g, r], in the column
 255 panel[g] + columns[start[g] + l, r].
@@ -22,9 +22,9 @@ from .panel import load_panel, unpack
 
 ROWS = 128
 WIDTH = 255
-# Slots that a program takes at once: 8 elements a thread, so that it loads 16 bytes.
+# Slots of a step: 8 elements a thread, so that a load has 16 bytes.
 SLOTS = 8
-# Tokens of one pass over the weight.
+# Tokens of one pass over the weight, at most.
 MAX_PASS = 4
 
 
@@ -34,7 +34,7 @@ def linear_ell_kernel(
     values: tl.tensor,  # [slots, ROWS]
     columns: tl.tensor,  # [slots, ROWS] uint8
     groups: tl.tensor,  # [groups, 3] int32: panel, first slot, slots
-    rows: tl.tensor,  # [groups, ROWS], rows of the weight; past the last one where there is none
+    rows: tl.tensor,  # [groups, ROWS], rows of the weight; out_features or more in an empty lane
     partials: tl.tensor,  # [panels, tokens, out_features] float32
     tokens: tl.tensor,
     in_features: tl.tensor,
@@ -66,12 +66,12 @@ def linear_ell_kernel(
     acc3 = acc0
     # tl.range, since loops without tl.dot are not pipelined by the launch option.
     for first in tl.range(0, count, SLOTS, num_stages=3):
-        live = first + slot < count
+        filled = first + slot < count
         at = (start + first) * ROWS + slot * ROWS + lane
-        v = tl.load(values + at, mask=live, other=0.0).to(tl.float32)
-        places = tl.load(columns + at, mask=live, other=WIDTH).to(tl.int32)
-        places = places.reshape(SLOTS * ROWS)
-        picked = tl.gather(panel_x, places, 0).reshape(SLOTS, ROWS)
+        v = tl.load(values + at, mask=filled, other=0.0).to(tl.float32)
+        column = tl.load(columns + at, mask=filled, other=WIDTH).to(tl.int32)
+        column = column.reshape(SLOTS * ROWS)
+        picked = tl.gather(panel_x, column, 0).reshape(SLOTS, ROWS)
         if PASS == 1:
             acc0 += v * picked
         else:
@@ -79,13 +79,13 @@ def linear_ell_kernel(
             acc0 += v * low
             acc1 += v * high
             if PASS == 4:
-                low, high = unpack(tl.gather(panel_x2, places, 0).reshape(SLOTS, ROWS), BFLOAT16)
+                low, high = unpack(tl.gather(panel_x2, column, 0).reshape(SLOTS, ROWS), BFLOAT16)
                 acc2 += v * low
                 acc3 += v * high
     row = tl.load(rows + group * ROWS + tl.arange(0, ROWS)).to(tl.int32)
     y = partials + (panel.to(tl.int64) * tokens + token) * out_features + row
     tl.store(y, tl.sum(acc0, 0), mask=row < out_features)
-    # `left` goes into the limits: & of a row and a number is no mask in the interpreter.
+    # `left` is part of the limits: the interpreter has no mask of a row & a scalar.
     if PASS >= 2:
         tl.store(y + out_features, tl.sum(acc1, 0), mask=row < tl.where(left > 1, out_features, 0))
     if PASS == 4:
@@ -109,26 +109,26 @@ def expand_ell_kernel(
     SLOTS: tl.constexpr,
     HAS_SCALES: tl.constexpr,
 ) -> None:
-    """One program: puts the non-zeros of a group where they belong."""
+    """One program: writes the non-zeros of a group to the dense matrix."""
     group = tl.program_id(0)
     panel = tl.load(groups + group * 3)
     start = tl.load(groups + group * 3 + 1).to(tl.int64)
     count = tl.load(groups + group * 3 + 2)
     row = tl.load(rows + group * ROWS + tl.arange(0, ROWS)).to(tl.int32)
-    there = row < out_features
+    exists = row < out_features
     slot = tl.arange(0, SLOTS)[:, None]
     lane = tl.arange(0, ROWS)[None, :]
     target = dense + row.to(tl.int64)[None, :] * in_features + panel * WIDTH
     for first in range(0, count, SLOTS):
-        live = (first + slot < count) & there[None, :]
+        filled = (first + slot < count) & exists[None, :]
         at = (start + first) * ROWS + slot * ROWS + lane
-        v = tl.load(values + at, mask=live, other=0.0)
-        column = tl.load(columns + at, mask=live, other=WIDTH).to(tl.int32)
-        live = live & (column < WIDTH)
+        v = tl.load(values + at, mask=filled, other=0.0)
+        column = tl.load(columns + at, mask=filled, other=WIDTH).to(tl.int32)
+        filled = filled & (column < WIDTH)
         w = v.to(tl.float32)
         if HAS_SCALES:
-            w *= tl.load(scales + row, mask=there, other=0.0)[None, :]
-        tl.store(target + column, w.to(dense.dtype.element_ty), mask=live)
+            w *= tl.load(scales + row, mask=exists, other=0.0)[None, :]
+        tl.store(target + column, w.to(dense.dtype.element_ty), mask=filled)
 
 
 def linear_ell(
@@ -146,23 +146,26 @@ def linear_ell(
 ) -> Tensor:
     """act(x Wᵀ + bias) + residual for a weight in ELLPACK by panels, without gradients.
 
-    The weight is read once for 4 tokens of 16 bits, once a token in float32: this is for few tokens, and for
-    many `expand_ell` makes the matrix for a dense product.
+    For few tokens: the weight is read once for 4 tokens of 16 bits, or for each token in float32.
+    For many tokens, `expand_ell` makes the matrix of a dense product.
 
     Args:
         x: [tokens, in_features], float32, float16 or bfloat16, on a GPU.
         values: [slots, 128] in the dtype of x, or int8 with scales; zero where a slot is empty.
-        columns: uint8 [slots, 128], places in a panel; 255 where a slot is empty.
-        groups: int32 [groups, 3]: panel, first slot, number of slots. A panel's groups hold all rows.
-        rows: uint16 or int32 [groups, 128]: rows of the weight, or a number of at least out_features.
-        out_features: rows of the weight.
-        bias, activation, residual, scales, gated: as in `linear_bsr`.
+        columns: uint8 [slots, 128], within the panel; 255 marks an empty slot.
+        groups: int32 [groups, 3]: panel, first slot, number of slots. A panel's groups hold all
+            rows.
+        rows: uint16 or int32 [groups, 128]: rows of the weight; out_features or more in an empty
+            lane.
+        out_features: Rows of the weight.
+        bias, activation, residual, scales, gated: As in `linear_bsr`.
 
     Returns:
-        y [tokens, out_features], of a gated weight half as many, in the dtype of x.
+        y [tokens, out_features] in the dtype of x; [tokens, out_features / 2] for a gated weight.
 
     Raises:
-        ValueError: something does not fit. What columns, groups and rows hold is not checked here.
+        ValueError: An operand does not fit. The contents of columns, groups and rows are not
+            checked.
     """
     problem = _problem(values, columns, groups, rows)
     buffers = {"columns": columns, "groups": groups, "rows": rows}
@@ -178,11 +181,11 @@ def linear_ell(
     panels = cdiv(in_features, WIDTH)
     size = (panels * tokens, out_features)
     partials = torch.empty(*size, dtype=torch.float32, device=x.device)
-    wide = x.dtype == torch.float32
-    taken = 1 if wide else min(MAX_PASS, power_of_2(tokens))
+    single = x.dtype == torch.float32  # two tokens of 16 bits share a gather
+    pass_tokens = 1 if single else min(MAX_PASS, power_of_2(tokens))
     if groups.shape[0]:
         with torch.cuda.device_of(x):
-            linear_ell_kernel[(groups.shape[0], cdiv(tokens, taken))](
+            linear_ell_kernel[(groups.shape[0], cdiv(tokens, pass_tokens))](
                 x,
                 values,
                 columns,
@@ -193,7 +196,7 @@ def linear_ell(
                 in_features,
                 out_features,
                 x.stride(0),
-                PASS=taken,
+                PASS=pass_tokens,
                 ROWS=ROWS,
                 WIDTH=WIDTH,
                 SLOTS=SLOTS,
@@ -214,7 +217,7 @@ def expand_ell(
     dtype: torch.dtype,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """The dense matrix [out, in] in `dtype`, on the device of the values; arguments as `linear_ell`."""
+    """The dense matrix [out, in] in `dtype` on the values' device; arguments as `linear_ell`."""
     problem = _problem(values, columns, groups, rows)
     problem = problem or device_problem(values.device)
     if problem:

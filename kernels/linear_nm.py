@@ -1,7 +1,7 @@
 """Linear layer with an N:M weight, for few tokens: `keep` values in every group of `of` columns.
 
-W[r, of (v // keep) + position[r, v]] = values[r, v], as the N:M format has it; a position takes 1, 2 or 4
-bits, the first one of a byte in the lowest. 2:4 is arXiv:2104.08378.
+W[r, of (v // keep) + position[r, v]] = values[r, v], as in the N:M format. A position has 1, 2 or 4
+bits; the first position of a byte is in its lowest bits. 2:4 is arXiv:2104.08378.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from .epilogue import finish
 from .launch import FUSED, cdiv, check, device_problem, power_of_2
 from .panel import load_panel, unpack
 
-# Bits of a position by the size of a group.
+# Bits of a position, by the size of a group.
 BITS = {2: 1, 4: 2, 8: 4, 16: 4}
-# Values that a program takes at once, at most as many columns, and tokens of one pass over the weight.
+# Values of a step, and upper bounds of its columns and of the tokens of a pass over the weight.
 ELEMENTS, MAX_WIDTH, MAX_PASS = 2048, 1024, 4
 
 
 @triton.jit
-def load_places(
+def load_columns(
     positions: tl.tensor,
     rows: tl.tensor,  # [ROWS, 1, 1] int64
     first: tl.tensor,  # word
     words: tl.tensor,  # bytes of a row
-    there: tl.tensor,  # [ROWS, 1, 1]
+    exists: tl.tensor,  # [ROWS, 1, 1]
     WORDS: tl.constexpr,
     KEEP: tl.constexpr,
     OF: tl.constexpr,
     BITS: tl.constexpr,
 ) -> tl.tensor:
-    """Columns, counted from that of the first word's first group, int32 [ROWS, WORDS, 8 / BITS]."""
+    """Columns relative to the first group of the first word, int32 [ROWS, WORDS, 8 / BITS]."""
     EACH: tl.constexpr = 8 // BITS  # positions of a byte
     word = tl.arange(0, WORDS)[None, :, None]
     each = tl.arange(0, EACH)[None, None, :]
-    mask = there & (first + word < words)
+    mask = exists & (first + word < words)
     code = tl.load(positions + rows * words + first + word, mask=mask, other=0).to(tl.int32)
     return (word * EACH + each) // KEEP * OF + ((code >> (each * BITS)) & (OF - 1))
 
 
 @triton.jit
 def sums_nm(
-    x: tl.tensor,  # where the first token starts
+    x: tl.tensor,  # pointer to the first token
     x_stride: tl.tensor,
-    left: tl.tensor,  # tokens from there on
+    left: tl.tensor,  # tokens from the first one on
     in_features: tl.tensor,
     values: tl.tensor,
     positions: tl.tensor,
@@ -65,7 +65,7 @@ def sums_nm(
     EACH: tl.constexpr = 8 // BITS
     WIDTH: tl.constexpr = WORDS * EACH // KEEP * OF
     rows = r.to(tl.int64)[:, None, None]
-    there = inside[:, None, None]
+    exists = inside[:, None, None]
     word = tl.arange(0, WORDS)[None, :, None]
     each = tl.arange(0, EACH)[None, None, :]
     acc0 = tl.zeros((ROWS, WORDS, EACH), dtype=tl.float32)
@@ -76,13 +76,13 @@ def sums_nm(
     for first in tl.range(0, words, WORDS, num_stages=3):
         column = first * EACH // KEEP * OF
         limit = in_features - column
-        live = there & (first + word < words)
+        filled = exists & (first + word < words)
         at = (rows * words + first + word) * EACH + each
-        v = tl.load(values + at, mask=live, other=0.0).to(tl.float32)
-        places = load_places(positions, rows, first, words, there, WORDS, KEEP, OF, BITS)
-        places = places.reshape(ROWS * WORDS * EACH)
+        v = tl.load(values + at, mask=filled, other=0.0).to(tl.float32)
+        columns = load_columns(positions, rows, first, words, exists, WORDS, KEEP, OF, BITS)
+        columns = columns.reshape(ROWS * WORDS * EACH)
         panel = load_panel(x + column, x_stride, limit, left, WIDTH, PASS > 1)
-        picked = tl.gather(panel, places, 0).reshape(ROWS, WORDS, EACH)
+        picked = tl.gather(panel, columns, 0).reshape(ROWS, WORDS, EACH)
         if PASS == 1:
             acc0 += v * picked
         else:
@@ -92,7 +92,7 @@ def sums_nm(
             if PASS == 4:
                 two = x + 2 * x_stride + column
                 panel = load_panel(two, x_stride, limit, left - 2, WIDTH, PASS > 1)
-                picked = tl.gather(panel, places, 0).reshape(ROWS, WORDS, EACH)
+                picked = tl.gather(panel, columns, 0).reshape(ROWS, WORDS, EACH)
                 low, high = unpack(picked, BFLOAT16)
                 acc2 += v * low
                 acc3 += v * high
@@ -171,23 +171,23 @@ def expand_nm_kernel(
     BITS: tl.constexpr,
     HAS_SCALES: tl.constexpr,
 ) -> None:
-    """One program: puts the values of ROWS rows and WORDS words where they belong."""
+    """One program: writes the values of ROWS rows and WORDS words to the dense matrix."""
     EACH: tl.constexpr = 8 // BITS
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * WORDS
     rows = r.to(tl.int64)[:, None, None]
-    there = (r < out_features)[:, None, None]
+    exists = (r < out_features)[:, None, None]
     word = tl.arange(0, WORDS)[None, :, None]
     each = tl.arange(0, EACH)[None, None, :]
-    live = there & (first + word < words)
-    v = tl.load(values + (rows * words + first + word) * EACH + each, mask=live, other=0.0)
-    places = load_places(positions, rows, first, words, there, WORDS, KEEP, OF, BITS)
-    live = live & (v != 0)
+    filled = exists & (first + word < words)
+    v = tl.load(values + (rows * words + first + word) * EACH + each, mask=filled, other=0.0)
+    columns = load_columns(positions, rows, first, words, exists, WORDS, KEEP, OF, BITS)
+    filled = filled & (v != 0)
     w = v.to(tl.float32)
     if HAS_SCALES:
         w *= tl.load(scales + r, mask=r < out_features, other=0.0)[:, None, None]
-    at = dense + rows * in_features + (first * EACH // KEEP * OF + places)
-    tl.store(at, w.to(dense.dtype.element_ty), mask=live)
+    at = dense + rows * in_features + (first * EACH // KEEP * OF + columns)
+    tl.store(at, w.to(dense.dtype.element_ty), mask=filled)
 
 
 def linear_nm(
@@ -204,27 +204,28 @@ def linear_nm(
 ) -> Tensor:
     """act(x Wᵀ + bias) + residual for an N:M weight, without gradients.
 
-    The weight is read once for 4 tokens of 16 bits, once a token in float32: this is for few tokens, and for
-    many `expand_nm` makes the matrix for a dense product.
+    For few tokens: the weight is read once for 4 tokens of 16 bits, or for each token in float32.
+    For many tokens, `expand_nm` makes the matrix of a dense product.
 
     Args:
         x: [tokens, in_features], float32, float16 or bfloat16, on a GPU.
-        values: [out_features, n] in the dtype of x, or int8 with scales; n a multiple of the positions in
-            a byte. What is kept beyond the last column, or to fill a group, is zero.
+        values: [out_features, n] in the dtype of x, or int8 with scales; n is a multiple of the
+            positions in a byte. Values beyond the last column, or that fill a group, are zero.
         positions: uint8 [out_features, n x bits / 8].
-        keep, of: a power of two up to `of`, and 2, 4, 8 or 16, for which a position has 1, 2, 4 or 4 bits.
-        bias, activation, residual, scales, gated: as in `linear_bsr`.
+        keep: Values of a group, a power of two up to `of`.
+        of: Columns of a group: 2, 4, 8 or 16, for which a position has 1, 2, 4 or 4 bits.
+        bias, activation, residual, scales, gated: As in `linear_bsr`.
 
     Returns:
-        y [tokens, out_features], of a gated weight half as many, in the dtype of x.
+        y [tokens, out_features] in the dtype of x; [tokens, out_features / 2] for a gated weight.
 
     Raises:
-        ValueError: something does not fit. Positions are not checked here.
+        ValueError: An operand does not fit. The positions are not checked.
     """
     problem = _problem(values, positions, keep, of)
     out_features = values.shape[0]
     if problem is None and x.dim() == 2 and x.shape[1] > values.shape[1] // keep * of:
-        problem = f"x: has {x.shape[1]} features, {values.shape[1]} values of a row stand for fewer"
+        problem = f"x: has {x.shape[1]} features, the {values.shape[1]} values of a row span fewer"
     epilogue = check(
         "linear_nm", x, values, out_features, {"positions": positions},
         activation, gated, scales, bias, residual, problem,
@@ -234,10 +235,10 @@ def linear_nm(
         return y
     tokens, in_features = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
-    wide = x.dtype == torch.float32
-    taken = 1 if wide else min(MAX_PASS, power_of_2(tokens))
+    single = x.dtype == torch.float32  # two tokens of 16 bits share a gather
+    pass_tokens = 1 if single else min(MAX_PASS, power_of_2(tokens))
     shape = tile_shape(keep, of)
-    grid = (cdiv(epilogue.out_features, shape["ROWS"]), cdiv(tokens, taken))
+    grid = (cdiv(epilogue.out_features, shape["ROWS"]), cdiv(tokens, pass_tokens))
     with torch.cuda.device_of(x):
         linear_nm_kernel[grid](
             x,
@@ -250,7 +251,7 @@ def linear_nm(
             positions.shape[1],
             x.stride(0),
             epilogue.residual_stride,
-            PASS=taken,
+            PASS=pass_tokens,
             BFLOAT16=x.dtype == torch.bfloat16,
             **shape,
             **epilogue.flags,
@@ -269,7 +270,7 @@ def expand_nm(
     dtype: torch.dtype,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """The dense matrix [out, in] in `dtype`, on the device of the values; arguments as `linear_nm`."""
+    """The dense matrix [out, in] in `dtype` on the values' device; arguments as `linear_nm`."""
     problem = _problem(values, positions, keep, of)
     problem = problem or device_problem(values.device)
     if problem:
@@ -297,7 +298,7 @@ def expand_nm(
 
 
 def tile_shape(keep: int, of: int) -> dict[str, int]:
-    """The compile-time constants of a pattern: 128 values of 16 rows, or as many columns as fit."""
+    """The compile-time constants of a pattern: 128 values of 16 rows, or what MAX_WIDTH allows."""
     each = 8 // BITS[of]
     count = min(128, MAX_WIDTH // of * keep)
     return {

@@ -1,4 +1,4 @@
-"""What BSR products share: which tile is whose, and the loop over the blocks of one row."""
+"""Shared by the BSR kernels: the order of the tiles, and the loop over the blocks of one row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def place_of(
+def tile_of(
     work: tl.tensor,
     tokens: tl.tensor,
     out_features: tl.tensor,
@@ -16,8 +16,10 @@ def place_of(
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """First token and block row of a tile of y: GROUP tiles of tokens take all block rows before the next
-    GROUP do, so that their x stays in L2.
+    """First token and block row of a tile of y.
+
+    GROUP tiles of tokens go through all block rows before the next GROUP, so that their x stays in
+    L2.
     """
     tiles = tl.cdiv(tokens, TILE)
     block_rows = tl.cdiv(out_features, ROWS)
@@ -30,8 +32,8 @@ def place_of(
 @triton.jit
 def multiply(
     acc: tl.tensor,  # [TILE, ROWS] float32
-    x_rows: tl.tensor,  # [TILE, 1], where the rows of x start
-    inside: tl.tensor,  # [TILE], whether there is such a row
+    x_rows: tl.tensor,  # [TILE, 1], pointers to the rows of x
+    inside: tl.tensor,  # [TILE], whether the row exists
     x_stride: tl.tensor,  # from one column of x to the next
     values: tl.tensor,  # [blocks, ROWS, COLS]
     indices: tl.tensor,  # [blocks]
@@ -44,11 +46,11 @@ def multiply(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> tl.tensor:
-    """acc + x Wᵀ for the blocks begin .. end - 1 of one row of blocks; UPCAST multiplies in float32.
+    """acc + x Wᵀ for the blocks begin .. end - 1 of a row of blocks; UPCAST multiplies in float32.
 
-    A step takes STEP columns: a part of a block, or several blocks. Where they start is loaded one step
-    ahead: as a load inside its own iteration it would be one more level of indirection, and the
-    pipeliner would halve the number of tiles in flight.
+    A step has STEP columns: a part of a block, or several blocks. Their index is loaded one step
+    ahead. In the step itself the load would add a level of indirection, for which the pipeliner
+    halves the number of tiles in flight.
     """
     k = tl.arange(0, STEP)  # [STEP]
     i = tl.arange(0, ROWS)  # [ROWS]
@@ -76,7 +78,7 @@ def multiply(
             live = j + block < end  # [STEP]
             at = columns * COLS + k % COLS
             mask = inside[:, None] & (live & (at < in_features))[None, :]
-            # Transposed, a column of x is as long as there are tokens.
+            # x may be transposed: a column of x then has contiguous tokens.
             x_at = x_rows + at.to(tl.int64)[None, :] * x_stride
             a = tl.load(x_at, mask=mask, other=0.0)
             w = tl.load(w_cols + j * (ROWS * COLS), mask=live[:, None], other=0.0)

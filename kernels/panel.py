@@ -1,4 +1,4 @@
-"""x by places within a panel of columns: a gather from shared memory, two tokens of 16 bits at once."""
+"""Gathers x within a panel of columns from shared memory, two tokens of 16 bits at once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import triton.language as tl
 
 @triton.jit
 def load_panel(
-    x: tl.tensor,  # the panel of one token; the next one lies x_stride further
+    x: tl.tensor,  # the panel of one token; the next token is x_stride further
     x_stride: tl.tensor,
-    limit: tl.tensor,  # columns that the panel has
+    limit: tl.tensor,  # columns of the panel
     left: tl.tensor,  # tokens from this one on
     WIDTH: tl.constexpr,
     PAIR: tl.constexpr,
 ) -> tl.tensor:
-    """One token as float32, or two of 16 bits side by side in uint32: one gather then picks both."""
+    """One token as float32, or two of 16 bits side by side in uint32, which one gather picks."""
     k = tl.arange(0, WIDTH)
     one = tl.load(x + k, mask=k < tl.where(left > 0, limit, 0), other=0.0)
     if PAIR:

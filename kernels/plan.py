@@ -1,4 +1,4 @@
-"""Who does what: the rows of blocks of a weight shared out among programs, once for a weight."""
+"""Work partition of a BSR weight: its rows of blocks are distributed among programs, once."""
 
 from __future__ import annotations
 
@@ -9,34 +9,45 @@ from torch import Tensor
 
 from .launch import processors
 
-# What one processor reads while another launch would begin (2 us at 32 bytes a nanosecond).
+# Bytes that one processor reads in the time of a launch (2 us at 32 bytes a nanosecond).
 SHARE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class BsrPlan:
-    """What is worked out once for a weight, so that a call needs neither the host nor its memory.
+    """The partition, made once for a weight, so that a call does not synchronise with the host.
 
-    order: int32 [block rows of y], the heaviest first. items: int32 [items, 4], the parts that rows are
-    cut into for few tokens, heaviest first: block row, first block, one past the last, number of the
-    part; without items no row is cut. parts: int32 [block rows], how many a row has.
+    Attributes:
+        order: int32 [block rows of y], the row with the most blocks first.
+        items: int32 [items, 4], the parts that rows are split into for few tokens, largest first:
+            block row, first block, one past the last, number of the part. None where no row is
+            split.
+        parts: int32 [block rows], the number of parts of each row; None where no row is split.
+        most: The largest number of parts.
     """
 
     order: Tensor
     items: Tensor | None = None
     parts: Tensor | None = None
     most: int = 1
-    """Parts of the row that has most."""
 
 
 def plan_bsr(
     pointers: Tensor, block_bytes: int, gated: bool = False, programs: int | None = None
 ) -> BsrPlan:
-    """Balanced work for a weight with these pointers [block rows + 1], on their device.
+    """A balanced partition for a BSR weight.
 
-    programs: how many should run at once; by default two on each processor. Where there are fewer rows,
-    or one is more than twice a fair share, rows are cut into parts of a fair share, but not of less
-    than SHARE_BYTES.
+    Rows are split where there are fewer of them than programs, or where one has more than twice its
+    fair share of the blocks. A part is a fair share, but at least SHARE_BYTES.
+
+    Args:
+        pointers: int32 [block rows + 1], where each row of blocks starts.
+        block_bytes: Bytes of the values of a block.
+        gated: Whether the second half of the rows gates the first.
+        programs: Number of programs that should run at once; by default two on each processor.
+
+    Returns:
+        The partition, on the device of `pointers`.
     """
     counts = pointers.diff().long().cpu()
     programs = programs or 2 * processors(pointers.device)

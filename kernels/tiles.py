@@ -1,4 +1,4 @@
-"""How work is cut into tiles: by shared memory, registers, and how many processors want to be busy."""
+"""Tile sizes, which shared memory, registers and the number of processors determine."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from functools import lru_cache
 
 from .launch import PROCESSORS, SHARED_BYTES, cdiv, power_of_2
 
-# Shared memory beside the tiles in flight.
+# Shared memory that is reserved besides the tiles in flight.
 EPILOGUE_BYTES = 16 * 1024
-# Up to as many tokens the time is that of reading the weight: rows of blocks are shared out.
+# Up to this many tokens reading the weight dominates: rows of blocks are split among programs.
 FEW_TOKENS = 64
-# Columns of a tile that the tensor memory accelerator brings: 128 bytes.
+# Columns of a tile that the tensor memory accelerator (TMA) loads: 128 bytes.
 TMA_COLS = 64
 
 
 @dataclass(frozen=True)
 class Config:
-    """How the work is cut: tokens and warps of a program, columns of a step, steps in flight."""
+    """Tokens (`tile`) and warps of a program, columns of a step, and steps in flight (`stages`)."""
 
     tile: int
     warps: int
@@ -30,10 +30,10 @@ def large_tile(
 ) -> int:
     """Tokens of a program that multiplies many by `rows` rows.
 
-    x and the weight come from L2 once a tile: FLOP per byte are 1 / (1 / rows + 1 / tile), so a tile is as
-    large as its sums fit the registers, but not so large that processors are left without one.
+    x and the weight are read from L2 once a tile: FLOP per byte are 1 / (1 / rows + 1 / tile). So a
+    tile is as large as its sums fit the registers, unless processors would be left without a tile.
     """
-    # Of float32 a product takes three passes, and twice the shared memory.
+    # float32 takes three passes a product, and twice the shared memory.
     tile = min(256, 256 * 128 // (rows * (1 + gated))) if itemsize == 2 else 64
     tile = min(tile, power_of_2(tokens))
     while tile > 32 and cdiv(tokens, tile) * block_rows < processors:
@@ -52,14 +52,21 @@ def choose_config(
     shared: int = SHARED_BYTES,
     processors: int = PROCESSORS,
 ) -> Config:
-    """Tile for `tokens` rows of x of `itemsize` bytes an element, and `block_rows` rows of blocks of y.
+    """The tile of a BSR product.
 
-    shared: bytes of shared memory that a program may have. processors: how many there are.
+    Args:
+        tokens: Rows of x.
+        rows, cols: Of a block.
+        itemsize: Bytes of an element of x.
+        block_rows: Rows of blocks of y.
+        gated: Whether a program computes a row of blocks of either half of the weight.
+        shared: Bytes of shared memory that a program may use.
+        processors: Streaming multiprocessors of the GPU.
     """
-    # 128 bytes are a row of the widest swizzle that wgmma reads; more only costs registers there.
+    # 128 bytes are a row of the widest swizzle that wgmma reads; longer steps only cost registers.
     step = 128 // itemsize
     if tokens <= FEW_TOKENS:
-        # Bytes in flight are what counts: several small programs on a processor, long steps.
+        # Bytes in flight limit the speed: several small programs on a processor, long steps.
         tile = max(16, power_of_2(max(tokens, 1)))
         warps = {16: 1, 32: 2}.get(rows, 4) if tile < 64 else 4
         if tile < 64:
@@ -75,6 +82,6 @@ def choose_config(
 def tma_config(
     tokens: int, rows: int, block_rows: int, gated: bool, processors: int = PROCESSORS
 ) -> Config:
-    """Tile for blocks of so many rows."""
+    """The tile of a product with TMA loads; arguments as in `choose_config`."""
     tile = max(128, large_tile(tokens, rows, block_rows, 2, gated, processors))
     return Config(tile, 8 if tile * rows * (1 + gated) > 64 * 64 else 4, TMA_COLS, 4)

@@ -1,7 +1,7 @@
 """Backend: what a kind of device reads, computes and measures, as one value.
 
-Everything else in the engine asks the backend of a tensor or of a packing, and never what kind of device
-it is. A new packing is a file in `packings/` and a row in the backend's table.
+Everything else in the engine asks the backend of a tensor or of a packing, and never what kind of
+device it is. A new packing is a file in `packings/` and a row in the backend's table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Params = Mapping[str, int]
 
 
 class Window(NamedTuple):
-    """Where a convolution over time reads: `left` zeros precede x, and `steps` outputs are computed."""
+    """The windows of a convolution over time: `left` zeros precede x, and `steps` are computed."""
 
     kernel: int
     stride: int
@@ -160,7 +160,7 @@ class Backend(ABC):
         return False
 
     def conv1d(self, packed: Format, x: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-        """y [batch, out, steps] of x [batch, channels, length], for packings that it `convolves`."""
+        """y [batch, out, steps] of x [batch, channels, length], for packings that `convolves`."""
         raise NotImplementedError
 
     def fuse(

@@ -25,8 +25,8 @@ from sparse_engine.packings.cpu.strips import Strips
 
 FEW_TOKENS = 4
 """As many tokens as a kernel with rows in the lanes takes at once."""
-# Blocks that auto tries; the cost model drops those that would store too many zeros. Lower ones need no
-# trial: csr is packed to the same runs, which find rows with the same columns.
+# Blocks that auto tries; the cost model drops those that would store too many zeros. Lower ones
+# need no trial: csr is packed to the same runs, which find rows with the same columns.
 BLOCKS = ((32, 1), (16, 1))
 FLOATS, INT8 = ("float32", "bfloat16"), ("int8",)
 
@@ -48,9 +48,9 @@ def _few_tokens(params: Params, tokens: Sequence[int]) -> bool:
 class CPUBackend(Backend):
     """Kernels for float32 and bfloat16 activations; float values meet them in float32.
 
-    Blocks of fewer than 16 rows have no kernel of their own: a pair of rows has all columns in common,
-    which is what runs are for. Packages store int8 blocks as the kernels for any number of tokens read
-    them, so `_few_tokens` has no row for them.
+    Blocks of fewer than 16 rows have no kernel of their own: a pair of rows has all columns in
+    common, which is what runs are for. Packages store int8 blocks as the kernels for any number of
+    tokens read them, so `_few_tokens` has no row for them.
     """
 
     name: ClassVar[str] = "cpu"
@@ -89,7 +89,7 @@ class CPUBackend(Backend):
             raise UsageError("float16 has kernels on GPUs only: use float32 or bfloat16 on the CPU")
 
     def formats(self, weight: Tensor, dtype: str) -> list[str]:
-        """All but n:m, whose pattern a weight must have been pruned to; blocks where they are tall."""
+        """csr, tall blocks, bitmask and sellp; n:m is for weights pruned to such a pattern."""
         # Blocks have no kernel of their own in int8.
         blocks = [] if dtype == "int8" else [f"bsr:{r}x{c}" for r, c in BLOCKS]
         sellp = ["sellp"] if weight.shape[1] <= MAX_INPUTS else []
@@ -125,7 +125,7 @@ class CPUBackend(Backend):
         activation: str,
         residual: Tensor | None,
     ) -> Tensor:
-        """See `Backend.linear`; sums are float32, and int8 packings may quantise x token by token."""
+        """See `Backend.linear`; sums are float32, and int8 packings may quantise x by token."""
         return cpu_ops.linear(packed, x, bias, activation, residual)
 
     def kernel_name(self, packed: Format, tokens: int) -> str:

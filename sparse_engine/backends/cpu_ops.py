@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Importing torch first matters: the extension then binds to torch's OpenMP, and one pool serves both.
+# Importing torch first matters: the extension then binds to torch's OpenMP, and one pool serves
+# both.
 from sparse_engine import _core
 from sparse_engine.backends.base import Window
 from sparse_engine.backends.operators import define_linear, is_plain, library
@@ -47,7 +48,7 @@ def run_linear(
     activation: str,
     residual: Tensor | None,
 ) -> Tensor:
-    """y [..., out] = act(x Wᵀ + bias) + residual on checked arguments, without torch's dispatcher."""
+    """y [..., out] = act(x Wᵀ + bias) + residual of checked arguments, past torch's dispatcher."""
     x, in_features = x.detach(), x.shape[-1]
     tokens = x.numel() // in_features if in_features else x.shape[:-1].numel()
     y = x.new_empty(tokens, out_features)

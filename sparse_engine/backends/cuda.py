@@ -20,7 +20,8 @@ from sparse_engine.packings.cuda.ell import Ell
 from sparse_engine.packings.cuda.packed_nm import PackedNM
 from sparse_engine.packings.cuda.values import GPU_DTYPES
 
-# Blocks that auto tries: tall ones, since what many tokens cost is set by the rows that share a tile of x.
+# Blocks that auto tries: tall ones, since what many tokens cost is set by the rows that share a
+# tile of x.
 BLOCKS = (
     *((128, cols) for cols in (128, 64, 32, 16)),
     *((64, cols) for cols in (64, 32, 16)),
@@ -42,7 +43,7 @@ def _groups_fit(params: Params, tokens: Sequence[int]) -> bool:
 
 
 class CUDABackend(Backend):
-    """Kernels for float32, float16 and bfloat16 activations, which meet float weights in their dtype.
+    """Kernels for float32, float16 and bfloat16 activations, cast to the dtype of float weights.
 
     Blocks and N:M that a kernel has stay what they are; everything else becomes single elements.
     """

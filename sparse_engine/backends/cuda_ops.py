@@ -22,8 +22,9 @@ try:
 except ImportError as error:
     raise UsageError(NO_TRITON) from error
 
-# Up to as many tokens, single elements and N:M have kernels of their own, which read the weight once for
-# four tokens. For more tokens the weight is expanded and multiplied by torch's dense product.
+# Up to as many tokens, single elements and N:M have kernels of their own, which read the weight
+# once for four tokens. For more tokens the weight is expanded and multiplied by torch's dense
+# product.
 FEW_ELEMENT_TOKENS = 16
 PACKINGS: dict[str, type[Format]] = {cls.kind: cls for cls in (Blocks, Ell, PackedNM)}
 
@@ -90,7 +91,7 @@ def _multiply(
 
 
 def expand(packed: Any, dtype: torch.dtype) -> Tensor:
-    """The dense weight [out, in] of an Ell or a PackedNM: as much memory as the model had before."""
+    """The dense weight [out, in] of an Ell or a PackedNM, as large as the model's was."""
     scales = packed.scales if packed.dtype == torch.int8 else None
     if isinstance(packed, Ell):
         buffers = (packed.values, packed.columns, packed.groups, packed.rows)

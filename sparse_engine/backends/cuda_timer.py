@@ -11,7 +11,8 @@ from statistics import median
 
 import torch
 
-# More than the L2 cache of any GPU (50 MB on an H100): weights then come from memory, as in a model.
+# More than the L2 cache of any GPU (50 MB on an H100): weights then come from memory, as in a
+# model.
 FLUSH_BYTES = 256 * 1024 * 1024
 
 
@@ -19,14 +20,14 @@ FLUSH_BYTES = 256 * 1024 * 1024
 def side_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream that captures use on a device.
 
-    torch's own stream for captures belongs to the device that captured first, and each new stream would
-    hold a workspace of cuBLAS.
+    torch's own stream for captures belongs to the device that captured first, and each new stream
+    would hold a workspace of cuBLAS.
     """
     return torch.cuda.Stream(device)
 
 
 def capture(call: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
-    """`call` as a CUDA graph; it runs three times before the capture, so that its kernels compile."""
+    """`call` as a CUDA graph; it runs three times before the capture, which compiles kernels."""
     with torch.cuda.device(device):
         stream = side_stream(device)
         stream.wait_stream(torch.cuda.current_stream())
@@ -44,7 +45,7 @@ def capture(call: Callable[[], object], device: torch.device) -> torch.cuda.CUDA
 def time_on_gpu(
     calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = 20
 ) -> dict[str, float]:
-    """Median microseconds of each call; calls alternate, so that drift of the clocks affects them all."""
+    """Median microseconds of each call; calls alternate, so that clock drift affects them all."""
     graphs = {name: capture(call, device) for name, call in calls.items()}
     with torch.cuda.device(device):
         flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)

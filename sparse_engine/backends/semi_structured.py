@@ -1,7 +1,8 @@
-"""2:4 for many tokens on a GPU: torch's own semi-structured kernels, where they are faster than dense.
+"""2:4 for many tokens on a GPU: torch's own semi-structured kernels, where they beat dense.
 
 The layer stays torch.nn.Linear, with its weight in torch's compressed format (arXiv:2104.08378;
-torch.sparse.to_sparse_semi_structured). Its results are compared with dense before anything is timed.
+torch.sparse.to_sparse_semi_structured). Its results are compared with dense before anything is
+timed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 from sparse_engine.formats import most_in_group
 
 NARROW = (torch.float16, torch.bfloat16)
-# Largest difference from dense over the largest magnitude: sums in another order, rounded to 16 bits.
+# Largest difference from dense over the largest magnitude: sums in another order, rounded to 16
+# bits.
 TOLERANCE = 2e-2
 # Share of dense time that it must save: less is within the noise of the timer.
 MARGIN = 0.02
@@ -32,8 +34,8 @@ def compress(
         time: Microseconds of calls by name, as `Backend.time` measures them.
 
     Returns:
-        The compressed weight, or None; and the reason, which is "" for weights that torch has no such
-        format for: those that are not 2:4 or not of 16 bits.
+        The compressed weight, or None; and the reason, which is "" for weights that are not 2:4 or
+        not of 16 bits.
     """
     weight = linear.weight.detach()
     if weight.dtype not in NARROW or most_in_group(weight, 4) > 2:

@@ -19,7 +19,8 @@ from sparse_engine.nn.placeholder import placeholder_weight
 from sparse_engine.ops import check_linear, is_plain, run_conv1d
 from sparse_engine.ops.conv1d import Window
 
-# Windows of many sequences of fewer steps are copied faster as rows: in panels each fills too few lanes.
+# Windows of many sequences of fewer steps are copied faster as rows: in panels each fills too few
+# lanes.
 FEW_STEPS = 8
 
 
@@ -27,8 +28,8 @@ class SparseConv1d(nn.Module):
     """y[b, o, t] = bias[o] + sum over c, i of W[o, c, i] x[b, c, t stride + i dilation - padding].
 
     x [batch, in, length] or [in, length], float32 or bfloat16. The weight of a group is one sparse
-    matrix [out, in x kernel]. On the CPU its product takes windows from x as it lies, channels first;
-    for formats whose kernels take rows, and on a GPU, windows are copied as rows.
+    matrix [out, in x kernel]. On the CPU its product takes windows from x as it lies, channels
+    first; for formats whose kernels take rows, and on a GPU, windows are copied as rows.
 
     >>> SparseConv1d.from_dense(torch.nn.Conv1d(300, 100, 3), "csr")
     """

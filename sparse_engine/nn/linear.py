@@ -37,7 +37,7 @@ class SparseLinear(nn.Module):
     is_conv1d = False
     """Whether it stands for GPT-2's Conv1D: `densify_` then makes one."""
     fused: Any = None
-    """Runs this layer with others that read the same x, where the backend fuses (native/fused.py)."""
+    """A FusedProjections, which runs this layer with others that read the same x; or None."""
     _known: Format | None = None
     """`packed` as it was last asked for, with what the ops keep beside it."""
 
@@ -66,7 +66,8 @@ class SparseLinear(nn.Module):
         """Store the weight of `linear` as `config.format` in `config.dtype`.
 
         `linear` is left as it is. "auto" measures the formats on this machine, see
-        `sparse_engine.auto.format`. Raises UsageError for a format or dtype that the weight does not fit.
+        `sparse_engine.auto.format`. Raises UsageError for a format or dtype that the weight does
+        not fit.
         """
         check_plain(linear)
         config = SparseConfig.of(config)
@@ -144,7 +145,7 @@ class SparseLinear(nn.Module):
         return linear_kernel(self.packed, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
-        """y = x Wᵀ + b; raises UsageError for a wrong width or dtype, or if x asks for gradients."""
+        """y = x Wᵀ + b; raises UsageError for a wrong width or dtype, or if x requires gradients."""
         packed = self.packed
         backend = backend_of_packing(packed)
         check_linear(x, packed.shape, None, None, backend.input_dtypes)
@@ -168,7 +169,7 @@ class SparseLinear(nn.Module):
         )
 
     def share_buffers(self, packed: Format) -> None:
-        """Use the buffers of `packed`, the same weight in other memory, in place of the layer's own."""
+        """Replace the layer's buffers by those of `packed`, the same weight in other memory."""
         for name, tensor in packed.tensors().items():
             if self._buffers[name] is not tensor:
                 self._buffers[name] = tensor

@@ -22,12 +22,12 @@ def linear(
 ) -> Tensor:
     """y = act(x Wᵀ + bias) + residual. Inference only: no gradient flows through it.
 
-    On the CPU products and sums are float32, and int8 packings may quantise x token by token. On a GPU
-    x meets float weights in their dtype.
+    On the CPU products and sums are float32, and int8 packings may quantise x token by token. On a
+    GPU x meets float weights in their dtype.
 
     Args:
-        weight: [out, in], a format or a packing. A format is packed at every call: where speed matters,
-            keep `sparse_engine.ops.pack(weight)`, or a layer.
+        weight: [out, in], a format or a packing. A format is packed at every call: where speed
+            matters, keep `sparse_engine.ops.pack(weight)`, or a layer.
         x: [..., in], float32 or bfloat16, on a GPU also float16.
         bias: [out].
         activation: "relu", "gelu" (exact), "gelu_tanh" or "silu"; none by default.
@@ -58,7 +58,8 @@ def pack(weight: Format, dtype: str | None = None, tokens: Sequence[int] = ()) -
     Args:
         weight: A format, or a packing, which then is returned as it is where kernels read it.
         dtype: "float32", "bfloat16", "float16" (on a GPU) or "int8"; by default the weight's own.
-        tokens: Numbers of rows of the activations, where they are known: the packing then suits them.
+        tokens: Numbers of rows of the activations, where they are known: the packing then suits
+            them.
 
     Raises:
         UsageError: No kernel on the device has such values, or they cannot hold the weight.

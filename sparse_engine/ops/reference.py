@@ -30,8 +30,8 @@ def recurrent_step(
     """One step of torch.nn's networks: the new (h,) or, of an LSTM, (h, c).
 
     mode: "LSTM", "GRU", "RNN_TANH", "RNN_RELU". inputs: W_ih x + b_ih, hidden: W_hh h + b_hh, both
-    [batch, gates x units]; state: what there was before, [batch, units] each. h of an LSTM is the one
-    before any projection.
+    [batch, gates x units]; state: what there was before, [batch, units] each. h of an LSTM is the
+    one before any projection.
     """
     if mode == "LSTM":
         i, f, g, o = (inputs + hidden).chunk(4, -1)

@@ -1,7 +1,7 @@
 """Fused projections: layers that read the same x, such as query, key and value, as one launch.
 
-Backends fuse what they can (`Backend.fuse`), today BSR weights on a GPU. On the CPU native stacks run
-whole layers. Fused weights are stored once: the layers' own values become views of them.
+Backends fuse what they can (`Backend.fuse`), today BSR weights on a GPU. On the CPU native stacks
+run whole layers. Fused weights are stored once: the layers' own values become views of them.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class FusedProjections:
     def __init__(self, layers: Sequence[SparseLinear]) -> None:
         """Make `layers` call this object where their backend fuses projections."""
         self.weights = FusedWeights(layers)
-        # x (a weak reference), its version, its address, and the results not yet read. One attribute, so
-        # that threads never see a part of it.
+        # x (a weak reference), its version, its address, and the results not yet read. One
+        # attribute, so that threads never see a part of it.
         self._ready: tuple[Any, int, int, dict[int, Tensor]] | None = None
         self._unread = 0
         for layer in layers:
@@ -115,8 +115,8 @@ class FusedProjections:
 class SparseGatedMLP(Proxy):
     """Proxy of a feed-forward module, down(act(gate(x)) * up(x)), which holds its submodules.
 
-    Where the backend fuses projections, gate and up are one launch with the product in its epilogue.
-    Elsewhere, and where torch traces, the original runs.
+    Where the backend fuses projections, gate and up are one launch with the product in its
+    epilogue. Elsewhere, and where torch traces, the original runs.
     """
 
     def __init__(self, original: nn.Module, gate: str, up: str, down: str, activation: str) -> None:
