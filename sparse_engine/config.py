@@ -1,4 +1,4 @@
-"""SparseConfig: what to store weights as."""
+"""SparseConfig: how weights are stored."""
 
 from __future__ import annotations
 
@@ -22,20 +22,26 @@ DTYPES = {
 class SparseConfig:
     """How `sparsify_` and `from_dense` store a weight.
 
-    format: "auto" (measured on this machine), "csr", "bsr:RxC", "bitmask", "nm:K:M", "sellp" or
-        "dense".
-    dtype: of the stored values. Activations keep their own. On the CPU "float32" and "bfloat16" weights
-        meet them in float32; for "int8" (symmetric, one scale an output) they are quantised token by
-        token while the op runs. "float16" is for GPUs, where activations meet float weights in the
-        weights' dtype, and int8 ones in their own; there "float32" leaves weights of 16 bits what they are.
-    tokens: numbers of rows that "auto" times, i.e. batch x sequence length as the model will run.
+    Attributes:
+        format: "csr", "bsr:RxC", "bitmask", "nm:K:M", "sellp", "dense", or "auto" for the one that
+            is measured as the fastest on this machine.
+        dtype: of the stored values; activations keep their own. On the CPU "float32" and "bfloat16"
+            weights are multiplied in float32. For "int8" (symmetric, one scale an output)
+            activations are quantised token by token during the operation. "float16" is for GPUs.
+            There activations are multiplied in the dtype of floating-point weights, or in their own
+            for "int8", and "float32" keeps weights of 16 bits as they are.
+        tokens: numbers of rows of x that "auto" times: batch x sequence length as the model will
+            run.
+        spec: `format`, parsed; None for "auto" and "dense".
+
+    Raises:
+        UsageError: A value is out of range.
     """
 
     format: str = "auto"
     dtype: str = "float32"
     tokens: tuple[int, ...] = (1, 128)
     spec: FormatSpec | None = field(init=False, repr=False, compare=False)
-    """`format`, parsed; None for "auto" and "dense"."""
 
     def __post_init__(self) -> None:
         named = self.format not in ("auto", "dense")
@@ -47,12 +53,12 @@ class SparseConfig:
 
     @property
     def source_dtype(self) -> torch.dtype:
-        """What a weight is cast to before it is packed: `dtype`, or float32 if no format holds that."""
+        """The dtype of a weight when it is packed: bfloat16 or float32, which formats can store."""
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
     @classmethod
     def of(cls, config: Self | str | None) -> Self:
-        """A config from a config, from a format's name, or the default."""
+        """`config` itself, one with the format of that name, or the default for None."""
         if isinstance(config, str):
             return cls(format=config)
         return cls() if config is None else config

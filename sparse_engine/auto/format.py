@@ -146,7 +146,7 @@ def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float
 
 
 def _pack(spec: str, weight: Tensor, stored: Tensor, config: SparseConfig) -> Format:
-    """The packed weight that a layer would hold; `stored` is `weight` in the source dtype."""
+    """The packed weight of a layer; `stored` is `weight` in the source dtype."""
     plain = FormatSpec.parse(spec).from_dense(stored)
     backend = backend_of(weight)
     return backend.pack(plain, backend.value_dtype(weight, config.dtype), config.tokens)
@@ -158,7 +158,7 @@ def _measure(weight: Tensor, packed: dict[str, Format], tokens: tuple[int, ...])
         x = torch.randn(count, weight.shape[1]).to(weight)
         for spec, micros in _time_in_turn(weight, packed, x).items():
             times[spec][count] = micros
-    sizes = {spec: held.nbytes for spec, held in packed.items()}
+    sizes = {spec: stored.nbytes for spec, stored in packed.items()}
     return Measurement(times, {"dense": weight.nbytes, **sizes})
 
 

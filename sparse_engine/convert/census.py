@@ -43,7 +43,7 @@ class Row:
             of experts those of the top k.
         parameters: weights and biases that no earlier module has.
         tied_to: name of the earlier module that has the same weight, or "".
-        sparse: whether sparse layers hold the weights; not compared between rows.
+        sparse: whether the weights are in sparse layers; not compared between rows.
     """
 
     name: str

@@ -42,10 +42,10 @@ def _sparse_network(kind: Kind, network: Any, config: SparseConfig) -> tuple[nn.
     `faster_network` documents what is timed.
     """
     if config.format == "dense":
-        return None, "asked for"
+        return None, "requested"
     sparse: nn.Module = kind.sparse.from_dense(network, config)
     if config.format != "auto":
-        return sparse, "asked for"
+        return sparse, "requested"
     faster, detail = faster_network(network, sparse, config.tokens)
     return (sparse if faster else None), detail
 

@@ -158,7 +158,7 @@ def _choose(linear: nn.Linear, config: SparseConfig, dense: bool = True) -> Choi
     reason = too_few_zeros([linear.weight]) if dense else ""
     if reason:
         return Choice("dense", 1.0, {}, reason)
-    return Choice(config.format, 1.0, {}, "asked for")
+    return Choice(config.format, 1.0, {}, "requested")
 
 
 def _share_of_zeros(weights: Sequence[Tensor]) -> float:

@@ -80,19 +80,19 @@ def _with_original(module: Any) -> tuple[nn.Module, ...]:
 def _difference(module: Any, expected: nn.Module) -> str:
     """In what a module differs from `expected`, to follow its name in a sentence; or ""."""
     sparse = type(module).__name__ == "SparseLinear"
-    given, wanted = _shapes(module), _shapes(expected)
-    linear = set(wanted) <= {"weight", "bias"} and len(wanted.get("weight", ())) == 2
+    shapes, built = _shapes(module), _shapes(expected)
+    linear = set(built) <= {"weight", "bias"} and len(built.get("weight", ())) == 2
     if type(module) is not type(expected) and not (sparse and linear):
         return f"is a {type(module).__name__}, not a {type(expected).__name__}"
     if isinstance(expected, nn.Embedding):
-        given, wanted = ({k: v[1:] for k, v in shapes.items()} for shapes in (given, wanted))
-    for key in given | wanted:
-        if given.get(key) != wanted.get(key):
-            return f"has {key} {_size(given.get(key))}, its config says {_size(wanted.get(key))}"
+        shapes, built = ({k: v[1:] for k, v in sizes.items()} for sizes in (shapes, built))
+    for key in shapes | built:
+        if shapes.get(key) != built.get(key):
+            return f"has {key} {_size(shapes.get(key))}, by its config {_size(built.get(key))}"
     for key, value in () if sparse else _options(expected):
         found = getattr(module, key, None)
         if found != value:
-            return f"has {key} {found!r}, its config says {value!r}"
+            return f"has {key} {found!r}, by its config {value!r}"
     return ""
 
 

@@ -154,6 +154,6 @@ def _drop_hooks(module: nn.Module, dropped: Callable[[Any], bool]) -> None:
 
 def _set(module: nn.Module, name: str, value: Tensor, trained: bool) -> None:
     """Make `value` a parameter; by setattr, so that recurrent networks update their own lists."""
-    for held in (module.__dict__, module._buffers, module._parameters):
-        held.pop(name, None)
+    for attributes in (module.__dict__, module._buffers, module._parameters):
+        attributes.pop(name, None)
     setattr(module, name, nn.Parameter(value, requires_grad=trained))

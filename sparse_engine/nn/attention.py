@@ -7,17 +7,16 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.attention import attend, merge_masks
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.modules.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.parts import as_dense_linear, pack_linears_
+from sparse_engine.nn.parts import ComposedModule, as_dense_linear
 from sparse_engine.nn.placeholder import placeholder_weight
 
 
-class SparseMultiheadAttention(nn.Module):
+class SparseMultiheadAttention(ComposedModule):
     """out_proj(softmax(q kᵀ / sqrt(head) + mask) v) (Vaswani et al. 2017), heads side by side.
 
     Queries, keys and values have a SparseLinear each, q_proj, k_proj and v_proj, so that cross
@@ -58,12 +57,7 @@ class SparseMultiheadAttention(nn.Module):
 
     @classmethod
     def unpacked(cls, attention: nn.MultiheadAttention) -> Self:
-        """A layer whose projections are dense views of the weights of `attention`.
-
-        Raises:
-            UsageError: `attention` has options that are not supported, add_bias_kv or
-                add_zero_attn, or weights that are computed before each call.
-        """
+        """See ComposedModule.unpacked; add_bias_kv and add_zero_attn are not supported."""
         check_plain(attention)
         if attention.bias_k is not None or attention.add_zero_attn:
             raise UsageError("add_bias_kv and add_zero_attn are not supported")
@@ -81,19 +75,6 @@ class SparseMultiheadAttention(nn.Module):
             setattr(layer, f"{name}_proj", linear_of(weight, bias))
         layer.out_proj = linear_of(attention.out_proj.weight, attention.out_proj.bias)
         return layer.train(attention.training)
-
-    @classmethod
-    def from_dense(
-        cls, attention: nn.MultiheadAttention, config: SparseConfig | str | None = None
-    ) -> Self:
-        """Store the four weights of `attention` as `config` says; `attention` stays as it is.
-
-        Raises:
-            UsageError: As `unpacked`, or a weight does not fit the format.
-        """
-        layer = cls.unpacked(attention)
-        pack_linears_(layer, config)
-        return layer
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.MultiheadAttention:
         """A torch.nn.MultiheadAttention with the same weights, in `dtype` or the weights' own."""

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.backends import backend_of_packing
-from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.modules.linears import linear_of
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.parts import as_dense_linear, pack_linears_
+from sparse_engine.nn.parts import ComposedModule, as_dense_linear
 from sparse_engine.nn.placeholder import placeholder_weight
 from sparse_engine.ops import check_linear, is_plain, run_conv1d
 from sparse_engine.ops.conv1d import Window
@@ -24,7 +23,7 @@ from sparse_engine.ops.conv1d import Window
 FEW_STEPS = 8
 
 
-class SparseConv1d(nn.Module):
+class SparseConv1d(ComposedModule):
     """y[b, o, t] = bias[o] + sum over c, i of W[o, c, i] x[b, c, t stride + i dilation - padding].
 
     x [batch, in, length] or [in, length], float32 or bfloat16. The weight of a group is one sparse
@@ -68,7 +67,7 @@ class SparseConv1d(nn.Module):
 
     @classmethod
     def unpacked(cls, conv: nn.Conv1d) -> Self:
-        """A layer whose groups still are dense views [out, in x kernel] of the weight of `conv`."""
+        """See ComposedModule.unpacked; each group is a layer [out, in x kernel]."""
         check_plain(conv)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
@@ -77,13 +76,6 @@ class SparseConv1d(nn.Module):
         biases = [None] * conv.groups if conv.bias is None else conv.bias.chunk(conv.groups)
         layer.linears = nn.ModuleList(map(linear_of, weights, biases))
         return layer.train(conv.training)
-
-    @classmethod
-    def from_dense(cls, conv: nn.Conv1d, config: SparseConfig | str | None = None) -> Self:
-        """Store the weight of `conv`, each group [out, in x kernel] as `config` says."""
-        layer = cls.unpacked(conv)
-        pack_linears_(layer, config)
-        return layer
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Conv1d:
         """A torch.nn.Conv1d with the same weight, in `dtype` or the weight's own."""

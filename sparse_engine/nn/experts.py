@@ -7,7 +7,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.modules.experts import (
@@ -18,10 +17,10 @@ from sparse_engine.modules.experts import (
     run_experts,
     up_name,
 )
-from sparse_engine.nn.parts import as_dense_linear, pack_linears_
+from sparse_engine.nn.parts import ComposedModule, as_dense_linear
 
 
-class SparseExperts(nn.Module):
+class SparseExperts(ComposedModule):
     """sum over the chosen experts e of weight[e] down[e](act(gate[e](x)) up[e](x)).
 
     The router of the model chooses the experts (Shazeer et al. 2017; gated as in Shazeer 2020).
@@ -40,7 +39,7 @@ class SparseExperts(nn.Module):
 
     @classmethod
     def unpacked(cls, module: Any) -> Self:
-        """Experts whose layers are dense views of the parameters of `module`.
+        """See ComposedModule.unpacked.
 
         Raises:
             UsageError: `module` computes something else (`modules.experts.refusal`), or has weights
@@ -64,17 +63,6 @@ class SparseExperts(nn.Module):
         for name, linears in expert_linears(module).items():
             experts.add_module(name, nn.ModuleList(linears))
         return experts.train(module.training)
-
-    @classmethod
-    def from_dense(cls, module: nn.Module, config: SparseConfig | str | None = None) -> Self:
-        """Store the weights of every expert of `module` as `config` says; `module` stays as it is.
-
-        Raises:
-            UsageError: As `unpacked`, or a weight does not fit the format.
-        """
-        experts = cls.unpacked(module)
-        pack_linears_(experts, config)
-        return experts
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The module that this one replaced, with the same weights, in `dtype` or their own."""

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.backends import backend_of
-from sparse_engine.config import SparseConfig
 from sparse_engine.models import LayerNames, LayerStack
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.nn.attention import SparseMultiheadAttention
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.encoder import NativeEncoder
-from sparse_engine.nn.parts import as_dense_linear, pack_linears_
+from sparse_engine.nn.parts import ComposedModule, as_dense_linear
 
 LAYER_NAMES = LayerNames(
     query="self_attn.q_proj",
@@ -29,9 +28,9 @@ LAYER_NAMES = LayerNames(
     norm2="norm2",
 )
 Layer = TypeVar("Layer", bound=nn.Module)
-# The submodules that the native call replaces, and the classes that it knows of each.
+# The submodules that the native call replaces, and the classes that each of them may have.
 LINEAR, NORM, DROPOUT = (nn.Linear, SparseLinear), (nn.LayerNorm,), (nn.Dropout, nn.Identity)
-KNOWN: dict[str, tuple[type[nn.Module], ...]] = {
+REPLACED: dict[str, tuple[type[nn.Module], ...]] = {
     **dict.fromkeys(("linear1", "linear2"), LINEAR),
     **dict.fromkeys(("norm1", "norm2"), NORM),
     **dict.fromkeys(("dropout", "dropout1", "dropout2"), DROPOUT),
@@ -41,7 +40,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 DISABLED = "_nested_tensors_disabled"
 
 
-class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
+class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
     """torch.nn.TransformerEncoderLayer with sparse attention and feed-forward.
 
     Without `src_mask` it is one native call, in which padding is not computed and becomes zeros. With
@@ -54,22 +53,9 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
 
     @classmethod
     def unpacked(cls, layer: nn.TransformerEncoderLayer) -> Self:
-        """A layer with the weights of `layer`, still dense; see SparseMultiheadAttention."""
+        """See ComposedModule.unpacked."""
         sparse = _unpacked(cls, layer, ("self_attn",))
         sparse._encoder = None
-        return sparse
-
-    @classmethod
-    def from_dense(
-        cls, layer: nn.TransformerEncoderLayer, config: SparseConfig | str | None = None
-    ) -> Self:
-        """Store the weights of `layer` as `config` says; `layer` stays as it is.
-
-        Raises:
-            UsageError: As SparseMultiheadAttention.from_dense.
-        """
-        sparse = cls.unpacked(layer)
-        pack_linears_(sparse, config)
         return sparse
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.TransformerEncoderLayer:
@@ -89,7 +75,7 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
 
         Args:
             src: [seq, batch, features], batch first, or [seq, features] of one sequence.
-            src_mask: between tokens, as torch's layer takes it.
+            src_mask: between tokens, in torch's form.
             src_key_padding_mask: [batch, seq], true or -inf at padding.
             is_causal: a hint that src_mask is causal.
         """
@@ -126,9 +112,9 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
         return self._unknown_part() or self._native().changed() or None
 
     def _unknown_part(self) -> str:
-        """The first submodule of a class that the native call does not know; "" if all are known."""
+        """The first submodule of a class that the native call does not replace; "" without one."""
         modules, projections = self._modules, self.self_attn._modules
-        for name, classes in KNOWN.items():
+        for name, classes in REPLACED.items():
             if type(modules[name]) not in classes:
                 return f"its {name} is a {type(modules[name]).__name__}"
         for name in PROJECTIONS:
@@ -168,26 +154,13 @@ class SparseTransformerEncoderLayer(nn.TransformerEncoderLayer):
         return {**self.__dict__, "_encoder": None}
 
 
-class SparseTransformerDecoderLayer(nn.TransformerDecoderLayer):
+class SparseTransformerDecoderLayer(ComposedModule, nn.TransformerDecoderLayer):
     """torch.nn.TransformerDecoderLayer with sparse attention and feed-forward, module by module."""
 
     @classmethod
     def unpacked(cls, layer: nn.TransformerDecoderLayer) -> Self:
-        """A layer with the weights of `layer`, still dense; see SparseMultiheadAttention."""
+        """See ComposedModule.unpacked."""
         return _unpacked(cls, layer, ("self_attn", "multihead_attn"))
-
-    @classmethod
-    def from_dense(
-        cls, layer: nn.TransformerDecoderLayer, config: SparseConfig | str | None = None
-    ) -> Self:
-        """Store the weights of `layer` as `config` says; `layer` stays as it is.
-
-        Raises:
-            UsageError: As SparseMultiheadAttention.from_dense.
-        """
-        sparse = cls.unpacked(layer)
-        pack_linears_(sparse, config)
-        return sparse
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.TransformerDecoderLayer:
         """A torch.nn.TransformerDecoderLayer with the same weights, in `dtype` or their own."""

@@ -62,7 +62,7 @@ def test_what_sparsify_leaves_dense() -> None:
         (dense("lstm", sparsity=0.0), "csr", "no gain"),
         (Own(9, 21), "csr", "is a Own"),
         (dense("gru").double(), "csr", "cast the model"),
-        (dense("gru"), "dense", "asked for"),
+        (dense("gru"), "dense", "requested"),
     ):
         model = Tagger(network, 21)
         report = se.sparsify_(model, config)

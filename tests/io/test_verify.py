@@ -50,7 +50,7 @@ def test_inspect(tmp_path: Path) -> None:
         assert row.dense_bytes == weight.nbytes
     assert [row.format for row in found.rows] == ["bsr:2x1", "bsr:2x1", "dense"]
     assert found.rows[0].kernel.startswith("spmm_runs_f32")
-    assert found.rows[0].reason == "asked for"
+    assert found.rows[0].reason == "requested"
     assert found.rows[2].reason == "left out by filter_fn"
     parameters = sum(p.numel() for p in truth.parameters())
     zeros = sum(p.numel() - int(p.count_nonzero()) for p in truth.parameters())

@@ -104,7 +104,7 @@ def test_sparsify_packs_what_the_module_would_use(kind: type[nn.Module], way: st
     assert not torch.allclose(before, expected, atol=1e-3)  # what was loaded counts
     report = se.sparsify_(model, "csr")
     told = [row.reason for row in report.rows if row.name.startswith("inner")]
-    assert all(reason == f"asked for; {WAYS[way][1]}" for reason in told), told
+    assert all(reason == f"requested; {WAYS[way][1]}" for reason in told), told
     assert torch.allclose(model(x), expected, atol=1e-5)
     assert torch.allclose(se.densify_(model)(x), expected, atol=1e-5)
     assert type(model.inner) is kind

@@ -63,7 +63,7 @@ def test_every_swap_leaves_what_is_more_than_its_class(kind: type[nn.Module], ho
         "subclass": "Own",
     }
     assert told[how] in reasons["inner"]
-    assert reasons["out"] == "asked for"
+    assert reasons["out"] == "requested"
     assert torch.allclose(model(x), expected, atol=1e-5)
 
 
