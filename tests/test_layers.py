@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sparse_engine.backends import BACKENDS
+from sparse_engine.formats import FORMATS
+
 ROOT = Path(__file__).parents[1]
 # Room -> rooms that its modules may import, also inside functions. A room is the first name below
 # sparse_engine.
@@ -137,6 +140,51 @@ def test_no_room_reaches_itself() -> None:
             below |= new
             new = {deeper for name in new for deeper in ALLOWED.get(name) or ()} - below
         assert room not in below, f"{room} imports itself through {sorted(below)}"
+
+
+# Modules outside of backends/ and packings/ that name a kind of device, and why they may.
+DEVICE_EXCEPTIONS = {
+    "nn/placeholder.py": "answers is_cpu and is_cuda in place of a tensor",
+    "nn/recurrent": "asks until its runners are the backend's",
+}
+
+
+def device_questions(path: Path) -> list[str]:
+    """Expressions that ask what kind of device, or which packing, something has."""
+    packings = {cls.__name__ for backend in BACKENDS for cls in backend.packings}
+    packings -= {cls.__name__ for cls in FORMATS}
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        text = ast.unparse(node)
+        if isinstance(node, ast.Attribute):
+            asks = node.attr in ("is_cuda", "is_cpu") or text.endswith("device.type")
+        elif isinstance(node, ast.Constant):
+            asks = node.value == "cuda"
+        elif isinstance(node, ast.Call) and text.startswith(("isinstance(", "issubclass(")):
+            names = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+            asks = bool(names & packings)
+        else:
+            continue
+        if asks:
+            found.append(f"line {node.lineno}: {text}")
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_backends_ask_for_devices_and_packings(path: Path) -> None:
+    inside = path.relative_to(ROOT / "sparse_engine").as_posix()
+    if room(path) not in ("backends", "packings") and not inside.startswith(
+        tuple(DEVICE_EXCEPTIONS)
+    ):
+        assert device_questions(path) == [], "ask the backend: sparse_engine/backends/base.py"
+
+
+def test_device_questions_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(
+        "x.is_cuda\nx.device.type == 'cuda'\nisinstance(p, Runs | Ell)\nisinstance(p, SellP)\n"
+    )
+    found = device_questions(tmp_path / "asks.py")
+    assert sorted(line[:7] for line in found) == ["line 1:", "line 2:", "line 2:", "line 3:"]
 
 
 def test_kernels_know_nothing_of_the_project() -> None:

@@ -26,7 +26,7 @@ def check_weight(weight: Tensor) -> Tensor:
     if not isinstance(weight, Tensor) or weight.layout != torch.strided:
         kind = weight.layout if isinstance(weight, Tensor) else type(weight).__name__
         raise UsageError(f"weight: expected a dense tensor, got {kind}")
-    if weight.device.type == "meta":
+    if weight.is_meta:
         raise UsageError("weight is on the meta device and has no values: load it first")
     if weight.dim() != 2:
         raise UsageError(f"weight: expected 2 dimensions [out, in], got {list(weight.shape)}")
@@ -82,7 +82,7 @@ def check_buffer(
         raise InvalidFileError(f"{what}: expected shape {wanted}, got {list(tensor.shape)}")
     if not tensor.is_contiguous():
         raise InvalidFileError(f"{what}: buffer is not contiguous (strides {tensor.stride()})")
-    if tensor.device.type == "meta":
+    if tensor.is_meta:
         raise InvalidFileError(f"{what}: is on the meta device and has no data")
     if device is not None and tensor.device != device:
         raise InvalidFileError(f"{what}: is on {tensor.device}, the values are on {device}")
