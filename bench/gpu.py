@@ -32,7 +32,7 @@ from gpu_worker import INTERPRETED, answers, jobs_of, work
 from sparse_engine.bench.output import render
 from sparse_engine.cli.common import progress_bar
 from sparse_engine.errors import SparseEngineError, UsageError, VerificationError
-from sparse_engine.packings.cuda.values import NO_TRITON
+from sparse_engine.packings.cuda.base import NO_TRITON
 
 NOT_MEASURED = "interpreter: not a measurement"
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparse_engine.formats import Format, FormatSpec
-from sparse_engine.packings import Blocks, Ell, PackedNM
-from sparse_engine.packings.cuda.packed_nm import BITS
+from sparse_engine.packings import Ell, PackedBSR, PackedNM
+from sparse_engine.packings.cuda.nm import BITS
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ def pack_as(spec: str, weight: Tensor, dtype: torch.dtype, gated: bool = False) 
     """The packing of the CUDA backend, made without the format that it would be made from."""
     params = FormatSpec.parse(spec).params
     if spec.startswith("bsr"):
-        return Blocks.from_dense(weight, params["rows"], params["cols"], dtype, gated)
+        return PackedBSR.from_dense(weight, dtype, gated=gated, **params)
     if spec.startswith("nm"):
-        return PackedNM.from_dense(weight, params["keep"], params["of"], dtype)
+        return PackedNM.from_dense(weight, dtype, **params)
     return Ell.from_dense(weight, dtype)
 
 
 def bare_bytes(packed: Any) -> float:
     """Bytes of values and indices, without padding, pointers, plans and scales."""
     size = packed.values.element_size()
-    if isinstance(packed, Blocks):
+    if isinstance(packed, PackedBSR):
         return packed.values.nbytes + packed.indices.nbytes
     return packed.nnz * (size + (1 if isinstance(packed, Ell) else BITS[packed.of] / 8))
 

@@ -117,13 +117,36 @@ def pack_runs(
     chunk: int,
     block: int,
 ) -> dict[str, np.ndarray[Any, Any]]: ...
-def pack_sellp(
+def rows_of_runs(
+    values: np.ndarray[Any, Any],
+    columns: np.ndarray[Any, Any],
+    rows: np.ndarray[Any, Any],
+    stretches: np.ndarray[Any, Any],
+    starts: np.ndarray[Any, Any],
+    out: int,
+    in_features: int,
+    chunk: int,
+    block: int,
+    begin: int,
+    end: int,
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]: ...
+def sellp_pattern(
     pointers: np.ndarray[Any, Any],
     columns: np.ndarray[Any, Any],
-    values: np.ndarray[Any, Any],
     out: int,
     in_features: int,
 ) -> dict[str, np.ndarray[Any, Any]]: ...
+def fill_sellp(
+    pointers: np.ndarray[Any, Any],
+    columns: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
+    in_features: int,
+    first: int,
+    lanes: np.ndarray[Any, Any],
+    offsets: np.ndarray[Any, Any],
+    starts: np.ndarray[Any, Any],
+    to: np.ndarray[Any, Any],
+) -> None: ...
 def kernels() -> list[dict[str, Any]]: ...
 def detected_isa() -> str: ...
 def active_isa() -> str: ...

@@ -115,7 +115,7 @@ class Backend(ABC):
         """
         if self.holds(packed):
             return packed
-        stored = spec.from_dense(as_storable(packed.to_dense()))
+        stored = packed.to_format(spec)
         dtype = packed.dtype if packed.dtype in self.value_dtypes else torch.float32
         return self.pack(stored, dtype_name(dtype))
 
@@ -207,11 +207,6 @@ class Backend(ABC):
     def check_available(self, device: torch.device) -> None:
         """Raise UsageError where this machine has no such device."""
         return None
-
-
-def as_storable(weight: Tensor) -> Tensor:
-    """A dense weight in a dtype that formats have: float16 becomes float32."""
-    return weight.float() if weight.dtype == torch.float16 else weight
 
 
 def spec_of(weight: Format) -> FormatSpec:

@@ -14,13 +14,14 @@ from sparse_engine.backends import cpu_ops
 from sparse_engine.backends.base import Backend, Params, Row, Window, spec_of
 from sparse_engine.backends.cpu_timer import time_on_cpu
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, SellP
+from sparse_engine.formats import BSR, NM, Bitmask, Format, SellP
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.formats.sellp import MAX_INPUTS
 from sparse_engine.packings.cpu.bits import Bits
 from sparse_engine.packings.cpu.groups import Groups
 from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
+from sparse_engine.packings.cpu.sellp import PackedSellP
 from sparse_engine.packings.cpu.strips import Strips
 
 FEW_TOKENS = 4
@@ -59,11 +60,11 @@ class CPUBackend(Backend):
         Row(Bits8, (Bitmask,), INT8),
         Row(Groups8, (NM,), INT8, _groups_fit),
         Row(QuadRuns, (Format,), INT8),
-        Row(SellP, (SellP,), FLOATS),
+        Row(PackedSellP, (SellP,), FLOATS),
         Row(Bits, (Bitmask,), FLOATS),
         Row(Groups, (NM,), FLOATS, _groups_fit),
         Row(Strips, (BSR,), FLOATS, _tall_blocks),
-        Row(SellP, (BSR,), FLOATS, _few_tokens),
+        Row(PackedSellP, (BSR,), FLOATS, _few_tokens),
         Row(Runs, (Format,), FLOATS),
     )
     value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.int8)
@@ -77,7 +78,7 @@ class CPUBackend(Backend):
             return weight
         wanted = "int8" if dtype == "int8" else dtype_name(weight.dtype)
         few = tokens if weight.shape[1] <= MAX_INPUTS else ()
-        return _packed(weight, self.packing_for(spec_of(weight), wanted, few))
+        return self.packing_for(spec_of(weight), wanted, few).from_format(weight)
 
     def value_dtype(self, weight: Tensor, dtype: str) -> str:
         """`dtype`; raises UsageError for float16."""
@@ -154,17 +155,3 @@ class CPUBackend(Backend):
     def device_name(self, device: torch.device) -> str:
         """The processor's brand string."""
         return _core.cpu_name()
-
-
-def _packed(weight: Format, cls: type[Format]) -> Format:
-    if isinstance(weight, cls):
-        return weight
-    if issubclass(cls, Strips):
-        assert isinstance(weight, BSR)
-        return cls.from_dense(weight.to_dense(), height=weight.rows)
-    if issubclass(cls, Groups):
-        assert isinstance(weight, NM)
-        return cls.from_nm(weight)
-    if cls is Runs and isinstance(weight, CSR):
-        return Runs.from_csr(weight)
-    return cls.from_dense(weight.to_dense())

@@ -15,10 +15,10 @@ from sparse_engine.backends.semi_structured import compress
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, NM, Format, block_fill, most_in_group
 from sparse_engine.formats.checks import dtype_name
-from sparse_engine.packings.cuda.blocks import Blocks
+from sparse_engine.packings.cuda.base import GPU_DTYPES
+from sparse_engine.packings.cuda.bsr import PackedBSR
 from sparse_engine.packings.cuda.ell import Ell
-from sparse_engine.packings.cuda.packed_nm import PackedNM
-from sparse_engine.packings.cuda.values import GPU_DTYPES
+from sparse_engine.packings.cuda.nm import PackedNM
 
 # Blocks that auto tries: tall ones, since what many tokens cost is set by the rows that share a
 # tile of x.
@@ -35,7 +35,7 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 def _blocks_fit(params: Params, tokens: Sequence[int]) -> bool:
-    return Blocks.block_problem(params["rows"], params["cols"]) is None
+    return PackedBSR.block_problem(params["rows"], params["cols"]) is None
 
 
 def _groups_fit(params: Params, tokens: Sequence[int]) -> bool:
@@ -50,7 +50,7 @@ class CUDABackend(Backend):
 
     name: ClassVar[str] = "cuda"
     table: ClassVar[tuple[Row, ...]] = (
-        Row(Blocks, (BSR,), DTYPES, _blocks_fit),
+        Row(PackedBSR, (BSR,), DTYPES, _blocks_fit),
         Row(PackedNM, (NM,), DTYPES, _groups_fit),
         Row(Ell, (Format,), DTYPES),
     )
@@ -65,16 +65,8 @@ class CUDABackend(Backend):
         if self.holds(weight):
             return weight
         dtype = dtype or dtype_name(weight.dtype)
-        cls = self.packing_for(spec_of(weight), dtype)
         values: torch.dtype = getattr(torch, dtype)
-        dense = weight.to_dense()
-        if issubclass(cls, Blocks):
-            assert isinstance(weight, BSR)
-            return cls.from_dense(dense, *weight.block, dtype=values)
-        if issubclass(cls, PackedNM):
-            assert isinstance(weight, NM)
-            return cls.from_dense(dense, weight.keep, weight.of, values)
-        return cls.from_dense(dense, values)
+        return self.packing_for(spec_of(weight), dtype).from_format(weight, values)
 
     def value_dtype(self, weight: Tensor, dtype: str) -> str:
         """`dtype`; "float32" leaves weights of 16 bits what they are."""
@@ -110,14 +102,14 @@ class CUDABackend(Backend):
         self, packed: Sequence[Format], gated: bool = False
     ) -> tuple[Format, list[Format]] | None:
         """See `Backend.fuse`: BSR weights of one block size, dtype and width, of whole blocks."""
-        blocks = [weight for weight in packed if isinstance(weight, Blocks)]
+        blocks = [weight for weight in packed if isinstance(weight, PackedBSR)]
         if len(blocks) < len(packed) or any(b.shape[0] % b.rows for b in blocks):
             return None
         if len({(b.values.shape[1:], b.dtype, b.device, b.shape[1]) for b in blocks}) > 1:
             return None
         if gated and blocks[0].shape != blocks[1].shape:
             return None
-        whole = Blocks.join(blocks, gated)
+        whole = PackedBSR.join(blocks, gated)
         return whole, list(whole.split(blocks))
 
     def compress_linear(

@@ -12,10 +12,10 @@ from sparse_engine.backends.activations import ACTIVATIONS
 from sparse_engine.backends.operators import define_linear, is_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
-from sparse_engine.packings.cuda.blocks import Blocks
+from sparse_engine.packings.cuda.base import NO_TRITON
+from sparse_engine.packings.cuda.bsr import PackedBSR
 from sparse_engine.packings.cuda.ell import Ell
-from sparse_engine.packings.cuda.packed_nm import PackedNM
-from sparse_engine.packings.cuda.values import NO_TRITON
+from sparse_engine.packings.cuda.nm import PackedNM
 
 try:
     from sparse_engine import kernels
@@ -26,7 +26,7 @@ except ImportError as error:
 # once for four tokens. For more tokens the weight is expanded and multiplied by torch's dense
 # product.
 FEW_ELEMENT_TOKENS = 16
-PACKINGS: dict[str, type[Format]] = {cls.kind: cls for cls in (Blocks, Ell, PackedNM)}
+PACKINGS: dict[str, type[Format]] = {cls.kind: cls for cls in (PackedBSR, Ell, PackedNM)}
 
 
 def linear(
@@ -60,7 +60,7 @@ def _multiply(
 ) -> Tensor:
     scales = packed.scales if packed.dtype == torch.int8 else None
     rest = {"bias": bias, "activation": activation, "residual": residual, "scales": scales}
-    if isinstance(packed, Blocks):
+    if isinstance(packed, PackedBSR):
         cut = len(packed.items) > 0
         plan = kernels.BsrPlan(
             packed.order,
@@ -102,7 +102,7 @@ def expand(packed: Any, dtype: torch.dtype) -> Tensor:
 
 def kernel_name(packed: Format, tokens: int) -> str:
     """Name of the kernel that runs `tokens` tokens, whose rows are contiguous."""
-    if isinstance(packed, Blocks):
+    if isinstance(packed, PackedBSR):
         cut = len(packed.items) > 0
         return kernels.linear_bsr_name(packed.values, tokens, packed.shape[1], cut)
     name = {Ell: "ell", PackedNM: "nm"}[type(packed)]

@@ -1,28 +1,38 @@
-"""What every sparse matrix format offers: to and from dense, named buffers, validation, sizes.
+"""Format: a sparse weight as named buffers, and how one format becomes another.
 
-A format is a frozen set of plain dense tensors plus the shape of the matrix they stand for.
+A subclass defines how its rows are read (`row_costs`, `read_rows`) and how it is built from those of
+another weight (`from_format`). Conversion to and from dense, sizes and serialisation follow from these.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError
-from sparse_engine.formats.checks import check_names, dtype_name
+from sparse_engine.formats.checks import check_names, dtype_name, first
+from sparse_engine.formats.dense import Dense
+from sparse_engine.formats.rows import RowSource
+
+if TYPE_CHECKING:
+    from sparse_engine.formats.spec import FormatSpec
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Format(ABC):
+class Format(RowSource):
     """A sparse weight [out, in].
 
-    The constructor stores what it is given. `from_tensors` is the checked way in for buffers that
-    come from outside; `from_dense` makes valid buffers.
+    The constructor stores its arguments unchecked. Use `from_tensors` for buffers that come from
+    outside, `from_dense` for a dense weight and `from_format` for a sparse one.
+
+    Attributes:
+        shape: (out, in).
+        values: The stored values; which ones, and in which order, is the subclass's.
     """
 
     name: ClassVar[str]
@@ -35,19 +45,41 @@ class Format(ABC):
 
     @classmethod
     @abstractmethod
-    def from_dense(cls, weight: Tensor, *args: Any, **params: Any) -> Self:
-        """Store a weight [out, in], float32 or bfloat16, bit for bit; only -0.0 becomes +0.0.
+    def from_format(cls, weight: RowSource, *args: Any, **params: Any) -> Self:
+        """Store a sparse weight, value by value and without a dense matrix.
 
-        Raises UsageError for a weight or parameters that the format cannot hold.
+        Needs at most twice the memory of the result, plus one chunk (formats/rows.py).
+
+        Raises:
+            UsageError: The weight or the parameters do not fit the format.
         """
-
-    @abstractmethod
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in], on the same device and in the same dtype."""
 
     @abstractmethod
     def validate(self) -> None:
         """Raise InvalidFileError, saying what is wrong, unless the buffers describe one matrix."""
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, *args: Any, **params: Any) -> Self:
+        """Store a dense weight bit for bit; only -0.0 becomes +0.0.
+
+        Args:
+            weight: [out, in], float32 or bfloat16.
+            args: The parameters in the order of `from_format`.
+            params: The same by name.
+
+        Raises:
+            UsageError: The weight or the parameters do not fit the format.
+        """
+        return cls.from_format(Dense.of(weight), *args, **params)
+
+    def to_format(self, spec: FormatSpec) -> Format:
+        """The weight in a format, without a dense matrix.
+
+        Raises:
+            UsageError: The weight does not fit the format.
+        """
+        same = type(self) is spec.format and self.params() == spec.params
+        return self if same else spec.format.from_format(self, **spec.params)
 
     @classmethod
     def from_tensors(
@@ -72,7 +104,7 @@ class Format(ABC):
         return None
 
     def params(self) -> dict[str, int]:
-        """What `from_dense` needs besides the weight, e.g. `{"rows": 4, "cols": 1}`."""
+        """The parameters by name, e.g. `{"rows": 4, "cols": 1}`."""
         return {name: getattr(self, name) for name in self.param_names}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -86,7 +118,7 @@ class Format(ABC):
 
     @property
     def spec(self) -> str:
-        """The text of the format and its parameters, e.g. "bsr:4x1"."""
+        """The format and its parameters as a text, e.g. "bsr:4x1"."""
         return self.template.format(**self.params())
 
     @property
@@ -121,7 +153,7 @@ class Format(ABC):
         return sum(buffer.nbytes for buffer in self.tensors().values())
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: what ops keep beside a packing is not copied with it."""
+        """The fields alone: caches beside them are not copied."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __repr__(self) -> str:
@@ -133,6 +165,21 @@ class Format(ABC):
         )
 
 
-def positive_zeros(values: Tensor) -> Tensor:
-    """A copy of `values` with +0.0 for -0.0; everything else keeps its bits, NaN payloads too."""
-    return values.masked_fill(values == 0, 0.0)
+def check_elements(weight: Format) -> None:
+    """Raise InvalidFileError unless every value that is not zero has a place of its own.
+
+    For formats whose buffers could also describe places outside the matrix, or one place twice.
+    """
+    found = 0
+    for begin, rows in weight.row_chunks():
+        at = first((rows.columns < 0) | (rows.columns >= weight.shape[1]))
+        if at is not None:
+            raise InvalidFileError(f"{weight.name}: a value lies outside the matrix")
+        keys = rows.row_ids().mul_(1 << 32).add_(rows.columns)
+        at = first(keys[1:] == keys[:-1])
+        if at is not None:
+            row, column = begin + int(keys[at] >> 32), int(rows.columns[at])
+            raise InvalidFileError(f"{weight.name}: element [{row}, {column}] is stored twice")
+        found += len(rows.columns)
+    if found != weight.nnz:
+        raise InvalidFileError(f"{weight.name}: a value lies outside the matrix")

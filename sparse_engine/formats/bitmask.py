@@ -6,6 +6,7 @@ W[i, k] = the next of values where bit k of mask[i] is set, else 0; rows one aft
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
@@ -13,15 +14,15 @@ from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.formats.base import Format
-from sparse_engine.formats.bits import pack_bits, pad_bits, popcount, unpack_bits
+from sparse_engine.formats.bits import mask_of, masked_rows, pad_bits, popcounts
 from sparse_engine.formats.checks import (
     VALUE_DTYPES,
     check_buffer,
     check_count,
     check_shape,
-    check_weight,
     first,
 )
+from sparse_engine.formats.rows import Rows, RowSource, running
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,19 +47,25 @@ class Bitmask(Format):
     mask: Tensor
 
     @classmethod
-    def from_dense(cls, weight: Tensor) -> Self:
-        """Keep every element of a weight [out, in] that is not zero; raises UsageError."""
-        weight = check_weight(weight)
-        kept = weight != 0
-        check_count("bitmask: non-zeros", int(kept.sum()))
-        return cls(
-            shape=(weight.shape[0], weight.shape[1]), values=weight[kept], mask=pack_bits(kept)
-        )
+    def from_format(cls, weight: RowSource) -> Self:
+        """Keep every element that is not zero."""
+        values, mask, _ = mask_of(weight, -(-weight.shape[1] // 8))
+        check_count("bitmask: non-zeros", len(values))
+        return cls(weight.shape, values, mask)
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in]."""
-        dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        return dense.masked_scatter_(unpack_bits(self.mask, self.shape[1]), self.values)
+    @cached_property
+    def starts(self) -> Tensor:
+        """Where in `values` each row starts, int64 [out + 1]."""
+        return running(popcounts(self.mask))
+
+    def row_costs(self) -> Tensor:
+        """Non-zeros of each row, and its share of the mask once that is unpacked."""
+        return self.starts.diff() + self.shape[1] // 4
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        starts = self.starts[begin : end + 1]
+        return masked_rows(self.mask[begin:end], self.values, starts, self.shape[1])
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix."""
@@ -72,6 +79,6 @@ class Bitmask(Format):
             raise InvalidFileError(
                 f"bitmask mask: row {row} has bits set beyond its {in_features} columns"
             )
-        bits, count = popcount(self.mask), self.values.numel()
+        bits, count = int(self.starts[-1]), self.values.numel()
         if bits != count:
             raise InvalidFileError(f"bitmask mask: {bits} bits are set for {count} values")

@@ -11,19 +11,18 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats.base import positive_zeros
 from sparse_engine.formats.checks import (
     VALUE_DTYPES,
     check_buffer,
-    check_count,
     check_shape,
     check_weight,
     check_zero,
 )
-from sparse_engine.formats.compressed import Compressed, to_pointers
+from sparse_engine.formats.compressed import Compressed
+from sparse_engine.formats.dense import occupied_tiles, tiled
+from sparse_engine.formats.rows import Rows, RowSource, Tiles
 
 # Bounds what a file can make to_dense allocate beyond the matrix itself.
 MAX_SIDE = 4096
@@ -54,20 +53,42 @@ class BSR(Compressed):
     torch_layout: ClassVar[torch.layout] = torch.sparse_bsr
 
     @classmethod
-    def from_dense(cls, weight: Tensor, rows: int, cols: int) -> Self:
-        """Keep every block of a weight [out, in] that holds a non-zero; raises UsageError."""
-        weight = check_weight(weight)
-        tiles = _tiles(weight, rows, cols)  # [block rows, rows, block cols, cols]
-        occupied = _occupied(tiles)
-        counts = occupied.sum(1)
-        check_count("bsr: blocks", int(counts.sum()))
-        columns = torch.arange(occupied.shape[1], dtype=torch.int32, device=weight.device)
-        return cls(
-            shape=(weight.shape[0], weight.shape[1]),
-            values=positive_zeros(tiles.permute(0, 2, 1, 3)[occupied]).contiguous(),
-            indices=columns.expand(occupied.shape)[occupied],
-            pointers=to_pointers(counts),
-        )
+    def from_format(cls, weight: RowSource, rows: int, cols: int) -> Self:
+        """Keep every block of rows x cols that holds a non-zero."""
+        problem = cls.params_problem({"rows": rows, "cols": cols})
+        if problem:
+            raise UsageError(problem)
+        pieces = (weight.read_tiles(*span, rows, cols) for span in weight.ranges(rows))
+        empty = torch.zeros(0, rows, cols, dtype=weight.dtype, device=weight.device)
+        return cls._assemble(weight.shape, pieces, empty)
+
+    def row_costs(self) -> Tensor:
+        """Elements of each row that lie in blocks."""
+        counts = self.pointers.diff().long() * self.cols
+        return counts.repeat_interleave(self.rows)[: self.shape[0]]
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        first = begin // self.rows * self.rows
+        return self._blocks(begin, end).rows(begin - first, end - first)
+
+    def read_tiles(self, begin: int, end: int, height: int, width: int) -> Tiles:
+        """Tiles of rows begin to end - 1; blocks or their columns are read as they are."""
+        if height != self.rows or width not in (1, self.cols):
+            return super().read_tiles(begin, end, height, width)
+        blocks = self._blocks(begin, end)
+        if width != self.cols:
+            within = torch.arange(self.cols, dtype=torch.int32, device=self.device)
+            columns = (blocks.columns[:, None] * self.cols + within).view(-1)
+            values = blocks.values.transpose(1, 2).reshape(-1, self.rows, 1)
+            blocks = Tiles(blocks.pointers * self.cols, columns, values)
+        return blocks.occupied()
+
+    def _blocks(self, begin: int, end: int) -> Tiles:
+        """The rows of blocks that rows begin to end - 1 lie in."""
+        pointers = self.pointers[begin // self.rows : -(-end // self.rows) + 1].long()
+        first, last = int(pointers[0]), int(pointers[-1])
+        return Tiles(pointers - first, self.indices[first:last], self.values[first:last])
 
     @classmethod
     def params_problem(cls, params: Mapping[str, int]) -> str | None:
@@ -91,16 +112,6 @@ class BSR(Compressed):
     def block(self) -> tuple[int, int]:
         """Rows and columns of a block."""
         return self.rows, self.cols
-
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in] without padding."""
-        grid_rows, grid_cols = self.grid
-        tiles = torch.zeros(
-            grid_rows, self.rows, grid_cols, self.cols, dtype=self.dtype, device=self.device
-        )
-        tiles.permute(0, 2, 1, 3)[self.row_ids(), self.indices.long()] = self.values
-        padded = tiles.view(grid_rows * self.rows, grid_cols * self.cols)
-        return padded[: self.shape[0], : self.shape[1]].contiguous()
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix."""
@@ -128,7 +139,10 @@ def block_fill(weight: Tensor, rows: int, cols: int) -> float:
     Padding is not counted. Raises UsageError.
     """
     weight = check_weight(weight)
-    occupied = _occupied(_tiles(weight, rows, cols))
+    problem = BSR.params_problem({"rows": rows, "cols": cols})
+    if problem:
+        raise UsageError(problem)
+    occupied = occupied_tiles(tiled(weight, rows, cols))
     sides = ((weight.shape[0], rows), (weight.shape[1], cols))
     heights, widths = (_block_sides(size, side, weight.device) for size, side in sides)
     covered = float(heights @ occupied.double() @ widths)
@@ -139,20 +153,3 @@ def _block_sides(size: int, side: int, device: torch.device) -> Tensor:
     """How many of the `side` elements of each block lie inside the matrix, float64 [blocks]."""
     starts = torch.arange(0, size, side, dtype=torch.float64, device=device)
     return (size - starts).clamp(max=side)
-
-
-def _tiles(weight: Tensor, rows: int, cols: int) -> Tensor:
-    """[out, in] -> [block rows, rows, block cols, cols], padded with zeros if need be."""
-    problem = BSR.params_problem({"rows": rows, "cols": cols})
-    if problem:
-        raise UsageError(problem)
-    out_features, in_features = weight.shape
-    grid_rows, grid_cols = -(-out_features // rows), -(-in_features // cols)
-    extra = (0, grid_cols * cols - in_features, 0, grid_rows * rows - out_features)
-    padded = pad(weight, extra) if any(extra) else weight
-    return padded.reshape(grid_rows, rows, grid_cols, cols)
-
-
-def _occupied(tiles: Tensor) -> Tensor:
-    """Which blocks hold a non-zero, bool [block rows, block cols]."""
-    return (tiles != 0).any(dim=3).any(dim=1)

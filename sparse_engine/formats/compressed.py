@@ -1,10 +1,11 @@
-"""What CSR and BSR share: entries with a column each, row pointers, exchange with torch and scipy.
+"""Base of CSR and BSR: entries with a column each, row pointers, exchange with torch and scipy.
 
 Row i holds entries pointers[i] .. pointers[i + 1] - 1: elements in CSR, blocks in BSR.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,16 +13,18 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.formats.base import Format, positive_zeros
+from sparse_engine.formats.base import Format
 from sparse_engine.formats.checks import (
     INT32_MAX,
     VALUE_DTYPES,
     check_buffer,
+    check_count,
     check_increasing,
     check_pointers,
     check_range,
     dtype_name,
 )
+from sparse_engine.formats.rows import Rows, Tiles, joined, positive_zeros
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,9 +48,24 @@ class Compressed(Format):
         rows, cols = self.block
         return -(-self.shape[0] // rows), -(-self.shape[1] // cols)
 
-    def row_ids(self) -> Tensor:
-        """Row of each entry, int64 [entries]."""
-        return row_ids(self.pointers)
+    @classmethod
+    def _assemble(
+        cls, shape: tuple[int, int], pieces: Iterable[Rows | Tiles], empty: Tensor
+    ) -> Self:
+        """One matrix of consecutive pieces; `empty` has no entries and the values' dtype."""
+        values, columns, counts = [], [], []
+        for piece in pieces:
+            values.append(piece.values)
+            columns.append(piece.columns)
+            counts.append(piece.pointers.diff().int())
+        check_count(f"{cls.name}: entries", sum(map(len, columns)))
+        none = torch.zeros(0, dtype=torch.int32, device=empty.device)
+        return cls(
+            shape=shape,
+            values=joined(values, empty),
+            indices=joined(columns, none),
+            pointers=to_pointers(joined(counts, none)),
+        )
 
     def _validate_entries(self) -> None:
         grid_rows, grid_cols = self.grid
@@ -167,7 +185,7 @@ def row_ids(pointers: Tensor) -> Tensor:
 def to_pointers(counts: Tensor) -> Tensor:
     """int32 [rows + 1] pointers from entries per row [rows]."""
     pointers = torch.zeros(counts.numel() + 1, dtype=torch.int32, device=counts.device)
-    pointers[1:] = counts.cumsum(0)
+    torch.cumsum(counts, 0, dtype=torch.int32, out=pointers[1:])
     return pointers
 
 

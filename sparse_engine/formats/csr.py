@@ -11,14 +11,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from sparse_engine.formats.checks import (
-    VALUE_DTYPES,
-    check_buffer,
-    check_count,
-    check_shape,
-    check_weight,
-)
-from sparse_engine.formats.compressed import Compressed, to_pointers
+from sparse_engine.formats.checks import VALUE_DTYPES, check_buffer, check_shape
+from sparse_engine.formats.compressed import Compressed
+from sparse_engine.formats.rows import Rows, RowSource
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,7 +26,7 @@ class CSR(Compressed):
         | . 2 7 3 |     pointers 0 2 2 5         [out + 1]  int32, where each row starts
     ```
 
-    Zeros that are stored explicitly are allowed; `from_dense` stores none.
+    Zeros that are stored explicitly are allowed; `from_dense` and `from_format` store none.
 
     >>> CSR.from_dense(weight).to_dense()
     """
@@ -41,32 +36,26 @@ class CSR(Compressed):
     torch_layout: ClassVar[torch.layout] = torch.sparse_csr
 
     @classmethod
-    def from_dense(cls, weight: Tensor) -> Self:
-        """Keep every element of a weight [out, in] that is not zero; raises UsageError."""
-        weight = check_weight(weight)
-        mask = weight != 0  # [out, in]
-        counts = mask.sum(1)
-        check_count("csr: non-zeros", int(counts.sum()))
-        columns = torch.arange(weight.shape[1], dtype=torch.int32, device=weight.device)
-        return cls(
-            shape=(weight.shape[0], weight.shape[1]),
-            values=weight[mask],
-            indices=columns.expand(weight.shape)[mask],
-            pointers=to_pointers(counts),
-        )
+    def from_format(cls, weight: RowSource) -> Self:
+        """Keep every element that is not zero."""
+        empty = torch.zeros(0, dtype=weight.dtype, device=weight.device)
+        return cls._assemble(weight.shape, (rows for _, rows in weight.row_chunks()), empty)
+
+    def row_costs(self) -> Tensor:
+        """Entries of each row."""
+        return self.pointers.diff().long()
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        pointers = self.pointers[begin : end + 1].long()
+        first, last = int(pointers[0]), int(pointers[-1])
+        values = self.values[first:last]
+        return Rows(pointers - first, self.indices[first:last], values).keep(values != 0)
 
     @property
     def block(self) -> tuple[int, int]:
         """An entry is one element."""
         return 1, 1
-
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in]."""
-        dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        flat = self.row_ids().mul_(self.shape[1]).add_(self.indices)
-        # Not scatter_, which quietens signalling NaNs in bfloat16.
-        dense.view(-1).index_copy_(0, flat, self.values)
-        return dense
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix."""

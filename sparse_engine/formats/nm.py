@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats.base import Format, positive_zeros
+from sparse_engine.formats.base import Format
 from sparse_engine.formats.bits import pack_numbers, pad_bits, unpack_numbers
 from sparse_engine.formats.checks import (
     VALUE_DTYPES,
     check_buffer,
     check_count,
     check_shape,
-    check_weight,
     check_zero,
     first,
 )
+from sparse_engine.formats.rows import Rows, RowSource, running
 
 MAX_OF = 256
 
@@ -59,27 +59,31 @@ class NM(Format):
     of: int
 
     @classmethod
-    def from_dense(cls, weight: Tensor, keep: int = 2, of: int = 4) -> Self:
-        """Store a weight [out, in] with at most `keep` non-zeros a group; raises UsageError."""
-        weight = check_weight(weight)
+    def from_format(cls, weight: RowSource, keep: int = 2, of: int = 4) -> Self:
+        """Store a weight with at most `keep` non-zeros a group."""
         problem = cls.params_problem({"keep": keep, "of": of})
         if problem:
             raise UsageError(problem)
-        out_features, in_features = weight.shape
-        groups = -(-in_features // of)
-        check_count("nm: values in a row", groups * keep)
-        padded = pad(weight, (0, groups * of - in_features)).reshape(out_features, groups, of)
-        kept = _kept(padded != 0, keep)
-        places = torch.arange(of, dtype=torch.uint8, device=weight.device)
-        width = (of - 1).bit_length()
-        size = (out_features, groups * keep)
-        return cls(
-            shape=(out_features, in_features),
-            values=positive_zeros(padded[kept]).view(size),
-            positions=pack_numbers(places.expand(kept.shape)[kept].view(size), width),
-            keep=keep,
-            of=of,
-        )
+        (out_features, in_features), device = weight.shape, weight.device
+        groups, width = -(-in_features // of), (of - 1).bit_length()
+        count = groups * keep
+        check_count("nm: values in a row", count)
+        values = torch.zeros(out_features, count, dtype=weight.dtype, device=device)
+        size = (out_features, -(-count * width // 8))
+        positions = torch.zeros(size, dtype=torch.uint8, device=device)
+        places = torch.arange(of, dtype=torch.uint8, device=device)
+        # A chunk is a dense strip here.
+        for begin, end in weight.ranges(least=4 * groups * of):
+            rows = weight.read_rows(begin, end)
+            strip = values.new_zeros(end - begin, groups * of)
+            flat = rows.row_ids().mul_(groups * of).add_(rows.columns)
+            strip.view(-1).index_copy_(0, flat, rows.values)
+            strip = strip.view(end - begin, groups, of)
+            kept = _kept(strip != 0, keep, begin)
+            numbers = places.expand(kept.shape)[kept].view(end - begin, count)
+            values[begin:end] = strip[kept].view(end - begin, count)
+            positions[begin:end] = pack_numbers(numbers, width)
+        return cls((out_features, in_features), values, positions, keep, of)
 
     @classmethod
     def params_problem(cls, params: Mapping[str, int]) -> str | None:
@@ -94,22 +98,23 @@ class NM(Format):
         """Groups in a row, the last one possibly padded."""
         return -(-self.shape[1] // self.of)
 
-    def unpacked_positions(self) -> Tensor:
-        """Position of each value within its group, uint8 [out, groups, keep]."""
+    def unpacked_positions(self, begin: int = 0, end: int | None = None) -> Tensor:
+        """Position of each value of rows begin to end - 1, uint8 [rows, groups, keep]."""
         width = (self.of - 1).bit_length()
-        numbers = unpack_numbers(self.positions, width, self.groups * self.keep)
-        return numbers.view(self.shape[0], self.groups, self.keep)
+        numbers = unpack_numbers(self.positions[begin:end], width, self.groups * self.keep)
+        return numbers.view(len(numbers), self.groups, self.keep)
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in] without padding."""
-        out_features, in_features = self.shape
-        size = (out_features, self.groups * self.of)
-        padded = torch.zeros(size, dtype=self.dtype, device=self.device)
-        starts = torch.arange(0, padded.numel(), self.of, device=self.device)
-        flat = starts.view(out_features, self.groups, 1) + self.unpacked_positions()
-        # Not scatter_, which quietens signalling NaNs in bfloat16.
-        padded.view(-1).index_copy_(0, flat.view(-1), self.values.view(-1))
-        return padded[:, :in_features].contiguous()
+    def row_costs(self) -> Tensor:
+        """Values of a row."""
+        return torch.full((self.shape[0],), self.groups * self.keep, device=self.device)
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        starts = torch.arange(0, self.groups * self.of, self.of, device=self.device)
+        columns = starts.int()[:, None] + self.unpacked_positions(begin, end)
+        values = self.values[begin:end]
+        kept = values != 0
+        return Rows(running(kept.sum(1)), columns.view(kept.shape)[kept], values[kept])
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix."""
@@ -128,35 +133,49 @@ class NM(Format):
             raise InvalidFileError(f"nm positions: row {row} has bits set beyond its {bits} bits")
         self._validate_positions()
 
+    def rises(self) -> bool:
+        """Whether positions rise strictly within every group, as `validate` asks."""
+        parts = (self.unpacked_positions(*span) for span in self.ranges())
+        return all(bool((part[:, :, 1:] > part[:, :, :-1]).all()) for part in parts)
+
     def _validate_positions(self) -> None:
-        positions = self.unpacked_positions()
-        at = first(positions > self.of - 1)
-        if at is not None:
-            where = _where(at, self.groups, self.keep)
-            value = int(positions.reshape(-1)[at])
-            raise InvalidFileError(f"nm positions: {where} has {value}, outside 0..{self.of - 1}")
-        at = first(positions[:, :, 1:] <= positions[:, :, :-1])
-        if at is not None:
-            where = _where(at, self.groups, self.keep - 1)
-            raise InvalidFileError(f"nm positions: must increase strictly within a group; {where}")
         tail = self.shape[1] % self.of
-        if tail:
-            check_zero("nm values", self.values[:, -self.keep :][positions[:, -1] >= tail])
+        for begin, end in self.ranges():
+            positions = self.unpacked_positions(begin, end)
+            at = first(positions > self.of - 1)
+            if at is not None:
+                where = _where(at, begin, self.groups, self.keep)
+                value = int(positions.reshape(-1)[at])
+                raise InvalidFileError(
+                    f"nm positions: {where} has {value}, outside 0..{self.of - 1}"
+                )
+            at = first(positions[:, :, 1:] <= positions[:, :, :-1])
+            if at is not None:
+                where = _where(at, begin, self.groups, self.keep - 1)
+                raise InvalidFileError(
+                    f"nm positions: must increase strictly within a group; {where}"
+                )
+            if tail:
+                last = self.values[begin:end, -self.keep :]
+                check_zero("nm values", last[positions[:, -1] >= tail])
 
 
-def _where(at: int, groups: int, per_group: int) -> str:
-    """Row and group of a flat place in [out, groups, per_group], in words."""
-    return f"row {at // (groups * per_group)}, group {at // per_group % groups}"
+def _where(at: int, begin: int, groups: int, per_group: int) -> str:
+    """Row and group, in words, of a flat place in [rows from `begin`, groups, per_group]."""
+    return f"row {begin + at // (groups * per_group)}, group {at // per_group % groups}"
 
 
-def _kept(mask: Tensor, keep: int) -> Tensor:
-    """`keep` places a group: all non-zeros, then its first zeros; bool [out, groups, of]."""
+def _kept(mask: Tensor, keep: int, begin: int) -> Tensor:
+    """`keep` places a group: all non-zeros, then its first zeros; bool [rows, groups, of].
+
+    begin: The first of the rows, for the message of the UsageError.
+    """
     counts = mask.sum(2, dtype=torch.int16)
     at = first(counts > keep)
     if at is not None:
         of, groups = mask.shape[2], mask.shape[1]
         raise UsageError(
-            f"nm:{keep}:{of}: row {at // groups}, group {at % groups} has "
+            f"nm:{keep}:{of}: row {begin + at // groups}, group {at % groups} has "
             f"{int(counts.reshape(-1)[at])} non-zeros, more than {keep}; prune to {keep}:{of} first"
         )
     zeros = (~mask).to(torch.int16).cumsum(2, dtype=torch.int16)

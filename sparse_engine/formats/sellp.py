@@ -7,6 +7,7 @@ Slices of sorted rows are SELL-C-sigma, arXiv:1307.6209.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
@@ -15,16 +16,17 @@ from torch import Tensor
 # Importing torch first matters: the extension then binds to torch's OpenMP.
 from sparse_engine import _core
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats.base import Format, positive_zeros
+from sparse_engine.formats.base import Format, check_elements
 from sparse_engine.formats.checks import (
     VALUE_DTYPES,
     check_buffer,
+    check_count,
     check_pointers,
     check_range,
     check_shape,
-    check_weight,
 )
-from sparse_engine.formats.csr import CSR
+from sparse_engine.formats.compressed import to_pointers
+from sparse_engine.formats.rows import Rows, RowSource, joined, running, spans
 
 LANES, WINDOW = 16, 32
 MAX_INPUTS = 1 << 16
@@ -57,26 +59,35 @@ class SellP(Format):
     """int32 [16 slices]: row of each lane, `out` for none."""
 
     @classmethod
-    def from_dense(cls, weight: Tensor) -> Self:
-        """Store a weight [out, in], float32 or bfloat16, with at most 65536 inputs."""
-        pattern = CSR.from_dense(check_weight(weight))
-        shape = (weight.shape[0], weight.shape[1])
-        return cls(shape=shape, **pack_sellp(pattern, positive_zeros(pattern.values)))
+    def from_format(cls, weight: RowSource) -> Self:
+        """Store a weight with at most 65536 inputs."""
+        return cls(weight.shape, **sellp_buffers(weight))
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in]."""
-        row, column, stored = self._places()
-        dense = torch.zeros(self.shape, dtype=self.values.dtype, device=self.device)
-        dense[row[stored], column[stored]] = self.values[stored]
-        return dense
+    @cached_property
+    def lanes(self) -> Tensor:
+        """Lane of each row, 16 x its slice + its place in there, int64 [out]."""
+        rows = self.rows.long()
+        used = (rows < self.shape[0]).nonzero().view(-1)
+        lanes = torch.empty(self.shape[0], dtype=torch.int64, device=self.device)
+        lanes[rows[used]] = used
+        return lanes
 
-    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row and column of each stored value, int64 [steps, 16], and whether it is a non-zero."""
-        slices = torch.arange(len(self.starts) - 1, device=self.device)
-        of_step = slices.repeat_interleave(self.starts.diff().long())
-        row = self.rows.long().view(-1, LANES)[of_step]
-        column = self.offsets.long()[:, None] + self.picks.long()
-        return row, column, self.values != 0
+    def row_costs(self) -> Tensor:
+        """Steps of each row's slice."""
+        return self.starts.diff().long()[self.lanes // LANES]
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        lanes = self.lanes[begin:end]
+        starts = self.starts.long()
+        first = starts[lanes // LANES]
+        counts = starts[lanes // LANES + 1] - first
+        steps = spans(first, counts)
+        at = steps * LANES + (lanes % LANES).repeat_interleave(counts, output_size=len(steps))
+        values = self.values.view(-1)[at]
+        columns = self.offsets.int()[steps] + self.picks.view(-1)[at]
+        rows = Rows(running(counts), columns, values)
+        return rows.keep(values != 0).sorted()
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
@@ -98,31 +109,44 @@ class SellP(Format):
         wanted = torch.arange(LANES * slices, dtype=torch.int32).clamp(max=out_features)
         if not torch.equal(self.rows.sort().values.cpu(), wanted):
             raise InvalidFileError("sellp rows: each row must stand once")
-        row, column, stored = self._places()
-        row, column = row[stored], column[stored]
-        if bool((row >= out_features).any()) or bool((column >= in_features).any()):
-            raise InvalidFileError("sellp: a value lies outside the matrix")
-        keys = row * max(in_features, 1) + column
-        if len(keys.unique()) != len(keys):
-            raise InvalidFileError("sellp: an element is stored twice")
+        check_elements(self)
 
 
-def pack_sellp(pattern: CSR, values: Tensor) -> dict[str, Tensor]:
-    """Buffers of SELL-P for the places of `pattern`, with `values` [entries] of 1, 2 or 4 bytes."""
-    if pattern.shape[1] > MAX_INPUTS:
-        raise UsageError(f"sellp: at most {MAX_INPUTS} inputs, got {pattern.shape[1]}: use csr")
-    raw = {1: torch.int8, 2: torch.int16, 4: torch.int32}[values.element_size()]
-    packed = _core.pack_sellp(
-        pointers=pattern.pointers.cpu().numpy(),
-        columns=pattern.indices.cpu().numpy(),
-        values=values.cpu().view(raw).numpy(),
-        out=pattern.shape[0],
-        in_features=pattern.shape[1],
+def sellp_buffers(weight: RowSource) -> dict[str, Tensor]:
+    """Buffers of SELL-P for a weight with values of 1, 2 or 4 bytes; raises UsageError.
+
+    The pattern is laid out first, then the values are read, so that the two are never held at once.
+    """
+    out_features, in_features = weight.shape
+    if in_features > MAX_INPUTS:
+        raise UsageError(f"sellp: at most {MAX_INPUTS} inputs, got {in_features}: use csr")
+    columns, counts = [], []
+    for _, rows in weight.row_chunks():
+        columns.append(rows.columns.cpu())
+        counts.append(rows.pointers.diff().cpu())
+    check_count("sellp: non-zeros", sum(map(len, columns)))
+    packed = _core.sellp_pattern(
+        pointers=to_pointers(joined(counts, torch.zeros(0, dtype=torch.int64))).numpy(),
+        columns=joined(columns, torch.zeros(0, dtype=torch.int32)).numpy(),
+        out=out_features,
+        in_features=in_features,
     )
     buffers = {name: torch.from_numpy(array) for name, array in packed.items()}
-    got = buffers["values"]
-    buffers["values"] = (got.view(values.dtype) if len(got) else values.new_zeros(0)).view(
-        -1, LANES
-    )
+    steps = len(buffers["offsets"])
+    values = torch.zeros(steps, LANES, dtype=weight.dtype)
+    lanes = SellP((out_features, in_features), values, **buffers).lanes.int().numpy()
+    raw = {1: torch.int8, 2: torch.int16, 4: torch.int32}[values.element_size()]
+    for begin, rows in weight.row_chunks():
+        _core.fill_sellp(
+            pointers=rows.pointers.int().cpu().numpy(),
+            columns=rows.columns.cpu().numpy(),
+            values=rows.values.cpu().view(raw).numpy(),
+            in_features=in_features,
+            first=begin,
+            lanes=lanes,
+            offsets=packed["offsets"],
+            starts=packed["starts"],
+            to=values.view(raw).numpy(),
+        )
     buffers["picks"] = buffers["picks"].view(-1, LANES)
-    return {name: buffer.to(pattern.device) for name, buffer in buffers.items()}
+    return {name: t.to(weight.device) for name, t in {"values": values, **buffers}.items()}

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sparse_engine.auto.format import choose_format
 from sparse_engine.backends import HELD, backend_of, backend_of_packing
-from sparse_engine.backends.base import as_storable
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import Format, FormatSpec
@@ -110,7 +109,7 @@ class SparseLinear(nn.Module):
 
     def to_format(self) -> Format:
         """The weight in the format that the layer was made from; float16 becomes float32."""
-        return self.spec.from_dense(as_storable(self.packed.to_dense()))
+        return self.packed.to_format(self.spec)
 
     @property
     def format(self) -> str:

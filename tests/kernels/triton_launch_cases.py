@@ -126,7 +126,7 @@ def test_elements(shape: tuple[int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("in_features", [1, 200])
 def test_nm(in_features: int, dtype: torch.dtype) -> None:
-    packed = PackedNM.from_dense(torch.ones(40, in_features), 4, 4, dtype)
+    packed = PackedNM.from_dense(torch.ones(40, in_features), dtype, keep=4, of=4)
     scales = packed.scales if dtype == torch.int8 else None
     kind = torch.float16 if dtype == torch.int8 else dtype
     pattern = (packed.values, packed.positions, 4, 4)

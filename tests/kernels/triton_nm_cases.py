@@ -32,7 +32,7 @@ def check_nm(
     tokens: int, weight: Tensor, keep: int, of: int, dtype: torch.dtype, **kwargs: object
 ) -> None:
     """Compare one call with float64; int8 weights multiply x in float16."""
-    packed = PackedNM.from_dense(weight, keep, of, dtype).to(DEVICE)
+    packed = PackedNM.from_dense(weight, dtype, keep=keep, of=of).to(DEVICE)
     int8 = dtype == torch.int8
     run = partial(
         linear_nm,
@@ -82,7 +82,9 @@ def test_nothing_to_do() -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_expand(pattern: tuple[int, int]) -> None:
     for dtype in (*DTYPES, torch.int8):
-        packed = PackedNM.from_dense(grouped(35, 530, *pattern), *pattern, dtype).to(DEVICE)
+        packed = PackedNM.from_dense(
+            grouped(35, 530, *pattern), dtype, keep=pattern[0], of=pattern[1]
+        ).to(DEVICE)
         int8 = dtype == torch.int8
         dense = expand_nm(
             packed.values,
@@ -96,7 +98,7 @@ def test_expand(pattern: tuple[int, int]) -> None:
 
 
 def test_refusals() -> None:
-    packed = PackedNM.from_dense(grouped(4, 32, 2, 4), 2, 4).to(DEVICE)
+    packed = PackedNM.from_dense(grouped(4, 32, 2, 4), keep=2, of=4).to(DEVICE)
     x = torch.ones(1, 32, device=DEVICE)
     good = {"x": x, "values": packed.values, "positions": packed.positions, "keep": 2, "of": 4}
     cases = [

@@ -12,9 +12,19 @@ from torch import Tensor
 
 from sparse_engine import _core, ops
 from sparse_engine.backends.cpu_ops import as_array, native_weight
-from sparse_engine.formats import Format, SellP
+from sparse_engine.formats import Format
 from sparse_engine.ops import reference
-from sparse_engine.packings import Bits, Bits8, Groups, Groups8, QuadRuns, Runs, SellP8, Strips
+from sparse_engine.packings import (
+    Bits,
+    Bits8,
+    Groups,
+    Groups8,
+    PackedSellP,
+    QuadRuns,
+    Runs,
+    SellP8,
+    Strips,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 ROWS = [k for k in _core.kernels() if k["supported"]]
@@ -23,7 +33,7 @@ SHAPES = [(1, 1), (7, 13), (16, 16), (17, 31), (33, 193), (128, 192), (61, 500),
 HEIGHTS = (1, 2, 3, 4, 8, 16, 21)
 SPARSITIES = (0.9, 0.5, 0.0, 1.0)
 # Packings that multiply a stored zero with an activation: NaN may spread to rows without the column.
-PADDED = (SellP, SellP8, Bits8, QuadRuns, Groups, Groups8)
+PADDED = (PackedSellP, SellP8, Bits8, QuadRuns, Groups, Groups8)
 KINDS = ("1:2", "2:4", "1:4", "4:8", "2:8", "8:16", "4:16")
 
 
@@ -49,14 +59,16 @@ def packers(kernel: dict[str, str]) -> list[Callable[[Tensor], Format]]:
     if kernel["packing"] == "runs":
         cls = QuadRuns if int8 else Runs
         sizes = ((None, None), (5, 3), (64, 256), (16, 16))
-        return [lambda w, c=c, b=b: cls.from_dense(w, c, b) for c, b in sizes]
+        return [lambda w, c=c, b=b: cls.from_dense(w, chunk=c, block=b) for c, b in sizes]
     if kernel["packing"] == "strips":
         return [lambda w, h=h: Strips.from_dense(w, height=h) for h in HEIGHTS]
     if kernel["packing"] == "groups":
         groups = Groups8 if int8 else Groups
         pairs = [tuple(map(int, kind.split(":"))) for kind in KINDS]
-        return [lambda w, k=k, o=o: groups.from_dense(thinned(w, k, o), k, o) for k, o in pairs]
-    cls = {"sellp": (SellP, SellP8), "bits": (Bits, Bits8)}[kernel["packing"]][int8]
+        return [
+            lambda w, k=k, o=o: groups.from_dense(thinned(w, k, o), keep=k, of=o) for k, o in pairs
+        ]
+    cls = {"sellp": (PackedSellP, SellP8), "bits": (Bits, Bits8)}[kernel["packing"]][int8]
     return [cls.from_dense]
 
 
@@ -233,7 +245,7 @@ def test_int8_never_saturates(cls: type[QuadRuns | Bits8], isa: str) -> None:
         assert relative_error(run(packed, x, isa), truth_of(packed, x)) <= 1e-6
 
 
-@pytest.mark.parametrize("cls", [Runs, QuadRuns, SellP, Bits])
+@pytest.mark.parametrize("cls", [Runs, QuadRuns, PackedSellP, Bits])
 def test_result_does_not_depend_on_threads(cls: type[Format]) -> None:
     packed = cls.from_dense(sparse_weight(301, 1411, 0.8, torch.float32))
     x = torch.randn(150, 1411)
@@ -248,7 +260,7 @@ def test_result_does_not_depend_on_threads(cls: type[Format]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [Runs, QuadRuns, SellP, SellP8, Bits, Bits8, Groups, Groups8, Strips]
+    "cls", [Runs, QuadRuns, PackedSellP, SellP8, Bits, Bits8, Groups, Groups8, Strips]
 )
 def test_strided_rows_and_empty_sizes(cls: type[Format]) -> None:
     isa = _core.active_isa()
@@ -263,7 +275,7 @@ def test_strided_rows_and_empty_sizes(cls: type[Format]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [Runs, QuadRuns, SellP, SellP8, Bits, Bits8, Groups, Groups8, Strips]
+    "cls", [Runs, QuadRuns, PackedSellP, SellP8, Bits, Bits8, Groups, Groups8, Strips]
 )
 def test_library_refuses_what_does_not_fit(cls: type[Format]) -> None:
     packed = cls.from_dense(torch.eye(4))

@@ -46,7 +46,9 @@ def packed_for(kernel: dict[str, Any], weight: Tensor) -> list[Format]:
     if kernel["packing"] == "strips":
         return [Strips.from_dense(weight, height=height) for height in (4, 16)]
     cls = QuadRuns if kernel["dtype"] == "int8" else Runs
-    return [cls.from_dense(weight, chunk, block) for chunk, block in ((None, None), (5, 3))]
+    return [
+        cls.from_dense(weight, chunk=chunk, block=block) for chunk, block in ((None, None), (5, 3))
+    ]
 
 
 def random_weight(out: int, channels: int, kernel: int, dtype: str) -> Tensor:
@@ -152,7 +154,7 @@ def test_the_binding_refuses_what_does_not_fit() -> None:
             call()
     with pytest.raises(TypeError):
         handle.conv1d(x.astype("f8"), y, 2, 1, 1, 0)
-    few = ops.weight_handle(se.formats.SellP.from_dense(torch.randn(16, 16)))
+    few = ops.weight_handle(se.packings.PackedSellP.from_dense(torch.randn(16, 16)))
     with pytest.raises(ValueError, match="only runs and strips"):
         few.conv1d(np.zeros((1, 8, 9), "f4"), np.zeros((1, 16, 8), "f4"), 2, 1, 1, 0)
 

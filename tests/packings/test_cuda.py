@@ -14,7 +14,7 @@ from sparse_engine.backends import CUDA
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import FormatSpec
 from sparse_engine.ops import run_linear
-from sparse_engine.packings import Blocks, Ell, PackedNM
+from sparse_engine.packings import Ell, PackedBSR, PackedNM
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -47,9 +47,9 @@ def test_round_trips(shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight = random_weight(*shape)
     for packed, source in (
         (Ell.from_dense(weight, dtype), weight),
-        (Blocks.from_dense(weight, 16, 16, dtype), weight),
-        (Blocks.from_dense(weight, 64, 1, dtype), weight),
-        (PackedNM.from_dense(half_of_four(weight), 2, 4, dtype), half_of_four(weight)),
+        (PackedBSR.from_dense(weight, dtype, rows=16, cols=16), weight),
+        (PackedBSR.from_dense(weight, dtype, rows=64, cols=1), weight),
+        (PackedNM.from_dense(half_of_four(weight), dtype, keep=2, of=4), half_of_four(weight)),
     ):
         packed.validate()
         dense = packed.to_dense()
@@ -70,8 +70,8 @@ def test_round_trips(shape: tuple[int, int], dtype: torch.dtype) -> None:
         ("sellp", Ell),
         ("bsr:4x1", Ell),
         ("bsr:16x3", Ell),
-        ("bsr:16x16", Blocks),
-        ("bsr:128x1", Blocks),
+        ("bsr:16x16", PackedBSR),
+        ("bsr:128x1", PackedBSR),
         ("nm:2:4", PackedNM),
         ("nm:3:4", Ell),
         ("nm:2:5", Ell),
@@ -100,7 +100,7 @@ def test_memory() -> None:
         assert packed.nbytes <= 1.05 * 3 * int((weight != 0).sum())
     mask = torch.rand(128, 128, generator=generator) < 0.1
     blocks = mask.repeat_interleave(32, 0).repeat_interleave(32, 1) * 1.0
-    packed = Blocks.from_dense(blocks, 32, 32, torch.bfloat16)
+    packed = PackedBSR.from_dense(blocks, torch.bfloat16, rows=32, cols=32)
     assert packed.nbytes <= 1.05 * (packed.values.nbytes + packed.indices.nbytes)
 
 
@@ -109,20 +109,20 @@ def test_what_no_dtype_holds() -> None:
     with pytest.raises(UsageError, match="float16 holds numbers up to 65504"):
         Ell.from_dense(weight, torch.float16)
     with pytest.raises(UsageError, match="int8 cannot hold"):
-        Blocks.from_dense(weight / 0, 16, 16, torch.int8)
-    with pytest.raises(UsageError, match="no kernel on GPUs has weights of float64"):
+        PackedBSR.from_dense(weight / 0, torch.int8, rows=16, cols=16)
+    with pytest.raises(UsageError, match="no cuda kernel has weights of float64"):
         Ell.from_dense(weight, torch.float64)
     with pytest.raises(UsageError, match="blocks of 8x16: GPU kernels have 16, 32, 64, 128 rows"):
-        Blocks.from_dense(weight, 8, 16)
+        PackedBSR.from_dense(weight, rows=8, cols=16)
     with pytest.raises(UsageError, match="3:4: GPU kernels have powers of two"):
-        PackedNM.from_dense(weight, 3, 4)
+        PackedNM.from_dense(weight, keep=3, of=4)
     with pytest.raises(UsageError, match="are not two halves of rows of 16"):
-        Blocks.from_dense(weight, 16, 16, gated=True)
+        PackedBSR.from_dense(weight, rows=16, cols=16, gated=True)
 
 
 def test_joined_and_split() -> None:
-    pieces = [Blocks.from_dense(random_weight(32 * n, 48), 16, 16) for n in (1, 2, 3)]
-    joined = Blocks.join(pieces)
+    pieces = [PackedBSR.from_dense(random_weight(32 * n, 48), rows=16, cols=16) for n in (1, 2, 3)]
+    joined = PackedBSR.join(pieces)
     joined.validate()
     assert torch.equal(joined.to_dense(), torch.cat([piece.to_dense() for piece in pieces]))
     for piece, part in zip(pieces, joined.split(pieces), strict=True):
@@ -133,8 +133,8 @@ def test_joined_and_split() -> None:
         )
 
 
-def damaged_blocks() -> list[tuple[Blocks, str]]:
-    good = Blocks.from_dense(torch.ones(64, 64), 16, 16)
+def damaged_blocks() -> list[tuple[PackedBSR, str]]:
+    good = PackedBSR.from_dense(torch.ones(64, 64), rows=16, cols=16)
     items = torch.tensor([[0, 0, 2, 0], [0, 2, 4, 1], [1, 4, 8, 0], [2, 8, 12, 0], [3, 12, 16, 0]])
     parts = torch.tensor([2, 1, 1, 1]).int()
     cut = replace(good, items=items.int(), parts=parts, most=2)
@@ -179,9 +179,9 @@ def damaged_ell() -> list[tuple[Ell, str]]:
 
 
 def damaged_nm() -> list[tuple[PackedNM, str]]:
-    good = PackedNM.from_dense(half_of_four(random_weight(8, 30)) + 0, 2, 4)
-    same = PackedNM.from_dense(torch.tensor([[1.0, 2.0, 0.0, 0.0]]), 2, 4)
-    wide = PackedNM.from_dense(torch.tensor([[1.0, 2.0]]), 2, 8)
+    good = PackedNM.from_dense(half_of_four(random_weight(8, 30)) + 0, keep=2, of=4)
+    same = PackedNM.from_dense(torch.tensor([[1.0, 2.0, 0.0, 0.0]]), keep=2, of=4)
+    wide = PackedNM.from_dense(torch.tensor([[1.0, 2.0]]), keep=2, of=8)
     return [
         (replace(good, positions=good.positions[:, :-1]), "positions"),
         (replace(same, positions=torch.zeros_like(same.positions)), "stored twice"),
@@ -201,7 +201,7 @@ def test_damage_is_refused(make: object) -> None:
 def test_without_a_gpu_the_way_out_is_said() -> None:
     for packed in (
         Ell.from_dense(torch.ones(16, 16)),
-        Blocks.from_dense(torch.ones(16, 16), 16, 16),
+        PackedBSR.from_dense(torch.ones(16, 16), rows=16, cols=16),
     ):
         assert CUDA.holds(packed)
         with pytest.raises(ValueError, match=r"x is on cpu; Triton needs a GPU"):

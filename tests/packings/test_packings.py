@@ -13,19 +13,20 @@ import sparse_engine as se
 from sparse_engine import _core
 from sparse_engine.backends import CPU, META
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, FormatSpec, SellP
+from sparse_engine.formats import BSR, CSR, NM, Bitmask, Format, FormatSpec
 from sparse_engine.ops import pack, reference, run_linear
 from sparse_engine.packings import (
     Bits,
     Bits8,
     Groups,
     Groups8,
+    PackedSellP,
     QuadRuns,
     Runs,
     SellP8,
     Strips,
 )
-from sparse_engine.packings.cpu.int8 import quantise_rows
+from sparse_engine.packings.values import quantise
 
 INT8 = (QuadRuns, SellP8, Bits8, Groups8)
 
@@ -41,7 +42,7 @@ def half_empty(out: int = 37, inner: int = 71, dtype: torch.dtype = torch.float3
 
 def make(cls: type[Format], weight: Tensor) -> Format:
     if cls in (Runs, QuadRuns):
-        return cls.from_dense(weight, 16, 8)  # several chunks and K-blocks
+        return cls.from_dense(weight, chunk=16, block=8)  # several chunks and K-blocks
     return cls.from_dense(weight)
 
 
@@ -54,8 +55,9 @@ def test_back_without_loss(cls: type[Format], shape: tuple[int, int]) -> None:
         packed.validate()
         dense = packed.to_dense()
         if cls in INT8:
-            quantised, scales = quantise_rows(weight)
-            assert torch.equal(dense, quantised.float() * scales[:, None])
+            row = torch.arange(shape[0])[:, None].expand(shape).reshape(-1)
+            integers, scales = quantise(weight.reshape(-1), row, shape[0])
+            assert torch.equal(dense, integers.view(shape).float() * scales[:, None])
             assert dense.dtype == torch.float32
         else:
             assert torch.equal(dense, weight)
@@ -78,7 +80,7 @@ def test_int8_error_is_half_a_step() -> None:
 def test_runs_keep_the_bits_of_odd_numbers() -> None:
     bits = torch.tensor([[0x7FC12345, 0x7F800001, 1, 0x7F800000]], dtype=torch.int32)
     weight = bits.view(torch.float32)
-    for cls in (Runs, SellP, Bits, Strips):
+    for cls in (Runs, PackedSellP, Bits, Strips):
         assert torch.equal(cls.from_dense(weight).to_dense().view(torch.int32), bits), cls
 
 
@@ -108,10 +110,10 @@ def test_what_packs_to_what() -> None:
 
 def test_too_wide_for_sellp() -> None:
     with pytest.raises(UsageError, match="65536"):
-        SellP.from_dense(torch.zeros(1, 65537))
+        PackedSellP.from_dense(torch.zeros(1, 65537))
     edge = torch.zeros(2, 65536)
     edge[1, 65535] = 3.0
-    packed = SellP.from_dense(edge)
+    packed = PackedSellP.from_dense(edge)
     packed.validate()
     y = run_linear(packed, torch.ones(1, 65536), None, "none", None)
     assert y.tolist() == [[0.0, 3.0]]
@@ -176,16 +178,21 @@ def test_low_blocks_that_meet_a_few_tokens(
         tokens: se.nn.SparseLinear.from_dense(linear, se.SparseConfig(spec, dtype, tokens))
         for tokens in ((1,), (2, 4), (1, 5), (1, 128))
     }
-    assert [type(layer.packed) is SellP for layer in layers.values()] == [True, True, False, False]
+    assert [type(layer.packed) is PackedSellP for layer in layers.values()] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     few, many = layers[(1,)], layers[(1, 128)]
     assert few.format == many.format == spec
     assert torch.equal(few.to_format().values, many.to_format().values)
     empty = se.nn.SparseLinear(37, 51)
     empty.load_state_dict(few.state_dict())
-    assert type(empty.packed) is SellP
+    assert type(empty.packed) is PackedSellP
     se.save(torch.nn.Sequential(few), tmp_path / "package")
     loaded = se.load(tmp_path / "package", model=torch.nn.Sequential(torch.nn.Linear(37, 51)))
-    assert type(loaded[0].packed) is SellP
+    assert type(loaded[0].packed) is PackedSellP
     for tokens in (1, 2, 3, 4, 9):
         x = torch.randn(tokens, 37)
         truth = x.double() @ few.packed.to_dense().double().T + linear.bias.double()

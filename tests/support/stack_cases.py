@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine import _core
-from sparse_engine.formats import SellP
 from sparse_engine.ops import weight_handle
-from sparse_engine.packings import Bits, Bits8, QuadRuns, Runs, SellP8, Strips
+from sparse_engine.packings import Bits, Bits8, PackedSellP, QuadRuns, Runs, SellP8, Strips
 
 ISAS = _core.presets()
 CONFIG = {
@@ -114,7 +113,7 @@ def pack(i: int, weight: Tensor, int8: bool) -> tuple[Any, Any]:
     if i == 1:
         strips = Strips.from_dense(weight, height=3)
         return strips, strips
-    rows = (SellP, Bits)[len(weight) % 2].from_dense(weight)
+    rows = (PackedSellP, Bits)[len(weight) % 2].from_dense(weight)
     return Runs.from_dense(weight), rows
 
 

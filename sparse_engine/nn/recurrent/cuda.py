@@ -18,7 +18,7 @@ from sparse_engine.backends.cuda_timer import capture
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.recurrent.weights import BLOCK, in_order, same
 from sparse_engine.ops import reference, run_linear
-from sparse_engine.packings.cuda.blocks import Blocks
+from sparse_engine.packings.cuda.bsr import PackedBSR
 
 if TYPE_CHECKING:
     from sparse_engine.nn.recurrent.base import SparseRNNBase
@@ -32,7 +32,7 @@ FEW = 16
 def fused(hidden: SparseLinear) -> bool:
     """Whether the steps of a network with this hidden weight are one kernel each."""
     packed = hidden.packed
-    return isinstance(packed, Blocks) and packed.rows == BLOCK and packed.dtype != torch.int8
+    return isinstance(packed, PackedBSR) and packed.rows == BLOCK and packed.dtype != torch.int8
 
 
 def step_kernel(hidden: SparseLinear) -> str:
@@ -161,7 +161,7 @@ def _direction(
     gates = run_linear(inputs.packed, x, bias, "none", None)  # [tokens, rows]
     first, second = h.contiguous().clone(), h.contiguous().clone()
     dense = None
-    if not fused(hidden) and not isinstance(hidden.packed, Blocks) and sizes[0] > FEW:
+    if not fused(hidden) and not isinstance(hidden.packed, PackedBSR) and sizes[0] > FEW:
         from sparse_engine.backends.cuda_ops import expand
 
         dense = expand(hidden.packed, x.dtype)  # once, not at every step

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_engine.errors import InvalidFileError
-from sparse_engine.formats.base import Format
-from sparse_engine.formats.bits import pack_bits, pad_bits, popcount, unpack_bits
+from sparse_engine.formats import Bitmask, Format, FormatSpec
+from sparse_engine.formats.bits import mask_of, masked_rows, pad_bits, popcounts
 from sparse_engine.formats.checks import (
     VALUE_DTYPES,
     check_buffer,
     check_count,
     check_pointers,
     check_shape,
-    check_weight,
     check_zero,
 )
-from sparse_engine.formats.compressed import to_pointers
+from sparse_engine.formats.rows import Rows, RowSource, running
+from sparse_engine.packings.base import Packing
 
 # Kernels load whole registers from the last value on.
 PADDING = 64
@@ -29,14 +29,14 @@ COLUMNS = 64
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Bits(Format):
+class Bits(Packing):
     """A bit an element, rows padded to 64 columns; the non-zeros in order; where each row begins."""
 
     name: ClassVar[str] = "bits"
     kind: ClassVar[str] = "bits"
+    backend: ClassVar[str] = "cpu"
     template: ClassVar[str] = "bits"
     buffer_names: ClassVar[tuple[str, ...]] = ("values", "mask", "offsets")
-    value_dtypes: ClassVar[tuple[torch.dtype, ...]] = VALUE_DTYPES
 
     mask: Tensor
     """uint8 [out, 8 ceil(in / 64)]."""
@@ -44,16 +44,33 @@ class Bits(Format):
     """int32 [out + 1]."""
 
     @classmethod
-    def from_dense(cls, weight: Tensor) -> Self:
-        """Pack a weight [out, in], float32 or bfloat16."""
-        weight = check_weight(weight)
-        return cls(shape=(weight.shape[0], weight.shape[1]), **bit_buffers(weight))
+    def _build(cls, source: RowSource) -> dict[str, Any]:
+        stride = -(-source.shape[1] // COLUMNS) * COLUMNS // 8
+        if isinstance(source, Bitmask):
+            values, starts = source.values, source.starts
+            mask = pad(source.mask, (0, stride - source.mask.shape[1]))
+        else:
+            values, mask, counts = mask_of(source, stride)
+            starts = running(counts)
+        check_count("bits: non-zeros", len(values))
+        return {"values": pad(values, (0, PADDING)), "mask": mask, "offsets": starts.int()}
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in]."""
-        dense = torch.zeros(self.shape, dtype=self.values.dtype, device=self.device)
-        kept = unpack_bits(self.mask, self.shape[1])
-        return dense.masked_scatter_(kept, self.values[: len(self.values) - PADDING])
+    def to_format(self, spec: FormatSpec) -> Format:
+        """As `Packing.to_format`; as a bitmask, float values are shared."""
+        if spec.format is not Bitmask or self.dtype not in VALUE_DTYPES:
+            return super().to_format(spec)
+        stride = -(-self.shape[1] // 8)
+        values = self.values[: len(self.values) - PADDING]
+        return Bitmask(self.shape, values, self.mask[:, :stride].contiguous())
+
+    def row_costs(self) -> Tensor:
+        """Non-zeros of each row, and its share of the mask once that is unpacked."""
+        return self.offsets.diff().long() + self.shape[1] // 4
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        offsets = self.offsets[begin : end + 1]
+        return masked_rows(self.mask[begin:end], self.values, offsets, self.shape[1])
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
@@ -74,19 +91,8 @@ class Bits(Format):
             self.mask[:, used:].any()
         ):
             raise InvalidFileError(f"bits mask: bits are set beyond {in_features} columns")
-        if popcount(self.mask) != stored:
-            raise InvalidFileError(f"bits mask: {popcount(self.mask)} bits for {stored} values")
-        counts = unpack_bits(self.mask, in_features).sum(1)
-        if not torch.equal(to_pointers(counts), self.offsets):
+        counts = popcounts(self.mask)
+        if int(counts.sum()) != stored:
+            raise InvalidFileError(f"bits mask: {int(counts.sum())} bits for {stored} values")
+        if not torch.equal(running(counts), self.offsets.long()):
             raise InvalidFileError("bits offsets: do not count the bits of the rows")
-
-
-def bit_buffers(weight: Tensor) -> dict[str, Tensor]:
-    """Buffers of Bits for a weight of any dtype."""
-    kept = weight != 0
-    check_count("bits: non-zeros", int(kept.sum()))
-    return {
-        "values": pad(weight[kept], (0, PADDING)),
-        "mask": pack_bits(pad(kept, (0, -weight.shape[1] % COLUMNS))),
-        "offsets": to_pointers(kept.sum(1)),
-    }

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_engine.errors import InvalidFileError
-from sparse_engine.formats import NM, Format
-from sparse_engine.formats.bits import pack_numbers, unpack_numbers
+from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.formats import NM, Format, FormatSpec
+from sparse_engine.formats.base import check_elements
+from sparse_engine.formats.bits import unpack_numbers
 from sparse_engine.formats.checks import VALUE_DTYPES, check_buffer, check_shape, check_zero
+from sparse_engine.formats.rows import Rows, RowSource, running
+from sparse_engine.packings.base import Packing
 
 STEP = 16
 # Bytes that kernels read past the last position.
@@ -21,15 +24,15 @@ PADDING = 4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Groups(Format):
+class Groups(Packing):
     """`keep` values in every group of `of` columns, in steps of 16 values; log2(of) bits a value."""
 
     name: ClassVar[str] = "groups"
     kind: ClassVar[str] = "groups"
+    backend: ClassVar[str] = "cpu"
     template: ClassVar[str] = "groups:{keep}:{of}"
     param_names: ClassVar[tuple[str, ...]] = ("keep", "of")
     buffer_names: ClassVar[tuple[str, ...]] = ("values", "positions")
-    value_dtypes: ClassVar[tuple[torch.dtype, ...]] = VALUE_DTYPES
 
     positions: Tensor
     """uint8 [out x 2 log2(of) x steps + 4]."""
@@ -37,15 +40,34 @@ class Groups(Format):
     of: int
 
     @classmethod
-    def from_dense(cls, weight: Tensor, keep: int = 2, of: int = 4) -> Self:
-        """Pack a weight [out, in] with at most `keep` non-zeros a group."""
-        return cls.from_nm(NM.from_dense(weight, keep, of))
+    def from_format(
+        cls, weight: RowSource, dtype: torch.dtype | None = None, keep: int = 0, of: int = 0
+    ) -> Self:
+        """As `Packing.from_format`; `of` is 2, 4, 8 or 16, and 2 or 4 times `keep`.
+
+        By default both are those of the weight, or 2:4.
+        """
+        if isinstance(weight, NM | Groups):
+            keep, of = keep or weight.keep, of or weight.of
+        return super().from_format(weight, dtype, keep=keep or 2, of=of or 4)
 
     @classmethod
-    def from_nm(cls, weight: NM) -> Self:
-        """Pack N:M whose `of` is a power of two up to 16, and 2 or 4 times `keep`."""
-        buffers = group_buffers(weight, weight.values)
-        return cls(shape=weight.shape, keep=weight.keep, of=weight.of, **buffers)
+    def _build(cls, source: RowSource, keep: int = 2, of: int = 4) -> dict[str, Any]:
+        problem = cls.params_problem({"keep": keep, "of": of})
+        if problem:
+            raise UsageError(problem)
+        if not isinstance(source, NM) or (source.keep, source.of) != (keep, of):
+            source = NM.from_format(source, keep, of)
+        steps = -(-source.shape[1] * keep // (STEP * of))
+        width = (of - 1).bit_length()
+        positions = source.positions  # the same bits, in rows of whole steps
+        positions = pad(positions, (0, 2 * width * steps - positions.shape[1]))
+        return {
+            "values": pad(source.values, (0, steps * STEP - source.values.shape[1])),
+            "positions": pad(positions.view(-1), (0, PADDING)),
+            "keep": keep,
+            "of": of,
+        }
 
     @classmethod
     def params_problem(cls, params: Mapping[str, int]) -> str | None:
@@ -65,22 +87,37 @@ class Groups(Format):
         """Steps of a row."""
         return -(-self.shape[1] * self.keep // (STEP * self.of))
 
-    def columns(self) -> Tensor:
-        """Column of each value, int64 [out, 16 steps]; padding may lie outside."""
-        count = self.steps * STEP
-        size = (self.shape[0], 2 * self.bits * self.steps)
-        rows = self.positions[: len(self.positions) - PADDING].view(size)
-        position = unpack_numbers(rows, self.bits, count).long()
-        return torch.arange(count, device=self.device) // self.keep * self.of + position
+    def to_format(self, spec: FormatSpec) -> Format:
+        """As `Packing.to_format`; as the same N:M, float values and positions are copied."""
+        if spec != FormatSpec(NM, (self.keep, self.of)) or self.dtype not in VALUE_DTYPES:
+            return super().to_format(spec)
+        count = -(-self.shape[1] // self.of) * self.keep
+        size = -(-count * self.bits // 8)
+        rows = self._position_rows()[:, :size]
+        matrix = NM(
+            self.shape, self.values[:, :count].contiguous(), rows.contiguous(), self.keep, self.of
+        )
+        # The kernels do not need positions that rise, the format does.
+        return matrix if matrix.rises() else super().to_format(spec)
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in]."""
-        size = (self.shape[0], self.steps * STEP // self.keep * self.of)
-        dense = torch.zeros(size, dtype=self.values.dtype, device=self.device)
-        starts = torch.arange(size[0], device=self.device)[:, None] * size[1]
-        kept = self.values != 0
-        dense.view(-1)[(starts + self.columns())[kept]] = self.values[kept]
-        return dense[:, : self.shape[1]].contiguous()
+    def _position_rows(self) -> Tensor:
+        """Packed positions, uint8 [out, bytes]."""
+        size = (self.shape[0], 2 * self.bits * self.steps)
+        return self.positions[: len(self.positions) - PADDING].view(size)
+
+    def row_costs(self) -> Tensor:
+        """Values of a row."""
+        return torch.full((self.shape[0],), self.steps * STEP, device=self.device)
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        count = self.steps * STEP
+        position = unpack_numbers(self._position_rows()[begin:end], self.bits, count)
+        values = self.values[begin:end]
+        group = torch.arange(count, dtype=torch.int32, device=self.device) // self.keep
+        kept = values != 0
+        columns = (group * self.of + position)[kept]
+        return Rows(running(kept.sum(1)), columns, values[kept]).sorted()
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
@@ -93,21 +130,4 @@ class Groups(Format):
         size = rows * self.steps * 2 * self.bits + PADDING
         check_buffer("groups positions", self.positions, (torch.uint8,), (size,))
         check_zero("groups positions", self.positions[size - PADDING :].int())
-        column, kept = self.columns(), self.values != 0
-        check_zero("groups values", self.values[column >= self.shape[1]])
-        row = torch.arange(rows)[:, None].expand(column.shape)
-        keys = (row * max(self.shape[1], 1) + column)[kept]
-        if len(keys.unique()) != len(keys):
-            raise InvalidFileError("groups positions: an element is stored twice")
-
-
-def group_buffers(weight: NM, values: Tensor) -> dict[str, Tensor]:
-    """Buffers of Groups for the places of `weight`, with `values` [out, groups x keep] of any dtype."""
-    steps = -(-weight.shape[1] * weight.keep // (STEP * weight.of))
-    extra = (0, steps * STEP - values.shape[1])
-    positions = pad(weight.unpacked_positions().reshape(values.shape), extra)
-    packed = pack_numbers(positions, (weight.of - 1).bit_length())
-    return {
-        "values": pad(values, extra),
-        "positions": pad(packed.reshape(-1), (0, PADDING)),
-    }
+        check_elements(self)

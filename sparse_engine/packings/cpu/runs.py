@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,17 +17,19 @@ from torch import Tensor
 # Importing torch first matters: the extension then binds to torch's OpenMP.
 from sparse_engine import _core
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import CSR
-from sparse_engine.formats.base import Format
 from sparse_engine.formats.checks import (
-    VALUE_DTYPES,
+    INT32_MAX,
     check_buffer,
-    check_range,
     check_shape,
-    check_weight,
     check_zero,
 )
+from sparse_engine.formats.rows import Rows, RowSource, joined
+from sparse_engine.packings.base import Packing
 
+# Elements that are packed at once: enough for a chunk a thread.
+PACKED_AT_ONCE = 1 << 20
+# Values travel as integers of their size.
+RAW = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 # Columns whose slice of the widest panel stays in L1 beside weights and results: 32 KiB. Panels are
 # twice as wide with AVX-512.
 K_BLOCK, AVX512_K_BLOCK = 256, 128
@@ -42,8 +44,13 @@ def chunk_rows(out_features: int) -> int:
     return max(MIN_CHUNK, min(MAX_CHUNK, share))
 
 
+def k_block() -> int:
+    """Columns of a K-block on this machine."""
+    return AVX512_K_BLOCK if "avx512" in _core.capabilities() else K_BLOCK
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Runs(Format):
+class Runs(Packing):
     """Pairs of rows with the columns that they share, and those that they do not.
 
     One byte of index a column, two a row and K-block, eight for pairs of equal lengths.
@@ -51,7 +58,9 @@ class Runs(Format):
 
     name: ClassVar[str] = "runs"
     kind: ClassVar[str] = "runs"
-    """The name of the layout that the kernels read."""
+    backend: ClassVar[str] = "cpu"
+    quad: ClassVar[int] = 1
+    """Columns that are one entry."""
     template: ClassVar[str] = "runs:{chunk}:{block}"
     param_names: ClassVar[tuple[str, ...]] = ("chunk", "block")
     buffer_names: ClassVar[tuple[str, ...]] = (
@@ -74,15 +83,43 @@ class Runs(Format):
     block: int
 
     @classmethod
-    def from_csr(cls, weight: CSR, chunk: int | None = None, block: int | None = None) -> Self:
-        """Pack `weight`, float32 or bfloat16."""
-        buffers = pack_pattern(weight, weight.values, chunk, block)
-        return cls(shape=weight.shape, **buffers)  # type: ignore[arg-type]
+    def _build(
+        cls, source: RowSource, chunk: int | None = None, block: int | None = None
+    ) -> dict[str, Any]:
+        chunk = chunk or chunk_rows(source.shape[0])
+        block = block or k_block()
+        problem = cls.params_problem({"chunk": chunk, "block": block})
+        if problem:
+            raise UsageError(problem)
+        if source.device.type != "cpu":
+            raise UsageError(f"runs are packed on the CPU, the weight is on {source.device}")
+        parts: list[dict[str, Tensor]] = []
+        for begin, end in source.ranges(chunk, limit=PACKED_AT_ONCE):
+            pointers, columns, values = cls._entries(source, begin, end)
+            packed = _core.pack_runs(
+                pointers=pointers.int().numpy(),
+                columns=columns.numpy(),
+                values=values.view(RAW[values.element_size()]).numpy(),
+                out=end - begin,
+                in_features=-(-source.shape[1] // cls.quad),
+                chunk=chunk,
+                block=block,
+            )
+            parts.append({name: torch.from_numpy(array) for name, array in packed.items()})
+        buffers = _join(parts)
+        buffers["values"] = cls._typed(buffers["values"], source.dtype)
+        return {**buffers, "chunk": chunk, "block": block}
 
     @classmethod
-    def from_dense(cls, weight: Tensor, chunk: int | None = None, block: int | None = None) -> Self:
-        """Pack a weight [out, in], float32 or bfloat16."""
-        return cls.from_csr(CSR.from_dense(check_weight(weight)), chunk, block)
+    def _entries(cls, source: RowSource, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pointers, columns and values of some rows as the packing counts them."""
+        rows = source.read_rows(begin, end)
+        return rows.pointers, rows.columns, rows.values
+
+    @classmethod
+    def _typed(cls, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """The values from their bytes."""
+        return values.view(dtype) if len(values) else torch.zeros(0, dtype=dtype)
 
     @classmethod
     def params_problem(cls, params: Mapping[str, int]) -> str | None:
@@ -95,41 +132,46 @@ class Runs(Format):
     @property
     def width(self) -> int:
         """Columns of the matrix as the packing counts them."""
-        return self.shape[1]
+        return -(-self.shape[1] // self.quad)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Number of (chunks, K-blocks); there is one K-block even without inputs."""
         return -(-self.shape[0] // self.chunk), max(1, -(-self.width // self.block))
 
-    def entries(self) -> tuple[Tensor, Tensor]:
-        """Row and column of each value, int64."""
-        place, segment, column = self._places()
-        blocks = self.grid[1]
-        return place + segment // blocks * self.chunk, column + segment % blocks * self.block
+    @property
+    def unit(self) -> int:
+        """Rows of a chunk."""
+        return self.chunk
 
-    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row inside its chunk, (chunk, K-block), and column inside it, of each value, int64."""
-        device = self.device
-        per_pair = self.stretches.long().repeat_interleave(self.stretches[:, 0].long(), 0)
-        shared, own, rest = per_pair[:, 1], per_pair[:, 2], per_pair[:, 3]
-        counts = 2 * (shared + own) + rest  # values of a pair
-        pair = torch.arange(len(counts), device=device).repeat_interleave(counts)
-        i = torch.arange(len(pair), device=device) - (counts.cumsum(0) - counts)[pair]
-        columns = shared + 2 * own + rest
-        first = (columns.cumsum(0) - columns)[pair]
-        in_shared = i < 2 * shared[pair]
-        column = first + torch.where(in_shared, i // 2, i - shared[pair])
-        second = torch.where(i < 2 * (shared + own)[pair], i % 2, 1)
-        pairs = self.starts[:, 1].long().diff() // 2  # of each segment
-        segment = torch.arange(len(pairs), device=device).repeat_interleave(pairs)[pair]
-        return self.rows.long()[2 * pair + second], segment, self.columns.long()[column]
+    def row_costs(self) -> Tensor:
+        """Values of each row, as they are on average in its chunk."""
+        values = self.starts[:: self.grid[1], 3].long().diff() * self.quad
+        return (values // self.chunk).repeat_interleave(self.chunk)[: self.shape[0]]
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in]."""
-        dense = self.values.new_zeros(self.shape)
-        dense[self.entries()] = self.values
-        return dense
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        pointers, columns, values = self._read_entries(begin, end)
+        return Rows(pointers, columns, values).keep(values != 0)
+
+    def _read_entries(self, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pointers, columns and values of some rows; raises ValueError for damaged buffers."""
+        flat = self.values.view(-1).view(RAW[self.values.element_size() * self.quad])
+        pointers, columns, values = _core.rows_of_runs(
+            values=flat.numpy(),
+            columns=self.columns.numpy(),
+            rows=self.rows.numpy(),
+            stretches=self.stretches.numpy(),
+            starts=self.starts.numpy(),
+            out=self.shape[0],
+            in_features=self.width,
+            chunk=self.chunk,
+            block=self.block,
+            begin=begin,
+            end=end,
+        )
+        found = self._typed(torch.from_numpy(values), self.values.dtype)
+        return torch.from_numpy(pointers), torch.from_numpy(columns), found
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
@@ -145,86 +187,40 @@ class Runs(Format):
         chunks, blocks = self.grid
         segments = chunks * blocks
         check_buffer("runs starts", self.starts, (torch.int32,), (segments + 1, 4))
-        stretches, starts = self.stretches.long(), self.starts.long()
-        pairs, shared, own, rest = stretches.unbind(1)
-        sizes = torch.stack(
-            [
-                torch.ones_like(pairs),
-                2 * pairs,
-                pairs * (shared + 2 * own + rest),
-                pairs * (2 * (shared + own) + rest),
-            ],
-            1,
-        )
-        ends = torch.cat([sizes.new_zeros(1, 4), sizes.cumsum(0)])
-        whole = torch.tensor([len(pairs), len(self.rows) - 2, len(self.columns), count])
-        at = starts[:, 0]
-        if bool((at < 0).any()) or bool((at > len(pairs)).any()) or bool((at.diff() < 0).any()):
-            raise InvalidFileError("runs starts: do not rise within the stretches")
-        if not torch.equal(ends[-1], whole) or not torch.equal(starts, ends[at]):
-            raise InvalidFileError("runs starts: do not fit the stretches and buffers")
-        if starts[0].any() or not torch.equal(starts[-1], whole):
+        whole = [len(self.stretches), len(self.rows) - 2, len(self.columns), count]
+        if self.starts[0].any() or self.starts[-1].tolist() != whole:
             raise InvalidFileError("runs starts: do not cover the buffers")
-        if bool((shared + own + rest > self.block).any()):
-            raise InvalidFileError("runs stretches: a row has more columns than a K-block")
-        self._validate_places(starts)
+        check_zero("runs rows", self.rows[-2:].int())
+        try:
+            for begin, end in self.ranges():
+                self._validate_entries(begin, end)
+        except ValueError as error:  # of the extension: InvalidFileError is one as well
+            raise InvalidFileError(str(error)) from None
+
+    def _validate_entries(self, begin: int, end: int) -> None:
+        """Raise ValueError unless whole chunks of rows are sound."""
+        self._read_entries(begin, end)
 
     def _validate_values(self) -> None:
-        check_buffer("runs values", self.values, VALUE_DTYPES, ("values",))
-
-    def _validate_places(self, starts: Tensor) -> None:
-        """Columns lie in their K-block, every row of a chunk stands once where it must."""
-        chunks, blocks = self.grid
-        of_column = torch.arange(chunks * blocks).repeat_interleave(starts[:, 2].diff())
-        last = self.width - (blocks - 1) * self.block
-        columns = self.columns.long()
-        check_range("runs columns", columns, self.block)
-        check_range("runs columns", columns[of_column % blocks == blocks - 1], last)
-        rows = self.rows[: len(self.rows) - 2].long()
-        check_zero("runs rows", self.rows[len(self.rows) - 2 :].int())
-        segment = torch.arange(chunks * blocks).repeat_interleave(starts[:, 1].diff())
-        alone = rows == self.chunk  # the place that nobody reads
-        check_range("runs rows", rows, self.chunk + 1)
-        row = segment // blocks * self.chunk + rows
-        if bool((row[~alone] >= self.shape[0]).any()):
-            raise InvalidFileError(f"runs rows: expected values below {self.shape[0]}")
-        place = (segment * (self.chunk + 1) + rows)[~alone]
-        if len(place.unique()) != len(place):
-            raise InvalidFileError("runs rows: a row stands twice in a K-block")
-        firsts = starts[:, 1].diff().view(chunks, blocks)[:, 0]
-        sizes = (self.shape[0] - torch.arange(chunks) * self.chunk).clamp(max=self.chunk)
-        if (
-            not torch.equal(firsts, (sizes + 1) // 2 * 2)
-            or int((~alone & (segment % blocks == 0)).sum()) != self.shape[0]
-        ):
-            raise InvalidFileError("runs rows: each row must stand once in the first K-block")
-        if bool((self._places()[0] == self.chunk).any()):
-            raise InvalidFileError("runs: a value stands in no row")
-        row, column = self.entries()
-        keys = row * max(self.width, 1) + column
-        if len(keys.unique()) != len(keys):
-            raise InvalidFileError("runs: an element is stored twice")
+        check_buffer("runs values", self.values, self.value_dtypes, ("values",))
 
 
-def pack_pattern(
-    weight: CSR, values: Tensor, chunk: int | None, block: int | None
-) -> dict[str, Tensor | int]:
-    """Buffers and parameters of a packing of `weight`'s pattern, with `values` [entries] to match."""
-    chunk = chunk or chunk_rows(weight.shape[0])
-    block = block or (AVX512_K_BLOCK if "avx512" in _core.capabilities() else K_BLOCK)
-    if values.device.type != "cpu":
-        raise UsageError(f"runs are packed on the CPU, the weight is on {values.device}")
-    raw = values.view(torch.int16 if values.dtype == torch.bfloat16 else torch.int32)
-    packed = _core.pack_runs(
-        pointers=weight.pointers.numpy(),
-        columns=weight.indices.numpy(),
-        values=raw.numpy(),
-        out=weight.shape[0],
-        in_features=weight.shape[1],
-        chunk=chunk,
-        block=block,
-    )
-    buffers = {name: torch.from_numpy(array) for name, array in packed.items()}
-    got = buffers["values"]
-    buffers["values"] = got.view(values.dtype) if len(got) else values.new_zeros(0)
-    return {**buffers, "chunk": chunk, "block": block}
+def _join(parts: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """The buffers of consecutive chunks as one; clears the list's dicts, so that less is held."""
+    ends = torch.zeros(4, dtype=torch.int64)
+    starts = []
+    for part in parts:
+        begins = part.pop("starts").long() + ends
+        starts.append(begins[:-1].int())
+        ends = begins[-1]
+        if int(ends.max()) > INT32_MAX:
+            raise UsageError("runs: a buffer outgrows int32; split the weight")
+        part["rows"] = part["rows"][:-2]  # the kernels look one pair ahead, past the last chunk
+    parts.append({"rows": torch.zeros(2, dtype=torch.uint16)})
+    none = {"stretches": torch.zeros(0, 4, dtype=torch.uint16)}
+    empty = torch.zeros(0, dtype=torch.uint8)
+    buffers = {
+        name: joined([part.pop(name) for part in parts if name in part], none.get(name, empty))
+        for name in ("values", "columns", "rows", "stretches")
+    }
+    return {**buffers, "starts": torch.cat([*starts, ends.int()[None]])}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats.base import Format, positive_zeros
+from sparse_engine.formats import BSR
 from sparse_engine.formats.checks import (
     VALUE_DTYPES,
     check_buffer,
@@ -22,17 +22,18 @@ from sparse_engine.formats.checks import (
     check_pointers,
     check_range,
     check_shape,
-    check_weight,
     check_zero,
 )
 from sparse_engine.formats.compressed import row_ids, to_pointers
+from sparse_engine.formats.rows import Rows, RowSource, Tiles, joined, running, spans
+from sparse_engine.packings.base import Packing
 
 # Input columns whose slice of a 64-token panel stays near L1: 48 KiB.
 K_BLOCK = 192
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Strips(Format):
+class Strips(Packing):
     """`height` output rows share the columns of a strip: the rows of a BSR block.
 
     Two bytes of index a column, shared by the rows of the strip, plus four bytes a strip and
@@ -41,6 +42,7 @@ class Strips(Format):
 
     name: ClassVar[str] = "strips"
     kind: ClassVar[str] = "strips"
+    backend: ClassVar[str] = "cpu"
     template: ClassVar[str] = "strips:{height}:{block}"
     param_names: ClassVar[tuple[str, ...]] = ("height", "block")
     buffer_names: ClassVar[tuple[str, ...]] = ("values", "columns", "pointers")
@@ -50,33 +52,46 @@ class Strips(Format):
     block: int
 
     @classmethod
-    def from_dense(cls, weight: Tensor, height: int = 1, block: int | None = None) -> Self:
-        """Pack a weight [out, in], float32 or bfloat16; a column with a single non-zero is kept whole."""
-        weight = check_weight(weight)
-        block = block or K_BLOCK
+    def from_format(
+        cls,
+        weight: RowSource,
+        dtype: torch.dtype | None = None,
+        height: int = 0,
+        block: int = 0,
+    ) -> Self:
+        """As `Packing.from_format`; by default with the height of the weight's blocks or strips."""
+        if isinstance(weight, BSR | Strips):
+            height = height or (weight.rows if isinstance(weight, BSR) else weight.height)
+        return super().from_format(weight, dtype, height=height or 1, block=block or K_BLOCK)
+
+    @classmethod
+    def _build(cls, source: RowSource, height: int = 1, block: int = K_BLOCK) -> dict[str, Any]:
         problem = cls.params_problem({"height": height, "block": block})
         if problem:
             raise UsageError(problem)
-        out_features, in_features = weight.shape
-        extra = -out_features % height
-        padded = torch.nn.functional.pad(weight, (0, 0, 0, extra)) if extra else weight
-        tiles = padded.view(padded.shape[0] // height, height, in_features)  # [strips, height, in]
-        occupied = (tiles != 0).any(1)  # [strips, in]
-        check_count("strips: columns", int(occupied.sum()))
-        values, columns, counts = [], [], []
-        for start in range(0, max(in_features, 1), block):
-            used = occupied[:, start : start + block]
-            values.append(tiles[:, :, start : start + block].transpose(1, 2)[used])
-            columns.append(used.nonzero()[:, 1])
-            counts.append(used.sum(1))
-        empty = torch.zeros(0, dtype=torch.int64)
-        return cls(
-            shape=(out_features, in_features),
-            values=positive_zeros(torch.cat([weight.new_zeros(0, height), *values])),
-            columns=torch.cat([empty, *columns]).to(torch.uint16),
-            pointers=to_pointers(torch.cat([empty, *counts])),
-            block=block,
-        )
+        out_features, in_features = source.shape
+        strips, blocks = -(-out_features // height), max(1, -(-in_features // block))
+        values, columns, segments = [], [], []
+        for begin, end in source.ranges(height):
+            tiles = source.read_tiles(begin, end, height, 1)
+            values.append(tiles.values.view(-1, height))
+            columns.append((tiles.columns % block).to(torch.uint16))
+            strip = Rows(tiles.pointers, tiles.columns, tiles.values).row_ids()
+            segments.append((tiles.columns // block * strips + strip + begin // height).int())
+        none = torch.zeros(0, dtype=torch.int32, device=source.device)
+        segment = joined(segments, none)
+        check_count("strips: columns", len(segment))
+        buffers: dict[str, Any] = {
+            "values": joined(values, none.to(source.dtype).view(0, height)),
+            "columns": joined(columns, none.to(torch.uint16)),
+            "pointers": to_pointers(segment.bincount(minlength=blocks * strips)),
+            "block": block,
+        }
+        if blocks > 1:  # from strip by strip to K-block by K-block
+            order = segment.argsort(stable=True)
+            buffers["values"] = buffers["values"][order]
+            buffers["columns"] = buffers["columns"].view(torch.int16)[order].view(torch.uint16)
+        return buffers
 
     @classmethod
     def params_problem(cls, params: Mapping[str, int]) -> str | None:
@@ -97,15 +112,38 @@ class Strips(Format):
         """Number of (K-blocks, strips); there is one K-block even without inputs."""
         return max(1, -(-self.shape[1] // self.block)), -(-self.shape[0] // self.height)
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in] without padding."""
-        strips = self.grid[1]
-        segment = row_ids(self.pointers)  # (K-block, strip) of each entry
-        column = segment // max(strips, 1) * self.block + self.columns.long()
-        tiles = self.values.new_zeros(strips, self.shape[1], self.height)
-        tiles[segment % max(strips, 1), column] = self.values
-        dense = tiles.transpose(1, 2).reshape(strips * self.height, self.shape[1])
-        return dense[: self.shape[0]].contiguous()
+    def row_costs(self) -> Tensor:
+        """Columns of each row's strip."""
+        counts = self.pointers.diff().long().view(self.grid).sum(0)
+        return counts.repeat_interleave(self.height)[: self.shape[0]]
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1."""
+        first = begin // self.height
+        strips = self._strips(first, -(-end // self.height))
+        return strips.rows(begin - first * self.height, end - first * self.height)
+
+    def read_tiles(self, begin: int, end: int, height: int, width: int) -> Tiles:
+        """Tiles of rows begin to end - 1; columns of whole strips without a detour."""
+        if (height, width) != (self.height, 1):
+            return super().read_tiles(begin, end, height, width)
+        return self._strips(begin // height, -(-end // height)).occupied()
+
+    def _strips(self, begin: int, end: int) -> Tiles:
+        """Strips begin to end - 1, the columns of each in order."""
+        blocks, strips = self.grid
+        strip = torch.arange(begin, end, device=self.device)[:, None]
+        segment = strip + torch.arange(blocks, device=self.device) * strips  # [strips, K-blocks]
+        pointers = self.pointers.long()
+        counts = pointers[segment + 1] - pointers[segment]
+        entry = spans(pointers[segment].view(-1), counts.view(-1))
+        k_block = torch.arange(blocks, device=self.device).expand(counts.shape).reshape(-1)
+        columns = self.columns.int()[entry]
+        columns += (
+            (k_block * self.block).int().repeat_interleave(counts.view(-1), output_size=len(entry))
+        )
+        values = self.values[entry].view(-1, self.height, 1)
+        return Tiles(running(counts.sum(1)), columns, values)
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""

@@ -1,25 +1,26 @@
-"""Ell: an unstructured weight as the GPU kernel reads it; kernels/linear_ell.py says how it lies."""
+"""Ell: an unstructured weight as the GPU kernel reads it; kernels/linear_ell.py has the layout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sparse_engine.errors import InvalidFileError
-from sparse_engine.formats import Format
+from sparse_engine.formats.base import check_elements
 from sparse_engine.formats.checks import check_buffer, check_count, check_range, check_shape
-from sparse_engine.packings.cuda.values import GPU_DTYPES, as_numbers, check_scales, scaled
+from sparse_engine.formats.rows import Rows, RowSource, running, spans
+from sparse_engine.packings.cuda.base import GPU_DTYPES, CudaPacking
 
 LANES, WIDTH, EMPTY = 128, 255, 255
 NO_ROW = {torch.uint16: 2**16 - 1, torch.int32: 2**31 - 1}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ell(Format):
+class Ell(CudaPacking):
     """Panels of 255 columns, a byte of place a value; groups of 128 rows of about equal length.
 
     Rows take two bytes a panel (four from 65536 rows on), a group twelve, an empty slot as much as a full
@@ -37,68 +38,76 @@ class Ell(Format):
     """int32 [groups, 3]: panel, first slot, slots; most slots first."""
     rows: Tensor
     """uint16 or int32 [groups, 128]: the row in each lane, or the largest number where there is none."""
-    scales: Tensor
-    """float32 [out] beside int8 values, else [0]."""
 
     @classmethod
-    def from_dense(cls, weight: Tensor, dtype: torch.dtype | None = None) -> Self:
-        """Pack a weight [out, in], float32 or bfloat16, with values of `dtype` or its own."""
-        dtype = dtype or weight.dtype
-        numbers, scales = as_numbers(weight, dtype)
-        out_features, in_features = weight.shape
-        device = weight.device
+    def _build(cls, source: RowSource) -> dict[str, Any]:
+        (out_features, in_features), device = source.shape, source.device
         panels, stacks = -(-in_features // WIDTH), -(-out_features // LANES)
-        kept = pad(numbers != 0, (0, panels * WIDTH - in_features))
-        counts = kept.view(out_features, panels, WIDTH).sum(2).T  # [panels, out]
-        order = counts.argsort(dim=1, descending=True, stable=True)  # [panels, out]
-        extra = (0, stacks * LANES - out_features)
-        lengths = pad(counts.gather(1, order), extra).view(panels, stacks, LANES)[:, :, 0]
+        kind = torch.uint16 if out_features <= NO_ROW[torch.uint16] else torch.int32
+        lengths = torch.zeros(panels, stacks, dtype=torch.int64, device=device)
+        # In each panel the rows of each lane, and the lane of each row.
+        rows = torch.full((panels, stacks * LANES), NO_ROW[kind], dtype=torch.int32, device=device)
+        lanes = torch.empty(panels, out_features, dtype=torch.int32, device=device)
+        lane = torch.arange(out_features, dtype=torch.int32, device=device)
+        for panel, counts in enumerate(_panel_counts(source, panels)):
+            order = counts.argsort(descending=True, stable=True)
+            rows[panel, :out_features] = order.int()
+            lanes[panel, order] = lane
+            lengths[panel] = counts[order][::LANES]
         slots = int(lengths.sum())
         check_count("ell: slots", slots * LANES)
-        starts = (lengths.reshape(-1).cumsum(0) - lengths.reshape(-1)).view(panels, stacks)
+        starts = (lengths.view(-1).cumsum(0) - lengths.view(-1)).view(panels, stacks)
 
-        values = torch.zeros(slots * LANES, dtype=dtype, device=device)
+        values = torch.zeros(slots * LANES, dtype=source.dtype, device=device)
         columns = torch.full((slots * LANES,), EMPTY, dtype=torch.uint8, device=device)
-        for panel in range(panels):  # one at a time, so that little memory is needed beside
-            at = panel * WIDTH
-            used = kept[:, at : at + WIDTH]
-            row, place = used.nonzero().unbind(1)
-            rank = used.cumsum(1)[row, place] - 1
-            lane = torch.empty_like(order[panel])
-            lane[order[panel]] = torch.arange(out_features, device=device)
-            slot = starts[panel][lane[row] // LANES] + rank
-            target = slot * LANES + lane[row] % LANES
-            values[target] = numbers[row, at + place].to(dtype)
-            columns[target] = place.to(torch.uint8)
+        for begin, part in source.row_chunks():
+            row, place = part.row_ids(), part.columns.long() // WIDTH
+            rank = _ranks(row * panels + place)
+            at = lanes[place, row + begin].long()
+            target = (starts[place, at // LANES] + rank) * LANES + at % LANES
+            values[target] = part.values
+            columns[target] = (part.columns % WIDTH).to(torch.uint8)
 
-        kind = torch.uint16 if out_features <= NO_ROW[torch.uint16] else torch.int32
-        rows = pad(order, extra, value=NO_ROW[kind]).reshape(panels * stacks, LANES)
         number = torch.arange(panels, device=device)[:, None].expand(panels, stacks)
         groups = torch.stack([number, starts, lengths], 2).view(panels * stacks, 3)
         heaviest = groups[:, 2].argsort(descending=True, stable=True)
-        return cls(
-            shape=(out_features, in_features),
-            values=values.view(slots, LANES),
-            columns=columns.view(slots, LANES),
-            groups=groups[heaviest].int().contiguous(),
-            rows=rows[heaviest].to(kind).contiguous(),
-            scales=scales,
-        )
+        return {
+            "values": values.view(slots, LANES),
+            "columns": columns.view(slots, LANES),
+            "groups": groups[heaviest].int().contiguous(),
+            "rows": rows.view(panels * stacks, LANES)[heaviest].to(kind).contiguous(),
+            "scales": torch.zeros(0, device=device),
+        }
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in]."""
-        dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        row, column, full = self._places()
-        dense[row[full], column[full]] = self.values[full]
-        return scaled(dense, self.scales)
+    @cached_property
+    def lanes(self) -> Tensor:
+        """Where each row of each panel is, 128 x its group + its lane, int64 [panels, out]."""
+        out_features = self.shape[0]
+        rows = self.rows.int().long()
+        group, lane = (rows < out_features).nonzero().unbind(1)
+        panel = self.groups[:, 0].long()[group]
+        lanes = torch.zeros(-(-self.shape[1] // WIDTH), out_features, dtype=torch.int64)
+        lanes = lanes.to(self.device)
+        lanes[panel, rows[group, lane]] = group * LANES + lane
+        return lanes
 
-    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, column and fullness of each slot, [slots, 128]."""
-        ordered = self.groups[:, 1].long().argsort(stable=True)
-        ordered = ordered[self.groups[ordered, 2] > 0]
-        group = ordered.repeat_interleave(self.groups[ordered, 2].long())  # [slots]
-        column = self.groups[group, 0].long()[:, None] * WIDTH + self.columns
-        return self.rows.int()[group].long(), column, self.columns != EMPTY
+    def row_costs(self) -> Tensor:
+        """Slots of each row's groups."""
+        return self.groups[:, 2].long()[self.lanes // LANES].sum(0)
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1; of int8 the integers."""
+        lanes = self.lanes[:, begin:end].T.reshape(-1)  # panel after panel, row after row
+        group = lanes // LANES
+        panel, first, slots = self.groups.long()[group].unbind(1)
+        slot = spans(first, slots)
+        at = (lanes % LANES).repeat_interleave(slots, output_size=len(slot))
+        column = self.columns[slot, at]
+        start = (panel * WIDTH).int().repeat_interleave(slots, output_size=len(slot))
+        values = self.values[slot, at]
+        counts = slots.view(end - begin, -1).sum(1)
+        rows = Rows(running(counts), start + column, values)
+        return rows.keep((column != EMPTY) & (values != 0)).sorted()
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
@@ -113,7 +122,7 @@ class Ell(Format):
         check_buffer("ell groups", self.groups, (torch.int32,), (count, 3), device)
         kind = torch.uint16 if out_features <= NO_ROW[torch.uint16] else torch.int32
         check_buffer("ell rows", self.rows, (kind,), (count, LANES), device)
-        check_scales("ell", self.values, self.scales, out_features)
+        self._validate_scales()
         panel, start, length = self.groups.cpu().long().unbind(1)
         if count:
             check_range("ell groups", self.groups[:, 0].contiguous(), panels)
@@ -130,14 +139,24 @@ class Ell(Format):
         held = (panel[:, None] * max(out_features, 1) + rows)[there].sort().values
         if not torch.equal(held, torch.arange(panels * out_features)):
             raise InvalidFileError("ell rows: a panel does not hold every row once")
-        self._validate_slots()
-
-    def _validate_slots(self) -> None:
-        row, column, full = self._places()
-        if bool((row[full] >= self.shape[0]).any()) or bool((column[full] >= self.shape[1]).any()):
-            raise InvalidFileError("ell columns: a value lies outside the matrix")
-        if bool((self.values[~full] != 0).any()):
+        if bool((self.values[self.columns == EMPTY] != 0).any()):
             raise InvalidFileError("ell values: an empty slot is not zero")
-        keys = row[full] * max(self.shape[1], 1) + column[full]
-        if len(keys.unique()) != len(keys):
-            raise InvalidFileError("ell columns: an element is stored twice")
+        check_elements(self)
+
+
+def _panel_counts(source: RowSource, panels: int) -> Tensor:
+    """Non-zeros of each row in each panel, uint8 [panels, out]: there are at most 255."""
+    counts = torch.zeros(panels, source.shape[0], dtype=torch.uint8, device=source.device)
+    for begin, part in source.row_chunks():
+        flat = (part.columns.long() // WIDTH).mul_(source.shape[0])
+        flat += part.row_ids().add_(begin)
+        counts.view(-1).index_add_(0, flat, torch.ones_like(flat, dtype=torch.uint8))
+    return counts
+
+
+def _ranks(keys: Tensor) -> Tensor:
+    """How many equal keys come before each, where equal ones stand side by side."""
+    at = torch.arange(len(keys), device=keys.device)
+    fresh = torch.ones_like(keys, dtype=torch.bool)
+    fresh[1:] = keys[1:] != keys[:-1]
+    return at - torch.where(fresh, at, 0).cummax(0).values

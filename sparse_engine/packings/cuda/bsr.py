@@ -1,33 +1,28 @@
-"""Blocks: BSR as the GPU kernel reads it, with the work shared out among its programs beforehand."""
+"""PackedBSR: BSR as the GPU kernel reads it, with a work partition made beforehand."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import BSR, Format
+from sparse_engine.formats import BSR
 from sparse_engine.formats.checks import check_buffer, check_range, check_shape
 from sparse_engine.formats.compressed import to_pointers
-from sparse_engine.packings.cuda.values import (
-    GPU_DTYPES,
-    NO_TRITON,
-    as_numbers,
-    check_scales,
-    scaled,
-)
+from sparse_engine.formats.rows import Rows, RowSource, Tiles
+from sparse_engine.packings.cuda.base import GPU_DTYPES, NO_TRITON, CudaPacking
 
 ROWS = (16, 32, 64, 128)
 COLS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Blocks(Format):
-    """The buffers of BSR, values of any dtype, and who does what (kernels/plan.py)."""
+class PackedBSR(CudaPacking):
+    """The buffers of BSR, values of any dtype, and a work partition (kernels/plan.py)."""
 
     name: ClassVar[str] = "blocks"
     kind: ClassVar[str] = "blocks"
@@ -39,8 +34,6 @@ class Blocks(Format):
 
     indices: Tensor
     pointers: Tensor
-    scales: Tensor
-    """float32 [out] beside int8 values, else [0]."""
     order: Tensor
     """int32 [block rows of y], the heaviest first."""
     items: Tensor
@@ -53,45 +46,55 @@ class Blocks(Format):
     """1 where the second half of the rows gates the first."""
 
     @classmethod
-    def from_dense(
+    def from_format(
         cls,
-        weight: Tensor,
-        rows: int,
-        cols: int,
+        weight: RowSource,
         dtype: torch.dtype | None = None,
+        rows: int = 0,
+        cols: int = 0,
         gated: bool = False,
     ) -> Self:
-        """Pack a weight [out, in], float32 or bfloat16, with values of `dtype` or its own."""
+        """As `Packing.from_format`.
+
+        Args:
+            weight: A format, or another packing.
+            dtype: Of the values; by default the weight's own.
+            rows: Of a block, one of ROWS; by default those of a BSR weight.
+            cols: Of a block, one of COLS; likewise.
+            gated: Whether the second half of the rows gates the first.
+        """
+        if isinstance(weight, BSR | PackedBSR):
+            rows, cols = rows or weight.rows, cols or weight.cols
+        return super().from_format(weight, dtype, rows=rows, cols=cols, gated=gated)
+
+    @classmethod
+    def _build(
+        cls, source: RowSource, rows: int = 0, cols: int = 0, gated: bool = False
+    ) -> dict[str, Any]:
         try:
             from sparse_engine.kernels import plan_bsr
         except ImportError as error:
             raise UsageError(NO_TRITON) from error
         problem = cls.block_problem(rows, cols)
-        if gated and weight.shape[0] % (2 * rows):
-            problem = f"gated: {weight.shape[0]} rows are not two halves of rows of {rows}"
+        if gated and source.shape[0] % (2 * rows):
+            problem = f"gated: {source.shape[0]} rows are not two halves of rows of {rows}"
         if problem:
             raise UsageError(problem)
-        dtype = dtype or weight.dtype
-        numbers, scales = as_numbers(weight, dtype)
-        matrix = BSR.from_dense(numbers, rows, cols)
-        values = matrix.values.to(dtype)
-        plan = plan_bsr(matrix.pointers, rows * cols * values.element_size(), gated)
-        empty = torch.zeros(0, 4, dtype=torch.int32, device=weight.device)
-        return cls(
-            shape=matrix.shape,
-            values=values,
-            indices=matrix.indices,
-            pointers=matrix.pointers,
-            scales=scales,
-            order=plan.order,
-            items=empty if plan.items is None else plan.items,
-            parts=empty[:, 0] if plan.parts is None else plan.parts,
-            most=plan.most,
-            gated=int(gated),
-        )
+        matrix = BSR.from_format(source, rows, cols)
+        plan = plan_bsr(matrix.pointers, rows * cols * matrix.values.element_size(), gated)
+        empty = torch.zeros(0, 4, dtype=torch.int32, device=matrix.device)
+        return {
+            **matrix.tensors(),
+            "scales": torch.zeros(0, device=matrix.device),
+            "order": plan.order,
+            "items": empty if plan.items is None else plan.items,
+            "parts": empty[:, 0] if plan.parts is None else plan.parts,
+            "most": plan.most,
+            "gated": int(gated),
+        }
 
     @classmethod
-    def join(cls, pieces: Sequence[Blocks], gated: bool = False) -> Self:
+    def join(cls, pieces: Sequence[PackedBSR], gated: bool = False) -> Self:
         """One weight of the rows of several, one below the other; `gated`: of two, see from_dense.
 
         All have blocks of one size and dtype, and whole rows of blocks. `split` gives them back.
@@ -116,7 +119,7 @@ class Blocks(Format):
             gated=int(gated),
         )
 
-    def split(self, pieces: Sequence[Blocks]) -> list[Blocks]:
+    def split(self, pieces: Sequence[PackedBSR]) -> list[PackedBSR]:
         """What it was joined from, with the values and indices of the whole for memory."""
         counts = [len(piece.values) for piece in pieces]
         shared = zip(self.values.split(counts), self.indices.split(counts), strict=True)
@@ -152,10 +155,22 @@ class Blocks(Format):
         """Input features in a block."""
         return self.values.shape[2]
 
-    def to_dense(self) -> Tensor:
-        """The matrix [out, in] without padding."""
-        matrix = BSR(self.shape, self.values, self.indices, self.pointers)
-        return scaled(matrix.to_dense(), self.scales)
+    def row_costs(self) -> Tensor:
+        """Elements of each row that lie in blocks."""
+        return self._matrix.row_costs()
+
+    def read_rows(self, begin: int, end: int) -> Rows:
+        """The non-zeros of rows begin to end - 1; of int8 the integers."""
+        return self._matrix.read_rows(begin, end)
+
+    def read_tiles(self, begin: int, end: int, height: int, width: int) -> Tiles:
+        """Tiles of rows begin to end - 1 that hold a non-zero; of int8 the integers."""
+        return self._matrix.read_tiles(begin, end, height, width)
+
+    @property
+    def _matrix(self) -> BSR:
+        """The buffers as a BSR, of any dtype."""
+        return BSR(self.shape, self.values, self.indices, self.pointers)
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
@@ -165,7 +180,7 @@ class Blocks(Format):
         problem = self.params_problem(self.params())
         if problem:
             raise InvalidFileError(problem)
-        check_scales("blocks", self.values, self.scales, self.shape[0])
+        self._validate_scales()
         # What BSR checks of its buffers, on values of a dtype that it has.
         BSR(self.shape, self.values.float(), self.indices, self.pointers).validate()
         ints, rows = (torch.int32,), len(self.pointers) - 1
