@@ -21,8 +21,10 @@ from sparse_engine.formats import FORMATS, Format
 
 CPU, CUDA, META = CPUBackend(), CUDABackend(), MetaBackend()
 BACKENDS: tuple[Backend, ...] = (CPU, CUDA)
-HELD: tuple[type[Format], ...] = tuple(dict.fromkeys((*CPU.packings, *CUDA.packings, *FORMATS)))
-"""Everything that a layer may hold as its weight."""
+HELD: tuple[type[Format], ...] = tuple(
+    {cls.name: cls for cls in (*FORMATS, *CPU.packings, *CUDA.packings)}.values()
+)
+"""Everything that a layer may hold as its weight; of SELL-P the packing, whose buffers are the same."""
 
 _by_device: dict[str, Backend] = {backend.name: backend for backend in (*BACKENDS, META)}
 _by_packing: dict[type[Format], Backend] = {
