@@ -62,7 +62,7 @@ def pad_bits(packed: Tensor, count: int) -> Tensor:
 
 def popcounts(packed: Tensor) -> Tensor:
     """Set bits of each row of a uint8 tensor [rows, bytes], int64 [rows]."""
-    counts = torch.empty(len(packed), dtype=torch.int64, device=packed.device)
+    counts = torch.zeros(len(packed), dtype=torch.int64, device=packed.device)
     step = max(1, CHUNK // max(packed.shape[1], 1))
     for begin in range(0, len(packed), step):
         part = packed[begin : begin + step]

@@ -68,7 +68,7 @@ class SellP(Format):
         """Lane of each row, 16 x its slice + its place in there, int64 [out]."""
         rows = self.rows.long()
         used = (rows < self.shape[0]).nonzero().view(-1)
-        lanes = torch.empty(self.shape[0], dtype=torch.int64, device=self.device)
+        lanes = torch.zeros(self.shape[0], dtype=torch.int64, device=self.device)
         lanes[rows[used]] = used
         return lanes
 

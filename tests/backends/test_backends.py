@@ -22,7 +22,7 @@ from sparse_engine.backends import (
 )
 from sparse_engine.backends.cpu import CPUBackend
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import CSR, FORMATS, FormatSpec
+from sparse_engine.formats import CSR, FORMATS, FormatSpec, SellP
 from sparse_engine.ops import pack
 from sparse_engine.packings import Runs, SellP8
 

@@ -47,7 +47,7 @@ class Ell(CudaPacking):
         lengths = torch.zeros(panels, stacks, dtype=torch.int64, device=device)
         # In each panel the rows of each lane, and the lane of each row.
         rows = torch.full((panels, stacks * LANES), NO_ROW[kind], dtype=torch.int32, device=device)
-        lanes = torch.empty(panels, out_features, dtype=torch.int32, device=device)
+        lanes = torch.zeros(panels, out_features, dtype=torch.int32, device=device)
         lane = torch.arange(out_features, dtype=torch.int32, device=device)
         for panel, counts in enumerate(_panel_counts(source, panels)):
             order = counts.argsort(descending=True, stable=True)
