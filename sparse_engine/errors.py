@@ -48,5 +48,5 @@ def one_line(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = f": {lines[0][:300]}" if lines else ""
-        raise UsageError(f"{what}: {type(error).__name__}{told}") from error
+        detail = f": {lines[0][:300]}" if lines else ""
+        raise UsageError(f"{what}: {type(error).__name__}{detail}") from error
