@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Elements of a piece: with the temporary tensors of a conversion about 16 MB.
-CHUNK = 1 << 18
-GPU_CHUNK = 1 << 24
+# Elements of a piece: with the temporary tensors of a conversion about 16 MB. Larger weights are
+# cut into so many pieces, since every piece costs the calls of some thirty operators.
+CHUNK, PIECES = 1 << 18, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +141,11 @@ class RowSource(ABC):
         Args:
             align: Ranges begin at multiples of so many rows, and hold at least so many.
             least: What a row counts at least.
-            limit: Elements of a range; by default `CHUNK`, on a GPU `GPU_CHUNK`.
+            limit: Elements of a range; by default `CHUNK`, or more in a large weight.
         """
         align *= -(-self.unit // align)
-        limit = limit or (CHUNK if self.device.type == "cpu" else GPU_CHUNK)
         ends = (self.row_costs().clamp(min=least) + 1).cumsum(0).cpu()
+        limit = limit or max(CHUNK, int(ends[-1]) // PIECES if len(ends) else 0)
         begin, done = 0, 0
         while begin < len(ends):
             end = int(torch.searchsorted(ends, done + limit, right=True))
