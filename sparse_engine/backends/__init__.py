@@ -21,10 +21,10 @@ from sparse_engine.formats import FORMATS, Format
 
 CPU, CUDA, META = CPUBackend(), CUDABackend(), MetaBackend()
 BACKENDS: tuple[Backend, ...] = (CPU, CUDA)
-HELD: tuple[type[Format], ...] = tuple(
+WEIGHT_CLASSES: tuple[type[Format], ...] = tuple(
     {cls.name: cls for cls in (*FORMATS, *CPU.packings, *CUDA.packings)}.values()
 )
-"""Everything that a layer may hold as its weight; of SELL-P the packing, whose buffers are the same."""
+"""Every class that a layer's weight may have; of SELL-P the packing, whose buffers are the same."""
 
 _by_device: dict[str, Backend] = {backend.name: backend for backend in (*BACKENDS, META)}
 _by_packing: dict[type[Format], Backend] = {
@@ -61,8 +61,8 @@ __all__ = [
     "BACKENDS",
     "CPU",
     "CUDA",
-    "HELD",
     "META",
+    "WEIGHT_CLASSES",
     "Backend",
     "backend_of",
     "backend_of_packing",

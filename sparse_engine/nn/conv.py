@@ -18,17 +18,18 @@ from sparse_engine.nn.placeholder import placeholder_weight
 from sparse_engine.ops import check_linear, is_plain, run_conv1d
 from sparse_engine.ops.conv1d import Window
 
-# Windows of many sequences of fewer steps are copied faster as rows: in panels each fills too few
-# lanes.
+# With fewer steps, windows of many sequences are copied to rows: each would fill few lanes of a
+# panel.
 FEW_STEPS = 8
 
 
 class SparseConv1d(ComposedModule):
     """y[b, o, t] = bias[o] + sum over c, i of W[o, c, i] x[b, c, t stride + i dilation - padding].
 
-    x [batch, in, length] or [in, length], float32 or bfloat16. The weight of a group is one sparse
-    matrix [out, in x kernel]. On the CPU its product takes windows from x as it lies, channels
-    first; for formats whose kernels take rows, and on a GPU, windows are copied as rows.
+    x is [batch, in, length] or [in, length], float32 or bfloat16. The weight of a group is one
+    sparse matrix [out, in x kernel]. Where the backend convolves its packing, the kernel reads
+    windows of x in place, channels first. Elsewhere windows are copied to the rows of linear
+    layers.
 
     >>> SparseConv1d.from_dense(torch.nn.Conv1d(300, 100, 3), "csr")
     """
@@ -134,16 +135,14 @@ class SparseConv1d(ComposedModule):
         dtypes = backend_of_packing(parts[0].packed).input_dtypes
         shape = self.out_channels, self.in_channels
         check_linear(x.transpose(1, 2), shape, None, None, dtypes)
-        # A trace, whose sizes may be symbols, is the same for any.
+        # In a trace sizes may be symbols: it holds the convolution for any number of steps.
         return not is_plain(x) or steps >= FEW_STEPS or len(x) == 1
 
     def multiply_windows(self, x: Tensor, left: int, right: int) -> Tensor:
-        """The way of any format and device: windows of x [batch, in, length] between so many zeros,
-        copied as rows of linear layers.
-        """
+        """y of x [batch, in, length], padded with zeros, by linear layers on copied windows."""
         x = F.pad(x, (left, right)) if left or right else x
         (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
-        # [batch, in, steps, kernel]: views of x, copied once as rows [batch, steps, in x kernel].
+        # Views of x, [batch, in, steps, kernel], copied once to rows [batch, steps, in x kernel].
         windows = x.unfold(2, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
         groups = windows.transpose(1, 2).chunk(self.groups, 2)
         parts = [part(rows.flatten(2)) for part, rows in zip(self._parts(), groups, strict=True)]
@@ -175,7 +174,7 @@ class SparseConv1d(ComposedModule):
 
     def _describe(self, conv: nn.Conv1d) -> None:
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        sizes: Any = conv  # tuples of one, as torch has them: models read them
+        sizes: Any = conv  # tuples of one, as in torch, which models read
         self.kernel_size: tuple[int] = sizes.kernel_size
         self.stride: tuple[int] = sizes.stride
         self.dilation: tuple[int] = sizes.dilation

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.auto.format import choose_format
-from sparse_engine.backends import HELD, backend_of, backend_of_packing
+from sparse_engine.backends import WEIGHT_CLASSES, backend_of, backend_of_packing
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import Format, FormatSpec
@@ -21,12 +21,17 @@ from sparse_engine.ops import check_linear, is_plain, linear_kernel
 
 
 class SparseLinear(nn.Module):
-    """y = x Wᵀ + b with a sparse W; x [..., in], float32 or bfloat16 (on a GPU also float16), gives
-    y [..., out] where the layer is: `.to("cuda")` packs the weight anew for the kernels there.
+    """y = x Wᵀ + b with a sparse W, for inference.
 
-    State is plain tensors: the buffers of the packed weight, and `bias` in float32. Made by
-    `from_dense`, or empty (all zero) and filled by `load_state_dict`. `format` is what the weight
-    was stored as ("csr", "bsr:4x1", ...), `packed` what the kernels read.
+    x is [..., in], float32 or bfloat16, on a GPU also float16; y is [..., out] in its dtype. Moving
+    the layer to another device (`.to("cuda")`) packs the weight for the kernels there.
+
+    The state is plain tensors: the buffers of the packed weight, and `bias` in float32. A layer is
+    made by `from_dense`, or with zeros that `load_state_dict` replaces.
+
+    Attributes:
+        spec: The format that the weight was stored in, e.g. bsr:4x1; `format` is its text.
+        packed: The weight as kernels read it.
 
     >>> layer = SparseLinear.from_dense(torch.nn.Linear(768, 3072), SparseConfig(format="csr"))
     """
@@ -34,11 +39,11 @@ class SparseLinear(nn.Module):
     values: Tensor
     bias: Tensor | None
     is_conv1d = False
-    """Whether it stands for GPT-2's Conv1D: `densify_` then makes one."""
+    """Whether it replaces GPT-2's Conv1D, which `densify_` then restores."""
     fused: Any = None
     """A FusedProjections, which runs this layer with others that read the same x; or None."""
     _known: Format | None = None
-    """`packed` as it was last asked for, with what the ops keep beside it."""
+    """The last `packed`, with the native handle that the ops cache on it."""
 
     def __init__(
         self,
@@ -62,11 +67,15 @@ class SparseLinear(nn.Module):
 
     @classmethod
     def from_dense(cls, linear: nn.Linear, config: SparseConfig | str | None = None) -> Self:
-        """Store the weight of `linear` as `config.format` in `config.dtype`.
+        """Store the weight of a dense layer, which is not changed.
 
-        `linear` is left as it is. "auto" measures the formats on this machine, see
-        `sparse_engine.auto.format`. Raises UsageError for a format or dtype that the weight does
-        not fit.
+        Args:
+            linear: The dense layer.
+            config: Format and dtype; "auto" measures the formats on this machine, see
+                `sparse_engine.auto.format`.
+
+        Raises:
+            UsageError: The format or dtype cannot hold the weight.
         """
         check_plain(linear)
         config = SparseConfig.of(config)
@@ -89,7 +98,7 @@ class SparseLinear(nn.Module):
     def from_format(
         cls, weight: Format, bias: Tensor | None = None, spec: FormatSpec | str | None = None
     ) -> Self:
-        """A layer around a weight that is already in a format, or packed (then with its `spec`)."""
+        """A layer with a weight in a format, or packed (then `spec` is its format)."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.out_features, layer.in_features = weight.shape
@@ -118,11 +127,10 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape, dtype and device of the dense weight [out, in]: there are no values.
+        """A placeholder with the shape, dtype and device of the dense weight [out, in].
 
-        Models that look at `layer.weight.dtype` before they call the layer find what they look for;
-        torch's fused paths, which would read the values, step aside. Whoever computes with it or
-        writes to it gets a UsageError.
+        Models read `layer.weight.dtype` before they call the layer. The placeholder has no values:
+        torch's fused paths do not run, and computing with it or writing to it raises UsageError.
         """
         size = (self.out_features, self.in_features)
         dtype = torch.float32 if self.values.dtype == torch.int8 else self.values.dtype
@@ -140,11 +148,11 @@ class SparseLinear(nn.Module):
         return self._known
 
     def kernel(self, tokens: int) -> str:
-        """Name of the kernel that runs `tokens` tokens here, e.g. "spmm_runs_f32_avx512"."""
+        """Name of the kernel that runs `tokens` tokens, e.g. "spmm_runs_f32_avx512"."""
         return linear_kernel(self.packed, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
-        """y = x Wᵀ + b; raises UsageError for a wrong width or dtype, or if x requires gradients."""
+        """y = x Wᵀ + b; raises UsageError for a wrong width or dtype, or if x needs gradients."""
         packed = self.packed
         backend = backend_of_packing(packed)
         check_linear(x, packed.shape, None, None, backend.input_dtypes)
@@ -175,9 +183,9 @@ class SparseLinear(nn.Module):
 
     def _hold(self, packed: Format) -> None:
         """Make the buffers of `packed` the layer's state."""
-        for cls in HELD:
-            for name in cls.buffer_names:
-                self._buffers.pop(name, None)
+        if "_packing" in self.__dict__:
+            for name in self._packing[0].buffer_names:
+                del self._buffers[name]
         for name, tensor in packed.tensors().items():
             self.register_buffer(name, tensor)
         fields = type(packed).__dataclass_fields__
@@ -186,7 +194,7 @@ class SparseLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         moved = fn(self.values[:0])
-        # What comes from a GPU in float16 becomes float32 on the CPU.
+        # float16 from a GPU becomes float32 on the CPU.
         backends = backend_of(moved), backend_of(self.values)
         if not any(moved.dtype in backend.value_dtypes for backend in backends):
             raise UsageError(
@@ -203,25 +211,25 @@ class SparseLinear(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
-        """What the buffers do not say, as JSON bytes: state dicts stay plain tensors."""
+        """Format, packing and parameters, as JSON bytes, so that state dicts stay plain tensors."""
         packed = self.packed
-        told = {"format": self.format, "packing": packed.name, "params": packed.params()}
-        return torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+        state = {"format": self.format, "packing": packed.name, "params": packed.params()}
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: `_load_from_state_dict` has read and checked it."""
+        """No operation: `_load_from_state_dict` reads and checks the extra state."""
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Take buffers of any number of non-zeros: copying into the old ones would not fit."""
+        """Replace the buffers, since the new ones may have another number of non-zeros."""
         state = state_dict.get(prefix + "_extra_state")
-        buffers = {prefix + name for cls in HELD for name in cls.buffer_names}
+        buffers = {prefix + name for cls in WEIGHT_CLASSES for name in cls.buffer_names}
         if not isinstance(state, Tensor) and buffers & state_dict.keys():
             raise InvalidFileError(f"{prefix}_extra_state is missing: it says what the buffers are")
         if isinstance(state, Tensor):
             self._hold(self._read_state(state_dict, prefix, state))
-            # The base class finds under the buffers' names what the layer holds by now.
+            # The base class then finds the layer's own tensors under the buffers' names.
             kept = {key: value for key, value in state_dict.items() if key not in buffers}
             held = {prefix + name: tensor for name, tensor in self.packed.tensors().items()}
             state_dict = {**kept, **held}
@@ -230,9 +238,9 @@ class SparseLinear(nn.Module):
     def _read_state(self, state_dict: dict[str, Any], prefix: str, state: Tensor) -> Format:
         """A checked copy of the weight in a state dict, packed for the layer's device."""
         try:
-            told = json.loads(bytes(state.tolist()))
-            cls = next(cls for cls in HELD if cls.name == told["packing"])
-            self.spec, params = FormatSpec.parse(str(told["format"])), dict(told["params"])
+            extra = json.loads(bytes(state.tolist()))
+            cls = next(cls for cls in WEIGHT_CLASSES if cls.name == extra["packing"])
+            self.spec, params = FormatSpec.parse(str(extra["format"])), dict(extra["params"])
             stored = {name: state_dict[prefix + name] for name in cls.buffer_names}
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise InvalidFileError(f"{prefix}_extra_state does not fit: {error!r}") from error
@@ -242,13 +250,13 @@ class SparseLinear(nn.Module):
         return backend_of(self.values).repack(packed, self.spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        mine = {
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        own = {
             name: value for name, value in self.__dict__.items() if name not in ("_known", "fused")
         }
-        twin.__dict__.update(copy.deepcopy(mine, memo))
-        return twin
+        clone.__dict__.update(copy.deepcopy(own, memo))
+        return clone
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UsageError(

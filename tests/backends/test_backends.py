@@ -13,8 +13,8 @@ from sparse_engine.backends import (
     BACKENDS,
     CPU,
     CUDA,
-    HELD,
     META,
+    WEIGHT_CLASSES,
     backend_of,
     backend_of_packing,
     cpu_timer,
@@ -36,7 +36,7 @@ def test_devices_and_packings_have_one_backend() -> None:
     for backend in BACKENDS:
         assert all(_by(packing) is backend for packing in backend.packings)
     assert not set(CPU.packings) & set(CUDA.packings)
-    assert {*CPU.packings, *CUDA.packings, *FORMATS} - {SellP} == set(HELD)
+    assert {*CPU.packings, *CUDA.packings, *FORMATS} - {SellP} == set(WEIGHT_CLASSES)
 
 
 def _by(packing: type[Any]) -> object:
@@ -45,7 +45,7 @@ def _by(packing: type[Any]) -> object:
 
 def test_names_and_kinds_are_unique() -> None:
     """Packages and exported programs hold them."""
-    assert len({cls.name for cls in HELD}) == len(HELD)
+    assert len({cls.name for cls in WEIGHT_CLASSES}) == len(WEIGHT_CLASSES)
     assert len({cls.kind for cls in CUDA.packings}) == len(CUDA.packings)  # type: ignore[attr-defined]
 
 
