@@ -56,7 +56,8 @@ def load(key: dict[str, Any]) -> Measurement | None:
             str(spec): {int(tokens): float(micros) for tokens, micros in row.items()}
             for spec, row in entry["times_us"].items()  # type: ignore[index]
         }
-        nbytes = {str(spec): int(size) for spec, size in entry["nbytes"].items()}  # type: ignore[index]
+        sizes = entry["nbytes"].items()  # type: ignore[index]
+        nbytes = {str(spec): int(size) for spec, size in sizes}
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     specs = {"dense", *key["formats"]}

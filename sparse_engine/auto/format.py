@@ -6,7 +6,7 @@ of the config. In a model the weights of other layers pass through the caches be
 layer, so on the CPU other memory is read before each sample. Among the formats within TIE_MARGIN of
 the fastest the smallest is chosen, dense included: it leaves more of the caches to other layers.
 
-A layer holds one packing. Configure the token counts that matter: (1,) where a model mostly decodes.
+A layer has one packing. Configure the token counts that matter: (1,) where a model mostly decodes.
 Measurements are cached (sparse_engine.auto.cache) for weights of the same shape, dtype and sparsity
 that fit the same formats, on the same processor.
 """
@@ -116,7 +116,7 @@ def _scores(measured: Measurement, tokens: tuple[int, ...]) -> dict[str, float]:
 def _smallest_near_best(
     scores: dict[str, float], nbytes: dict[str, int], dense: bool
 ) -> tuple[str, str]:
-    """The smallest format within TIE_MARGIN of the fastest, and a remark if it is not the fastest."""
+    """The smallest format within TIE_MARGIN of the fastest, and a remark if they differ."""
     rivals = {spec: score for spec, score in scores.items() if dense or spec != "dense"}
     fastest = min(rivals, key=rivals.__getitem__)
     near = [spec for spec, score in rivals.items() if score <= rivals[fastest] * (1 + TIE_MARGIN)]

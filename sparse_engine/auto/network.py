@@ -1,8 +1,8 @@
 """format="auto" for recurrent networks: the sparse network is timed against torch's, in turn.
 
-The workloads follow from the token counts of the config: batches of sequences of STEPS steps, as many
-as have so many tokens, and single steps that carry the state along where one token is asked for. A
-network becomes sparse only if it is faster in each workload.
+The workloads follow from the token counts of the config: batches of sequences of STEPS steps that
+have so many tokens together, and single steps that carry the state along for one token. A network
+becomes sparse only if it is faster in each workload.
 """
 
 from __future__ import annotations

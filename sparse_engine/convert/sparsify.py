@@ -45,11 +45,11 @@ def sparsify_(
     replaced as a whole. Subclasses stay, and their parts are replaced one by one. Layers of known
     families (sparse_engine/models) then run natively, in one call a stack.
 
-    A layer stays dense, with its reason in the report, when it is tied to an embedding, may compute
-    something else than its class does (a subclass, forward hooks), has too few zeros, or when "auto"
-    measured that dense is faster. Weights that are computed before each call (masks of
-    torch.nn.utils.prune, weight norm, spectral norm, parametrizations) are replaced by their values.
-    Parameters take no gradients from here on; `densify_` restores their flags.
+    A layer stays dense, with its reason in the report, if it is tied to an embedding, may compute
+    something else than its class does (a subclass, forward hooks), has too few zeros, or is faster
+    dense as "auto" measures it. Weights that are computed before each call (masks of
+    torch.nn.utils.prune, weight norm, spectral norm, parametrizations) are replaced by their
+    values. Parameters take no gradients from here on; `densify_` restores their flags.
 
     Args:
         model: a model that contains such layers; not such a layer itself.

@@ -1,4 +1,4 @@
-"""format="auto" for modules of several linear layers: the sparse one is timed against the dense one."""
+"""format="auto" for modules of several linear layers: sparse and dense are timed in turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def part_tokens(kind: Kind, module: Any, tokens: tuple[int, ...]) -> tuple[int, 
 def faster(
     kind: Kind, dense: nn.Module, sparse: nn.Module, tokens: tuple[int, ...]
 ) -> tuple[bool, str]:
-    """Whether `sparse` takes less time than `dense`, summed over the token counts, and the times."""
+    """Whether `sparse` is faster than `dense`, summed over the token counts, and the times."""
     training = {m: m.training for m in (*dense.modules(), *sparse.modules())}
     dense.eval()
     sparse.eval()

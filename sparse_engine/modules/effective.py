@@ -1,8 +1,8 @@
 """Weights that modules compute from other tensors before each call, replaced by their values.
 
 torch.nn.utils makes such modules: prune (`weight_orig` times `weight_mask`), weight_norm and
-spectral_norm, old and new, and any other parametrization. `module.weight` may be out of date between
-calls, as after `load_state_dict`, so values are computed from the original tensors here.
+spectral_norm, old and new, and any other parametrization. `module.weight` may be out of date
+between calls, as after `load_state_dict`, so values are computed from the original tensors here.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def check_plain(module: nn.Module) -> None:
     for path, child in module.named_modules():
         for name, _ in _computed(child):
             raise UsageError(
-                f"{join(path, name)} is computed from other tensors before each call: make it plain "
-                "first, with sparse_engine.modules.effective.fold_(module) or torch's own remove "
-                "functions"
+                f"{join(path, name)} is computed from other tensors before each call: make it "
+                "plain first, with sparse_engine.modules.effective.fold_(module) or torch's own "
+                "remove functions"
             )
 
 

@@ -2,8 +2,8 @@
 
 transformers 5 stores the experts of a layer in three-dimensional parameters: `gate_up_proj`
 [experts, 2 x inner, hidden] and `down_proj` [experts, hidden, inner], or `up_proj` where there is
-no gate. Some models (GPT-OSS, Aria) transpose each of them, and some have biases [experts, out]. The
-router of the model chooses experts for each token and calls
+no gate. Some models (GPT-OSS, Aria) transpose each of them, and some have biases [experts, out].
+The router of the model chooses experts for each token and calls
 `experts(hidden_states, top_k_index, top_k_weights)`. Experts that are modules of a ModuleList
 already consist of linear layers and are not handled here.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparse_engine.modules.linears import linear_of
 
 DOWN = "down_proj"
-# Largest difference between `UnrolledExperts` and the module's own forward, over the largest output.
+# Largest difference of `UnrolledExperts` to the module's own forward, over the largest output.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 TOLERANCE_HALF = 5e-2
 
@@ -139,8 +139,8 @@ def run_experts(
 ) -> Tensor:
     """sum over chosen experts e of weight[e] down[e](gate(first[e](x))), [tokens, hidden].
 
-    The tokens of an expert are gathered side by side: one gather, a call for each chosen expert, one
-    scatter. An index that is not an expert adds nothing.
+    The tokens of an expert are gathered side by side: one gather, a call for each chosen expert,
+    one scatter. An index that is not an expert adds nothing.
 
     Args:
         module: has the gate, and the norm after each expert where its model has one.

@@ -1,4 +1,4 @@
-"""Parameters of sparse models take no gradients; `densify_` gives back the flags they had before."""
+"""Parameters of sparse models take no gradients; `densify_` restores the flags."""
 
 from __future__ import annotations
 

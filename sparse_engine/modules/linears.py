@@ -1,4 +1,4 @@
-"""Linear layers as models have them: torch.nn.Linear, and GPT-2's Conv1D with a transposed weight."""
+"""Linear layers of models: torch.nn.Linear, and GPT-2's Conv1D with a transposed weight."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class HookWatch:
         self._attributes = [vars(m) for m in watched]
 
     def changed(self) -> bool:
-        """Whether a module now has forward hooks or a forward of its own, or torch has global hooks."""
+        """Whether a module has forward hooks or a forward of its own, or torch has global hooks."""
         return (
             any(hooks and any_changes_output(hooks.values()) for hooks in self._hooks)
             or any("forward" in attributes for attributes in self._attributes)

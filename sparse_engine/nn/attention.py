@@ -136,7 +136,7 @@ class SparseMultiheadAttention(ComposedModule):
             need_weights: whether the attention weights are returned.
             attn_mask: [queries, keys] or [batch x heads, queries, keys].
             average_attn_weights: whether the weights are averaged over the heads.
-            is_causal: a hint that attn_mask is causal; without attn_mask, the causal mask is applied.
+            is_causal: a hint that attn_mask is causal; without it the causal mask is applied.
 
         Returns:
             The output, and the weights [batch, (heads,) queries, keys] or None.

@@ -51,8 +51,8 @@ class PlaceholderWeight(Tensor):
         if name == "__get__" or name in ALLOWED:
             return super().__torch_function__(func, types, args, kwargs or {})
         raise UsageError(
-            f"{name} needs the values of a sparse layer's weight, which there are none of: the model "
-            "reads that weight instead of calling the layer; keep the layer dense with filter_fn"
+            f"{name} needs the values of a sparse layer's weight, which has none: the model reads "
+            "that weight instead of calling the layer; keep the layer dense with filter_fn"
         )
 
 

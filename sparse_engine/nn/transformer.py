@@ -43,9 +43,9 @@ DISABLED = "_nested_tensors_disabled"
 class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
     """torch.nn.TransformerEncoderLayer with sparse attention and feed-forward.
 
-    Without `src_mask` it is one native call, in which padding is not computed and becomes zeros. With
-    a mask, an activation without a kernel, or a part of an unknown class, torch runs it module by
-    module.
+    Without `src_mask` it is one native call, in which padding is not computed and becomes zeros.
+    With a mask, an activation without a kernel, or a submodule of an unknown class, torch runs it
+    module by module.
 
     >>> layer = torch.nn.TransformerEncoderLayer(512, 8, batch_first=True).eval()
     >>> SparseTransformerEncoderLayer.from_dense(layer, "csr")
@@ -59,7 +59,7 @@ class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
         return sparse
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.TransformerEncoderLayer:
-        """A torch.nn.TransformerEncoderLayer with the same weights, in `dtype` or their own dtype."""
+        """A torch.nn.TransformerEncoderLayer with the same weights, in `dtype` or their own."""
         dense = _with_dense(nn.TransformerEncoderLayer, self, ("self_attn",), dtype)
         dense.__dict__.pop("_encoder", None)
         return dense

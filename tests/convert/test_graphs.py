@@ -1,4 +1,4 @@
-"""Every sparse layer under torch.compile, torch.export and torch.jit.trace: right values or a refusal."""
+"""Every sparse layer under torch.compile, torch.export and torch.jit.trace: values or a refusal."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Tagger(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(30, network.input_size)
         self.network = network
-        self.twin = network  # reached by two names
+        self.alias = network  # reached by two names
         self.head = nn.Linear(width, 5)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def test_sparsify_swaps_networks_and_back(kind: str) -> None:
     expected = model(ids)
     report = se.sparsify_(model, se.SparseConfig("csr"))
     assert type(model.network) is NETWORKS[kind][1]
-    assert model.twin is model.network
+    assert model.alias is model.network
     assert (model(ids) - expected).abs().max() < 1e-5
     rows = {row.name: row for row in report.rows}
     assert rows["network.hh_l0_reverse"].format == "csr"
@@ -73,7 +73,7 @@ def test_what_sparsify_leaves_dense() -> None:
     assert "filter_fn" in str(report)
     with pytest.raises(UsageError, match=r"SparseGRU\.from_dense"):
         se.sparsify_(dense("gru"), "csr")
-    # "auto" measures: whichever it keeps, it says why.
+    # "auto" measures: the report has a reason for either result.
     model = Tagger(dense("lstm", 64, 256, sparsity=0.95), 256)
     report = se.sparsify_(model)
     assert "32 steps" in next(row.reason for row in report.rows if row.name == "network.hh_l0")
@@ -135,7 +135,7 @@ def test_unrolled_networks_compute_the_same(kind: str) -> None:
 
 
 class Paced(nn.Module):
-    """Stands for a dense or a sparse network whose calls take as long as the test says."""
+    """A fake network, dense or sparse, whose calls take the given time on a fake clock."""
 
     def __init__(self, clock: list[float], sequence: float, step: float) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Paced(nn.Module):
     [
         (0.5, 0.5, (1, 128), True),
         (0.5, 2.0, (1, 128), False),  # slower a step at a time
-        (0.5, 2.0, (128,), True),  # which nobody asked for
+        (0.5, 2.0, (128,), True),  # single steps are no workload here
         (2.0, 0.5, (1, 128), False),
     ],
 )

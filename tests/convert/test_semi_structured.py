@@ -1,4 +1,4 @@
-"""torch's 2:4 kernels in place of dense ones: when, and back again; a stand-in takes the GPU's place."""
+"""torch's 2:4 kernels in place of dense ones, and back, on a fake GPU backend."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sparse_engine.backends.cpu import CPUBackend
 from sparse_engine.convert import swap
 
 
-class StandIn(Tensor):
-    """Computes as the dense tensor that it is, and says that it is compressed."""
+class Compressed(Tensor):
+    """A dense tensor with the class of a compressed one."""
 
 
 def make(error: float = 0.0, failure: str = "") -> Callable[[Tensor], Tensor]:
     def compressed(weight: Tensor) -> Tensor:
         if failure:
             raise RuntimeError(failure)
-        return (weight + error).as_subclass(StandIn)
+        return (weight + error).as_subclass(Compressed)
 
     return compressed
 
@@ -52,8 +52,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     def pretend(share: float = 0.5, error: float = 0.0, failure: str = "") -> None:
         monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", make(error, failure))
         backends.enter_context(use_backend(CompressingBackend(share)))
-        monkeypatch.setattr(torch.sparse, "SparseSemiStructuredTensor", StandIn)
-        monkeypatch.setattr(StandIn, "to_dense", lambda self: self.as_subclass(Tensor).clone())
+        monkeypatch.setattr(torch.sparse, "SparseSemiStructuredTensor", Compressed)
+        monkeypatch.setattr(Compressed, "to_dense", lambda self: self.as_subclass(Tensor).clone())
         # Formats of ours lose: dense is what 2:4 has to beat.
         choice = Choice("dense", 1.0, {}, "time over dense: dense 1.00")
         monkeypatch.setattr(swap, "_choose", lambda *_: choice)

@@ -1,4 +1,4 @@
-"""Sparse modules of several layers: what is replaced as a whole, what in parts, what stays and why."""
+"""Sparse modules of several layers: which are replaced, as a whole or in parts, and why not."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 
 
 class Scaled(nn.Module):
-    """A parametrization that nobody knows."""
+    """A parametrization of no known class."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return 3 * weight
@@ -83,7 +83,7 @@ class Net(nn.Module):
 
 
 def stale(kind: type[nn.Module], way: str) -> tuple[Net, Tensor, Tensor]:
-    """A model whose originals were loaded after the last call, an input, and what it gives for it."""
+    """A model whose originals were loaded after the last call, an input, and its output."""
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
     model, same = Net(kind, way).eval(), Net(kind, way).eval()
     state = model.state_dict()
@@ -103,8 +103,8 @@ def test_sparsify_packs_what_the_module_would_use(kind: type[nn.Module], way: st
     before = Net(kind, way).eval()(x)
     assert not torch.allclose(before, expected, atol=1e-3)  # what was loaded counts
     report = se.sparsify_(model, "csr")
-    told = [row.reason for row in report.rows if row.name.startswith("inner")]
-    assert all(reason == f"requested; {WAYS[way][1]}" for reason in told), told
+    reasons = [row.reason for row in report.rows if row.name.startswith("inner")]
+    assert all(reason == f"requested; {WAYS[way][1]}" for reason in reasons), reasons
     assert torch.allclose(model(x), expected, atol=1e-5)
     assert torch.allclose(se.densify_(model)(x), expected, atol=1e-5)
     assert type(model.inner) is kind

@@ -1,4 +1,4 @@
-"""What no swap reads: modules with more than their class computes, weights without values."""
+"""What is never read: modules that compute more than their class, weights without values."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_every_swap_leaves_what_is_more_than_its_class(kind: type[nn.Module], ho
     expected = model(x)
     report = se.sparsify_(model, "csr")
     reasons = {row.name.split(".")[0]: row.reason for row in report.rows}
-    told = {
+    expected_reason = {
         "hook": "hooks",
         "pre-hook": "hooks",
         "forward": "forward of its own",
         "subclass": "Own",
     }
-    assert told[how] in reasons["inner"]
+    assert expected_reason[how] in reasons["inner"]
     assert reasons["out"] == "requested"
     assert torch.allclose(model(x), expected, atol=1e-5)
 
@@ -153,7 +153,7 @@ def test_layers_whose_weight_is_read_are_left_or_refused() -> None:
     mamba = transformers.MambaForCausalLM(config).eval()
     report = se.prune(mamba, 0.8)
     assert sum("read or written by a MambaMixer" in left.reason for left in report.left) == 2
-    for module in mamba.modules():  # whoever pruned them
+    for module in mamba.modules():  # as another tool would prune them
         if isinstance(module, nn.Linear):
             module.weight.data[module.weight.abs() < 0.01] = 0
     ids = torch.randint(96, (2, 9))

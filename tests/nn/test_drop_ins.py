@@ -63,7 +63,7 @@ def test_convolution(options: dict[str, Any], batch: int | None) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("spec", ["csr", "bsr:16x1", "sellp"])
 def test_convolutions_of_every_length(spec: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sequences that share panels, that fill them, and that take several; empty rows and columns."""
+    """Sequences that share, fill or span panels; empty rows and columns."""
     monkeypatch.setenv("SPARSE_ENGINE_ISA", isa)
     for batch, length in [
         (0, 9),
@@ -164,13 +164,15 @@ def test_attention(options: dict[str, Any], batch_first: bool, need_weights: boo
         {"average_attn_weights": False},
     ]
     for mask in masks:
-        told = {
+        double_masks = {
             n: t.double() if isinstance(t, Tensor) and t.dtype == torch.float32 else t
             for n, t in mask.items()
         }
         inputs = [t if batch_first else t.transpose(0, 1) for t in (q, k, v)]
         y, weights = layer(*inputs, need_weights=need_weights, **mask)
-        expected, shares = truth(*(t.double() for t in inputs), need_weights=need_weights, **told)
+        expected, shares = truth(
+            *(t.double() for t in inputs), need_weights=need_weights, **double_masks
+        )
         close(y, expected)
         assert (weights is None) == (shares is None)
         if weights is not None:
@@ -249,7 +251,7 @@ def test_decoder_layer(norm_first: bool, batch_first: bool) -> None:
         x, memory = x.transpose(0, 1), memory.transpose(0, 1)
     causal = nn.Transformer.generate_square_subsequent_mask(7)
     padding = torch.arange(11) >= torch.tensor([[11], [4], [7]])
-    told = {"tgt_is_causal": True, "memory_key_padding_mask": padding}
-    y = layer(x, memory, tgt_mask=causal, **told)
-    close(y, truth(x.double(), memory.double(), tgt_mask=causal.double(), **told))
+    options = {"tgt_is_causal": True, "memory_key_padding_mask": padding}
+    y = layer(x, memory, tgt_mask=causal, **options)
+    close(y, truth(x.double(), memory.double(), tgt_mask=causal.double(), **options))
     close(layer.to_dense()(x, memory), truth(x.double(), memory.double()))
