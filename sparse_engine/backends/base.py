@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.formats.checks import dtype_name
+from sparse_engine.packings.base import Packing
 
 Params = Mapping[str, int]
 
@@ -42,7 +43,7 @@ class Row:
         when: Whether it fits the format's parameters and the token counts, where those matter.
     """
 
-    packing: type[Format]
+    packing: type[Packing]
     formats: tuple[type[Format], ...]
     dtypes: tuple[str, ...]
     when: Callable[[Params, Sequence[int]], bool] = lambda params, tokens: True
@@ -65,7 +66,7 @@ class Backend(ABC):
     """Whether `fuse` makes one weight of several that read the same activations."""
 
     @property
-    def packings(self) -> tuple[type[Format], ...]:
+    def packings(self) -> tuple[type[Packing], ...]:
         """The packings that the kernels read."""
         return tuple(dict.fromkeys(row.packing for row in self.table))
 
@@ -74,11 +75,8 @@ class Backend(ABC):
         return isinstance(weight, self.packings)
 
     def packing_for(
-        self,
-        spec: FormatSpec,
-        dtype: str,
-        tokens: Sequence[int] = (),
-    ) -> type[Format]:
+        self, spec: FormatSpec, dtype: str, tokens: Sequence[int] = ()
+    ) -> type[Packing]:
         """The packing of a weight in a format.
 
         Args:

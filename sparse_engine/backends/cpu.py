@@ -11,62 +11,26 @@ from torch import Tensor
 # Importing torch first matters: the extension then binds to torch's OpenMP.
 from sparse_engine import _core
 from sparse_engine.backends import cpu_ops
-from sparse_engine.backends.base import Backend, Params, Row, Window, spec_of
+from sparse_engine.backends.base import Backend, Row, Window, spec_of
+from sparse_engine.backends.cpu_table import FEW_TOKENS, TABLE
 from sparse_engine.backends.cpu_timer import time_on_cpu
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR, NM, Bitmask, Format, SellP
+from sparse_engine.formats import Format
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.formats.sellp import MAX_INPUTS
-from sparse_engine.packings.cpu.bits import Bits
-from sparse_engine.packings.cpu.groups import Groups
-from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
-from sparse_engine.packings.cpu.sellp import PackedSellP
 from sparse_engine.packings.cpu.strips import Strips
 
-FEW_TOKENS = 4
-"""As many tokens as a kernel with rows in the lanes takes at once."""
 # Blocks that auto tries; the cost model drops those that would store too many zeros. Lower ones
 # need no trial: csr is packed to the same runs, which find rows with the same columns.
 BLOCKS = ((32, 1), (16, 1))
-FLOATS, INT8 = ("float32", "bfloat16"), ("int8",)
-
-
-def _groups_fit(params: Params, tokens: Sequence[int]) -> bool:
-    return Groups.params_problem(params) is None
-
-
-def _tall_blocks(params: Params, tokens: Sequence[int]) -> bool:
-    """Tall blocks share an index among the lanes of a vector."""
-    return params["rows"] % 16 == 0
-
-
-def _few_tokens(params: Params, tokens: Sequence[int]) -> bool:
-    """Runs have tokens in the lanes, of which a few fill none."""
-    return bool(tokens) and max(tokens) <= FEW_TOKENS
 
 
 class CPUBackend(Backend):
-    """Kernels for float32 and bfloat16 activations; float values meet them in float32.
-
-    Blocks of fewer than 16 rows have no kernel of their own: a pair of rows has all columns in
-    common, which is what runs are for. Packages store int8 blocks as the kernels for any number of
-    tokens read them, so `_few_tokens` has no row for them.
-    """
+    """Kernels for float32 and bfloat16 activations; float weights are multiplied in float32."""
 
     name: ClassVar[str] = "cpu"
-    table: ClassVar[tuple[Row, ...]] = (
-        Row(SellP8, (SellP,), INT8),
-        Row(Bits8, (Bitmask,), INT8),
-        Row(Groups8, (NM,), INT8, _groups_fit),
-        Row(QuadRuns, (Format,), INT8),
-        Row(PackedSellP, (SellP,), FLOATS),
-        Row(Bits, (Bitmask,), FLOATS),
-        Row(Groups, (NM,), FLOATS, _groups_fit),
-        Row(Strips, (BSR,), FLOATS, _tall_blocks),
-        Row(PackedSellP, (BSR,), FLOATS, _few_tokens),
-        Row(Runs, (Format,), FLOATS),
-    )
+    table: ClassVar[tuple[Row, ...]] = TABLE
     value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.int8)
     input_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16)
     native_layers: ClassVar[bool] = True

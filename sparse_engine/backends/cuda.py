@@ -9,16 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.backends.base import Backend, Params, Row, spec_of
+from sparse_engine.backends.base import Backend, Row, spec_of
+from sparse_engine.backends.cuda_table import TABLE
 from sparse_engine.backends.cuda_timer import time_on_gpu
 from sparse_engine.backends.semi_structured import compress
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import BSR, NM, Format, block_fill, most_in_group
+from sparse_engine.formats import Format, block_fill, most_in_group
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.packings.cuda.base import GPU_DTYPES
 from sparse_engine.packings.cuda.bsr import PackedBSR
-from sparse_engine.packings.cuda.ell import Ell
-from sparse_engine.packings.cuda.nm import PackedNM
 
 # Blocks that auto tries: tall ones, since what many tokens cost is set by the rows that share a
 # tile of x.
@@ -30,16 +29,7 @@ BLOCKS = (
 GROUPS = ((1, 4), (2, 4), (2, 8), (4, 8), (4, 16))
 # A pattern counts as made of blocks when at least this share of their elements is non-zero.
 MIN_FILL = 0.95
-DTYPES = tuple(map(dtype_name, GPU_DTYPES))
 NARROW = (torch.bfloat16, torch.float16)
-
-
-def _blocks_fit(params: Params, tokens: Sequence[int]) -> bool:
-    return PackedBSR.block_problem(params["rows"], params["cols"]) is None
-
-
-def _groups_fit(params: Params, tokens: Sequence[int]) -> bool:
-    return PackedNM.params_problem(params) is None
 
 
 class CUDABackend(Backend):
@@ -49,11 +39,7 @@ class CUDABackend(Backend):
     """
 
     name: ClassVar[str] = "cuda"
-    table: ClassVar[tuple[Row, ...]] = (
-        Row(PackedBSR, (BSR,), DTYPES, _blocks_fit),
-        Row(PackedNM, (NM,), DTYPES, _groups_fit),
-        Row(Ell, (Format,), DTYPES),
-    )
+    table: ClassVar[tuple[Row, ...]] = TABLE
     value_dtypes: ClassVar[tuple[torch.dtype, ...]] = GPU_DTYPES
     input_dtypes: ClassVar[tuple[torch.dtype, ...]] = (
         torch.float32, torch.bfloat16, torch.float16,
@@ -94,9 +80,7 @@ class CUDABackend(Backend):
 
     def kernel_name(self, packed: Format, tokens: int) -> str:
         """E.g. "linear_bsr_kernel"."""
-        from sparse_engine.backends import cuda_ops
-
-        return cuda_ops.kernel_name(packed, tokens)
+        return packed.kernel_name(tokens)  # type: ignore[attr-defined]
 
     def fuse(
         self, packed: Sequence[Format], gated: bool = False

@@ -9,35 +9,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine.backends.activations import ACTIVATIONS
+from sparse_engine.backends.cuda_table import TABLE
 from sparse_engine.backends.operators import define_linear, is_plain
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import Format
-from sparse_engine.packings.cuda.base import NO_TRITON
-from sparse_engine.packings.cuda.bsr import PackedBSR
-from sparse_engine.packings.cuda.ell import Ell
-from sparse_engine.packings.cuda.nm import PackedNM
+from sparse_engine.packings.cuda.base import NO_TRITON, CudaPacking
 
 try:
-    from sparse_engine import kernels
+    import sparse_engine.kernels  # noqa: F401
 except ImportError as error:
     raise UsageError(NO_TRITON) from error
 
-# Up to as many tokens, single elements and N:M have kernels of their own, which read the weight
-# once for four tokens. For more tokens the weight is expanded and multiplied by torch's dense
-# product.
-FEW_ELEMENT_TOKENS = 16
-PACKINGS: dict[str, type[Format]] = {cls.kind: cls for cls in (PackedBSR, Ell, PackedNM)}
+PACKINGS: dict[str, type[Any]] = {row.packing.kind: row.packing for row in TABLE}
 
 
 def linear(
-    packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+    packed: Any, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
     """y = act(x Wᵀ + bias) + residual of a packing, by the operator where something traces."""
     return (run_linear if is_plain(x) else _linear)(packed, x, bias, activation, residual)
 
 
 def run_linear(
-    packed: Format, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+    packed: Any, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
     """The op on checked arguments, without torch's dispatcher.
 
@@ -46,68 +40,29 @@ def run_linear(
     dtype = x.dtype if packed.dtype == torch.int8 else packed.dtype
     tokens = x.shape[:-1].numel()
     rows = x.detach().reshape(tokens, x.shape[-1]).to(dtype)
-    out_features = packed.shape[0] // (2 if packed.params().get("gated") else 1)
     if residual is not None:
-        residual = residual.reshape(tokens, out_features).to(dtype)
+        residual = residual.reshape(tokens, packed.outputs).to(dtype)
     if bias is not None and bias.dtype not in (dtype, torch.float32):
         bias = bias.float()
     y = _multiply(packed, rows, bias, activation, residual)
-    return y.to(x.dtype).view(*x.shape[:-1], out_features)
+    return y.to(x.dtype).view(*x.shape[:-1], packed.outputs)
 
 
 def _multiply(
-    packed: Any, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+    packed: CudaPacking, x: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
-    scales = packed.scales if packed.dtype == torch.int8 else None
-    rest = {"bias": bias, "activation": activation, "residual": residual, "scales": scales}
-    if isinstance(packed, PackedBSR):
-        cut = len(packed.items) > 0
-        plan = kernels.BsrPlan(
-            packed.order,
-            packed.items if cut else None,
-            packed.parts if cut else None,
-            packed.most,
-        )
-        return kernels.linear_bsr(
-            x,
-            packed.values,
-            packed.indices,
-            packed.pointers,
-            out_features=packed.shape[0],
-            gated=bool(packed.gated),
-            plan=plan,
-            **rest,
-        )
-    if len(x) <= FEW_ELEMENT_TOKENS and isinstance(packed, Ell):
-        buffers = (packed.values, packed.columns, packed.groups, packed.rows)
-        return kernels.linear_ell(x, *buffers, packed.shape[0], **rest)
-    if len(x) <= FEW_ELEMENT_TOKENS:
-        pattern = (packed.values, packed.positions, packed.keep, packed.of)
-        return kernels.linear_nm(x, *pattern, **rest)
-    dense = expand(packed, x.dtype)
+    if packed.max_tokens is None or len(x) <= packed.max_tokens:
+        scales = packed.scales if packed.dtype == torch.int8 else None
+        return packed.launch(x, bias=bias, activation=activation, residual=residual, scales=scales)
+    dense = packed.expand(x.dtype)
     y = F.linear(x, dense, None if bias is None else bias.to(x.dtype))
     y = ACTIVATIONS[activation](y)
     return y if residual is None else y + residual
 
 
 def expand(packed: Any, dtype: torch.dtype) -> Tensor:
-    """The dense weight [out, in] of an Ell or a PackedNM, as large as the model's was."""
-    scales = packed.scales if packed.dtype == torch.int8 else None
-    if isinstance(packed, Ell):
-        buffers = (packed.values, packed.columns, packed.groups, packed.rows)
-        return kernels.expand_ell(*buffers, packed.shape, dtype, scales)
-    pattern = (packed.values, packed.positions, packed.keep, packed.of)
-    return kernels.expand_nm(*pattern, packed.shape[1], dtype, scales)
-
-
-def kernel_name(packed: Format, tokens: int) -> str:
-    """Name of the kernel that runs `tokens` tokens, whose rows are contiguous."""
-    if isinstance(packed, PackedBSR):
-        cut = len(packed.items) > 0
-        return kernels.linear_bsr_name(packed.values, tokens, packed.shape[1], cut)
-    name = {Ell: "ell", PackedNM: "nm"}[type(packed)]
-    few = tokens <= FEW_ELEMENT_TOKENS
-    return f"linear_{name}_kernel" if few else f"expand_{name}_kernel, dense"
+    """The dense weight [out, in] of a packing with `max_tokens`."""
+    return packed.expand(dtype)
 
 
 def _load(packing: str, buffers: list[Tensor], params: list[int], shape: tuple[int, int]) -> Format:
@@ -115,7 +70,7 @@ def _load(packing: str, buffers: list[Tensor], params: list[int], shape: tuple[i
     fields = dict(zip(cls.buffer_names, buffers, strict=True))
     own = cls.__dataclass_fields__
     extra = {n: p for n, p in zip(cls.param_names, params, strict=True) if n in own}
-    return cls(shape=shape, **fields, **extra)  # type: ignore[arg-type]
+    return cls(shape=shape, **fields, **extra)
 
 
 def _width(packing: str, params: list[int], rows: int) -> int:

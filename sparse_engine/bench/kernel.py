@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from sparse_engine import _core
 from sparse_engine.auto.format import choose_format
 from sparse_engine.backends import CPU
-from sparse_engine.backends.cpu import FEW_TOKENS
+from sparse_engine.backends.cpu_table import FEW_TOKENS
 from sparse_engine.bench.grid import Case, KernelGrid
 from sparse_engine.bench.hints import likely_faster
 from sparse_engine.bench.machine import BusyMeter

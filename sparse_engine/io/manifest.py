@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from sparse_engine.backends import CPU
-from sparse_engine.backends.cpu import FEW_TOKENS
+from sparse_engine.backends.cpu_table import FEW_TOKENS
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import NM, Bitmask, Format, FormatSpec
 from sparse_engine.io.companions import Companion

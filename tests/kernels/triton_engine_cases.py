@@ -19,7 +19,7 @@ from sparse_engine.nn.recurrent import base as recurrent_base
 from sparse_engine.nn.recurrent.base import SparseRNNBase
 from sparse_engine.nn.recurrent.cuda import step_kernel
 from sparse_engine.ops import linear_kernel, reference, run_linear
-from sparse_engine.packings.cuda import blocks, ell, packed_nm
+from sparse_engine.packings.cuda import bsr, ell, nm
 
 __all__ = ["on_gpu", "outputs"]
 
@@ -182,10 +182,10 @@ def test_layers_without_inputs_or_outputs(spec: str) -> None:
 def test_kernels_and_packings_agree_on_layouts() -> None:
     """Kernels know nothing of the project, so what both must know is written twice."""
     tables = sys.modules["sparse_engine.kernels.linear_bsr"]
-    assert (tables.BLOCK_ROWS, tables.BLOCK_COLS) == (blocks.ROWS, blocks.COLS)
+    assert (tables.BLOCK_ROWS, tables.BLOCK_COLS) == (bsr.ROWS, bsr.COLS)
     tables = sys.modules["sparse_engine.kernels.linear_ell"]
     assert (tables.ROWS, tables.WIDTH) == (ell.LANES, ell.WIDTH)
-    assert sys.modules["sparse_engine.kernels.linear_nm"].BITS == packed_nm.BITS
+    assert sys.modules["sparse_engine.kernels.linear_nm"].BITS == nm.BITS
     assert sys.modules["sparse_engine.kernels.recurrent_step"].GATES == recurrent_base.GATES
 
 

@@ -128,6 +128,34 @@ class PackedBSR(CudaPacking):
             for piece, (values, indices) in zip(pieces, shared, strict=True)
         ]
 
+    def launch(self, x: Tensor, **epilogue: Any) -> Tensor:
+        """See `CudaPacking.launch`; for any number of tokens."""
+        from sparse_engine import kernels
+
+        split = len(self.items) > 0
+        items, parts = (self.items, self.parts) if split else (None, None)
+        return kernels.linear_bsr(
+            x,
+            self.values,
+            self.indices,
+            self.pointers,
+            out_features=self.shape[0],
+            gated=bool(self.gated),
+            plan=kernels.BsrPlan(self.order, items, parts, self.most),
+            **epilogue,
+        )
+
+    def kernel_name(self, tokens: int) -> str:
+        """Depends on the GPU, the blocks and the plan."""
+        from sparse_engine import kernels
+
+        return kernels.linear_bsr_name(self.values, tokens, self.shape[1], cut=len(self.items) > 0)
+
+    @property
+    def outputs(self) -> int:
+        """Features of y: half the rows of a gated weight."""
+        return self.shape[0] // 2 if self.gated else self.shape[0]
+
     @staticmethod
     def block_problem(rows: int, cols: int) -> str | None:
         """Why no GPU kernel has such blocks, or None."""

@@ -13,7 +13,7 @@ from sparse_engine.errors import InvalidFileError
 from sparse_engine.formats.base import check_elements
 from sparse_engine.formats.checks import check_buffer, check_count, check_range, check_shape
 from sparse_engine.formats.rows import Rows, RowSource, running, spans
-from sparse_engine.packings.cuda.base import GPU_DTYPES, CudaPacking
+from sparse_engine.packings.cuda.base import FEW_TOKENS, GPU_DTYPES, CudaPacking
 
 LANES, WIDTH, EMPTY = 128, 255, 255
 NO_ROW = {torch.uint16: 2**16 - 1, torch.int32: 2**31 - 1}
@@ -32,12 +32,34 @@ class Ell(CudaPacking):
     template: ClassVar[str] = "ell"
     buffer_names: ClassVar[tuple[str, ...]] = ("values", "columns", "groups", "rows", "scales")
 
+    max_tokens: ClassVar[int] = FEW_TOKENS
+
     columns: Tensor
     """uint8 [slots, 128], 255 where a slot is empty."""
     groups: Tensor
     """int32 [groups, 3]: panel, first slot, slots; most slots first."""
     rows: Tensor
     """uint16 or int32 [groups, 128]: the row in each lane, or the largest number where there is none."""
+
+    def launch(self, x: Tensor, **epilogue: Any) -> Tensor:
+        """See `CudaPacking.launch`."""
+        from sparse_engine import kernels
+
+        return kernels.linear_ell(
+            x, self.values, self.columns, self.groups, self.rows, self.shape[0], **epilogue
+        )
+
+    def kernel_name(self, tokens: int) -> str:
+        """The kernel for few tokens, or the one that expands the weight."""
+        few = tokens <= self.max_tokens
+        return "linear_ell_kernel" if few else "expand_ell_kernel, dense"
+
+    def expand(self, dtype: torch.dtype) -> Tensor:
+        """The dense weight [out, in]."""
+        from sparse_engine import kernels
+
+        buffers = self.values, self.columns, self.groups, self.rows
+        return kernels.expand_ell(*buffers, self.shape, dtype, self._expand_scales())
 
     @classmethod
     def _build(cls, source: RowSource) -> dict[str, Any]:

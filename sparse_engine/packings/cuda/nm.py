@@ -16,7 +16,7 @@ from sparse_engine.formats.base import check_elements
 from sparse_engine.formats.bits import pack_numbers, unpack_numbers
 from sparse_engine.formats.checks import check_buffer, check_shape
 from sparse_engine.formats.rows import Rows, RowSource, running
-from sparse_engine.packings.cuda.base import GPU_DTYPES, CudaPacking
+from sparse_engine.packings.cuda.base import FEW_TOKENS, GPU_DTYPES, CudaPacking
 
 # Bits of a position by the size of a group; and values that a row is padded to a multiple of.
 BITS = {2: 1, 4: 2, 8: 4, 16: 4}
@@ -33,10 +33,30 @@ class PackedNM(CudaPacking):
     param_names: ClassVar[tuple[str, ...]] = ("keep", "of")
     buffer_names: ClassVar[tuple[str, ...]] = ("values", "positions", "scales")
 
+    max_tokens: ClassVar[int] = FEW_TOKENS
+
     positions: Tensor
     """uint8 [out, values of a row x bits / 8], the first of a byte in the lowest bits."""
     keep: int
     of: int
+
+    def launch(self, x: Tensor, **epilogue: Any) -> Tensor:
+        """See `CudaPacking.launch`."""
+        from sparse_engine import kernels
+
+        return kernels.linear_nm(x, self.values, self.positions, self.keep, self.of, **epilogue)
+
+    def kernel_name(self, tokens: int) -> str:
+        """The kernel for few tokens, or the one that expands the weight."""
+        few = tokens <= self.max_tokens
+        return "linear_nm_kernel" if few else "expand_nm_kernel, dense"
+
+    def expand(self, dtype: torch.dtype) -> Tensor:
+        """The dense weight [out, in]."""
+        from sparse_engine import kernels
+
+        pattern = self.values, self.positions, self.keep, self.of
+        return kernels.expand_nm(*pattern, self.shape[1], dtype, self._expand_scales())
 
     @classmethod
     def from_format(

@@ -1,0 +1,51 @@
+"""The packings of the CPU backend, by what they are chosen for.
+
+Blocks of fewer than 16 rows have no kernel of their own: a pair of rows has all columns in common,
+which runs store once. Packages store int8 blocks as the kernels for any number of tokens read them,
+so a few tokens have no row for int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparse_engine.backends.base import Params, Row
+from sparse_engine.formats import BSR, NM, Bitmask, Format, SellP
+from sparse_engine.packings.cpu.bits import Bits
+from sparse_engine.packings.cpu.groups import Groups
+from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
+from sparse_engine.packings.cpu.runs import Runs
+from sparse_engine.packings.cpu.sellp import PackedSellP
+from sparse_engine.packings.cpu.strips import Strips
+
+FEW_TOKENS = 4
+"""As many tokens as a kernel with rows in the lanes multiplies in one pass over the weight."""
+FLOATS, INT8 = ("float32", "bfloat16"), ("int8",)
+
+
+def _groups_fit(params: Params, tokens: Sequence[int]) -> bool:
+    return Groups.params_problem(params) is None
+
+
+def _tall_blocks(params: Params, tokens: Sequence[int]) -> bool:
+    """The lanes of a vector share an index of a tall block."""
+    return params["rows"] % 16 == 0
+
+
+def _few_tokens(params: Params, tokens: Sequence[int]) -> bool:
+    """Runs have tokens in the lanes of a vector, which a few tokens do not fill."""
+    return bool(tokens) and max(tokens) <= FEW_TOKENS
+
+
+TABLE = (
+    Row(SellP8, (SellP,), INT8),
+    Row(Bits8, (Bitmask,), INT8),
+    Row(Groups8, (NM,), INT8, _groups_fit),
+    Row(QuadRuns, (Format,), INT8),
+    Row(PackedSellP, (SellP,), FLOATS),
+    Row(Bits, (Bitmask,), FLOATS),
+    Row(Groups, (NM,), FLOATS, _groups_fit),
+    Row(Strips, (BSR,), FLOATS, _tall_blocks),
+    Row(PackedSellP, (BSR,), FLOATS, _few_tokens),
+    Row(Runs, (Format,), FLOATS),
+)
