@@ -22,9 +22,11 @@ from pathlib import Path, PurePath
 from statistics import geometric_mean
 
 from sparse_engine import _core
-from sparse_engine.bench.kernel import KernelRow, Layer, measure
+from sparse_engine.bench.layer import Run
+from sparse_engine.bench.linear import LinearLayer
 from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.rivals import Rivals
+from sparse_engine.bench.rows import LinearRow
 from sparse_engine.bench.smtx import Smtx, parse_smtx
 from sparse_engine.cli.common import console, progress_bar, set_threads
 from sparse_engine.errors import SparseEngineError, UsageError
@@ -70,11 +72,11 @@ def short(name: PurePath) -> str:
     return stem.removeprefix("body_").removesuffix("_fully_connected")
 
 
-def table(rows: Sequence[tuple[str, float, KernelRow]]) -> str:
+def table(rows: Sequence[tuple[str, float, LinearRow]]) -> str:
     """A Markdown row a matrix, then the geometric means by sparsity."""
     head = ["matrix", "shape", "sparsity", "us", "dense us", "torch-csr us", "x dense", "x csr"]
     lines = ["| " + " | ".join(head) + " |", "| :-- | :-- |" + " --: |" * 6]
-    groups: dict[float, list[KernelRow]] = {}
+    groups: dict[float, list[LinearRow]] = {}
     for name, sparsity, row in rows:
         csr = row.peers.get("torch-csr")
         cells = [name, f"{row.n}x{row.k}", f"{sparsity:g}", f"{row.time_us:.0f}"]
@@ -114,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UsageError(
             f"{given.folder}: no .smtx or .smtx.gz file with {given.match!r} in its path"
         )
-    peak = _core.peak_gflops("float32")
-    rows: list[tuple[str, float, KernelRow]] = []
+    peaks = {"float32": _core.peak_gflops("float32")}
+    rows: list[tuple[str, float, LinearRow]] = []
     with (
         Rivals(AGAINST) as rivals,
         progress_bar("measuring") as report,
@@ -127,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             report(len(rows), total, name.name)
             pattern = parse_smtx(text.decode("ascii", "replace"), str(name))
-            layer = Layer.of(pattern.weight(), "csr", "float32")
-            row = measure(layer, given.m, rivals, peak, given.rounds)
+            layer = LinearLayer(pattern.weight(), "csr", "float32")
+            row = layer.measure(given.m, Run(rivals, peaks, given.rounds))
             stated = stated_sparsity(name, pattern)
             rows.append((short(name), stated, row))
             line = {"file": str(name), "stated_sparsity": stated, **asdict(row)}

@@ -22,8 +22,9 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from sparse_engine import _core
-from sparse_engine.bench.grid import KernelGrid
-from sparse_engine.bench.kernel import Layer, measure
+from sparse_engine.bench.layer import Run
+from sparse_engine.bench.linear import LinearLayer
+from sparse_engine.bench.linear_grid import LinearGrid
 from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.output import reasons
 from sparse_engine.bench.patterns import random_weight
@@ -149,10 +150,10 @@ def check_conditions(path: Path, lines: Sequence[dict[str, Any]], now: dict[str,
                 )
 
 
-def layers(points: Sequence[Point]) -> Iterator[tuple[Point, Layer]]:
+def layers(points: Sequence[Point]) -> Iterator[tuple[Point, LinearLayer]]:
     """Each point with its layer, which is packed once for all token counts."""
     for (dtype, n, k, spec, target), group in groupby(points, key=lambda point: point[:5]):
-        layer = Layer.of(random_weight(n, k, target, spec), spec, dtype)
+        layer = LinearLayer(random_weight(n, k, target, spec), spec, dtype)
         for point in group:
             yield point, layer
 
@@ -183,7 +184,7 @@ def run(
                 console.print(f"time is up, {len(left) - i} points are left: start it again")
                 break
             report(len(points) - len(left) + i, len(points), " ".join(map(str, point)))
-            row = measure(layer, point.m, rivals, peaks[point.dtype], rounds)
+            row = layer.measure(point.m, Run(rivals, peaks, rounds))
             add({"target": point.target, **asdict(row)})
             for reason in set(reasons([row])) - refused:
                 refused.add(reason)
@@ -257,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load_pyplot()  # refuses before anything is measured
     plan = narrow(QUICK if given.quick else Plan(), given.shapes, given.only)
     against = split(given.against, str, "--against")
-    KernelGrid(  # refuses what cannot be measured
+    LinearGrid(  # refuses what cannot be measured
         n=tuple(n for n, _ in plan.shapes),
         k=tuple(k for _, k in plan.shapes),
         m=plan.tokens,

@@ -1,127 +1,84 @@
-"""What `bench kernel` measures: the combinations of its options, each once."""
+"""The axes that every `bench kernel` has, whatever the op, and their limits."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
-from torch import Tensor
-
-from sparse_engine.bench.matrices import OwnMatrix, check_size
-from sparse_engine.bench.patterns import Pattern, random_weight
-from sparse_engine.bench.peers import find_peers
+from sparse_engine.bench.layer import BenchLayer
 from sparse_engine.config import DTYPES
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import NM, FormatSpec
 
-BY_FORMAT = Pattern()
 
+@dataclass(frozen=True, kw_only=True)
+class Grid(ABC):
+    """What to measure: every combination of the axes, each once.
 
-@dataclass(frozen=True)
-class Case:
-    """A layer to measure with every number of tokens."""
-
-    dtype: str
-    n: int
-    k: int
-    format: str
-    sparsity: float
-    source: str
-    own: OwnMatrix | None = None
-
-    def weight(self, pattern: Pattern) -> Tensor:
-        """The user's own weight, or a random one with `pattern`."""
-        if self.own is not None:
-            return self.own.weight
-        return random_weight(self.n, self.k, self.sparsity, self.format, pattern)
-
-
-@dataclass(frozen=True)
-class KernelGrid:
-    """What to measure: every combination, each once. n outputs, k inputs, m tokens.
-
-    format: specs of formats, or "auto": for each number of tokens the sparse format that
-        `choose_format` measures as the fastest. N:M has one sparsity of its own.
-    own: weights to measure instead of random ones of n x k and `sparsity`.
+    Attributes:
+        n: Output features, output channels or units.
+        m: Tokens of linear layers, else sequences.
+        sparsity: Fractions of zeros. N:M has one sparsity of its own.
+        format: Specs of formats, or "auto".
+        dtype: Dtypes of the stored weight.
+        rounds: Samples of each time.
+        against: Names of peers; ops other than linear have torch only.
     """
 
-    n: tuple[int, ...] = (3072,)
-    k: tuple[int, ...] = (768,)
-    m: tuple[int, ...] = (1, 16, 128)
+    n: tuple[int, ...]
+    m: tuple[int, ...] = (1, 8, 32)
     sparsity: tuple[float, ...] = (0.5, 0.8, 0.9)
     format: tuple[str, ...] = ("csr", "bsr:4x1")
     dtype: tuple[str, ...] = ("float32",)
     rounds: int = 9
     against: tuple[str, ...] = ("torch",)
-    pattern: Pattern = BY_FORMAT
-    own: tuple[OwnMatrix, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("n", "k", "m"):
-            if any(size < 1 for size in getattr(self, name)):
-                raise UsageError(f"-{name} must be 1 or more, got {getattr(self, name)}")
-        if any(not 0 <= s < 1 for s in self.sparsity):
+        """Raise UsageError for what cannot be measured."""
+        for name in ("n", "k", "m", "layers", "steps", "width"):
+            values = getattr(self, name, 1)
+            if any(size < 1 for size in (values if isinstance(values, tuple) else (values,))):
+                option = f"-{name}" if len(name) == 1 else f"--{name}"
+                raise UsageError(f"{option} must be 1 or more, got {values}")
+        for name in ("n", "k", "m", "sparsity", "format", "dtype"):
+            if getattr(self, name, True) == ():
+                raise UsageError(f"{'-' if len(name) == 1 else '--'}{name} needs a value")
+        if any(not 0 <= share < 1 for share in self.sparsity):
             raise UsageError(f"sparsity is a fraction of zeros in [0, 1), got {self.sparsity}")
-        if not all((self.n, self.k, self.m, self.sparsity, self.format, self.dtype)):
-            raise UsageError("each of -n, -k, -m, --sparsity, --format, --dtype needs a value")
         for spec in self.format:
-            if (
-                spec != "auto"
-                and FormatSpec.parse(spec).format is NM
-                and self.pattern.kind != "format"
-            ):
-                raise UsageError(f"{spec} holds its own pattern only: leave --pattern out")
+            if spec != "auto":
+                FormatSpec.parse(spec)
         for dtype in self.dtype:
             if dtype not in DTYPES:
                 raise UsageError(f"dtype {dtype!r}: use {' or '.join(DTYPES)}")
-            if not any(p.dense and not p.problem(dtype) for p in find_peers(self.against)):
-                asked = ", ".join(self.against) or "nobody"
-                raise UsageError(f"no dense {dtype} among {asked}: ask for torch as well")
-        for n, k in {(case.n, case.k) for case in self.cases()}:
-            check_size(n, k, "a weight")
-            for m in self.m:
-                check_size(m, max(n, k), "activations")
+        self.check()
 
-    def cases(self) -> list[Case]:
-        """The layers, each once, "auto" last: it may have chosen what was measured before it."""
-        specs = sorted(dict.fromkeys(self.format), key=lambda spec: spec == "auto")
-        if self.own:
-            made = product(dict.fromkeys(self.dtype), self.own, specs)
-            return [
-                Case(
-                    dtype,
-                    own.weight.shape[0],
-                    own.weight.shape[1],
-                    spec,
-                    _zeros(own.weight),
-                    own.source,
-                    own,
-                )
-                for dtype, own, spec in made
-            ]
-        source = "random" if self.pattern.kind == "format" else f"random {self.pattern}"
-        axes = product(self.dtype, self.n, self.k, specs, self.sparsity)
-        found = (
-            Case(dtype, n, k, spec, sparsity_of(spec, sparsity), source)
-            for dtype, n, k, spec, sparsity in axes
-        )
-        return list(dict.fromkeys(found))
+    @abstractmethod
+    def check(self) -> None:
+        """Raise UsageError for what this op cannot measure."""
+
+    @abstractmethod
+    def points(self) -> Iterator[tuple[BenchLayer, int]]:
+        """Each layer with each m, in the order in which they are measured."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of points."""
 
     def tokens(self) -> tuple[int, ...]:
-        """Numbers of tokens, each once."""
+        """The values of m, each once."""
         return tuple(dict.fromkeys(self.m))
 
-    def __len__(self) -> int:
-        return len(self.cases()) * len(self.tokens())
+    def check_torch_only(self) -> None:
+        """Raise UsageError for other peers than torch."""
+        if self.against != ("torch",):
+            raise UsageError("--against is for --op linear: other ops are compared with torch")
 
 
-def _zeros(weight: Tensor) -> float:
-    return 1 - int(weight.count_nonzero()) / weight.numel()
-
-
-def sparsity_of(spec: str, asked: float) -> float:
-    """N:M has its own, whatever is asked for."""
+def sparsity_of(spec: str, sparsity: float) -> float:
+    """`sparsity`, or that of N:M, which has one of its own."""
     parsed = None if spec == "auto" else FormatSpec.parse(spec)
     if parsed is None or parsed.format is not NM:
-        return asked
+        return sparsity
     return 1 - parsed.params["keep"] / parsed.params["of"]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_engine.config import DTYPES
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, NM, FormatSpec
 
-# Share of non-zeros inside a cluster, where none is given.
+# Default share of non-zeros inside a cluster.
 FILL = 0.5
 
 
@@ -55,6 +56,11 @@ class Pattern:
 
     def __str__(self) -> str:
         return self.kind if self.kind != "clusters" else f"{self.rows}x{self.cols}:{self.fill:g}"
+
+
+def activation_dtype(dtype: str) -> torch.dtype:
+    """Dtype of the activations, and of the weight before it is packed; int8: float32."""
+    return torch.float32 if dtype == "int8" else DTYPES[dtype]
 
 
 def random_weight(

@@ -9,12 +9,12 @@ from math import ceil, floor, log2
 from pathlib import Path
 from typing import Any
 
-from sparse_engine.bench.kernel import KernelRow
+from sparse_engine.bench.rows import LinearRow
 from sparse_engine.errors import UsageError
 
 PANELS = " on panels"
-"""Marks the op as native blocks call it, without row-major tensors: a dashed line."""
-COLOURS = 10  # of matplotlib's own cycle
+"""Marks the op as native layers call it, without row-major tensors: a dashed line."""
+COLOURS = 10  # in matplotlib's own cycle
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ def draw_speedups(chart: Chart, path: Path) -> None:
         axis.grid(True, linewidth=0.4, alpha=0.5)
         axis.spines[["top", "right"]].set_visible(False)
         for label, points in lines.items():
-            place = bases.index(label.removesuffix(PANELS))
+            number = bases.index(label.removesuffix(PANELS))
             (drawn[label],) = axis.plot(
                 sorted(points),
                 [points[x] for x in sorted(points)],
                 "--" if label.endswith(PANELS) else "-",
-                color=f"C{place % COLOURS}",
-                marker="osD^v"[place // COLOURS % 5],
+                color=f"C{number % COLOURS}",
+                marker="osD^v"[number // COLOURS % 5],
                 markersize=4,
                 label=label,
             )
@@ -99,7 +99,7 @@ def _x_ticks(axis: Any, values: Sequence[float], log: bool) -> None:
         axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.set_xticks([], minor=True)
         return
-    least = 0.07 * (values[-1] - values[0])  # what a number takes of the axis
+    least = 0.07 * (values[-1] - values[0])  # width of a number on the axis
     ticks: list[float] = []
     for value in reversed(values):
         if not ticks or ticks[-1] - value >= least:
@@ -107,10 +107,10 @@ def _x_ticks(axis: Any, values: Sequence[float], log: bool) -> None:
     axis.set_xticks(ticks, [f"{100 * tick:.4g}" for tick in ticks], fontsize=8)
 
 
-def plot_kernels(rows: Sequence[KernelRow], path: Path) -> None:
+def plot_kernels(rows: Sequence[LinearRow], path: Path) -> None:
     """Speed-up over dense: by sparsity, a panel for each number of tokens.
 
-    Rows of one sparsity, as of a matrix of one's own, are drawn by tokens instead.
+    Rows of one sparsity, such as those of the user's own matrix, are drawn by tokens instead.
     """
     by_tokens = len({(row.source, row.sparsity) for row in rows}) <= len({r.source for r in rows})
     parts = {name: {_part(row, name) for row in rows} for name in PARTS}
@@ -134,7 +134,7 @@ def plot_kernels(rows: Sequence[KernelRow], path: Path) -> None:
 PARTS = ("source", "shape", "format", "dtype", "isa")
 
 
-def _part(row: KernelRow, name: str) -> str:
+def _part(row: LinearRow, name: str) -> str:
     if name == "shape":
         return f"{row.n} x {row.k}"
     if name == "format":

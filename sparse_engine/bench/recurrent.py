@@ -1,18 +1,18 @@
 """bench kernel --op lstm|gru|rnn: a recurrent network over whole sequences, against dense torch.
 
-Both run the same random weights, inputs as wide as the network, in the same dtype: int8 against
-torch's dynamic quantisation. Times are of a call, all layers and steps, taken in turn. The roof is
-that of a step's hidden weights, read from wherever they fit, or of its multiply-adds, whichever is
-longer, and of the input product, which all steps share. With --steps 1 it is a single step, as online
-use has it: `step` with the state of the last one, against torch's network with its own.
+Both run the same random weights, with inputs as wide as the network, in the same dtype: int8
+against torch's dynamic quantisation. Times are of a call, all layers and steps, taken in turn. The
+roof is the longer of two times: reading the hidden weights at every step from whichever memory they
+fit in, and the multiply-adds of all steps. With `--steps 1` a call is a single step with the state
+of the last one, as online inference runs it.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -20,140 +20,66 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine import _core
-from sparse_engine.bench.grid import sparsity_of
-from sparse_engine.bench.kernel import carrier, forced_isa
-from sparse_engine.bench.machine import BusyMeter
+from sparse_engine.bench.accuracy import relative_error
+from sparse_engine.bench.grid import Grid, sparsity_of
+from sparse_engine.bench.layer import Run
 from sparse_engine.bench.matrices import check_size
-from sparse_engine.bench.patterns import random_weight
+from sparse_engine.bench.patterns import activation_dtype, random_weight
+from sparse_engine.bench.rows import NetworkRow, measured_fields, microseconds
 from sparse_engine.bench.timing import CallSampler, samples_in_turn
 from sparse_engine.config import DTYPES, SparseConfig
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import FormatSpec
 from sparse_engine.nn.recurrent.base import SparseRNNBase
 from sparse_engine.nn.recurrent.networks import NETWORKS
 
 OPS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
-@dataclass(frozen=True)
-class NetworkRow:
-    """One measured point: n units, m sequences. Times are medians of a call in microseconds."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkGrid(Grid):
+    """Recurrent networks of n units on m sequences.
 
-    op: str
-    n: int
-    layers: int
-    steps: int
-    m: int
-    sparsity: float
-    format: str
-    dtype: str
-    isa: str
-    threads: int
-    time_us: float
-    step_us: float
-    """Of a step of one layer."""
-    dense_time_us: float | None
-    speedup: float | None
-    roof_fraction: float
-    weight_bytes: int
-    dense_bytes: int
-    max_rel_err: float
-    """Against float64 on the stored weights, over the largest output."""
-    kernel: str
-    """Of the hidden weights, for one sequence."""
-    refused: dict[str, str]
-    native_us: float | None = None
-    """Of a single step what the library takes; the rest of its time is Python's."""
-    samples: int = 0
-    """How many the medians are of."""
-    spread_us: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """10th and 90th percentile of the samples of "time" and "dense_time", microseconds."""
-
-
-@dataclass(frozen=True)
-class NetworkGrid:
-    """What to measure: every combination."""
+    Attributes:
+        op: "lstm", "gru" or "rnn".
+        layers: Layers of the network.
+        steps: Steps of a sequence.
+    """
 
     op: str = "lstm"
     n: tuple[int, ...] = (1024,)
-    m: tuple[int, ...] = (1, 8, 32)
-    sparsity: tuple[float, ...] = (0.9,)
-    format: tuple[str, ...] = ("csr", "bsr:16x1")
-    dtype: tuple[str, ...] = ("float32",)
     layers: int = 2
     steps: int = 64
-    rounds: int = 9
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise UsageError for an unknown op, other peers than torch and large sizes."""
         if self.op not in OPS:
             raise UsageError(f"--op {self.op!r}: use linear, conv1d, {', '.join(OPS)}")
-        for name in ("n", "m"):
-            if any(size < 1 for size in getattr(self, name)):
-                raise UsageError(f"-{name} must be 1 or more, got {getattr(self, name)}")
-        if self.layers < 1 or self.steps < 1:
-            raise UsageError("--layers and --steps must be 1 or more")
-        if any(not 0 <= s < 1 for s in self.sparsity):
-            raise UsageError(f"sparsity is a fraction of zeros in [0, 1), got {self.sparsity}")
-        for spec in self.format:
-            if spec != "auto":
-                FormatSpec.parse(spec)
-        for dtype in self.dtype:
-            if dtype not in DTYPES:
-                raise UsageError(f"dtype {dtype!r}: use {' or '.join(DTYPES)}")
+        self.check_torch_only()
         for n in self.n:
             check_size(4 * n, n, "a network's weight")
             check_size(self.steps * max(self.m), n, "sequences")
 
-    def networks(self) -> list[tuple[str, int, str, float]]:
+    def cases(self) -> list[tuple[str, int, str, float]]:
         """dtype, units, format and sparsity of each network, each once."""
         axes = product(self.dtype, self.n, self.format, self.sparsity)
-        return list(dict.fromkeys((d, n, spec, sparsity_of(spec, s)) for d, n, spec, s in axes))
+        return list(dict.fromkeys((*axis[:3], sparsity_of(axis[2], axis[3])) for axis in axes))
 
-    def sequences(self) -> tuple[int, ...]:
-        """Numbers of sequences, each once."""
-        return tuple(dict.fromkeys(self.m))
+    def points(self) -> Iterator[tuple[Network, int]]:
+        """Each network with each number of sequences."""
+        for dtype, n, spec, sparsity in self.cases():
+            dense = random_network(self.op, n, self.layers, sparsity, spec)
+            sparse = NETWORKS[type(dense)].from_dense(dense, SparseConfig(spec, dtype))
+            network = Network(self.op, dense, sparse, spec, dtype, sparsity, self.steps)
+            yield from ((network, m) for m in self.tokens())
 
     def __len__(self) -> int:
-        return len(self.networks()) * len(self.sequences())
-
-
-def bench_recurrent(
-    grid: NetworkGrid,
-    isa: str | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-    known: set[tuple[Any, ...]] | None = None,
-    busy: BusyMeter | None = None,
-) -> Iterator[NetworkRow]:
-    """Measure every point of `grid`, on `isa` if given; raises UsageError for one not at hand.
-
-    known: points and kernels measured before, which are left out and added to; busy: looks at the
-    machine before the first point and before each.
-    """
-    known = set() if known is None else known
-    busy = busy or BusyMeter()
-    with forced_isa(isa):
-        busy.start()
-        peaks = {dtype: _core.peak_gflops(dtype) for dtype in grid.dtype}
-        for i, (dtype, n, spec, sparsity) in enumerate(grid.networks()):
-            network = random_network(grid.op, n, grid.layers, sparsity, spec)
-            sparse = NETWORKS[type(network)].from_dense(network, SparseConfig(spec, dtype))
-            for j, m in enumerate(grid.sequences()):
-                if progress is not None:
-                    name = f"{grid.op} {n} {spec} {sparsity:.0%} {dtype} m={m}"
-                    progress(i * len(grid.sequences()) + j, len(grid), name)
-                layers: Any = [layer for _, layer in sparse.named_children()]
-                kernels = {layer.kernel(tokens) for layer in layers for tokens in (1, 128)}
-                key = dtype, n, spec, sparsity, m, tuple(sorted(kernels))
-                if key in known:
-                    continue
-                known.add(key)
-                busy.look()
-                yield measure(grid, network, sparse, spec, dtype, m, peaks[dtype])
+        return len(self.cases()) * len(self.tokens())
 
 
 def random_network(op: str, n: int, layers: int, sparsity: float, spec: str) -> Any:
-    """torch's network of `n` units on as many inputs, with `sparsity` zeros in the format's pattern,
-    and weights as large as trained ones: the state neither dies out nor explodes.
+    """torch's network of `n` units on as many inputs, with `sparsity` zeros in the format's pattern.
+
+    Weights are as large as trained ones, so that the state neither vanishes nor explodes.
     """
     network = OPS[op](n, n, layers).eval().requires_grad_(False)
     gates = network.weight_hh_l0.shape[0] // n
@@ -164,78 +90,100 @@ def random_network(op: str, n: int, layers: int, sparsity: float, spec: str) -> 
     return network
 
 
-@torch.inference_mode()
-def measure(
-    grid: NetworkGrid,
-    network: nn.RNNBase,
-    sparse: SparseRNNBase,
-    spec: str,
-    dtype: str,
-    m: int,
-    peak: float,
-) -> NetworkRow:
-    """One point."""
-    n = network.hidden_size
-    x = torch.randn(grid.steps, m, n, generator=torch.Generator().manual_seed(1))
-    x = x.to(carrier(dtype))
-    dense, why = dense_call(network, x, dtype)
-    calls = {"sparse": CallSampler(lambda: sparse(x))}
-    if grid.steps == 1:
-        calls = {"sparse": CallSampler(step_call(sparse, x[0]))}
-        calls["native"] = CallSampler(native_step_call(sparse, x[0]))
-    if dense is not None:
-        calls["dense"] = CallSampler(dense)
-    samples = samples_in_turn(calls, grid.rounds)
-    times = {name: taken.median for name, taken in samples.items()}
-    hidden = [c for name, c in sparse.named_children() if name.startswith("hh")]
-    inputs = [c for name, c in sparse.named_children() if name.startswith("ih")]
-    packed: list[Any] = [layer.packed for layer in (*hidden, *inputs)]
-    nnz = sum(_nnz(p) for p in packed)
-    flops = 2.0 * nnz * m * grid.steps
-    read = sum(p.nbytes for p in packed[: len(hidden)])
-    bandwidth = _core.read_gbytes_per_second(max(4096, read // len(hidden)))
-    roof = max(grid.steps * read / bandwidth, flops / peak) * 1e-9
-    speedup = times["dense"] / times["sparse"] if dense is not None else None
-    weights = [p for name, p in network.named_parameters() if name.startswith("weight")]
-    return NetworkRow(
-        op=grid.op,
-        n=n,
-        layers=grid.layers,
-        steps=grid.steps,
-        m=m,
-        sparsity=round(1 - nnz / sum(w.numel() for w in weights), 4),
-        format=spec,
-        dtype=dtype,
-        isa=_core.active_isa(),
-        threads=torch.get_num_threads(),
-        time_us=round(times["sparse"] * 1e6, 1),
-        step_us=round(times["sparse"] * 1e6 / grid.steps / grid.layers, 2),
-        dense_time_us=None if dense is None else round(times["dense"] * 1e6, 1),
-        speedup=None if speedup is None else round(speedup, 2),
-        roof_fraction=round(roof / times["sparse"], 3),
-        weight_bytes=sum(p.nbytes for p in packed),
-        dense_bytes=sum(w.numel() for w in weights) * DTYPES[dtype].itemsize,
-        max_rel_err=float(f"{_error(sparse, x):.2e}"),
-        kernel=hidden[0].kernel(1),  # type: ignore[operator]
-        native_us=round(times["native"] * 1e6, 2) if "native" in times else None,
-        refused={} if dense is not None else {"torch": why},
-        samples=grid.rounds,
-        spread_us={
-            "time" if name == "sparse" else "dense_time": taken.spread_us()
-            for name, taken in samples.items()
-            if name != "native"
-        },
-    )
+@dataclass(frozen=True)
+class Network:
+    """torch's network and the sparse one of the same weights, on sequences of `steps` steps."""
+
+    op: str
+    dense: nn.RNNBase
+    sparse: SparseRNNBase
+    label: str
+    dtype: str
+    sparsity: float
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """What a progress bar shows."""
+        return f"{self.op} {self.dense.hidden_size} {self.label} {self.sparsity:.0%} {self.dtype}"
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for networks of the same weights and packing."""
+        sizes = self.dense.hidden_size, self.dense.num_layers
+        return self.op, self.dtype, sizes, self.label, self.sparsity, self.steps
+
+    def _linears(self, prefix: str = "") -> list[Any]:
+        return [c for name, c in self.sparse.named_children() if name.startswith(prefix)]
+
+    def kernels(self, m: int) -> tuple[str, ...]:
+        """Names of the kernels for few and for many tokens."""
+        names = {layer.kernel(tokens) for layer in self._linears() for tokens in (1, 128)}
+        return tuple(sorted(names))
+
+    @torch.inference_mode()
+    def measure(self, m: int, run: Run) -> NetworkRow:
+        """This network on m sequences in turn with torch's."""
+        n = self.dense.hidden_size
+        x = torch.randn(self.steps, m, n, generator=torch.Generator().manual_seed(1))
+        x = x.to(activation_dtype(self.dtype))
+        if self.steps == 1:
+            calls = {"time": CallSampler(step_call(self.sparse, x[0]))}
+            calls["native"] = CallSampler(native_step_call(self.sparse, x[0]))
+        else:
+            calls = {"time": CallSampler(lambda: self.sparse(x))}
+        dense, reason = dense_call(self.dense, x, self.dtype)
+        if dense is not None:
+            calls["dense_time"] = CallSampler(dense)
+        samples = samples_in_turn(calls, run.rounds)
+        hidden = [layer.packed for layer in self._linears("hh")]
+        packed = [*hidden, *(layer.packed for layer in self._linears("ih"))]
+        weights = [p for name, p in self.dense.named_parameters() if name.startswith("weight")]
+        nonzeros, tokens = sum(int(p.to_dense().count_nonzero()) for p in packed), m * self.steps
+        read = sum(p.nbytes for p in hidden)
+        bandwidth = _core.read_gbytes_per_second(max(4096, read // len(hidden)))
+        seconds = samples["time"].median
+        return NetworkRow(
+            op=self.op,
+            n=n,
+            layers=self.dense.num_layers,
+            steps=self.steps,
+            m=m,
+            format=self.label,
+            step_us=microseconds(seconds / self.steps / self.dense.num_layers),
+            native_us=microseconds(samples["native"].median) if "native" in samples else None,
+            kernel=self._linears("hh")[0].kernel(1),
+            refused={"torch": reason} if reason else {},
+            **measured_fields(
+                samples,
+                None if dense is None else "dense_time",
+                dtype=self.dtype,
+                nonzeros=nonzeros,
+                elements=sum(weight.numel() for weight in weights),
+                tokens=tokens,
+                weight_bytes=sum(p.nbytes for p in packed),
+                roof_seconds=1e-9
+                * max(
+                    self.steps * read / bandwidth, 2.0 * nonzeros * tokens / run.peaks[self.dtype]
+                ),
+                error=self._error(x),
+            ),
+        )
+
+    def _error(self, x: Tensor) -> float:
+        """Error of the first sequence against float64."""
+        exact: Any = self.sparse.to_dense(torch.float32).double()
+        return relative_error(self.sparse(x)[0][:, :1], exact(x[:, :1].double())[0])
 
 
 def step_call(sparse: SparseRNNBase, x: Tensor) -> Callable[[], object]:
-    """A single step on x [batch, in], from wherever the last one ended."""
+    """A single step on x [batch, in], from the state after a first one."""
     _, state = sparse.step(x)
     return lambda: sparse.step(x, state)
 
 
 def native_step_call(sparse: SparseRNNBase, x: Tensor) -> Callable[[], object]:
-    """The same by the library alone, on arrays that are there already."""
+    """The same step in the native library alone, on arrays that are there already."""
     y, state = sparse.step(x.float())
     states = [t.numpy() for t in (state if isinstance(state, tuple) else (state,))]
     h, c = states[0], states[1] if len(states) > 1 else None
@@ -246,36 +194,23 @@ def native_step_call(sparse: SparseRNNBase, x: Tensor) -> Callable[[], object]:
 def dense_call(
     network: nn.RNNBase, x: Tensor, dtype: str
 ) -> tuple[Callable[[], object] | None, str]:
-    """torch's network in `dtype` on x, or why there is none."""
+    """torch's network in `dtype` on x, or None and the reason why there is none."""
     if dtype == "int8" and isinstance(network, nn.RNN):
         return None, "has no dynamic quantisation of nn.RNN"
-    if dtype == "int8":
-        with warnings.catch_warnings():  # deprecated, with no successor in torch itself
-            warnings.simplefilter("ignore")
-            # Inside a module: a network that is the root would come back as it is, in float32.
-            quantized = torch.ao.quantization.quantize_dynamic(
-                nn.Sequential(copy.deepcopy(network)), {type(network)}, dtype=torch.qint8
-            )
-        return _going_on(quantized[0], x), ""
-    dense = copy.deepcopy(network).to(DTYPES[dtype])
-    return _going_on(dense, x), ""
+    if dtype != "int8":
+        return _with_state(copy.deepcopy(network).to(DTYPES[dtype]), x), ""
+    with warnings.catch_warnings():  # deprecated, with no successor in torch itself
+        warnings.simplefilter("ignore")
+        # Inside a module: a network that is the root would come back as it is, in float32.
+        quantized = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(copy.deepcopy(network)), {type(network)}, dtype=torch.qint8
+        )
+    return _with_state(quantized[0], x), ""
 
 
-def _going_on(dense: Any, x: Tensor) -> Callable[[], object]:
-    """Sequences from zeros; a single step from the state that is there."""
+def _with_state(dense: Any, x: Tensor) -> Callable[[], object]:
+    """A call over sequences starts from zeros; a single step starts from the state of the last."""
     if len(x) > 1:
         return lambda: dense(x)
     _, state = dense(x)
     return lambda: dense(x, state)
-
-
-def _nnz(packed: Any) -> int:
-    return int(packed.to_dense().count_nonzero())
-
-
-def _error(sparse: SparseRNNBase, x: Tensor) -> float:
-    """Of the first sequence."""
-    exact = sparse.to_dense(torch.float32).double()
-    truth = exact(x[:, :1].double())[0]
-    y = sparse(x)[0][:, :1]
-    return float((y.double() - truth).abs().max() / truth.abs().max())

@@ -23,29 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_engine.bench.accuracy import TOLERANCE, max_error
 from sparse_engine.bench.peers import Loaded, Peer, find_peers
 from sparse_engine.bench.timing import CallSampler, Sampler
 from sparse_engine.errors import UsageError
-
-# Largest error that a peer may make, over the largest magnitude of the result.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}
-# Tokens that are compared with float64: all of many would take longer than the measurement.
-CHECKED = 16
-
-
-def spread(tokens: int, most: int) -> Tensor:
-    """At most `most` row numbers below `tokens`, evenly spread, first and last among them."""
-    return torch.linspace(0, tokens - 1, min(tokens, most)).round().long()
-
-
-def max_error(y: Any, weight: Tensor, x: Tensor, most: int = CHECKED) -> float:
-    """Largest error of y = x W^T against float64, over its largest magnitude, on `most` tokens."""
-    y = torch.as_tensor(y)
-    if tuple(y.shape) != (len(x), len(weight)):
-        raise UsageError(f"gives {list(y.shape)} instead of {[len(x), len(weight)]}")
-    rows = spread(len(x), most)
-    truth = x[rows].double() @ weight.double().T
-    return float((y[rows].double() - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
 
 
 class Local:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -13,122 +13,103 @@ from sparse_engine.cli.tables import add_columns, fold, heading, new_table
 
 if TYPE_CHECKING:
     from sparse_engine.bench.compare import Comparison
-    from sparse_engine.bench.conv1d import ConvRow
-    from sparse_engine.bench.kernel import KernelRow
     from sparse_engine.bench.model import ModelRow
-    from sparse_engine.bench.recurrent import NetworkRow
+    from sparse_engine.bench.rows import KernelRow, LinearRow
 
-
-# 10th and 90th percentile, from the median.
-SPREAD = "10th 90th\nin %"
+Column = tuple[str, Callable[[Any], str]]
+"""The head of a column, and a row's cell in it."""
 
 
 def kernel_tables(rows: Sequence[KernelRow]) -> Iterator[Table | Text]:
-    """A table for each weight's shape, dtype and ISA; the fastest format of a point is marked."""
-    from sparse_engine.bench.hints import same_work
-
-    for (source, n, k, dtype, isa), group in _grouped(rows, "source n k dtype isa"):
-        title = f"{source}: {n} x {k}, {dtype}, {isa}, {_threads(group[0].threads)}"
-        yield heading(title)
-        long = max(max(row.time_us, row.dense_time_us) for row in group) >= 1e5
-        unit, per_unit = ("ms", 1e3) if long else ("us", 1.0)
+    """A table for each shape, dtype and ISA; the fastest format of a linear layer is marked."""
+    names = "op source n k layers width steps dtype isa threads"
+    for _, group in _grouped(rows, names):
+        one = group[0]
+        threads = f"{one.threads} thread{'s' if one.threads > 1 else ''}"
+        yield heading(f"{_title(one)}, {one.dtype}, {one.isa}, {threads}")
+        marked = _fastest(group) if one.op == "linear" else None
+        columns = _kernel_columns(group)
         table = new_table(tight=True)
-        add_columns(table, "", "tokens|zeros")
-        add_columns(
-            table,
-            "format",
-            f"{unit}|{SPREAD}|dense\n{unit}|speed\n-up|GFLOP\n/s|of\nroof|largest\nerror",
-        )
+        counted = "tokens" if one.op == "linear" else "sequen-\nces"
+        add_columns(table, "", f"{counted}|zeros")
+        add_columns(table, "format", "|".join(head for head, _ in columns))
         for row in group:
-            rivals = [r for r in group if same_work(r) == same_work(row)]
-            best = len(rivals) > 1 and row.time_us == min(r.time_us for r in rivals)
-            table.add_row(
-                str(row.m),
-                _percent(row.sparsity),
-                f"{row.format}*" if best else row.format,
-                _us(row.time_us / per_unit),
-                _span(row.time_us, row.spread_us["time"]),
-                _us(row.dense_time_us / per_unit),
-                _speedup(row.speedup),
-                _us(row.gflops),
-                f"{row.roof_fraction:.0%}",
-                f"{row.max_rel_err:.0e}",
-            )
-        if len(group) > len({same_work(row) for row in group}):
+            mark = "*" if marked and row in marked else ""
+            cells = [cell(row) for _, cell in columns]
+            table.add_row(str(row.m), _percent(row.sparsity), row.format + mark, *cells)
+        if marked is not None and _has_alternatives(group):
             table.caption = Text("* the fastest format measured on the same weight and tokens")
         yield table
-        if len({name for row in group for name in row.peers}) > 1:
+        if len({name for row in group for name in getattr(row, "peers", ())}) > 1:
             yield heading("median us of every peer")
             yield _peer_table(group)
 
 
-def _peer_table(group: Sequence[KernelRow]) -> Table:
+def _title(row: Any) -> str:
+    if row.op == "linear":
+        return f"{row.source}: {row.n} x {row.k}"
+    if row.op == "conv1d":
+        return f"conv1d, {row.n} x {row.k} channels, width {row.width}, {row.steps} steps"
+    return f"{row.op}, {row.layers} x {row.n} units, {row.steps} steps"
+
+
+def _kernel_columns(group: Sequence[Any]) -> list[Column]:
+    """Columns behind the format: those of every op, and between them those of this one."""
+    op = group[0].op
+    network = op not in ("linear", "conv1d")
+    longest = max(max(row.time_us, row.dense_time_us or 0.0) for row in group)
+    unit, per_unit = ("ms", 1e3) if network or longest >= 1e5 else ("us", 1.0)
+    own: list[Column] = []
+    if op == "linear":
+        own = [("GFLOP\n/s", lambda row: _digits(row.gflops))]
+    elif op == "conv1d":
+        own = [("windows\nus", lambda row: _digits(row.windows_us))]
+        own += [("product\nus", lambda row: _digits(row.product_us))]
+    return [
+        (unit, lambda row: _digits(row.time_us / per_unit)),
+        ("10th 90th\nin %", lambda row: _span(row.time_us, row.spread_us["time"])),
+        *([("us a\nstep", lambda row: _digits(row.step_us))] if network else []),
+        (
+            f"dense\n{unit}",
+            lambda row: _digits(row.dense_time_us and row.dense_time_us / per_unit),
+        ),
+        ("speed\n-up", lambda row: _speedup(row.speedup)),
+        *own,
+        ("of\nroof", lambda row: f"{row.roof_fraction:.0%}"),
+        ("largest\nerror", lambda row: f"{row.max_rel_err:.0e}"),
+    ]
+
+
+def _fastest(group: Sequence[LinearRow]) -> list[LinearRow]:
+    """The fastest row of each weight and number of tokens that has several."""
+    same = _same_work(group)
+    return [min(rows, key=lambda row: row.time_us) for rows in same if len(rows) > 1]
+
+
+def _has_alternatives(group: Sequence[LinearRow]) -> bool:
+    return any(len(rows) > 1 for rows in _same_work(group))
+
+
+def _same_work(group: Sequence[LinearRow]) -> list[list[LinearRow]]:
+    from sparse_engine.bench.hints import same_work
+
+    found: dict[tuple[Any, ...], list[LinearRow]] = {}
+    for row in group:
+        found.setdefault(same_work(row), []).append(row)
+    return list(found.values())
+
+
+def _peer_table(group: Sequence[LinearRow]) -> Table:
     names = list(dict.fromkeys(name for row in group for name in row.peers))
+    heads = ["sparse\n_engine", *(name.replace("-", "-\n") for name in names)]
     table = new_table()
     add_columns(table, "", "tokens|zeros")
-    add_columns(
-        table, "format", "|".join(["sparse\n_engine", *(n.replace("-", "-\n") for n in names)])
-    )
+    add_columns(table, "format", "|".join(heads))
     for row in group:
-        times = (row.peers.get(name) for name in names)
-        cells = ("-" if time is None else _us(time) for time in times)
-        table.add_row(str(row.m), _percent(row.sparsity), row.format, _us(row.time_us), *cells)
+        cells = (_digits(row.peers.get(name)) for name in names)
+        start = (str(row.m), _percent(row.sparsity), row.format, _digits(row.time_us))
+        table.add_row(*start, *cells)
     return table
-
-
-def network_tables(rows: Sequence[NetworkRow]) -> Iterator[Table | Text]:
-    """A table for each network, dtype and ISA."""
-    for (op, n, layers, steps, dtype, isa), group in _grouped(rows, "op n layers steps dtype isa"):
-        title = f"{op}, {layers} x {n} units, {steps} steps, {dtype}, {isa}"
-        yield heading(f"{title}, {_threads(group[0].threads)}")
-        table = new_table(tight=True)
-        add_columns(table, "", "sequen-\nces|zeros")
-        add_columns(
-            table, "format", f"ms|{SPREAD}|us a\nstep|dense\nms|speed\n-up|of\nroof|largest\nerror"
-        )
-        for row in group:
-            table.add_row(
-                str(row.m),
-                _percent(row.sparsity),
-                row.format,
-                _us(row.time_us / 1e3),
-                _span(row.time_us, row.spread_us["time"]),
-                _us(row.step_us),
-                "-" if row.dense_time_us is None else _us(row.dense_time_us / 1e3),
-                _speedup(row.speedup),
-                f"{row.roof_fraction:.0%}",
-                f"{row.max_rel_err:.0e}",
-            )
-        yield table
-
-
-def conv1d_tables(rows: Sequence[ConvRow]) -> Iterator[Table | Text]:
-    """A table for each layer's shape, dtype and ISA."""
-    for (n, k, width, steps, dtype, isa), group in _grouped(rows, "n k width steps dtype isa"):
-        title = f"conv1d, {n} x {k} channels, width {width}, {steps} steps, {dtype}, {isa}"
-        yield heading(f"{title}, {_threads(group[0].threads)}")
-        table = new_table(tight=True)
-        add_columns(table, "", "sequen-\nces|zeros")
-        add_columns(
-            table,
-            "format",
-            f"us|{SPREAD}|dense\nus|speed\n-up|windows\nus|product\nus|of\nroof|largest\nerror",
-        )
-        for row in group:
-            table.add_row(
-                str(row.m),
-                _percent(row.sparsity),
-                row.format,
-                _us(row.time_us),
-                _span(row.time_us, row.spread_us["time"]),
-                "-" if row.dense_time_us is None else _us(row.dense_time_us),
-                _speedup(row.speedup),
-                _us(row.windows_us),
-                "-" if row.product_us is None else _us(row.product_us),
-                f"{row.roof_fraction:.0%}",
-                f"{row.max_rel_err:.0e}",
-            )
-        yield table
 
 
 def model_tables(rows: Sequence[ModelRow]) -> Iterator[Table | Text]:
@@ -165,8 +146,8 @@ def compare_tables(found: Comparison) -> Iterator[Table | Text]:
                 str(row.m),
                 _percent(row.sparsity),
                 row.format,
-                _us(row.old_us),
-                _us(row.new_us),
+                _digits(row.old_us),
+                _digits(row.new_us),
                 _speedup(row.ratio) + (" ~" if row.apart is False else "  "),
                 " > ".join("-" if value is None else f"{value:.2f}x" for value in over),
             )
@@ -177,23 +158,21 @@ def _grouped(rows: Sequence[Any], names: str) -> list[tuple[tuple[Any, ...], lis
     """Rows by the values of these fields, in the order of their first row."""
 
     def key(row: Any) -> tuple[Any, ...]:
-        return tuple(getattr(row, name) for name in names.split())
+        return tuple(getattr(row, name, None) for name in names.split())
 
     order = list(dict.fromkeys(map(key, rows)))
     ordered = sorted(rows, key=lambda row: order.index(key(row)))
     return [(values, list(group)) for values, group in groupby(ordered, key)]
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
 def _percent(share: float) -> str:
     return f"{share * 100:.4g} %"
 
 
-def _us(value: float) -> str:
-    """Three digits, or all before the point."""
+def _digits(value: float | None) -> str:
+    """Three digits, or all before the point; "-" for no value."""
+    if value is None:
+        return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -207,4 +186,4 @@ def _speedup(value: float | None) -> str:
     if value is None:
         return "-"
     colour = "green" if value >= 1.05 else "red" if value < 0.95 else "default"
-    return f"[{colour}]{_us(value) if value >= 100 else f'{value:.2f}'}x[/]"
+    return f"[{colour}]{_digits(value) if value >= 100 else f'{value:.2f}'}x[/]"

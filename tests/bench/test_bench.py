@@ -8,20 +8,23 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from sparse_engine.bench import kernel as kernel_room
-from sparse_engine.bench.grid import KernelGrid
+from sparse_engine.bench import linear_grid
 from sparse_engine.bench.hints import hints
-from sparse_engine.bench.kernel import KernelBench, KernelRow, bench_kernel
+from sparse_engine.bench.isa import isa_levels
+from sparse_engine.bench.kernel import KernelBench, bench_kernel
+from sparse_engine.bench.linear import LinearLayer
+from sparse_engine.bench.linear_grid import LinearGrid
 from sparse_engine.bench.machine import BusyMeter, conditions
-from sparse_engine.bench.output import render
+from sparse_engine.bench.output import render, summary
 from sparse_engine.bench.patterns import random_weight
 from sparse_engine.bench.plot import load_pyplot, plot_kernels
+from sparse_engine.bench.rows import LinearRow
 from sparse_engine.bench.timing import Samples, time_in_turn
-from sparse_engine.cli.bench import isa_levels
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import block_fill
 
@@ -32,12 +35,17 @@ FIELDS = (
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[object]:
-    grid = KernelGrid((24,), (40,), (1, 3), (0.5, 0.9), ("csr", "bsr:4x1"), ("float32",), rounds=1)
-    return list(bench_kernel(grid))
+def rows() -> list[LinearRow]:
+    return list(bench_kernel(LinearGrid(n=(24,), k=(40,), m=(1, 3), sparsity=(0.5, 0.9), rounds=1)))
 
 
-def test_every_point_has_every_field(rows: list[object]) -> None:
+def small(**axes: Any) -> LinearGrid:
+    """One layer of 16 x 16 with half of its elements zero, on two tokens, but for `axes`."""
+    usual: dict[str, Any] = {"n": (16,), "k": (16,), "m": (2,), "sparsity": (0.5,)}
+    return LinearGrid(**usual | {"format": ("csr",), "rounds": 1} | axes)
+
+
+def test_every_point_has_every_field(rows: list[LinearRow]) -> None:
     assert len(rows) == 8
     plain = json.loads(render(rows, "json"))
     for row in plain:
@@ -54,7 +62,22 @@ def test_every_point_has_every_field(rows: list[object]) -> None:
         render(rows, "xml")
 
 
-def test_chart_is_a_png(rows: list[object], tmp_path: Path) -> None:
+def test_summary_says_once_what_all_rows_share(rows: list[LinearRow]) -> None:
+    about, empty, *table = summary(rows).splitlines()
+    assert about.startswith("op linear, source random, n 24, k 40, dtype float32, isa ")
+    assert empty == ""
+    names = [name.strip() for name in table[0].strip("|").split("|")]
+    figures = "m sparsity format time_us dense_time_us speedup roof_fraction max_rel_err"
+    assert names == figures.split()
+    assert len(table) == 2 + 8
+    assert max(map(len, table)) <= 100
+    both = summary([rows[0], replace(rows[1], dtype="int8", peers={"torch": 1.0, "scipy": 2.0})])
+    head = both.splitlines()[2]
+    assert head.startswith("| dtype | m |")
+    assert head.endswith("| torch_us | scipy_us |")
+
+
+def test_chart_is_a_png(rows: list[LinearRow], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot_kernels(rows, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -62,7 +85,7 @@ def test_chart_is_a_png(rows: list[object], tmp_path: Path) -> None:
 
 def test_isa_is_forced_for_the_run_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARSE_ENGINE_ISA", raising=False)
-    grid = KernelGrid((8,), (8,), (2,), (0.5,), ("csr",), ("bfloat16",), rounds=1)
+    grid = small(dtype=("bfloat16",))
     (row,) = bench_kernel(grid, isa="scalar")
     assert row.isa == "scalar"
     assert row.kernel.endswith("_bf16_scalar")
@@ -93,7 +116,7 @@ def test_weights_have_the_pattern_of_their_format() -> None:
 )
 def test_bad_grids_are_refused(bad: dict[str, tuple[object, ...]]) -> None:
     with pytest.raises(UsageError):
-        KernelGrid(**bad)
+        LinearGrid(**bad)  # type: ignore[arg-type]
 
 
 def test_rivals_take_turns() -> None:
@@ -108,7 +131,7 @@ def test_rivals_take_turns() -> None:
 
 def test_each_point_once() -> None:
     """N:M has one sparsity whatever is asked for, and what is asked for twice counts once."""
-    grid = KernelGrid((8,), (8,), (2, 2), (0.5, 0.9, 0.9), ("nm:2:4", "csr", "csr"), rounds=1)
+    grid = small(m=(2, 2), sparsity=(0.5, 0.9, 0.9), format=("nm:2:4", "csr", "csr"))
     points = [(row.format, row.sparsity, row.m) for row in bench_kernel(grid)]
     assert len(points) == len(grid) == len(set(points))
     assert [point[0] for point in points] == ["nm:2:4", "csr", "csr"]
@@ -116,7 +139,7 @@ def test_each_point_once() -> None:
 
 def test_each_kernel_once_over_all_levels() -> None:
     bench = KernelBench()
-    grid = KernelGrid((16,), (16,), (1, 32), (0.5,), ("csr",), rounds=1)
+    grid = small(m=(1, 32))
     levels = isa_levels("all")
     assert levels[0] == "scalar"
     rows = [row for level in levels for row in bench.run(grid, level)]
@@ -129,27 +152,27 @@ def test_each_kernel_once_over_all_levels() -> None:
 def test_auto_takes_a_format_a_token_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_ENGINE_CACHE", "")
     chosen = {1: "sellp", 20: "csr"}
-    monkeypatch.setattr("sparse_engine.bench.kernel._chosen", lambda weight, dtype, m: chosen[m])
+    monkeypatch.setattr(linear_grid, "fastest_format", lambda weight, dtype, m: chosen[m])
     measured: list[tuple[str, int]] = []
-    measure = kernel_room.measure
+    measure = LinearLayer.measure
     monkeypatch.setattr(
-        kernel_room,
+        LinearLayer,
         "measure",
-        lambda layer, m, *rest: (measured.append((layer.spec, m)), measure(layer, m, *rest))[1],
+        lambda layer, m, run: (measured.append((layer.spec, m)), measure(layer, m, run))[1],
     )
-    rows = list(bench_kernel(KernelGrid((16,), (16,), (1, 20), (0.5,), ("auto", "csr"), rounds=1)))
+    rows = list(bench_kernel(small(m=(1, 20), format=("auto", "csr"))))
     assert [(row.format, row.m) for row in rows] == [
         ("csr", 1),
         ("csr", 20),
         ("auto:sellp", 1),
         ("auto:csr", 20),
     ]
-    assert measured == [("csr", 1), ("csr", 20), ("sellp", 1)]  # csr at 20 is known already
+    assert measured == [("csr", 1), ("csr", 20), ("sellp", 1)]  # csr on 20 tokens only once
     assert rows[1].time_us == rows[3].time_us
 
 
 def test_auto_is_what_the_timer_chooses() -> None:
-    (row,) = bench_kernel(KernelGrid((64,), (64,), (2,), (0.9,), ("auto",), rounds=1))
+    (row,) = bench_kernel(small(n=(64,), k=(64,), sparsity=(0.9,), format=("auto",)))
     assert row.format.removeprefix("auto:") in ("csr", "sellp", "bitmask")
 
 
@@ -159,7 +182,7 @@ def test_spread_of_samples() -> None:
     assert Samples((3.0,)).spread == (3.0, 3.0)
 
 
-def test_rows_have_spread_bandwidth_and_conditions(rows: list[object]) -> None:
+def test_rows_have_spread_bandwidth_and_conditions(rows: list[LinearRow]) -> None:
     for row in json.loads(render(rows, "json", conditions())):
         low, high = row["spread_us"]["time"]
         assert low == row["time_us"] == high  # one sample
@@ -185,7 +208,7 @@ class Clock:
         self.count += 1
 
 
-def test_busy_machines_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_machines_give_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     for taken, share in (((1e-3, 1e-3), 0.0), ((1e-3, 3e-3), 0.5)):
         clock = Clock(*taken)
         monkeypatch.setattr("sparse_engine.bench.machine.perf_counter", clock)
@@ -202,11 +225,11 @@ def test_busy_machines_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "up to 8" in str(meter.warning())
 
 
-def row_of(rows: list[object], **other: object) -> KernelRow:
-    return replace(rows[0], **other)  # type: ignore[type-var]
+def row_of(rows: list[LinearRow], **other: object) -> LinearRow:
+    return replace(rows[0], **other)  # type: ignore[arg-type]
 
 
-def test_hints_name_what_is_faster_on_the_same_weight(rows: list[object]) -> None:
+def test_hints_name_what_is_faster_on_the_same_weight(rows: list[LinearRow]) -> None:
     slow = row_of(rows, format="csr", time_us=30.0, likely_faster="sellp")
     assert hints([slow]) == [
         "1 token, float32: sellp is likely faster than csr by the cost model: --format csr,sellp"
@@ -226,12 +249,12 @@ def test_hints_name_what_is_faster_on_the_same_weight(rows: list[object]) -> Non
 
 
 def test_the_cost_model_prefers_sellp_for_one_token() -> None:
-    (row,) = bench_kernel(KernelGrid((256,), (256,), (1,), (0.9,), ("csr",), rounds=1))
+    (row,) = bench_kernel(small(m=(1,), n=(256,), k=(256,), sparsity=(0.9,)))
     assert row.likely_faster == "sellp"
 
 
 def test_chart_has_powers_of_two_and_a_legend_beside(
-    rows: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: list[LinearRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
     pyplot = load_pyplot()

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from sparse_engine.bench.conv1d import ConvGrid, bench_conv1d
+from sparse_engine.bench.conv1d import Conv1dGrid
+from sparse_engine.bench.kernel import bench_kernel
 from sparse_engine.cli.app import app
 from sparse_engine.errors import SparseEngineError
 
 
 def test_every_point_is_measured_and_right() -> None:
-    grid = ConvGrid((24,), (10,), (1, 5), (0.5,), ("csr", "sellp"), ("float32", "int8"), 3, 20, 1)
-    rows = list(bench_conv1d(grid))
+    shape: dict[str, Any] = {"n": (24,), "k": (10,), "width": 3, "steps": 20}
+    grid = Conv1dGrid(
+        **shape,
+        m=(1, 5),
+        sparsity=(0.5,),
+        format=("csr", "sellp"),
+        dtype=("float32", "int8"),
+        rounds=1,
+    )
+    rows = list(bench_kernel(grid))
     assert len(rows) == len(grid) == 8
     for row in rows:
         assert row.time_us > 0
@@ -45,7 +55,8 @@ def test_bench_from_the_command_line(output: str) -> None:
 def test_bench_refuses_what_it_cannot_measure() -> None:
     for bad, why in (
         (["-m", "0"], "-m"),
-        (["--matrix", "a.npy"], "--matrix"),
+        (["--matrix", "a.npy"], "--matrix: not an option of --op conv1d"),
+        (["--layers", "2"], "--layers: not an option of --op conv1d"),
         (["--dtype", "int4"], "int4"),
         (["--sparsity", "1"], "fraction"),
         (["--format", "csc"], "csc"),

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sparse_engine as se
-from sparse_engine.bench.grid import KernelGrid
 from sparse_engine.bench.kernel import bench_kernel
+from sparse_engine.bench.linear_grid import LinearGrid
 from sparse_engine.bench.matrices import MAX_ELEMENTS, read_layer, read_matrix
 from sparse_engine.bench.patterns import Pattern, random_weight
 from sparse_engine.errors import InvalidFileError, UsageError
@@ -133,7 +133,7 @@ def test_layers_of_a_package(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="it has 0, 2"):
         read_layer(tmp_path / "package", "encoder")
     own = (read_layer(tmp_path / "package", "0"),)
-    (row,) = bench_kernel(KernelGrid(own=own, m=(3,), format=("csr",), rounds=1))
+    (row,) = bench_kernel(LinearGrid(own=own, m=(3,), format=("csr",), rounds=1))
     assert (row.n, row.k, row.source, row.sparsity) == (16, 24, "0", 0.7995)  # 77 of 384
 
 
@@ -163,10 +163,10 @@ def test_bad_patterns_are_refused(text: str) -> None:
 
 def test_groups_have_a_pattern_of_their_own() -> None:
     with pytest.raises(UsageError, match="own pattern"):
-        KernelGrid(format=("nm:2:4",), pattern=Pattern.parse("element"))
+        LinearGrid(format=("nm:2:4",), pattern=Pattern.parse("element"))
 
 
 @pytest.mark.parametrize("grid", [{"n": (2**20,), "k": (2**20,)}, {"m": (2**30,)}, {"n": ()}])
 def test_sizes_of_random_weights_are_bounded(grid: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(UsageError):
-        KernelGrid(**grid)  # type: ignore[arg-type]
+        LinearGrid(**grid)  # type: ignore[arg-type]

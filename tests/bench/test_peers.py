@@ -7,24 +7,34 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sparse_engine.bench import peers as room
 from sparse_engine.bench import rivals as hosts
-from sparse_engine.bench.grid import KernelGrid
+from sparse_engine.bench.accuracy import TOLERANCE, max_error, spread
 from sparse_engine.bench.kernel import bench_kernel
+from sparse_engine.bench.linear_grid import LinearGrid
 from sparse_engine.bench.output import reasons, render
 from sparse_engine.bench.patterns import random_weight
 from sparse_engine.bench.peers import PEERS, find_peers
-from sparse_engine.bench.rivals import TOLERANCE, Local, Remote, Rivals, max_error, spread
+from sparse_engine.bench.rivals import Local, Remote, Rivals
 from sparse_engine.bench.timing import samples_in_turn
 from sparse_engine.cli import main
 from sparse_engine.errors import UsageError
 
 CASES = [(peer, dtype) for peer in PEERS for dtype in peer.dtypes]
 KNOWN = {peer.name: peer for peer in PEERS}
+SMALL: dict[str, Any] = {
+    "n": (16,),
+    "k": (24,),
+    "m": (2,),
+    "sparsity": (0.5,),
+    "format": ("csr",),
+    "rounds": 1,
+}
 
 
 @pytest.mark.parametrize(("peer", "dtype"), CASES, ids=lambda value: getattr(value, "name", value))
@@ -61,13 +71,13 @@ def test_unknown_and_missing_peers(monkeypatch: pytest.MonkeyPatch) -> None:
         find_peers(["numpy"])
     monkeypatch.setattr(room, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"onnx is not installed.*sparse-engine\[bench\]"):
-        KernelGrid(against=("torch", "onnxruntime"))
+        LinearGrid(against=("torch", "onnxruntime"))
 
 
 def test_a_dense_peer_is_needed() -> None:
     for against in ((), ("scipy", "torch-csr")):
         with pytest.raises(UsageError, match="no dense float32"):
-            KernelGrid(against=against)
+            LinearGrid(against=against)
 
 
 def test_process_of_its_own() -> None:
@@ -82,7 +92,7 @@ def test_process_of_its_own() -> None:
         here = Local(KNOWN["scipy"])
         here.load(weight, "float32", (1, 1))
         both = {"there": sampler, "here": here.start(torch.randn(3, 24))}
-        assert min(taken.median for taken in samples_in_turn(both, rounds=1).values()) > 0
+        assert min(found.median for found in samples_in_turn(both, rounds=1).values()) > 0
     finally:
         remote.close()
     assert remote._process.returncode == 0
@@ -108,15 +118,14 @@ def test_failing_peers_are_reported_and_the_others_run(monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(room, "PEERS", fakes)
     names = ("torch", "broken", "wrong", "flat")
-    grid = KernelGrid((16,), (24,), (2,), (0.5,), ("csr",), ("float32",), 1, names)
-    (row,) = bench_kernel(grid)
+    (row,) = bench_kernel(LinearGrid(**SMALL, against=names))
     assert list(row.peers) == ["torch"]
     assert row.refused["broken"] == "RuntimeError: out of luck"
     assert "is wrong by" in row.refused["wrong"]
     assert "instead of [2, 16]" in row.refused["flat"]
     assert len(reasons([row, row])) == 3
     with pytest.raises(UsageError, match="no dense engine to compare with: broken RuntimeError"):
-        list(bench_kernel(KernelGrid((16,), (24,), (2,), against=("broken",), rounds=1)))
+        list(bench_kernel(LinearGrid(**SMALL, against=("broken",))))
 
 
 def test_dense_peers_keep_a_weight_of_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,9 +146,7 @@ def test_dense_peers_keep_a_weight_of_the_same_shape(monkeypatch: pytest.MonkeyP
 
 
 def test_rows_name_the_fastest_dense_engine(capsys: pytest.CaptureFixture[str]) -> None:
-    grid = KernelGrid(
-        (16,), (24,), (2,), (0.5,), ("csr",), ("float32", "int8"), 1, ("scipy", "torch")
-    )
+    grid = LinearGrid(**SMALL, dtype=("float32", "int8"), against=("scipy", "torch"))
     f32, i8 = rows = list(bench_kernel(grid))
     assert f32.dense_engine == i8.dense_engine == "torch"
     assert list(f32.peers) == ["scipy", "torch"]

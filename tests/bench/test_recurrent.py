@@ -14,7 +14,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sparse_engine.bench.recurrent import NetworkGrid, bench_recurrent, random_network
+from sparse_engine.bench.kernel import bench_kernel
+from sparse_engine.bench.recurrent import NetworkGrid, random_network
 from sparse_engine.cli.app import app
 from sparse_engine.errors import SparseEngineError, UsageError
 
@@ -24,9 +25,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("op", ["lstm", "gru", "rnn"])
 def test_every_point_is_measured_and_right(op: str) -> None:
     grid = NetworkGrid(
-        op, (32,), (1, 9), (0.5,), ("csr", "bsr:16x1"), ("float32", "int8"), 2, 6, rounds=1
+        op=op,
+        n=(32,),
+        m=(1, 9),
+        sparsity=(0.5,),
+        format=("csr", "bsr:16x1"),
+        dtype=("float32", "int8"),
+        steps=6,
+        rounds=1,
     )
-    rows = list(bench_recurrent(grid))
+    rows = list(bench_kernel(grid))
     assert len(rows) == len(grid) == 8
     for row in rows:
         assert row.time_us > 0
@@ -60,6 +68,8 @@ def test_from_the_command_line() -> None:
         (["--op", "lstm", "--plot", "a.png"], "--plot"),
         (["--op", "lstm", "--against", "scipy"], "--against"),
         (["--op", "lstm", "-n", "0"], "-n"),
+        (["--op", "lstm", "-k", "8"], "-k: not an option of --op lstm"),
+        (["--op", "linear", "--steps", "8"], "--steps: not an option of --op linear"),
         (["--op", "lstm", "--dtype", "int4"], "int4"),
         (["--op", "lstm", "--sparsity", "1"], "fraction"),
     ):

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stdout
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from sparse_engine.bench.grid import KernelGrid
-from sparse_engine.bench.kernel import KernelRow, bench_kernel
+from sparse_engine.bench.conv1d import Conv1dGrid
+from sparse_engine.bench.kernel import bench_kernel
+from sparse_engine.bench.linear_grid import LinearGrid
 from sparse_engine.bench.model import ModelRow
-from sparse_engine.bench.recurrent import NetworkGrid, bench_recurrent
-from sparse_engine.cli.bench_tables import kernel_tables, model_tables, network_tables
+from sparse_engine.bench.recurrent import NetworkGrid
+from sparse_engine.bench.rows import LinearRow
+from sparse_engine.cli.bench_tables import kernel_tables, model_tables
 from sparse_engine.cli.tables import fold, layer_tables, prune_tables, show
 from sparse_engine.convert.sparsify import SparsifyRow
 from sparse_engine.pruning.report import LayerReport, Left, PruneReport
 
+TINY: dict[str, Any] = {"n": (8,), "m": (1,), "sparsity": (0.5,), "format": ("csr",), "rounds": 1}
 NAME = "model.decoder.layers.10.encoder_attention.attention.output_projection"
 
 
@@ -38,8 +42,8 @@ def fits(*parts: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def row() -> KernelRow:
-    return next(bench_kernel(KernelGrid((8,), (8,), (1,), (0.5,), ("csr",), rounds=1)))
+def row() -> LinearRow:
+    return next(bench_kernel(LinearGrid(**TINY, k=(8,))))
 
 
 def test_names_fold_at_dots() -> None:
@@ -51,7 +55,7 @@ def test_names_fold_at_dots() -> None:
     assert fold("word" * 20, 30) == "word" * 20
 
 
-def test_kernel_table_of_large_figures(row: KernelRow) -> None:
+def test_kernel_table_of_large_figures(row: LinearRow) -> None:
     large = replace(
         row,
         m=100000,
@@ -68,7 +72,7 @@ def test_kernel_table_of_large_figures(row: KernelRow) -> None:
     assert any(f"{row.max_rel_err:.0e}" in line for line in found)
 
 
-def test_fastest_of_the_same_weight_is_marked(row: KernelRow) -> None:
+def test_fastest_of_the_same_weight_is_marked(row: LinearRow) -> None:
     slow, fast = (replace(row, format=f, time_us=t) for f, t in (("csr", 9.0), ("sellp", 3.0)))
     other = replace(row, format="bsr:4x1", time_us=1.0)  # a pattern of its own
     text = "\n".join(fits(*kernel_tables([slow, fast, other])))
@@ -77,7 +81,7 @@ def test_fastest_of_the_same_weight_is_marked(row: KernelRow) -> None:
     assert "bsr:4x1*" not in text
 
 
-def test_peers_have_a_table(row: KernelRow) -> None:
+def test_peers_have_a_table(row: LinearRow) -> None:
     peers = dict.fromkeys(("torch", "onnxruntime", "openvino", "scipy", "torch-csr"), 3.0)
     text = "\n".join(fits(*kernel_tables([replace(row, peers=peers)])))
     assert "onnxruntime" in text
@@ -85,8 +89,9 @@ def test_peers_have_a_table(row: KernelRow) -> None:
 
 
 def test_networks_and_models() -> None:
-    grid = NetworkGrid("rnn", (8,), (1,), (0.5,), ("csr",), ("int8",), steps=2, rounds=1)
-    fits(*network_tables(list(bench_recurrent(grid))))
+    grid = NetworkGrid(**TINY, op="rnn", dtype=("int8",), steps=2)
+    fits(*kernel_tables(list(bench_kernel(grid))))
+    fits(*kernel_tables(list(bench_kernel(Conv1dGrid(**TINY, dtype=("float32", "int8"))))))
     rows = [ModelRow("sparse_engine", 1, 128, 1234.56, 1234.56, 1.0, 123.45, 1.0, 12345.6)]
     rows.append(ModelRow("onnxruntime:int8", 1, 128, problem="is not there"))
     fits(*model_tables(rows))
