@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from sparse_engine.errors import InvalidFileError
 from sparse_engine.formats.checks import check_names, dtype_name, first
 from sparse_engine.formats.dense import Dense
 from sparse_engine.formats.rows import RowSource
-
-if TYPE_CHECKING:
-    from sparse_engine.formats.spec import FormatSpec
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,14 +69,14 @@ class Format(RowSource):
         """
         return cls.from_format(Dense.of(weight), *args, **params)
 
-    def to_format(self, spec: FormatSpec) -> Format:
-        """The weight in a format, without a dense matrix.
+    def to_format(self, kind: type[Format], **params: int) -> Format:
+        """The weight in the format `kind` with `params`, without a dense matrix.
 
         Raises:
             UsageError: The weight does not fit the format.
         """
-        same = type(self) is spec.format and self.params() == spec.params
-        return self if same else spec.format.from_format(self, **spec.params)
+        same = type(self) is kind and self.params() == params
+        return self if same else kind.from_format(self, **params)
 
     @classmethod
     def from_tensors(

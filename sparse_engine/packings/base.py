@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import Format, FormatSpec
+from sparse_engine.formats import Format
 from sparse_engine.formats.checks import VALUE_DTYPES, dtype_name
 from sparse_engine.formats.dense import Dense
 from sparse_engine.formats.rows import RowSource
@@ -81,13 +81,13 @@ class Packing(Format):
         """Pack a dense weight [out, in], float32 or bfloat16; the rest as `from_format`."""
         return cls.from_format(Dense.of(weight), dtype, **layout)
 
-    def to_format(self, spec: FormatSpec) -> Format:
+    def to_format(self, kind: type[Format], **params: int) -> Format:
         """The weight in a format, without a dense matrix; int8 and float16 become float32.
 
         Raises:
             UsageError: The weight does not fit the format.
         """
-        return spec.format.from_format(self._floats(), **spec.params)
+        return kind.from_format(self._floats(), **params)
 
     def to_dense(self) -> Tensor:
         """The matrix [out, in]; of int8 what integers and scales mean, float32."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_engine.errors import InvalidFileError
-from sparse_engine.formats import Bitmask, Format, FormatSpec
+from sparse_engine.formats import Bitmask, Format
 from sparse_engine.formats.bits import mask_of, masked_rows, pad_bits, popcounts
 from sparse_engine.formats.checks import (
     VALUE_DTYPES,
@@ -55,10 +55,10 @@ class Bits(Packing):
         check_count("bits: non-zeros", len(values))
         return {"values": pad(values, (0, PADDING)), "mask": mask, "offsets": starts.int()}
 
-    def to_format(self, spec: FormatSpec) -> Format:
+    def to_format(self, kind: type[Format], **params: int) -> Format:
         """As `Packing.to_format`; as a bitmask, float values are shared."""
-        if spec.format is not Bitmask or self.dtype not in VALUE_DTYPES:
-            return super().to_format(spec)
+        if kind is not Bitmask or self.dtype not in VALUE_DTYPES:
+            return super().to_format(kind, **params)
         stride = -(-self.shape[1] // 8)
         values = self.values[: len(self.values) - PADDING]
         return Bitmask(self.shape, values, self.mask[:, :stride].contiguous())

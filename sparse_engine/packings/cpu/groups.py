@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import NM, Format, FormatSpec
+from sparse_engine.formats import NM, Format
 from sparse_engine.formats.base import check_elements
 from sparse_engine.formats.bits import unpack_numbers
 from sparse_engine.formats.checks import VALUE_DTYPES, check_buffer, check_shape, check_zero
@@ -87,10 +87,11 @@ class Groups(Packing):
         """Steps of a row."""
         return -(-self.shape[1] * self.keep // (STEP * self.of))
 
-    def to_format(self, spec: FormatSpec) -> Format:
+    def to_format(self, kind: type[Format], **params: int) -> Format:
         """As `Packing.to_format`; as the same N:M, float values and positions are copied."""
-        if spec != FormatSpec(NM, (self.keep, self.of)) or self.dtype not in VALUE_DTYPES:
-            return super().to_format(spec)
+        same = kind is NM and params == {"keep": self.keep, "of": self.of}
+        if not same or self.dtype not in VALUE_DTYPES:
+            return super().to_format(kind, **params)
         count = -(-self.shape[1] // self.of) * self.keep
         size = -(-count * self.bits // 8)
         rows = self._position_rows()[:, :size]
@@ -98,7 +99,7 @@ class Groups(Packing):
             self.shape, self.values[:, :count].contiguous(), rows.contiguous(), self.keep, self.of
         )
         # The kernels do not need positions that rise, the format does.
-        return matrix if matrix.rises() else super().to_format(spec)
+        return matrix if matrix.rises() else super().to_format(kind, **params)
 
     def _position_rows(self) -> Tensor:
         """Packed positions, uint8 [out, bytes]."""
