@@ -46,7 +46,7 @@ def _by(packing: type[Any]) -> object:
 def test_names_and_kinds_are_unique() -> None:
     """Packages and exported programs hold them."""
     assert len({cls.name for cls in WEIGHT_CLASSES}) == len(WEIGHT_CLASSES)
-    assert len({cls.kind for cls in CUDA.packings}) == len(CUDA.packings)  # type: ignore[attr-defined]
+    assert len({cls.kind for cls in CUDA.packings}) == len(CUDA.packings)
 
 
 def test_a_device_is_served_by_another_backend_until_the_end() -> None:

@@ -70,8 +70,8 @@ def test_cpu_tensors_are_refused_with_the_way_out() -> None:
         linear_bsr(torch.ones(1, 16), torch.ones(0, 16, 16), ints[:0], ints)
 
 
-def test_top_level_folder_does_not_pose_as_another_package() -> None:
-    """Hugging Face has a package named kernels: from a checkout, ours must look too old to be it."""
+def test_top_level_folder_has_the_version_of_no_package() -> None:
+    """Hugging Face has a package named kernels: in a checkout, ours has too low a version."""
     code = "import sys, kernels; print(kernels.__version__, 'triton' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Cases of the BSR kernels, on the interpreter or a GPU; test_kernels_triton.py runs them."""
+"""Cases of the BSR kernels, on the interpreter or a GPU; test_triton.py runs them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check(
     programs: int | None = None,
     scales: Tensor | None = None,
 ) -> None:
-    """Compare one call with float64. programs: how many share the work; scales: then values are int8."""
+    """Compare one call with float64; programs: of the plan; scales: values are int8."""
     matrix = BSR.from_dense(weight.float(), rows, cols).to(DEVICE)
     dtype = torch.bfloat16 if scales is not None else weight.dtype
     values = matrix.values.to(torch.int8 if scales is not None else dtype)

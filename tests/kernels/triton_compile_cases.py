@@ -1,7 +1,8 @@
-"""The Triton kernels compiled for sm_90, without a GPU; test_kernels_triton.py runs this.
+"""The Triton kernels compiled for sm_90, without a GPU; test_triton.py runs this.
 
-A kernel must fit the registers and the shared memory of one program, use the tensor cores where it is meant
-to, bring its tiles as it is meant to, and spend no more instructions an element than memory gives time for.
+A kernel must fit the registers and the shared memory of one program, use the tensor cores where it
+is meant to, bring its tiles as it is meant to, and spend no more instructions an element than
+memory gives time for.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def compile_kernel(
 
 
 def check_fits(kernel: CompiledKernel, folder: Path, capability: int = 90) -> str:
-    """Shared memory, stack and local memory; returns the machine code, if there is a tool to read it."""
+    """Check shared memory, stack and local memory; the machine code, if a tool can read it."""
     assert kernel.metadata.shared <= SHARED[capability]
     tool = BIN / "cuobjdump"
     if not tool.exists():
@@ -157,9 +158,9 @@ def test_bsr(
     if capability == 90:
         expected = r"wgmma\.mma_async" if config.tile >= 64 else r"mma\.sync"
         assert re.search(expected, kernel.asm["ptx"])
-        # The pipeliner keeps one tile per stage for wgmma and one fewer for mma. Were the column loaded
-        # in the iteration that uses it, about half of them would be left.
-        # Single columns of few tokens are gathered, two bytes at a time: no asynchronous copy does that.
+        # The pipeliner keeps one tile per stage for wgmma and one fewer for mma. Were the column
+        # loaded in the iteration that uses it, about half of them would be left. Single columns of
+        # few tokens are gathered, two bytes at a time: no asynchronous copy does that.
         tile = 0 if cols == 1 and tokens <= 64 else config.tile
         step_bytes = (tile + rows) * config.step * ITEMSIZE[dtype]
         assert (config.stages - 1) * step_bytes <= kernel.metadata.shared
@@ -245,8 +246,8 @@ def test_bsr_tma(rows: int, cols: int, gated: bool, dtype: str, tmp_path: Path) 
     check_fits(kernel, tmp_path)
 
 
-# An H200 has time for 6.9 instructions of a lane for a byte of memory (132 processors of 128 lanes at
-# 1.75 GHz, 4.3 TB/s): 20 for a non-zero of 3 bytes, 15 for a kept value of 2.25.
+# An H200 has time for 6.9 instructions of a lane for a byte of memory (132 processors of 128 lanes
+# at 1.75 GHz, 4.3 TB/s): 20 for a non-zero of 3 bytes, 15 for a kept value of 2.25.
 @pytest.mark.parametrize(("taken", "budget"), [(1, 15), (2, 20), (4, 25)])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 def test_ell(dtype: str, taken: int, budget: int, tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ ONES = ("tokens", "in_features", "out_features", "words", "sequences", "units", 
 
 @pytest.mark.parametrize("uniform", [False, True])
 def test_sizes_of_one(uniform: bool) -> None:
-    """An argument that is 1 is a number for the compiler, no tensor: the interpreter does not show that."""
+    """The compiler makes an argument of 1 a constant, not a tensor; the interpreter does not."""
     ones: dict[str, Any] = dict.fromkeys(ONES, 1)
     ones |= {
         "x_row_stride": 1,

@@ -1,7 +1,7 @@
-"""What the launchers would launch, compiled for sm_90 without a GPU; test_kernels_triton.py runs this.
+"""The kernels that launchers choose, compiled for sm_90 without a GPU; test_triton.py runs this.
 
-A driver that only names its target stands in for the GPU's, so that arguments go the way they go there:
-sizes of one become constants, aligned pointers and sizes are told to be, tiles get descriptors.
+A driver that only names its target replaces the GPU's. Arguments are specialised as on a GPU: sizes
+of one become constants, aligned pointers and sizes are marked as such, tiles get descriptors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models of transformers on a GPU, or as if on one; test_kernels_triton.py runs them."""
+"""Models of transformers on a GPU or on the interpreter; test_triton.py runs them."""
 
 from __future__ import annotations
 

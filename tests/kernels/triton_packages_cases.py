@@ -1,4 +1,4 @@
-"""Packages of models that were on a GPU, and on a GPU of packages; test_triton.py runs them."""
+"""Packages of models on a GPU, saved there and loaded there; test_triton.py runs them."""
 
 from __future__ import annotations
 

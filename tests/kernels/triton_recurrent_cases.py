@@ -1,4 +1,4 @@
-"""Cases of the recurrent step, on the interpreter or a GPU; test_kernels_triton.py runs them."""
+"""Cases of the recurrent step, on the interpreter or a GPU; test_triton.py runs them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the cases of the Triton kernels share: where they run, NaN around everything, the truth.
+"""Shared by the cases of the Triton kernels: the device, operands surrounded by NaN, the reference.
 
-Everything around the operands is NaN and so are outputs and partial sums before the launch: a wrong
-mask shows.
+The memory around operands is NaN, and so are outputs and partial sums before the launch, so that a
+wrong mask is detected.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def check(
     residual: bool = False,
     gated: bool = False,
 ) -> None:
-    """Compare one call, run(x, bias=, activation=, residual=), with float64 on the weight [out, in]."""
+    """Compare run(x, bias=, activation=, residual=) with float64 on the weight [out, in]."""
     rows, in_features = weight.shape
     out_features = rows // 2 if gated else rows
     generator = torch.Generator().manual_seed(tokens)
