@@ -36,6 +36,14 @@ class CSR(Compressed):
     torch_layout: ClassVar[torch.layout] = torch.sparse_csr
 
     @classmethod
+    def empty(
+        cls, shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str | None = None
+    ) -> Self:
+        """A matrix of zeros."""
+        ints = torch.zeros(shape[0] + 1, dtype=torch.int32, device=device)
+        return cls(shape, torch.zeros(0, dtype=dtype, device=device), ints[:0], ints)
+
+    @classmethod
     def from_format(cls, weight: RowSource) -> Self:
         """Keep every element that is not zero."""
         empty = torch.zeros(0, dtype=weight.dtype, device=weight.device)

@@ -61,7 +61,7 @@ class Rows:
         place = row % height * width + column % width
         keys = row.div_(height, rounding_mode="floor").mul_(grid)
         keys += column.div_(width, rounding_mode="floor")
-        tile, number = _distinct(keys, rows * grid)
+        tile, number = _rising(keys) if height == 1 else _distinct(keys, rows * grid)
         values = self.values.new_zeros(len(tile), height, width)
         # Not scatter_, which quietens signalling NaNs in bfloat16.
         values.view(-1).index_copy_(0, number.mul_(height * width).add_(place), self.values)
@@ -188,6 +188,13 @@ def joined(pieces: list[Tensor], empty: Tensor) -> Tensor:
     whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else empty
     pieces.clear()
     return whole
+
+
+def _rising(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The different keys, and for each key which of them it is; keys rise."""
+    fresh = torch.ones_like(keys, dtype=torch.bool)
+    fresh[1:] = keys[1:] != keys[:-1]
+    return keys[fresh], fresh.cumsum(0).sub_(1)
 
 
 def _distinct(keys: Tensor, limit: int) -> tuple[Tensor, Tensor]:

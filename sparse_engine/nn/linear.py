@@ -14,7 +14,7 @@ from sparse_engine.auto.format import choose_format
 from sparse_engine.backends import WEIGHT_CLASSES, backend_of, backend_of_packing
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.formats import Format, FormatSpec
+from sparse_engine.formats import CSR, Format, FormatSpec
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.nn.placeholder import placeholder_weight
 from sparse_engine.ops import check_linear, is_plain, linear_kernel
@@ -59,10 +59,9 @@ class SparseLinear(nn.Module):
         # No format has float16, but packings on a GPU do.
         half = dtype == torch.float16
         stored_dtype = torch.float32 if half else dtype or torch.float32
-        zeros = torch.zeros(out_features, in_features, dtype=stored_dtype, device=device)
-        self.spec = FormatSpec.parse("csr")
-        stored = self.spec.from_dense(zeros)
-        self._hold(backend_of(zeros).pack(stored, "float16" if half else None))
+        self.spec = FormatSpec(CSR)
+        stored = CSR.empty((out_features, in_features), stored_dtype, device)
+        self._hold(backend_of(stored.device).pack(stored, "float16" if half else None))
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
 
     @classmethod
