@@ -153,6 +153,13 @@ class RowSource(ABC):
             yield begin, end
             begin, done = end, int(ends[end - 1])
 
+    def pieces(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Ranges of about `CHUNK` elements that rows begin to end - 1 consist of."""
+        cost = int(self.row_costs()[begin:end].sum())
+        step = max(self.unit, CHUNK * (end - begin) // max(cost, 1), 1)
+        for at in range(begin, end, step):
+            yield at, min(at + step, end)
+
     def row_chunks(self) -> Iterator[tuple[int, Rows]]:
         """All rows in pieces of bounded size: the first row of each, and its non-zeros."""
         for begin, end in self.ranges():

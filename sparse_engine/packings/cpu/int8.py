@@ -62,9 +62,9 @@ class QuadRuns(Runs):
         return {"scales": source.scales, "corrections": corrections}
 
     @classmethod
-    def _entries(cls, source: RowSource, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _entries(cls, source: RowSource, begin: int, end: int) -> Rows:
         quads = source.read_tiles(begin, end, 1, 4)
-        return quads.pointers, quads.columns, quads.values.view(-1).view(torch.int32)
+        return Rows(quads.pointers, quads.columns, quads.values.view(-1).view(torch.int32))
 
     @classmethod
     def _typed(cls, values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ from sparse_engine.formats.checks import (
     check_shape,
     check_zero,
 )
-from sparse_engine.formats.rows import Rows, RowSource, joined
+from sparse_engine.formats.rows import Rows, RowSource, joined, running
 from sparse_engine.packings.base import Packing
 
 # Elements that are packed at once: enough for a chunk a thread.
@@ -95,11 +95,11 @@ class Runs(Packing):
             raise UsageError(f"runs are packed on the CPU, the weight is on {source.device}")
         parts: list[dict[str, Tensor]] = []
         for begin, end in source.ranges(chunk, limit=PACKED_AT_ONCE):
-            pointers, columns, values = cls._entries(source, begin, end)
+            rows = _together([cls._entries(source, *span) for span in source.pieces(begin, end)])
             packed = _core.pack_runs(
-                pointers=pointers.int().numpy(),
-                columns=columns.numpy(),
-                values=values.view(RAW[values.element_size()]).numpy(),
+                pointers=rows.pointers.int().numpy(),
+                columns=rows.columns.numpy(),
+                values=rows.values.view(RAW[rows.values.element_size()]).numpy(),
                 out=end - begin,
                 in_features=-(-source.shape[1] // cls.quad),
                 chunk=chunk,
@@ -111,10 +111,9 @@ class Runs(Packing):
         return {**buffers, "chunk": chunk, "block": block}
 
     @classmethod
-    def _entries(cls, source: RowSource, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pointers, columns and values of some rows as the packing counts them."""
-        rows = source.read_rows(begin, end)
-        return rows.pointers, rows.columns, rows.values
+    def _entries(cls, source: RowSource, begin: int, end: int) -> Rows:
+        """Some rows as the packing counts their columns."""
+        return source.read_rows(begin, end)
 
     @classmethod
     def _typed(cls, values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -203,6 +202,17 @@ class Runs(Packing):
 
     def _validate_values(self) -> None:
         check_buffer("runs values", self.values, self.value_dtypes, ("values",))
+
+
+def _together(pieces: list[Rows]) -> Rows:
+    """Consecutive pieces, of which there is at least one, as one; clears the list."""
+    if len(pieces) == 1:
+        return pieces.pop()
+    counts = torch.cat([piece.pointers.diff() for piece in pieces])
+    columns, values = [piece.columns for piece in pieces], [piece.values for piece in pieces]
+    empty = pieces[0].values[:0]
+    pieces.clear()
+    return Rows(running(counts), joined(columns, empty), joined(values, empty))
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Any]:
