@@ -113,7 +113,7 @@ class Backend(ABC):
         """
         if self.holds(packed):
             return packed
-        stored = packed.to_format(spec.format, **spec.params)
+        stored = spec.convert(packed)
         dtype = packed.dtype if packed.dtype in self.value_dtypes else torch.float32
         return self.pack(stored, dtype_name(dtype))
 

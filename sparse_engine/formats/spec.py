@@ -71,6 +71,10 @@ class FormatSpec:
         """Store a dense weight [out, in]; raises UsageError if the format cannot hold it."""
         return self.format.from_dense(weight, **self.params)
 
+    def convert(self, weight: Format) -> Format:
+        """A format or packing in this format, without a dense matrix; raises UsageError likewise."""
+        return weight.to_format(self.format, **self.params)
+
     def __str__(self) -> str:
         """The text that `parse` reads."""
         return self.format.template.format(**self.params)

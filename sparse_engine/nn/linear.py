@@ -117,7 +117,7 @@ class SparseLinear(nn.Module):
 
     def to_format(self) -> Format:
         """The weight in the format that the layer was made from; float16 becomes float32."""
-        return self.packed.to_format(self.spec.format, **self.spec.params)
+        return self.spec.convert(self.packed)
 
     @property
     def format(self) -> str:

@@ -92,7 +92,7 @@ def test_there_and_back(
     for stored in formats:
         packed = pack(stored)
         packed.validate()
-        assert same(packed.to_format(spec), stored)
+        assert same(spec.convert(packed), stored)
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -103,8 +103,8 @@ def test_between_formats(text: str, other: str, request: pytest.FixtureRequest) 
     pairs = [(spec.from_dense(weight), target.from_dense(weight)) for weight in weights]
     request.getfixturevalue("no_dense")
     for stored, wanted in pairs:
-        assert same(stored.to_format(target), wanted)
-        assert stored.to_format(spec) is stored
+        assert same(target.convert(stored), wanted)
+        assert spec.convert(stored) is stored
 
 
 @pytest.mark.parametrize("first", PACKS)

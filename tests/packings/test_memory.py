@@ -49,7 +49,7 @@ for spec in ("csr", "bsr:4x1", "bsr:16x1", "bitmask", "sellp"):
     packed, memory = grown(lambda: CPU.pack(stored))
     print(spec, "packed", memory, packed.nbytes)
     del stored
-    again, memory = grown(lambda: packed.to_format(FormatSpec.parse(spec)))
+    again, memory = grown(lambda: FormatSpec.parse(spec).convert(packed))
     print(spec, "back", memory, again.nbytes)
     del again
     for turn in (for_panels, for_rows):
@@ -77,7 +77,7 @@ for spec in ("csr", "bsr:4x1", "bsr:16x1", "bsr:16x16", "sellp"):
     pointers = torch.zeros(60001, dtype=torch.int32)
     pointers[torch.arange(10) * 6000 + 1] = 1
     weight = CSR((60000, 60000), torch.arange(1.0, 11), columns, pointers.cumsum(0).int())
-    layer = se.nn.SparseLinear.from_format(weight.to_format(FormatSpec.parse(spec)))
+    layer = se.nn.SparseLinear.from_format(FormatSpec.parse(spec).convert(weight))
     folder = f"{sys.argv[1]}/{spec.replace(':', '-')}"
     se.save(torch.nn.Sequential(layer), folder)
     model = torch.nn.Sequential(torch.nn.Linear(60000, 60000, bias=False, device="meta"))
