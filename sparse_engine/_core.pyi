@@ -48,7 +48,7 @@ class Weight:
 
 class KvCache:
     def __init__(
-        self, layers: int, key_heads: int, head: int, sequences: int, dtype: str = "float32"
+        self, layers: list[tuple[int, int]], sequences: int, dtype: str = "float32"
     ) -> None: ...
     @property
     def dtype(self) -> str: ...
@@ -59,6 +59,82 @@ class KvCache:
     def copy(self) -> KvCache: ...
     def crop(self, lengths: list[int]) -> None: ...
     def select(self, sequences: list[int]) -> None: ...
+
+class LinearPair:
+    def __init__(
+        self,
+        *,
+        panels: Weight | None = None,
+        rows: Weight | None = None,
+        bias: np.ndarray[Any, Any] | None = None,
+    ) -> None: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def in_features(self) -> int: ...
+
+class Norm:
+    def __init__(
+        self,
+        *,
+        gamma: np.ndarray[Any, Any] | None = None,
+        beta: np.ndarray[Any, Any] | None = None,
+        epsilon: float,
+        rms: bool = False,
+    ) -> None: ...
+
+class RotaryTable:
+    def __init__(self, cosines: np.ndarray[Any, Any], sines: np.ndarray[Any, Any]) -> None: ...
+    @property
+    def positions(self) -> int: ...
+
+class PositionBias:
+    def __init__(self, values: np.ndarray[Any, Any]) -> None: ...
+
+class Attention:
+    def __init__(
+        self,
+        *,
+        heads: int,
+        key_heads: int,
+        head_size: int,
+        query: LinearPair,
+        key: LinearPair | None = None,
+        value: LinearPair | None = None,
+        output: LinearPair,
+        scale: float | None = None,
+        causal: bool = False,
+        window: int = 0,
+        rotary: RotaryTable | None = None,
+        position_bias: PositionBias | None = None,
+        query_norm: Norm | None = None,
+        key_norm: Norm | None = None,
+        input_norm: Norm | None = None,
+        output_norm: Norm | None = None,
+        sum_norm: Norm | None = None,
+    ) -> None: ...
+
+class FeedForward:
+    def __init__(
+        self,
+        *,
+        up: LinearPair,
+        down: LinearPair,
+        activation: str,
+        gate: LinearPair | None = None,
+        input_norm: Norm | None = None,
+        output_norm: Norm | None = None,
+        sum_norm: Norm | None = None,
+    ) -> None: ...
+
+class Layer:
+    def __init__(
+        self,
+        *,
+        attention: Attention,
+        feed_forward: FeedForward,
+        cross_attention: Attention | None = None,
+    ) -> None: ...
 
 Linear = tuple[Weight | None, Weight | None, np.ndarray[Any, Any] | None]
 
@@ -85,7 +161,13 @@ class Recurrent:
     ) -> None: ...
 
 class Stack:
-    def __init__(self, config: dict[str, Any], layers: list[dict[str, Any]]) -> None: ...
+    def __init__(
+        self, hidden: int, layers: list[Layer], final_norm: Norm | None = None
+    ) -> None: ...
+    @property
+    def kv_heads(self) -> list[tuple[int, int]]: ...
+    @property
+    def memory_heads(self) -> list[tuple[int, int]]: ...
     def run(
         self,
         x: np.ndarray[Any, Any],
@@ -96,7 +178,7 @@ class Stack:
         memory: KvCache | None = None,
         isa: str | None = None,
     ) -> None: ...
-    def remember(
+    def encode_memory(
         self,
         x: np.ndarray[Any, Any],
         lengths: list[int],

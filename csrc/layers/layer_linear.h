@@ -1,20 +1,21 @@
-// A linear inside a native block.
+// A linear of a native layer.
 #pragma once
 
 #include "ops/linear.h"
 
 namespace se {
 
-// A weight, its bias [out] or null. `panels` (Runs or Strips) multiplies many tokens, `rows` (any
-// packing but Runs) a few; one of them may be null, and is then never used.
+// One weight in up to two packings, and its bias. A step of many tokens reads `panels`, which is
+// Runs or Strips; a step of a few tokens reads `rows`, which is any packing but Runs. A packing
+// that is null is never read.
 struct LayerLinear {
   const PackedWeight* panels;
   const PackedWeight* rows;
-  const float* bias;
+  const float* bias;  // [out], or null
   explicit operator bool() const { return panels || rows; }
 };
 
-// As many tokens as run on rows.
+// The most tokens of a step that runs on rows.
 constexpr int64_t kRowTokens = 7;
 
 }  // namespace se

@@ -1,13 +1,14 @@
-// A few tokens, as in decoding: activations are rows, and what costs time is reading the weights,
-// of which every thread reads a share. All else is so little that each thread does it for itself,
-// where sharing it would cost a barrier: a layer has five, each after a product or attention.
+// Steps of a few tokens, as in decoding: activations are rows. Most of the time goes into reading
+// the weights, of which each thread reads a share. Everything else is so little work that each
+// thread computes it for itself, because a barrier would cost more: a layer has five barriers, each
+// after a product or after attention.
 #include <omp.h>
 
 #include <algorithm>
-#include <numeric>
 
-#include "layers/stack.h"
 #include "kernels/layer_rows/kernel.h"
+#include "layers/row_buffers.h"
+#include "layers/stack.h"
 #include "ops/spmv.h"
 
 namespace se {
@@ -15,105 +16,84 @@ namespace {
 
 thread_local Workspace shared_memory, thread_memory;
 
-// Sums of a product, all threads' [tokens][stride], and the scales of its tokens, a thread's own.
-struct Sums {
-  float* sums;
-  int64_t stride;
-  float* scales;
-};
-
-// Shared by all threads; every product of a layer has sums of its own, so that none is overwritten
-// before the last thread has read it.
-struct Shared {
-  Sums query, key, value, output, gate, up, down, cross_query, cross_output;
-  float* mixed;  // [tokens][query_rows]
-};
-
-struct Mine {
-  float *x, *h;      // [tokens][hidden], the residual stream and what a product reads
-  float* inner;      // [tokens][inner]
-  float *q, *k, *v;  // [query_rows / key_heads], [head] and [head] of one token
-  float* scratch;    // of attention
-  char* prepared;    // [kTokens][prepared_bytes]
-  const void **keys, **values;
-};
-
-// One of the new tokens.
+// One of the new tokens, at `position` of its sequence (not the row of the rotary tables).
 struct Token {
-  int64_t sequence, place;  // place: position in its sequence, not what rotates
+  int64_t sequence, position;
 };
 
-class Rows {
+class RowStep {
  public:
-  Rows(const Stack& stack, KvCache& cache, const KvCache* memory, const std::vector<Token>& tokens,
-       const int64_t* positions, Capabilities caps)
-      : s_(stack),
+  RowStep(const Stack& stack, KvCache& cache, const KvCache* memory,
+          const std::vector<Token>& tokens, const int64_t* positions, const RowBuffers& buffers,
+          Capabilities caps)
+      : stack_(stack),
         cache_(cache),
         memory_(memory),
         tokens_(tokens),
         positions_(positions),
+        b_(buffers),
         caps_(caps),
-        layer_rows_(layer_rows(caps)),
-        panel_io_(panel_io(caps)) {}
+        kernels_(layer_rows(caps)),
+        io_(panel_io(caps)) {}
 
-  void layer(int64_t i, const Shared& b, const Mine& mine) const {
-    const Layer& l = s_.layers[i];
-    const float* x = mine.x;
-    if (s_.norm_first) x = norm(l.norm1, mine.x, mine.h);
-    product(l.query, x, s_.hidden, b.query, mine);
-    if (l.key) {
-      product(l.key, x, s_.hidden, b.key, mine);
-      product(l.value, x, s_.hidden, b.value, mine);
-    }
-#pragma omp barrier
-    attention(i, b, mine);
-#pragma omp barrier
-    product(l.output, b.mixed, s_.query_rows(), b.output, mine);
-#pragma omp barrier
-    finish(l.output, b.output, Activation::none, mine.x, s_.hidden, mine.x);
-    if (!s_.norm_first) norm(l.norm1, mine.x, mine.x);
-    if (l.cross_query) cross(i, b, mine);
-    x = s_.norm_first ? norm(l.norm2, mine.x, mine.h) : mine.x;
-    if (l.gate) product(l.gate, x, s_.hidden, b.gate, mine);
-    product(l.up, x, s_.hidden, b.up, mine);
-#pragma omp barrier
-    finish(l.up, b.up, l.gate ? Activation::none : s_.activation, nullptr, s_.inner, mine.inner);
-    if (l.gate) gate(l.gate, b.gate, mine);
-    product(l.down, mine.inner, s_.inner, b.down, mine);
-#pragma omp barrier
-    finish(l.down, b.down, Activation::none, mine.x, s_.hidden, mine.x);
-    if (!s_.norm_first) norm(l.norm2, mine.x, mine.x);
+  void run_layer(int64_t layer, const RowThreadBuffers& own) const {
+    const Layer& l = stack_.layers[layer];
+    self_attention(layer, own);
+    if (l.cross_attention) cross_attention(layer, own);
+    feed_forward(l.feed_forward, own);
   }
 
-  const float* norm(const Norm& norm, const float* x, float* y) const {
+  void norm(const Norm& norm, const float* x, float* y) const {
     for (int64_t t = 0; t < count(); ++t)
-      layer_rows_.norm(x + t * s_.hidden, s_.hidden, norm, y + t * s_.hidden);
-    return y;
+      kernels_.norm(x + t * stack_.hidden, stack_.hidden, norm, y + t * stack_.hidden);
   }
 
  private:
   int64_t count() const { return static_cast<int64_t>(tokens_.size()); }
 
-  // This thread's rows of linear x, from x [tokens][in].
-  void product(const LayerLinear& linear, const float* x, int64_t in, const Sums& to,
-               const Mine& mine) const {
+  // The input of a sublayer.
+  const float* input_of(const SublayerNorms& norms, const RowThreadBuffers& own) const {
+    if (!norms.input) return own.x;
+    norm(*norms.input, own.x, own.h);
+    return own.h;
+  }
+
+  // The end of a sublayer: its last product is added to the residual stream.
+  void add_to_residual(const LayerLinear& linear, const SublayerNorms& norms, const float* input,
+                       int64_t features, const ProductSums& sums,
+                       const RowThreadBuffers& own) const {
+    multiply(linear, input, features, sums, own);
+#pragma omp barrier
+    if (norms.output) {
+      finish(linear, sums, Activation::none, nullptr, stack_.hidden, own.h);
+      norm(*norms.output, own.h, own.h);
+      for (int64_t i = 0; i < count() * stack_.hidden; ++i) own.x[i] += own.h[i];
+    } else {
+      finish(linear, sums, Activation::none, own.x, stack_.hidden, own.x);
+    }
+    if (norms.sum) norm(*norms.sum, own.x, own.x);
+  }
+
+  // This thread's share of the rows of linear x, for x [tokens][in].
+  void multiply(const LayerLinear& linear, const float* x, int64_t in, const ProductSums& to,
+                const RowThreadBuffers& own) const {
     with_row_work(*linear.rows, caps_, [&](const auto& work) {
       constexpr int64_t kAtOnce = std::decay_t<decltype(work)>::kAtOnce;
-      const int64_t i = omp_get_thread_num(), n = omp_get_num_threads();
+      const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
       const int64_t stride = prepared_bytes(in);
       for (int64_t t0 = 0; t0 < count(); t0 += kAtOnce) {
         const int64_t tokens = std::min(count() - t0, kAtOnce);
         for (int64_t t = 0; t < tokens; ++t)
-          to.scales[i * kRowTokens + t0 + t] =
-              work.prepare(x + (t0 + t) * in, mine.prepared + t * stride);
-        work.run(work.part(i, n), work.part(i + 1, n), mine.prepared, stride, tokens,
+          to.scales[me * kRowTokens + t0 + t] =
+              work.prepare(x + (t0 + t) * in, own.prepared + t * stride);
+        work.run(work.part(me, all), work.part(me + 1, all), own.prepared, stride, tokens,
                  to.sums + t0 * to.stride, to.stride);
       }
     });
   }
 
-  // y[rows] = act(sums x scales + bias) + residual, of token t from `row` on.
-  void finish_rows(const LayerLinear& linear, const Sums& from, int64_t t, int64_t row,
+  // y [rows] = activation(sums x scales + bias) + residual, for rows from `row` on of token t.
+  void finish_rows(const LayerLinear& linear, const ProductSums& from, int64_t t, int64_t row,
                    int64_t rows, Activation activation, const float* residual, float* y) const {
     Epilogue e{};
     e.activation = activation;
@@ -124,235 +104,202 @@ class Rows {
     e.residual = residual;
     e.y = y;
     e.dtype = DType::f32;
-    panel_io_.store_token(from.sums + t * from.stride + row,
-                          from.scales[omp_get_thread_num() * kRowTokens + t], 0, rows, e);
+    io_.store_token(from.sums + t * from.stride + row,
+                    from.scales[omp_get_thread_num() * kRowTokens + t], 0, rows, e);
   }
 
-  void finish(const LayerLinear& linear, const Sums& from, Activation activation,
+  void finish(const LayerLinear& linear, const ProductSums& from, Activation activation,
               const float* residual, int64_t features, float* y) const {
     for (int64_t t = 0; t < count(); ++t)
       finish_rows(linear, from, t, 0, features, activation,
                   residual ? residual + t * features : nullptr, y + t * features);
   }
 
-  // inner = act(gate) x inner, a stretch at a time.
-  void gate(const LayerLinear& linear, const Sums& from, const Mine& mine) const {
-    constexpr int64_t kStretch = 256;
-    float part[kStretch];
+  void feed_forward(const FeedForwardSublayer& f, const RowThreadBuffers& own) const {
+    const float* x = input_of(f.norms, own);
+    if (f.gate) multiply(f.gate, x, stack_.hidden, b_.gate, own);
+    multiply(f.up, x, stack_.hidden, b_.up, own);
+#pragma omp barrier
+    finish(f.up, b_.up, f.gate ? Activation::none : f.activation, nullptr, f.inner, own.inner);
+    if (f.gate) multiply_by_gate(f, own);
+    add_to_residual(f.down, f.norms, own.inner, f.inner, b_.down, own);
+  }
+
+  // inner = activation(gate) x inner, a part of the row at a time.
+  void multiply_by_gate(const FeedForwardSublayer& f, const RowThreadBuffers& own) const {
+    constexpr int64_t kPart = 256;
+    float part[kPart];
     for (int64_t t = 0; t < count(); ++t)
-      for (int64_t row = 0; row < s_.inner; row += kStretch) {
-        const int64_t n = std::min(s_.inner - row, kStretch);
-        finish_rows(linear, from, t, row, n, s_.activation, nullptr, part);
-        layer_rows_.multiply(part, n, mine.inner + t * s_.inner + row);
+      for (int64_t row = 0; row < f.inner; row += kPart) {
+        const int64_t n = std::min(f.inner - row, kPart);
+        finish_rows(f.gate, b_.gate, t, row, n, f.activation, nullptr, part);
+        kernels_.multiply(part, n, own.inner + t * f.inner + row);
       }
   }
 
-  // A thread takes some of the key heads of the sequences, with all query heads that read them:
-  // nobody else needs their new keys and values.
-  void attention(int64_t layer, const Shared& b, const Mine& mine) const {
+  void self_attention(int64_t layer, const RowThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].attention;
+    const float* x = input_of(a.norms, own);
+    multiply(a.query, x, stack_.hidden, b_.query, own);
+    if (a.key) {
+      multiply(a.key, x, stack_.hidden, b_.key, own);
+      multiply(a.value, x, stack_.hidden, b_.value, own);
+    }
+#pragma omp barrier
+    // A thread computes some key heads of the sequences, with all query heads that read them: no
+    // other thread reads their new keys and values.
     const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    const int64_t items = cache_.sequences() * s_.key_heads;
+    const int64_t items = cache_.sequences() * a.key_heads;
     for (int64_t i = items * me / all; i < items * (me + 1) / all; ++i) {
-      int64_t known = -1;
+      int64_t pages = 0;
       for (int64_t t = 0; t < count(); ++t)
-        if (tokens_[t].sequence == i / s_.key_heads)
-          known = attend(layer, t, i % s_.key_heads, known, b, mine);
+        if (tokens_[t].sequence == i / a.key_heads)
+          pages = attend(layer, t, i % a.key_heads, pages, own);
     }
+#pragma omp barrier
+    add_to_residual(a.output, a.norms, b_.mixed, a.query_rows(), b_.output, own);
   }
 
-  // Returns how many blocks of the cache stand in mine.keys and values.
-  int64_t attend(int64_t layer, int64_t t, int64_t h, int64_t known, const Shared& b,
-                 const Mine& mine) const {
-    constexpr int64_t B = KvCache::kBlock;
-    const Layer& l = s_.layers[layer];
+  // Attention of token t to its sequence, for one key head. own.keys and values hold the first
+  // `known` pages; returns how many they hold afterwards.
+  int64_t attend(int64_t layer, int64_t t, int64_t h, int64_t known,
+                 const RowThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].attention;
     const Token& token = tokens_[t];
-    const int64_t group = s_.heads / s_.key_heads, head = s_.head, place = token.place;
-    // Without linears of their own, keys and values are rows of the query's.
-    const LayerLinear& key = l.key ? l.key : l.query;
-    const LayerLinear& value = l.key ? l.value : l.query;
-    const int64_t key_row = (l.key ? h : s_.heads + h) * head;
-    const int64_t value_row = (l.key ? h : s_.heads + s_.key_heads + h) * head;
+    const int64_t group = a.group(), size = a.head_size, end = token.position + 1;
+    // Without linears of their own, keys and values are rows of the query's product.
+    const LayerLinear& key = a.key ? a.key : a.query;
+    const LayerLinear& value = a.key ? a.value : a.query;
+    const int64_t key_row = (a.key ? h : a.heads + h) * size;
+    const int64_t value_row = (a.key ? h : a.heads + a.key_heads + h) * size;
 
-    finish_rows(key, l.key ? b.key : b.query, t, key_row, head, Activation::none, nullptr, mine.k);
-    turn(l.key_norm, t, mine.k);
-    finish_rows(value, l.key ? b.value : b.query, t, value_row, head, Activation::none, nullptr,
-                mine.v);
-    cache_.write(layer, h, token.sequence, place, 1, mine.k, mine.v, 1);
-    finish_rows(l.query, b.query, t, h * group * head, group * head, Activation::none, nullptr,
-                mine.q);
-    for (int64_t g = 0; g < group; ++g) turn(l.query_norm, t, mine.q + g * head);
+    finish_rows(key, a.key ? b_.key : b_.query, t, key_row, size, Activation::none, nullptr, own.k);
+    rotate_head(a, a.key_norm, t, own.k);
+    finish_rows(value, a.key ? b_.value : b_.query, t, value_row, size, Activation::none, nullptr,
+                own.v);
+    cache_.write(layer, h, token.sequence, token.position, 1, own.k, own.v, 1);
+    finish_rows(a.query, b_.query, t, h * group * size, group * size, Activation::none, nullptr,
+                own.q);
+    for (int64_t g = 0; g < group; ++g) rotate_head(a, a.query_norm, t, own.q + g * size);
 
-    const int64_t blocks = place / B + 1;
-    for (int64_t i = std::max<int64_t>(known, 0); i < blocks; ++i) {
-      mine.keys[i] = cache_.keys(layer, h, token.sequence, i);
-      mine.values[i] = cache_.values(layer, h, token.sequence, i);
+    const int64_t pages = ceil_div(end, KvCache::kPagePositions);
+    read_pages(cache_, layer, h, token.sequence, known, pages, own);
+    RowAttention attention = attention_of(a, cache_, layer, t, h, own);
+    attention.begin = a.window ? std::max<int64_t>(0, end - a.window) : 0;
+    attention.end = end;
+    if (const PositionBias* bias = a.position_bias) {
+      attention.bias = bias->of_head(h * group) + token.position;
+      attention.bias_query = bias->row_size();
     }
-    RowAttention a{};
-    a.q = mine.q;
-    a.y = b.mixed + t * s_.query_rows() + h * group * head;
-    a.queries = group;
-    a.head = head;
-    a.scale = s_.scale;
-    a.keys = mine.keys;
-    a.values = mine.values;
-    a.dtype = cache_.dtype();
-    a.width = cache_.head_width();
-    a.begin = s_.window ? std::max<int64_t>(0, place + 1 - s_.window) : 0;
-    a.end = place + 1;
-    a.bias_query = 2 * s_.reach - 1;
-    if (s_.bias) a.bias = s_.bias + h * group * a.bias_query + s_.reach - 1 + place;
-    a.scratch = mine.scratch;
-    layer_rows_.attend(a);
-    return blocks;
+    kernels_.attend(attention);
+    return pages;
   }
 
-  // Attention to the memory, added to mine.x.
-  void cross(int64_t layer, const Shared& b, const Mine& mine) const {
-    const Layer& l = s_.layers[layer];
-    const float* x = s_.norm_first ? norm(l.cross_norm, mine.x, mine.h) : mine.x;
-    product(l.cross_query, x, s_.hidden, b.cross_query, mine);
+  static void read_pages(const KvCache& cache, int64_t layer, int64_t key_head, int64_t sequence,
+                         int64_t begin, int64_t end, const RowThreadBuffers& own) {
+    for (int64_t i = begin; i < end; ++i) {
+      own.keys[i] = cache.keys(layer, key_head, sequence, i);
+      own.values[i] = cache.values(layer, key_head, sequence, i);
+    }
+  }
+
+  // The queries of token t that read key head h, and where their output goes.
+  RowAttention attention_of(const AttentionSublayer& a, const KvCache& cache, int64_t layer,
+                            int64_t t, int64_t h, const RowThreadBuffers& own) const {
+    RowAttention attention{};
+    attention.q = own.q;
+    attention.y = b_.mixed + t * a.query_rows() + h * a.group() * a.head_size;
+    attention.queries = a.group();
+    attention.head = a.head_size;
+    attention.scale = a.scale;
+    attention.keys = own.keys;
+    attention.values = own.values;
+    attention.dtype = cache.dtype();
+    attention.width = cache.value_stride(layer);
+    attention.scratch = own.scratch;
+    return attention;
+  }
+
+  // Attention to the memory.
+  void cross_attention(int64_t layer, const RowThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].cross_attention;
+    multiply(a.query, input_of(a.norms, own), stack_.hidden, b_.cross_query, own);
 #pragma omp barrier
     const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    const int64_t items = count() * s_.key_heads;
+    const int64_t items = count() * a.key_heads;
     for (int64_t i = items * me / all; i < items * (me + 1) / all; ++i)
-      attend_memory(layer, i / s_.key_heads, i % s_.key_heads, b, mine);
+      attend_to_memory(layer, i / a.key_heads, i % a.key_heads, own);
 #pragma omp barrier
-    product(l.cross_output, b.mixed, s_.query_rows(), b.cross_output, mine);
-#pragma omp barrier
-    finish(l.cross_output, b.cross_output, Activation::none, mine.x, s_.hidden, mine.x);
-    if (!s_.norm_first) norm(l.cross_norm, mine.x, mine.x);
+    add_to_residual(a.output, a.norms, b_.mixed, a.query_rows(), b_.cross_output, own);
   }
 
-  void attend_memory(int64_t layer, int64_t t, int64_t h, const Shared& b, const Mine& mine) const {
-    const int64_t group = s_.heads / s_.key_heads, sequence = tokens_[t].sequence;
-    finish_rows(s_.layers[layer].cross_query, b.cross_query, t, h * group * s_.head,
-                group * s_.head, Activation::none, nullptr, mine.q);
-    for (int64_t i = 0; i < ceil_div(memory_->length(sequence), KvCache::kBlock); ++i) {
-      mine.keys[i] = memory_->keys(layer, h, sequence, i);
-      mine.values[i] = memory_->values(layer, h, sequence, i);
-    }
-    RowAttention a{};
-    a.q = mine.q;
-    a.y = b.mixed + t * s_.query_rows() + h * group * s_.head;
-    a.queries = group;
-    a.head = s_.head;
-    a.scale = s_.scale;
-    a.keys = mine.keys;
-    a.values = mine.values;
-    a.dtype = memory_->dtype();
-    a.width = memory_->head_width();
-    a.end = memory_->length(sequence);
-    a.scratch = mine.scratch;
-    layer_rows_.attend(a);
+  void attend_to_memory(int64_t layer, int64_t t, int64_t h, const RowThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].cross_attention;
+    const int64_t sequence = tokens_[t].sequence, rows = a.group() * a.head_size;
+    finish_rows(a.query, b_.cross_query, t, h * rows, rows, Activation::none, nullptr, own.q);
+    RowAttention attention = attention_of(a, *memory_, layer, t, h, own);
+    attention.end = memory_->length(sequence);
+    read_pages(*memory_, layer, h, sequence, 0, ceil_div(attention.end, KvCache::kPagePositions),
+               own);
+    kernels_.attend(attention);
   }
 
-  void turn(const Norm* norm, int64_t t, float* x) const {
-    const int64_t half = s_.rotary.half;
-    if (norm) layer_rows_.norm(x, s_.head, *norm, x);
-    if (half)
-      layer_rows_.rotate(x, half, s_.rotary.cosines + positions_[t] * half,
-                         s_.rotary.sines + positions_[t] * half);
+  void rotate_head(const AttentionSublayer& a, const Norm* norm, int64_t t, float* x) const {
+    if (norm) kernels_.norm(x, a.head_size, *norm, x);
+    if (a.rotary < 0) return;
+    const RotaryTable& table = stack_.rotary_tables[a.rotary];
+    const int64_t row = positions_[t] * table.half;
+    kernels_.rotate(x, table.half, table.cosines + row, table.sines + row);
   }
 
-  const Stack& s_;
+  const Stack& stack_;
   KvCache& cache_;
   const KvCache* memory_;
   const std::vector<Token>& tokens_;
   const int64_t* positions_;
+  const RowBuffers& b_;
   const Capabilities caps_;
-  const LayerRowKernels& layer_rows_;
-  const PanelIoKernels& panel_io_;
+  const LayerRowKernels& kernels_;
+  const PanelIoKernels& io_;
 };
-
-// The most that a layer's linear needs, and the work of a layer.
-struct Needs {
-  int64_t sums[Layer::kLinears] = {}, prepared = 0, work = 0;
-
-  Needs(const Stack& stack, Capabilities caps) {
-    for (const Layer& l : stack.layers) {
-      int i = 0;
-      for (const LayerLinear* b : l.linears()) {
-        // Keys and values of a memory are never multiplied here.
-        if (*b && b != &l.cross_key && b != &l.cross_value)
-          with_row_work(*b->rows, caps, [&](const auto& work) {
-            sums[i] = std::max(sums[i], rounded(work.sums()));
-            prepared = std::max(prepared, prepared_bytes(work.w.in));
-            this->work += work.work();
-          });
-        ++i;
-      }
-    }
-    work /= std::max<int64_t>(1, static_cast<int64_t>(stack.layers.size()));
-  }
-};
-
-Shared share(const Stack& s, const Needs& needs, int64_t tokens, int threads, Arena& arena) {
-  Shared b;
-  Sums* all[Layer::kLinears] = {&b.query, &b.key,  &b.value,       &b.output,
-                                &b.gate,  &b.up,   &b.down,        &b.cross_query,
-                                nullptr,  nullptr, &b.cross_output};
-  for (int i = 0; i < Layer::kLinears; ++i) {
-    if (!all[i]) continue;
-    all[i]->stride = needs.sums[i];
-    all[i]->sums = arena.take(tokens * needs.sums[i]);
-    all[i]->scales = arena.take(threads * kRowTokens);
-  }
-  b.mixed = arena.take(tokens * s.query_rows());
-  return b;
-}
-
-Mine own(const Stack& s, const Needs& needs, int64_t tokens, int64_t blocks, int64_t width,
-         Arena& arena) {
-  Mine mine;
-  mine.x = arena.take(tokens * s.hidden);
-  mine.h = arena.take(tokens * s.hidden);
-  mine.inner = arena.take(tokens * s.inner);
-  mine.q = arena.take(s.query_rows() / s.key_heads);
-  mine.k = arena.take(s.head);
-  mine.v = arena.take(s.head);
-  mine.scratch = arena.take(row_attention_scratch(width));
-  mine.prepared = reinterpret_cast<char*>(arena.take(kTokens * needs.prepared / 4));
-  mine.keys = reinterpret_cast<const void**>(arena.take(2 * blocks));
-  mine.values = reinterpret_cast<const void**>(arena.take(2 * blocks));
-  return mine;
-}
 
 }  // namespace
 
 void run_on_rows(const Stack& stack, const Batch& batch, Capabilities caps) {
   KvCache& cache = *batch.cache;
   std::vector<Token> tokens;
-  int64_t blocks = 0;
-  for (int64_t i = 0; i < cache.sequences(); ++i)
-    for (int64_t t = 0; t < batch.lengths[i]; ++t) {
-      tokens.push_back({i, cache.length(i) + t});
-      blocks = std::max(blocks, ceil_div(tokens.back().place + 1, KvCache::kBlock));
-      if (batch.memory)
-        blocks = std::max(blocks, ceil_div(batch.memory->length(i), KvCache::kBlock));
-    }
+  int64_t longest = 0;  // sequence that a token reads
+  for (int64_t i = 0; i < cache.sequences(); ++i) {
+    if (batch.lengths[i] == 0) continue;
+    for (int64_t t = 0; t < batch.lengths[i]; ++t) tokens.push_back({i, cache.length(i) + t});
+    longest = std::max(longest, cache.length(i) + batch.lengths[i]);
+    if (batch.memory) longest = std::max(longest, batch.memory->length(i));
+  }
   const int64_t count = static_cast<int64_t>(tokens.size()), floats = count * stack.hidden;
   if (count == 0) return;
-  const Needs needs(stack, caps);
+  const int64_t pages = ceil_div(longest, KvCache::kPagePositions);
+  const LargestLayer largest(stack);
+  const RowNeeds needs(stack, caps);
   const int threads = threads_for(needs.work * count);
-  Arena shared{nullptr}, mine{nullptr};  // measured first
-  share(stack, needs, count, threads, shared);
-  own(stack, needs, count, blocks, cache.head_width(), mine);
-  const int64_t each = mine.used;
-  shared = {shared_memory.get<float>(shared.used)};
-  float* memory = thread_memory.get<float>(threads * each);
-  const Shared b = share(stack, needs, count, threads, shared);
-  const Rows rows(stack, cache, batch.memory, tokens, batch.positions, caps);
+  Arena measured{nullptr}, one{nullptr};
+  take_row_buffers(largest, needs, count, threads, measured);
+  take_row_thread_buffers(stack.hidden, largest, needs, count, pages, one);
+  Arena shared{shared_memory.get<float>(measured.used)};
+  float* own_memory = thread_memory.get<float>(threads * one.used);
+  const RowBuffers b = take_row_buffers(largest, needs, count, threads, shared);
+  const RowStep step(stack, cache, batch.memory, tokens, batch.positions, b, caps);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const int64_t me = omp_get_thread_num();
-    Arena arena{memory + me * each};
-    const Mine m = own(stack, needs, count, blocks, cache.head_width(), arena);
-    std::copy_n(batch.x, floats, m.x);
+    Arena arena{own_memory + me * one.used};
+    const RowThreadBuffers own =
+        take_row_thread_buffers(stack.hidden, largest, needs, count, pages, arena);
+    std::copy_n(batch.x, floats, own.x);
 #pragma omp barrier  // y may be x
-    for (int64_t l = 0; l < static_cast<int64_t>(stack.layers.size()); ++l) rows.layer(l, b, m);
+    for (int64_t l = 0; l < static_cast<int64_t>(stack.layers.size()); ++l) step.run_layer(l, own);
     if (me == 0) {
-      if (stack.last) rows.norm(*stack.last, m.x, m.x);
-      std::copy_n(m.x, floats, batch.y);
+      if (stack.final_norm) step.norm(*stack.final_norm, own.x, own.x);
+      std::copy_n(own.x, floats, batch.y);
     }
   }
   for (int64_t i = 0; i < cache.sequences(); ++i) cache.add(i, batch.lengths[i]);

@@ -1,357 +1,327 @@
-// A pass of panels through the layers of a stack: one thread or all of them take it through each
-// stage.
+// The computation of a pass of panels, layer by layer. Each stage of a layer is computed by one
+// thread or by all threads together; see PanelRange.
 #pragma once
-
-#include <omp.h>
 
 #include <algorithm>
 #include <initializer_list>
 
-#include "layers/cut.h"
+#include "layers/panel_buffers.h"
+#include "layers/panel_layout.h"
 #include "layers/stack.h"
 
 namespace se {
 
-// The activations of a pass, [panels][features][width] each.
-struct PanelBuffers {
-  float *x, *h, *mixed, *inner;
-  float *quads, *scales;   // of a product with int8 weights; a slot a panel, or a thread if alone
-  float* qkv[2];           // in turns: a thread may be a layer ahead of the one that still reads
-  float *cosines, *sines;  // [panels][rotary.half][width]
-};
-
-// What a thread needs for itself.
-struct PanelMine {
-  float *sums, *scratch;
-  KeySpan* spans;
-};
-
-// Who takes panels [first, last) through a stage: all threads together, or one alone.
-struct Team {
-  bool alone;
-  int64_t first, last;
-
-  Team only(int64_t p) const { return {alone, p, p + 1}; }
-  int64_t panels() const { return last - first; }
-
-  template <class F>
-  void share(int64_t items, bool wait, F f) const {
-    if (alone) {
-      for (int64_t i = 0; i < items; ++i) f(i);
-      return;
-    }
-#pragma omp for schedule(dynamic) nowait
-    for (int64_t i = 0; i < items; ++i) f(i);
-    if (wait) {
-#pragma omp barrier
-    }
-  }
-};
-
-struct Target {
-  float* y;
-  int64_t features, row;  // of y; where the rows of this product begin
-  Activation activation;
-  const float* other;  // like y
-  bool multiply;
-};
-
 class PanelPass {
  public:
-  PanelPass(const Stack& stack, KvCache* cache, const KvCache* memory, const Cut& cut,
+  PanelPass(const Stack& stack, KvCache* cache, const KvCache* memory, const PanelLayout& layout,
             const PanelBuffers& buffers, Capabilities caps, int threads)
-      : s_(stack),
+      : stack_(stack),
         cache_(cache),
         memory_(memory),
-        cut_(cut),
+        layout_(layout),
         b_(buffers),
         caps_(caps),
         threads_(threads),
-        layer_panels_(layer_panels(caps)) {}
+        kernels_(layer_panels(caps)) {}
 
-  // The layer's keys and values of an encoder's states, into the cache: all that `remember` is.
-  void memorize(int64_t layer, const Team& team, const PanelMine& mine) const {
-    if (team.alone && team.panels() != 1) {
-      for (int64_t p = team.first; p < team.last; ++p) memorize(layer, team.only(p), mine);
-      return;
+  void run_layer(int64_t layer, const PanelRange& range, const PanelThreadBuffers& own) const {
+    range.for_ranges([&](const PanelRange& part) { project(layer, part, own); });
+    if (range.one_thread) {
+      // Attention reads keys of other threads' panels.
+#pragma omp barrier
     }
-    const Layer& l = s_.layers[layer];
-    float* qkv = b_.qkv[layer % 2];
-    quantize({l.cross_key, l.cross_value}, team, b_.x, s_.hidden);
-    const auto to = [&](int64_t row) {
-      return Target{qkv, s_.qkv_rows(), row, Activation::none, nullptr, false};
-    };
-    product(l.cross_key, team, b_.x, s_.hidden, to(s_.query_rows()), mine, false);
-    product(l.cross_value, team, b_.x, s_.hidden, to(s_.query_rows() + s_.key_rows()), mine, true);
-    team.share(team.panels() * s_.key_heads, true, [&](int64_t i) {
-      const int64_t p = team.first + i / s_.key_heads, h = i % s_.key_heads;
-      const int64_t width = cut_.width(p), rows = s_.head * width;
-      const float* k = panel(qkv, p, s_.qkv_rows()) + (s_.heads + h) * rows;
-      for (int64_t j = cut_.begin[p]; j < cut_.begin[p + 1]; ++j)
-        keep(layer, h, cut_.segments[j], width, k, k + s_.key_heads * rows);
+    range.for_ranges([&](const PanelRange& part) {
+      const Layer& l = stack_.layers[layer];
+      self_attention(layer, part, own);
+      if (l.cross_attention) cross_attention(layer, part, own);
+      feed_forward(l.feed_forward, part, own);
     });
   }
 
-  void layer(int64_t i, const Team& team, const PanelMine& mine) const {
-    float* qkv = b_.qkv[i % 2];
-    if (!team.alone) {
-      project(i, team, qkv, mine);
-      return rest(i, team, qkv, b_.inner, mine);
-    }
-    for (int64_t p = team.first; p < team.last; ++p) project(i, team.only(p), qkv, mine);
-#pragma omp barrier
-    for (int64_t p = team.first; p < team.last; ++p) {
-      float* inner = b_.inner + (omp_get_thread_num() - p) * cut_.widest * s_.inner;
-      rest(i, team.only(p), qkv, inner, mine);
-    }
+  // Writes the keys and values of the layer's cross attention to the cache.
+  void encode_memory(int64_t layer, const PanelRange& range, const PanelThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].cross_attention;
+    const PanelBuffer& kv = b_.qkv[layer % 2];
+    range.for_ranges([&](const PanelRange& part) {
+      quantize({&a.key, &a.value}, part, b_.x, stack_.hidden);
+      multiply(a.key, part, b_.x, {kv}, own, false);
+      multiply(a.value, part, b_.x, {kv, a.key_rows()}, own, true);
+      part.for_items(part.panels() * a.key_heads, true, [&](int64_t i) {
+        const int64_t p = part.first + i / a.key_heads, h = i % a.key_heads;
+        const float* k = kv.panel(p) + h * a.head_size * layout_.width(p);
+        append_to_cache(layer, p, h, k, k + a.key_rows() * layout_.width(p));
+      });
+    });
   }
 
  private:
-  bool int8(const LayerLinear& linear) const {
-    const Runs* runs = linear ? std::get_if<Runs>(linear.panels) : nullptr;
-    return runs && runs->dtype == DType::i8;
-  }
-  template <class T>
-  T* panel(T* data, int64_t p, int64_t features) const {
-    return data + p * cut_.widest * features;
+  // Where the rows of a product go.
+  struct Output {
+    const PanelBuffer& y;
+    int64_t row = 0;  // of y, for the first row of the product
+    Activation activation = Activation::none;
+    const PanelBuffer* other = nullptr;  // added to the product, or multiplied with it
+    bool times = false;
+  };
+
+  // The input of a sublayer.
+  const PanelBuffer& input_of(const SublayerNorms& norms, const PanelRange& range) const {
+    if (!norms.input) return b_.x;
+    norm(*norms.input, range, b_.x, b_.h);
+    return b_.h;
   }
 
-  // Up to queries, keys and values: all that other panels of a sequence need.
-  void project(int64_t layer, const Team& team, float* qkv, const PanelMine& mine) const {
-    const Layer& l = s_.layers[layer];
-    const float* x = b_.x;
-    if (s_.norm_first) {
-      norm(l.norm1, team, b_.x, b_.h);
-      x = b_.h;
+  // The end of a sublayer: its last product is added to the residual stream.
+  void add_to_residual(const LayerLinear& linear, const SublayerNorms& norms,
+                       const PanelRange& range, const PanelBuffer& input, int64_t features,
+                       const PanelThreadBuffers& own) const {
+    quantize({&linear}, range, input, features);
+    if (norms.output) {
+      multiply(linear, range, input, {b_.h}, own, true);
+      norm(*norms.output, range, b_.h, b_.h);
+      range.for_items(range.panels(), true, [&](int64_t i) {
+        const int64_t p = range.first + i;
+        float* x = b_.x.panel(p);
+        kernels_.finish({b_.h.panel(p), layout_.width(p), nullptr}, stack_.hidden,
+                        {Activation::none, nullptr, nullptr, x, false, x});
+      });
+    } else {
+      multiply(linear, range, input, {b_.x, 0, Activation::none, &b_.x}, own, true);
     }
-    quantize({l.query, l.key, l.value}, team, x, s_.hidden);
-    const auto to = [&](int64_t row) {
-      return Target{qkv, s_.qkv_rows(), row, Activation::none, nullptr, false};
-    };
-    product(l.query, team, x, s_.hidden, to(0), mine, !l.key);
-    if (l.key) {
-      product(l.key, team, x, s_.hidden, to(s_.query_rows()), mine, false);
-      product(l.value, team, x, s_.hidden, to(s_.query_rows() + s_.key_rows()), mine, true);
-    }
-    if (cache_ || s_.rotary.half || l.query_norm || l.key_norm) place(layer, team, qkv);
+    if (norms.sum) norm(*norms.sum, range, b_.x, b_.x);
   }
 
-  // Queries and keys are normed and turned where they lie; keys and values go into the cache.
-  void place(int64_t layer, const Team& team, float* qkv) const {
-    const Layer& l = s_.layers[layer];
-    const int64_t group = s_.heads / s_.key_heads;
-    team.share(team.panels() * s_.key_heads, true, [&](int64_t i) {
-      const int64_t p = team.first + i / s_.key_heads, h = i % s_.key_heads;
-      const int64_t width = cut_.width(p), rows = s_.head * width;
-      float* at = panel(qkv, p, s_.qkv_rows());
-      for (int64_t g = h * group; g < (h + 1) * group; ++g) turn(p, l.query_norm, at + g * rows);
-      float *k = at + (s_.heads + h) * rows, *v = k + s_.key_heads * rows;
-      turn(p, l.key_norm, k);
-      if (!cache_) return;
-      for (int64_t j = cut_.begin[p]; j < cut_.begin[p + 1]; ++j)
-        keep(layer, h, cut_.segments[j], width, k, v);
+  // Queries, keys and values: all that the panels of a sequence need of each other.
+  void project(int64_t layer, const PanelRange& range, const PanelThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].attention;
+    const PanelBuffer &x = input_of(a.norms, range), &qkv = b_.qkv[layer % 2];
+    quantize({&a.query, &a.key, &a.value}, range, x, stack_.hidden);
+    multiply(a.query, range, x, {qkv}, own, !a.key);
+    if (a.key) {
+      multiply(a.key, range, x, {qkv, a.query_rows()}, own, false);
+      multiply(a.value, range, x, {qkv, a.query_rows() + a.key_rows()}, own, true);
+    }
+    if (cache_ || a.rotary >= 0 || a.query_norm || a.key_norm) rotate_and_cache(layer, range, qkv);
+  }
+
+  // Queries and keys are normed and rotated in place. With a cache, keys and values are appended.
+  void rotate_and_cache(int64_t layer, const PanelRange& range, const PanelBuffer& qkv) const {
+    const AttentionSublayer& a = stack_.layers[layer].attention;
+    range.for_items(range.panels() * a.key_heads, true, [&](int64_t i) {
+      const int64_t p = range.first + i / a.key_heads, h = i % a.key_heads;
+      const int64_t head = a.head_size * layout_.width(p);
+      float* q = qkv.panel(p);
+      for (int64_t g = h * a.group(); g < (h + 1) * a.group(); ++g)
+        rotate_head(a, p, a.query_norm, q + g * head);
+      float *k = q + (a.heads + h) * head, *v = k + a.key_heads * head;
+      rotate_head(a, p, a.key_norm, k);
+      if (cache_) append_to_cache(layer, p, h, k, v);
     });
   }
 
   // One head of panel p.
-  void turn(int64_t p, const Norm* norm, float* x) const {
-    const int64_t width = cut_.width(p), half = s_.rotary.half;
-    if (norm) layer_panels_.norm(x, width, s_.head, width, *norm, x);
-    if (half)
-      layer_panels_.rotate(x, width, half, width, panel(b_.cosines, p, half),
-                           panel(b_.sines, p, half));
+  void rotate_head(const AttentionSublayer& a, int64_t p, const Norm* norm, float* x) const {
+    const int64_t width = layout_.width(p);
+    if (norm) kernels_.norm(x, width, a.head_size, width, *norm, x);
+    if (a.rotary < 0) return;
+    const PanelBuffers::Angles& angles = b_.angles[a.rotary];
+    kernels_.rotate(x, width, stack_.rotary_tables[a.rotary].half, width, angles.cosines.panel(p),
+                    angles.sines.panel(p));
   }
 
-  // Keys and values of one head and segment, into the cache.
-  void keep(int64_t layer, int64_t h, const Segment& s, int64_t width, const float* k,
-            const float* v) const {
-    cache_->write(layer, h, s.sequence, s.position, s.queries, k + s.lane, v + s.lane, width);
+  // The keys and values of one head of panel p.
+  void append_to_cache(int64_t layer, int64_t p, int64_t key_head, const float* k,
+                       const float* v) const {
+    for (int64_t j = layout_.first_of_panel[p]; j < layout_.first_of_panel[p + 1]; ++j) {
+      const Segment& s = layout_.segments[j];
+      cache_->write(layer, key_head, s.sequence, s.position, s.queries, k + s.lane, v + s.lane,
+                    layout_.width(p));
+    }
   }
 
-  // From attention to the end of the layer.
-  void rest(int64_t layer, const Team& team, float* qkv, float* inner,
-            const PanelMine& mine) const {
-    const Layer& l = s_.layers[layer];
-    attention(layer, team, qkv, mine);
-    quantize({l.output}, team, b_.mixed, s_.query_rows());
-    float* sum = s_.norm_first ? b_.x : b_.h;
-    product(l.output, team, b_.mixed, s_.query_rows(),
-            {sum, s_.hidden, 0, Activation::none, b_.x, false}, mine, true);
-    norm(!s_.norm_first ? l.norm1 : l.cross_query ? l.cross_norm : l.norm2, team, sum, b_.h);
-    if (l.cross_query) cross(layer, team, qkv, sum, mine);
-    quantize({l.gate, l.up}, team, b_.h, s_.hidden);
-    if (l.gate)
-      product(l.gate, team, b_.h, s_.hidden, {inner, s_.inner, 0, s_.activation, nullptr, false},
-              mine, true);
-    product(l.up, team, b_.h, s_.hidden,
-            {inner, s_.inner, 0, l.gate ? Activation::none : s_.activation,
-             l.gate ? inner : nullptr, true},
-            mine, true);
-    quantize({l.down}, team, inner, s_.inner);
-    product(l.down, team, inner, s_.inner, {b_.x, s_.hidden, 0, Activation::none, sum, false}, mine,
-            true);
-    if (!s_.norm_first) norm(l.norm2, team, b_.x, b_.x);
+  void self_attention(int64_t layer, const PanelRange& range, const PanelThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].attention;
+    const PanelBuffer& qkv = b_.qkv[layer % 2];
+    for_heads(a, range, [&](const Segment& s, int64_t h) { attend(layer, s, h, qkv, own); });
+    add_to_residual(a.output, a.norms, range, b_.mixed, a.query_rows(), own);
   }
 
-  // Attention to the memory, from b_.h; sums are added to `sum`. Leaves in b_.h what comes next.
-  // Queries lie where those of self-attention lay, which nobody needs any more.
-  void cross(int64_t layer, const Team& team, float* qkv, float* sum, const PanelMine& mine) const {
-    const Layer& l = s_.layers[layer];
-    quantize({l.cross_query}, team, b_.h, s_.hidden);
-    product(l.cross_query, team, b_.h, s_.hidden,
-            {qkv, s_.qkv_rows(), 0, Activation::none, nullptr, false}, mine, true);
-    const int64_t begin = cut_.begin[team.first], end = cut_.begin[team.last];
-    team.share((end - begin) * s_.heads, true, [&](int64_t i) {
-      attend_memory(layer, cut_.segments[begin + i / s_.heads], i % s_.heads, qkv, mine);
-    });
-    quantize({l.cross_output}, team, b_.mixed, s_.query_rows());
-    product(l.cross_output, team, b_.mixed, s_.query_rows(),
-            {sum, s_.hidden, 0, Activation::none, sum, false}, mine, true);
-    norm(s_.norm_first ? l.norm2 : l.cross_norm, team, sum, b_.h);
+  // Attention to the memory.
+  void cross_attention(int64_t layer, const PanelRange& range,
+                       const PanelThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].cross_attention;
+    const PanelBuffer& x = input_of(a.norms, range);
+    // Other threads may still read the keys of this layer. The buffer of the next one is free.
+    const PanelBuffer& queries = b_.qkv[(layer + 1) % 2];
+    quantize({&a.query}, range, x, stack_.hidden);
+    multiply(a.query, range, x, {queries}, own, true);
+    for_heads(a, range,
+              [&](const Segment& s, int64_t h) { attend_to_memory(layer, s, h, queries, own); });
+    add_to_residual(a.output, a.norms, range, b_.mixed, a.query_rows(), own);
   }
 
-  int64_t slot(const Team& team, int64_t p) const { return team.alone ? omp_get_thread_num() : p; }
-  int64_t quad_panel() const {
-    return ceil_div(std::max({s_.hidden, s_.query_rows(), s_.inner}), 4) * cut_.widest;
+  void feed_forward(const FeedForwardSublayer& f, const PanelRange& range,
+                    const PanelThreadBuffers& own) const {
+    const PanelBuffer& x = input_of(f.norms, range);
+    quantize({&f.gate, &f.up}, range, x, stack_.hidden);
+    if (f.gate) {
+      multiply(f.gate, range, x, {b_.inner, 0, f.activation}, own, true);
+      multiply(f.up, range, x, {b_.inner, 0, Activation::none, &b_.inner, true}, own, true);
+    } else {
+      multiply(f.up, range, x, {b_.inner, 0, f.activation}, own, true);
+    }
+    add_to_residual(f.down, f.norms, range, b_.inner, f.inner, own);
   }
 
-  // The input of products of which some have int8 weights.
-  void quantize(std::initializer_list<LayerLinear> linears, const Team& team, const float* x,
-                int64_t features) const {
-    if (std::none_of(linears.begin(), linears.end(), [&](const LayerLinear& l) { return int8(l); }))
-      return;
-    const int64_t parts = cut_.widest / 16;
-    team.share(team.panels() * parts, true, [&](int64_t i) {
-      const int64_t p = team.first + i / parts, lane = i % parts * 16, to = slot(team, p);
-      if (lane < cut_.width(p))
-        layer_panels_.quantize(panel(x, p, features) + lane, cut_.width(p), features, 16,
-                               b_.quads + to * quad_panel() + lane,
-                               b_.scales + to * cut_.widest + lane);
+  // Quantises the input of products whose weights are int8, if any is.
+  void quantize(std::initializer_list<const LayerLinear*> linears, const PanelRange& range,
+                const PanelBuffer& x, int64_t features) const {
+    const auto int8 = [](const LayerLinear* linear) {
+      const Runs* runs = *linear ? std::get_if<Runs>(linear->panels) : nullptr;
+      return runs && runs->dtype == DType::i8;
+    };
+    if (std::none_of(linears.begin(), linears.end(), int8)) return;
+    for_lanes(range, [&](int64_t p, int64_t lane) {
+      kernels_.quantize(x.panel(p) + lane, layout_.width(p), features, 16, b_.quads.panel(p) + lane,
+                        b_.scales.panel(p) + lane);
     });
   }
 
-  void product(const LayerLinear& linear, const Team& team, const float* x, int64_t in,
-               const Target& to, const PanelMine& mine, bool wait) const {
+  void multiply(const LayerLinear& linear, const PanelRange& range, const PanelBuffer& x,
+                const Output& out, const PanelThreadBuffers& own, bool wait) const {
     with_panel_work(*linear.panels, caps_, threads_, [&](const auto& work) {
-      multiply(work, linear.bias, team, x, in, to, mine, wait);
+      multiply(work, linear.bias, range, x, out, own, wait);
     });
   }
 
-  // Panels outside: a panel stays in the cache while the weights, which are fewer bytes, pass by.
+  // The outer loop runs over panels: a panel stays in the cache while the weights, which are fewer
+  // bytes, are read again.
   template <class Work>
-  void multiply(const Work& work, const float* bias, const Team& team, const float* x, int64_t in,
-                const Target& to, const PanelMine& mine, bool wait) const {
+  void multiply(const Work& work, const float* bias, const PanelRange& range, const PanelBuffer& x,
+                const Output& out, const PanelThreadBuffers& own, bool wait) const {
     const float* scales = work.row_scales();
     const int64_t chunks = work.chunks();
-    team.share(team.panels() * chunks, wait, [&](int64_t i) {
-      const int64_t p = team.first + i / chunks, c = i % chunks, width = cut_.width(p);
-      const int64_t quads = slot(team, p);
-      multiply_chunk(work, layer_panels_, c,
-                     scales ? b_.quads + quads * quad_panel() : panel(x, p, in),
-                     scales ? b_.scales + quads * cut_.widest : nullptr, width,
-                     {to.activation, scales, bias,
-                      to.other ? panel(to.other, p, to.features) + to.row * width : nullptr,
-                      to.multiply, panel(to.y, p, to.features) + to.row * width},
-                     mine.sums);
+    range.for_items(range.panels() * chunks, wait, [&](int64_t i) {
+      const int64_t p = range.first + i / chunks, c = i % chunks, width = layout_.width(p);
+      multiply_chunk(work, kernels_, c, scales ? b_.quads.panel(p) : x.panel(p),
+                     scales ? b_.scales.panel(p) : nullptr, width,
+                     {out.activation, scales, bias,
+                      out.other ? out.other->panel(p) + out.row * width : nullptr, out.times,
+                      out.y.panel(p) + out.row * width},
+                     own.sums);
     });
   }
 
-  void norm(const Norm& norm, const Team& team, const float* x, float* y) const {
-    const int64_t parts = cut_.widest / 16;
-    team.share(team.panels() * parts, true, [&](int64_t i) {
-      const int64_t p = team.first + i / parts, lane = i % parts * 16, width = cut_.width(p);
-      if (lane < width)
-        layer_panels_.norm(panel(x, p, s_.hidden) + lane, width, s_.hidden, 16, norm,
-                           panel(y, p, s_.hidden) + lane);
+  void norm(const Norm& norm, const PanelRange& range, const PanelBuffer& x,
+            const PanelBuffer& y) const {
+    for_lanes(range, [&](int64_t p, int64_t lane) {
+      kernels_.norm(x.panel(p) + lane, layout_.width(p), stack_.hidden, 16, norm,
+                    y.panel(p) + lane);
     });
   }
 
-  void attention(int64_t layer, const Team& team, const float* qkv, const PanelMine& mine) const {
-    const int64_t begin = cut_.begin[team.first], end = cut_.begin[team.last];
-    team.share((end - begin) * s_.heads, true, [&](int64_t i) {
-      attend(layer, cut_.segments[begin + i / s_.heads], i % s_.heads, qkv, mine);
+  // f(panel, first of 16 lanes), for all lanes.
+  template <class F>
+  void for_lanes(const PanelRange& range, F f) const {
+    const int64_t parts = layout_.widest / 16;
+    range.for_items(range.panels() * parts, true, [&](int64_t i) {
+      const int64_t p = range.first + i / parts, lane = i % parts * 16;
+      if (lane < layout_.width(p)) f(p, lane);
     });
   }
 
-  // The keys that this pass made, where they lie in the panels.
-  int64_t new_keys(const Segment& s, int64_t key_head, int64_t seen, const float* qkv,
-                   KeySpan* spans) const {
+  // f(segment, query head), for all of them.
+  template <class F>
+  void for_heads(const AttentionSublayer& a, const PanelRange& range, F f) const {
+    const int64_t begin = layout_.first_of_panel[range.first];
+    const int64_t end = layout_.first_of_panel[range.last];
+    range.for_items((end - begin) * a.heads, true,
+                    [&](int64_t i) { f(layout_.segments[begin + i / a.heads], i % a.heads); });
+  }
+
+  // The keys and values of a sequence that this pass computed, in their panels.
+  int64_t new_keys(const AttentionSublayer& a, const Segment& s, int64_t key_head, int64_t end,
+                   const PanelBuffer& qkv, KeySpan* spans) const {
     int64_t count = 0;
-    for (int64_t i = s.first; i < s.first + s.segments; ++i) {
-      const Segment& from = cut_.segments[i];
-      if (from.position >= seen) break;
-      const int64_t width = cut_.width(from.panel);
-      const float* k = panel(qkv, from.panel, s_.qkv_rows()) +
-                       (s_.heads + key_head) * s_.head * width + from.lane;
-      spans[count++] = {k, k + s_.key_rows() * width, DType::f32, width, width, 1, from.queries};
+    for (int64_t i = s.first_segment; i < s.first_segment + s.segments; ++i) {
+      const Segment& from = layout_.segments[i];
+      if (from.position >= end) break;
+      const int64_t width = layout_.width(from.panel);
+      const float* k =
+          qkv.panel(from.panel) + (a.heads + key_head) * a.head_size * width + from.lane;
+      spans[count++] = {k, k + a.key_rows() * width, DType::f32, width, width, 1, from.queries};
     }
     return count;
   }
 
-  // The keys of a cache from `first`, where a block begins, to `end`.
+  // The keys and values of a cache from position `first`, where a page begins, to `end`.
   static int64_t cached_keys(const KvCache& cache, int64_t layer, int64_t sequence,
                              int64_t key_head, int64_t first, int64_t end, KeySpan* spans) {
-    constexpr int64_t B = KvCache::kBlock;
+    constexpr int64_t kPage = KvCache::kPagePositions;
     int64_t count = 0;
-    for (int64_t at = first; at < end; at += B)
-      spans[count++] = {cache.keys(layer, key_head, sequence, at / B),
-                        cache.values(layer, key_head, sequence, at / B),
+    for (int64_t at = first; at < end; at += kPage)
+      spans[count++] = {cache.keys(layer, key_head, sequence, at / kPage),
+                        cache.values(layer, key_head, sequence, at / kPage),
                         cache.dtype(),
-                        B,
+                        kPage,
                         1,
-                        cache.head_width(),
-                        std::min(B, end - at)};
+                        cache.value_stride(layer),
+                        std::min(kPage, end - at)};
     return count;
   }
 
   // One head's queries of a segment, and where its output goes.
-  Attention queries_of(const Segment& s, int64_t h, const float* qkv, const PanelMine& mine) const {
-    const int64_t width = cut_.width(s.panel);
-    Attention a{};
-    a.q = panel(qkv, s.panel, s_.qkv_rows()) + h * s_.head * width + s.lane;
-    a.y = panel(b_.mixed, s.panel, s_.query_rows()) + h * s_.head * width + s.lane;
-    a.stride = width;
-    a.queries = s.queries;
-    a.head = s_.head;
-    a.scale = s_.scale;
-    a.spans = mine.spans;
-    a.scratch = mine.scratch;
-    return a;
+  Attention attention_of(const AttentionSublayer& a, const Segment& s, int64_t h,
+                         const PanelBuffer& queries, const PanelThreadBuffers& own) const {
+    const int64_t width = layout_.width(s.panel), at = h * a.head_size * width + s.lane;
+    Attention attention{};
+    attention.q = queries.panel(s.panel) + at;
+    attention.y = b_.mixed.panel(s.panel) + at;
+    attention.stride = width;
+    attention.queries = s.queries;
+    attention.head = a.head_size;
+    attention.scale = a.scale;
+    attention.spans = own.spans;
+    attention.scratch = own.scratch;
+    return attention;
   }
 
-  void attend(int64_t layer, const Segment& s, int64_t h, const float* qkv,
-              const PanelMine& mine) const {
-    constexpr int64_t B = KvCache::kBlock;
-    const int64_t key_head = h / (s_.heads / s_.key_heads), end = s.position + s.queries;
-    // Blocks of the cache that lie before every query's window are left out.
-    const int64_t unseen = s_.window ? std::max<int64_t>(0, s.position + 1 - s_.window) : 0;
-    const int64_t first = cache_ ? unseen / B * B : 0;
-    Attention a = queries_of(s, h, qkv, mine);
-    a.count = cache_ ? cached_keys(*cache_, layer, s.sequence, key_head, first, end, mine.spans)
-                     : new_keys(s, key_head, s_.causal ? end : end + (1 << 30), qkv, mine.spans);
-    a.causal = s_.causal;
-    a.first_query = s.position - first;
-    a.window = s_.window;
-    if (s_.bias) a.bias = s_.bias + h * (2 * s_.reach - 1) + s_.reach - 1;
-    layer_panels_.attend(a);
+  void attend(int64_t layer, const Segment& s, int64_t h, const PanelBuffer& qkv,
+              const PanelThreadBuffers& own) const {
+    constexpr int64_t kPage = KvCache::kPagePositions;
+    const AttentionSublayer& a = stack_.layers[layer].attention;
+    const int64_t key_head = h / a.group(), end = s.position + s.queries;
+    // Pages of the cache before the window of the first query are left out.
+    const int64_t unseen = a.window ? std::max<int64_t>(0, s.position + 1 - a.window) : 0;
+    const int64_t first = cache_ ? unseen / kPage * kPage : 0;
+    Attention attention = attention_of(a, s, h, qkv, own);
+    attention.count =
+        cache_ ? cached_keys(*cache_, layer, s.sequence, key_head, first, end, own.spans)
+               : new_keys(a, s, key_head, a.causal ? end : end + (1 << 30), qkv, own.spans);
+    attention.causal = a.causal;
+    attention.first_query = s.position - first;
+    attention.window = a.window;
+    if (a.position_bias) attention.bias = a.position_bias->of_head(h);
+    kernels_.attend(attention);
   }
 
-  void attend_memory(int64_t layer, const Segment& s, int64_t h, const float* qkv,
-                     const PanelMine& mine) const {
-    Attention a = queries_of(s, h, qkv, mine);
-    a.count = cached_keys(*memory_, layer, s.sequence, h / (s_.heads / s_.key_heads), 0,
-                          memory_->length(s.sequence), mine.spans);
-    layer_panels_.attend(a);
+  void attend_to_memory(int64_t layer, const Segment& s, int64_t h, const PanelBuffer& queries,
+                        const PanelThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].cross_attention;
+    Attention attention = attention_of(a, s, h, queries, own);
+    attention.count = cached_keys(*memory_, layer, s.sequence, h / a.group(), 0,
+                                  memory_->length(s.sequence), own.spans);
+    kernels_.attend(attention);
   }
 
-  const Stack& s_;
+  const Stack& stack_;
   KvCache* cache_;
   const KvCache* memory_;
-  const Cut& cut_;
-  const PanelBuffers b_;
+  const PanelLayout& layout_;
+  const PanelBuffers& b_;
   const Capabilities caps_;
   const int threads_;
-  const LayerPanelKernels& layer_panels_;
+  const LayerPanelKernels& kernels_;
 };
 
 }  // namespace se

@@ -1,4 +1,4 @@
-"""Whole blocks natively: swap the layers of a known model family for one native call, and back."""
+"""Native layers: install proxies that run the layers of a known family in one call, and remove them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from sparse_engine.nn.native.fused import FusedProjections, SparseGatedMLP
 
 
 def install_native(model: nn.Module) -> str:
-    """Let the library run the layers of `model` in one call, in place; says what was done or why not.
+    """Let the library run the layers of `model` in one call, in place.
 
-    Names of parameters and buffers stay what they are. Done once a linear layer is sparse.
+    Names of parameters and buffers stay what they are. Nothing is done before a linear layer is
+    sparse.
+
+    Returns:
+        What was done, or why not; one line for reports.
     """
-    known = [module for module in model.modules() if isinstance(module, NativeStack)]
-    below = {name for name, _ in model.named_modules()}
-    for module in known:
-        module.reset()
-        if module.stack.name in below:  # its names are those below this model
-            _join(model, module.stack)
-    if known:
-        told = next(filter(None, (module.changed() for module in known)), "")
-        return f"layers run one by one: {told}" if told else "the layers run natively already"
+    installed = [module for module in model.modules() if isinstance(module, NativeStack)]
+    if installed:
+        return _refresh(model, installed)
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
         return "layers run one by one: none of them is sparse"
     networks = [name for name, m in model.named_modules() if isinstance(m, SparseRNNBase)]
@@ -33,7 +31,7 @@ def install_native(model: nn.Module) -> str:
         names = ", ".join(networks)
         return f"recurrent networks run natively, whole sequences in one call: {names}"
     if family is None:
-        return "layers run one by one: the model is of no family that has native blocks"
+        return "layers run one by one: the model is of no family that has native layers"
     try:
         stacks = family.stacks(model)
     except UnsupportedModelError as error:
@@ -41,46 +39,58 @@ def install_native(model: nn.Module) -> str:
     if not all(stack.name for stack in stacks):
         return "layers run one by one: the model is a bare decoder, load it with its head"
     originals = [model.get_submodule(stack.name) for stack in stacks]
-    # Decoders of two stacks have a config each.
+    # The encoder and the decoder of one model have a config each.
     configs = [getattr(original, "config", model.config) for original in originals]
     for stack, original, config in zip(stacks, originals, configs, strict=True):
-        told = difference_from_config(original, stack.name, config, stack.layers)
-        if told:
-            return f"layers run one by one: {told}"
+        reason = difference_from_config(original, stack.name, config, stack.local_layers)
+        if reason:
+            return f"layers run one by one: {reason}"
     for stack, original, config in zip(stacks, originals, configs, strict=True):
         parent, _, child = stack.name.rpartition(".")
-        native = NativeDecoder if stack.causal else NativeEncoder
-        setattr(model.get_submodule(parent), child, native(original, stack, config))
-        _join(model, stack)
-    told = ", ".join(f"{stack.name}: {len(stack.blocks)}" for stack in stacks)
-    return f"{told} {family.name} layers run natively, in one call; on a GPU one by one"
+        proxy = NativeDecoder if stack.causal else NativeEncoder
+        setattr(model.get_submodule(parent), child, proxy(original, stack, config))
+        _fuse_projections(model, stack)
+    counts = ", ".join(f"{stack.name}: {len(stack.layers)}" for stack in stacks)
+    return f"{counts} {family.name} layers run natively, in one call; on a GPU one by one"
 
 
-def _join(model: nn.Module, stack: LayerStack) -> None:
-    """Let what reads the same x run in one launch on a GPU: query, key and value, gate and up."""
-    names = stack.layer
-    for block in stack.blocks:
-        sides = (names.query, names.key, names.value)
-        linears = [model.get_submodule(f"{block}.{side}") for side in sides if side is not None]
+def _refresh(model: nn.Module, installed: list[NativeStack]) -> str:
+    """Let proxies see weights that were swapped below them."""
+    names = {name for name, _ in model.named_modules()}
+    for proxy in installed:
+        proxy.reset()
+        if proxy.stack.name in names:  # else `model` is a part of the model that it was made for
+            _fuse_projections(model, proxy.stack)
+    reason = next(filter(None, (proxy.changed() for proxy in installed)), "")
+    return f"layers run one by one: {reason}" if reason else "the layers run natively already"
+
+
+def _fuse_projections(model: nn.Module, stack: LayerStack) -> None:
+    """Let projections of the same x be one launch on a GPU: query, key and value; gate and up."""
+    attention, feed_forward = stack.names.attention, stack.names.feed_forward
+    for layer, geometry in zip(stack.layers, stack.geometry, strict=True):
+        projections = (attention.query, attention.key, attention.value)
+        linears = [model.get_submodule(f"{layer}.{name}") for name in projections if name]
         sparse = [linear for linear in linears if isinstance(linear, SparseLinear)]
         if len({id(linear) for linear in sparse}) == 3:
             FusedProjections(sparse)
-        if names.gate is None:
+        if feed_forward.gate is None:
             continue
-        parent, _, gate = names.gate.rpartition(".")
-        up, down = (name.removeprefix(f"{parent}.") for name in (names.up, names.down))
-        if "." in up + down:  # they are no neighbours
+        parent, _, gate = feed_forward.gate.rpartition(".")
+        up, down = (
+            name.removeprefix(f"{parent}.") for name in (feed_forward.up, feed_forward.down)
+        )
+        if "." in up + down:  # not children of one module
             continue
-        grandparent, _, child = f"{block}.{parent}".rpartition(".")
-        mlp = model.get_submodule(f"{block}.{parent}")
-        if isinstance(mlp, SparseGatedMLP):
-            continue
-        joined = SparseGatedMLP(mlp, gate, up, down, stack.activation)
-        setattr(model.get_submodule(grandparent), child, joined)
+        grandparent, _, child = f"{layer}.{parent}".rpartition(".")
+        mlp = model.get_submodule(f"{layer}.{parent}")
+        if not isinstance(mlp, SparseGatedMLP):
+            fused = SparseGatedMLP(mlp, gate, up, down, geometry.activation)
+            setattr(model.get_submodule(grandparent), child, fused)
 
 
 def remove_native(model: nn.Module) -> None:
-    """Put the modules back that `install_native` stands in for."""
+    """Put the modules back that `install_native` replaced."""
     for name, module in list(model.named_modules()):
         if isinstance(module, SparseLinear):
             module.fused = None

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparse_engine.models.base import Family, LayerNames, LayerStack, Residual
+from sparse_engine.models.base import (
+    AttentionNames,
+    Family,
+    FeedForwardNames,
+    LayerGeometry,
+    LayerNames,
+    LayerStack,
+    Residual,
+    uniform,
+)
 from sparse_engine.models.bert import Bert
 from sparse_engine.models.distilbert import DistilBert
 from sparse_engine.models.gpt2 import GPT2
@@ -25,9 +34,12 @@ __all__ = [
     "FAMILIES",
     "GPT2",
     "T5",
+    "AttentionNames",
     "Bert",
     "DistilBert",
     "Family",
+    "FeedForwardNames",
+    "LayerGeometry",
     "LayerNames",
     "LayerStack",
     "Llama",
@@ -35,4 +47,5 @@ __all__ = [
     "Marian",
     "Residual",
     "find_family",
+    "uniform",
 ]

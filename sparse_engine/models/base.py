@@ -1,4 +1,4 @@
-"""What a model family says: how to recognise a model, where its blocks are, who adds to what."""
+"""What a model family tells: how to recognise a model, and where its layers and residuals are."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError
 
+# Of a module that runs layers and a number of positions: cosines and sines, each
+# [positions, rotated features / 2].
+RotaryTables = Callable[[Any, int], tuple[Tensor, Tensor]]
+# Of a module that runs layers and a longest sequence: [heads, 2 reach - 1], by query minus key.
+PositionBias = Callable[[Any, int], Tensor]
+
 
 @dataclass(frozen=True)
 class Residual:
-    """Where the residual stream lies that a linear layer's output is added to.
+    """Where the residual stream is that a linear layer's output is added to.
 
-    module:    dotted name of the module that receives the stream
-    argument:  its position among the positional arguments of that module
+    Attributes:
+        module: dotted name of the module that receives the stream.
+        argument: its position among the positional arguments of that module.
     """
 
     module: str
@@ -25,87 +32,130 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class LayerNames:
-    """Where a layer keeps its modules: names inside the layer.
+class AttentionNames:
+    """Names of an attention's modules inside a layer.
 
-    norm1 and norm2 belong to attention and feed-forward, before or after them as the stack says.
-    Without key and value, query computes all three, one after another. query_norm and key_norm are
-    for single heads. The cross modules attend to an encoder's states.
+    Attributes:
+        query, key, value, output: the linear layers. Without key and value, query computes all
+            three, one after another.
+        query_norm, key_norm: norms of each head.
+        input_norm, output_norm, sum_norm: norms of what attention reads, of what it computes, and
+            of its sum with the residual stream.
     """
 
     query: str
-    key: str | None
-    value: str | None
     output: str
-    up: str
-    down: str
-    norm1: str
-    norm2: str
-    gate: str | None = None
+    key: str | None = None
+    value: str | None = None
     query_norm: str | None = None
     key_norm: str | None = None
-    cross_query: str | None = None
-    cross_key: str | None = None
-    cross_value: str | None = None
-    cross_output: str | None = None
-    cross_norm: str | None = None
+    input_norm: str | None = None
+    output_norm: str | None = None
+    sum_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class FeedForwardNames:
+    """Names of a feed-forward's modules inside a layer; norms as in AttentionNames."""
+
+    up: str
+    down: str
+    gate: str | None = None
+    input_norm: str | None = None
+    output_norm: str | None = None
+    sum_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Names of a layer's modules; cross attention reads the states of an encoder."""
+
+    attention: AttentionNames
+    feed_forward: FeedForwardNames
+    cross_attention: AttentionNames | None = None
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """What a layer computes besides what its weights tell.
+
+    Numbers of heads and the width of the feed-forward are those of the weights, so a layer with
+    fewer of them needs no other geometry.
+
+    Attributes:
+        head_size: features of a head.
+        activation: of the feed-forward, as `se.ops.linear` names it.
+        scale: of attention scores; None for 1 / sqrt(head_size).
+        window: keys that a query of a causal layer sees; 0 for all.
+        rotary: makes the table of rotary positions; layers with the same function share one.
+        position_bias: makes the bias that is added to scores, likewise.
+    """
+
+    head_size: int
+    activation: str
+    scale: float | None = None
+    window: int = 0
+    rotary: RotaryTables | None = None
+    position_bias: PositionBias | None = None
 
 
 @dataclass(frozen=True)
 class LayerStack:
-    """Layers that one native call can run: see csrc/layers/stack.h.
+    """Layers that one native call can run; see csrc/layers/stack.h.
 
-    blocks:         dotted names of the layers, children of one ModuleList; the module that holds
-                    the list is called with ids if it has an embedding, else with hidden states
-    layer:          what each of them holds
-    activation:     of the feed-forward, as `se.ops.linear` names it
-    key_heads:      heads of keys and values; 0 for as many as there are of queries
-    head:           features of a head; 0 for hidden / heads
-    scale:          of scores; None for 1 / sqrt(head)
-    causal:         a decoder, whose module keeps a cache
-    window:         keys that a query sees; 0 for all
-    reach:          longest sequence that position bias, rotary or learned positions serve
-    position_bias:  (module, reach) -> [heads, 2 reach - 1], added to scores by query minus key
-    rotary:         (module, reach) -> cosines and sines, each [reach, rotated features / 2]
-    embedding_scale: what token embeddings are multiplied by
-    embedding, positions, last: names below the module, of token and position embeddings and of the
-                    norm after the last layer; None where there are none
+    Attributes:
+        layers: dotted names of the layers, children of one ModuleList. The module that holds the
+            list is called with ids if it has an embedding, else with hidden states.
+        names: what each layer holds.
+        geometry: of each layer; they may differ.
+        hidden: features of the residual stream.
+        causal: whether the module is a decoder, which keeps a cache.
+        reach: the longest sequence that position biases, rotary or learned positions serve.
+        embedding, positions, final_norm: names below the module of the embeddings of tokens and of
+            positions, and of the norm after the last layer; None where there are none.
+        embedding_scale: the factor of token embeddings.
     """
 
-    blocks: tuple[str, ...]
-    layer: LayerNames
+    layers: tuple[str, ...]
+    names: LayerNames
+    geometry: tuple[LayerGeometry, ...]
     hidden: int
-    heads: int
-    inner: int
-    activation: str
-    norm_first: bool = False
-    key_heads: int = 0
-    head: int = 0
-    scale: float | None = None
     causal: bool = False
-    window: int = 0
     reach: int = 0
-    position_bias: Callable[[Any, int], Tensor] | None = None
-    rotary: Callable[[Any, int], tuple[Tensor, Tensor]] | None = None
     embedding: str | None = None
     embedding_scale: float = 1.0
     positions: str | None = None
-    last: str | None = None
+    final_norm: str | None = None
 
     @property
     def name(self) -> str:
         """Dotted name of the module that runs the layers; "" for the model itself."""
-        return ".".join(self.blocks[0].split(".")[:-2])
+        return ".".join(self.layers[0].split(".")[:-2])
 
     @property
-    def layers(self) -> tuple[str, ...]:
+    def local_layers(self) -> tuple[str, ...]:
         """Names of the layers below the module that runs them."""
-        return tuple(".".join(block.split(".")[-2:]) for block in self.blocks)
+        return tuple(".".join(layer.split(".")[-2:]) for layer in self.layers)
 
     @property
-    def head_size(self) -> int:
-        """Features of a head."""
-        return self.head or self.hidden // self.heads
+    def has_rotary(self) -> bool:
+        """Whether any layer has rotary positions."""
+        return any(layer.rotary for layer in self.geometry)
+
+    @property
+    def has_position_bias(self) -> bool:
+        """Whether any layer adds a bias to its scores."""
+        return any(layer.position_bias for layer in self.geometry)
+
+    @property
+    def shortest_window(self) -> int:
+        """The fewest keys that a query of any layer sees; 0 if all see all."""
+        return min((layer.window for layer in self.geometry if layer.window), default=0)
+
+
+def uniform(geometry: LayerGeometry, layers: tuple[str, ...]) -> tuple[LayerGeometry, ...]:
+    """The geometry of each of `layers`, where all have the same."""
+    return (geometry,) * len(layers)
 
 
 class Family(ABC):
@@ -119,22 +169,28 @@ class Family(ABC):
         """Whether the model is of this family."""
 
     @abstractmethod
-    def blocks(self, model: nn.Module) -> list[str]:
-        """Names of the repeated blocks, in the order in which they run."""
+    def layers(self, model: nn.Module) -> list[str]:
+        """Names of the repeated layers, in the order in which they run."""
 
     @abstractmethod
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
-        """For each linear layer that writes into a residual stream: where that stream lies."""
+        """For each linear layer that writes into a residual stream: where that stream is."""
 
     def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
-        """The layers that can run natively, all of a stack in one call; raises UnsupportedModelError
-        with the reason.
+        """The layers that can run natively, all of a stack in one call.
+
+        Raises:
+            UnsupportedModelError: with the reason, if the library cannot run them.
         """
         raise UnsupportedModelError(f"{self.name} models have no native layers")
 
 
 def activation_of(name: object) -> str:
-    """The name that `se.ops.linear` has for an activation of transformers."""
+    """The name that `se.ops.linear` has for an activation of transformers.
+
+    Raises:
+        UnsupportedModelError: if it has none.
+    """
     known = {
         "relu": "relu",
         "gelu": "gelu",
@@ -154,7 +210,7 @@ def model_type(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
-def children_of(model: nn.Module, suffix: str) -> list[str]:
+def layers_in(model: nn.Module, suffix: str) -> list[str]:
     """Names of the children of the first nn.ModuleList whose name ends in `suffix`."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and f".{name}".endswith(f".{suffix}"):

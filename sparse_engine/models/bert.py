@@ -11,24 +11,32 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models.base import (
+    AttentionNames,
     Family,
+    FeedForwardNames,
+    LayerGeometry,
     LayerNames,
     LayerStack,
     Residual,
     activation_of,
-    children_of,
+    layers_in,
     model_type,
+    uniform,
 )
 
 LAYER = LayerNames(
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    up="intermediate.dense",
-    down="output.dense",
-    norm1="attention.output.LayerNorm",
-    norm2="output.LayerNorm",
+    attention=AttentionNames(
+        query="attention.self.query",
+        key="attention.self.key",
+        value="attention.self.value",
+        output="attention.output.dense",
+        sum_norm="attention.output.LayerNorm",
+    ),
+    feed_forward=FeedForwardNames(
+        up="intermediate.dense",
+        down="output.dense",
+        sum_norm="output.LayerNorm",
+    ),
 )
 
 
@@ -42,15 +50,15 @@ class Bert(Family):
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         types = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-        return model_type(model) in types and bool(children_of(model, "encoder.layer"))
+        return model_type(model) in types and bool(layers_in(model, "encoder.layer"))
 
-    def blocks(self, model: nn.Module) -> list[str]:
-        return children_of(model, "encoder.layer")
+    def layers(self, model: nn.Module) -> list[str]:
+        return layers_in(model, "encoder.layer")
 
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         parents = [
-            f"{block}.{part}"
-            for block in self.blocks(model)
+            f"{layer}.{part}"
+            for layer in self.layers(model)
             for part in ("attention.output", "output")
         ]
         return {f"{parent}.dense": Residual(parent, argument=1) for parent in parents}
@@ -62,12 +70,9 @@ class Bert(Family):
         kind = getattr(config, "position_embedding_type", None) or "absolute"
         if kind != "absolute":
             raise UnsupportedModelError(f"position_embedding_type {kind!r} has no native encoder")
-        stack = LayerStack(
-            blocks=tuple(self.blocks(model)),
-            layer=LAYER,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            inner=config.intermediate_size,
+        geometry = LayerGeometry(
+            head_size=config.hidden_size // config.num_attention_heads,
             activation=activation_of(config.hidden_act),
         )
-        return (stack,)
+        layers = tuple(self.layers(model))
+        return (LayerStack(layers, LAYER, uniform(geometry, layers), config.hidden_size),)

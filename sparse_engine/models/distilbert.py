@@ -7,24 +7,32 @@ from typing import Any
 from torch import nn
 
 from sparse_engine.models.base import (
+    AttentionNames,
     Family,
+    FeedForwardNames,
+    LayerGeometry,
     LayerNames,
     LayerStack,
     Residual,
     activation_of,
-    children_of,
+    layers_in,
     model_type,
+    uniform,
 )
 
 LAYER = LayerNames(
-    query="attention.q_lin",
-    key="attention.k_lin",
-    value="attention.v_lin",
-    output="attention.out_lin",
-    up="ffn.lin1",
-    down="ffn.lin2",
-    norm1="sa_layer_norm",
-    norm2="output_layer_norm",
+    attention=AttentionNames(
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        output="attention.out_lin",
+        sum_norm="sa_layer_norm",
+    ),
+    feed_forward=FeedForwardNames(
+        up="ffn.lin1",
+        down="ffn.lin2",
+        sum_norm="output_layer_norm",
+    ),
 )
 
 
@@ -37,22 +45,19 @@ class DistilBert(Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "distilbert" and bool(children_of(model, "transformer.layer"))
+        return model_type(model) == "distilbert" and bool(layers_in(model, "transformer.layer"))
 
-    def blocks(self, model: nn.Module) -> list[str]:
-        return children_of(model, "transformer.layer")
+    def layers(self, model: nn.Module) -> list[str]:
+        return layers_in(model, "transformer.layer")
 
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
-        return {f"{block}.attention.out_lin": Residual(block, 0) for block in self.blocks(model)}
+        return {f"{layer}.attention.out_lin": Residual(layer, 0) for layer in self.layers(model)}
 
     def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
-        stack = LayerStack(
-            blocks=tuple(self.blocks(model)),
-            layer=LAYER,
-            hidden=config.dim,
-            heads=config.n_heads,
-            inner=config.hidden_dim,
+        geometry = LayerGeometry(
+            head_size=config.dim // config.n_heads,
             activation=activation_of(config.activation),
         )
-        return (stack,)
+        layers = tuple(self.layers(model))
+        return (LayerStack(layers, LAYER, uniform(geometry, layers), config.dim),)

@@ -8,24 +8,30 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models.base import (
+    AttentionNames,
     Family,
+    FeedForwardNames,
+    LayerGeometry,
     LayerNames,
     LayerStack,
     Residual,
     activation_of,
-    children_of,
+    layers_in,
     model_type,
+    uniform,
 )
 
 LAYER = LayerNames(
-    query="attn.c_attn",
-    key=None,
-    value=None,
-    output="attn.c_proj",
-    up="mlp.c_fc",
-    down="mlp.c_proj",
-    norm1="ln_1",
-    norm2="ln_2",
+    attention=AttentionNames(
+        query="attn.c_attn",
+        output="attn.c_proj",
+        input_norm="ln_1",
+    ),
+    feed_forward=FeedForwardNames(
+        up="mlp.c_fc",
+        down="mlp.c_proj",
+        input_norm="ln_2",
+    ),
 )
 
 
@@ -38,32 +44,34 @@ class GPT2(Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "gpt2" and bool(children_of(model, "h"))
+        return model_type(model) == "gpt2" and bool(layers_in(model, "h"))
 
-    def blocks(self, model: nn.Module) -> list[str]:
-        return children_of(model, "h")
+    def layers(self, model: nn.Module) -> list[str]:
+        return layers_in(model, "h")
 
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
-        return {f"{block}.attn.c_proj": Residual(block, 0) for block in self.blocks(model)}
+        return {f"{layer}.attn.c_proj": Residual(layer, 0) for layer in self.layers(model)}
 
     def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
         for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
             if getattr(config, option, False):
                 raise UnsupportedModelError(f"{option} is not native")
-        stack = LayerStack(
-            blocks=tuple(self.blocks(model)),
-            layer=LAYER,
-            hidden=config.n_embd,
-            heads=config.n_head,
-            inner=config.n_inner or 4 * config.n_embd,
+        geometry = LayerGeometry(
+            head_size=config.n_embd // config.n_head,
             activation=activation_of(config.activation_function),
-            norm_first=True,
             scale=None if config.scale_attn_weights else 1.0,
+        )
+        layers = tuple(self.layers(model))
+        stack = LayerStack(
+            layers,
+            LAYER,
+            uniform(geometry, layers),
+            hidden=config.n_embd,
             causal=True,
             reach=config.n_positions,
             embedding="wte",
             positions="wpe",
-            last="ln_f",
+            final_norm="ln_f",
         )
         return (stack,)

@@ -13,28 +13,38 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models.base import (
+    AttentionNames,
     Family,
+    FeedForwardNames,
+    LayerGeometry,
     LayerNames,
     LayerStack,
     Residual,
     activation_of,
-    children_of,
+    layers_in,
     model_type,
 )
 
 LAYER = LayerNames(
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    output="self_attn.o_proj",
-    gate="mlp.gate_proj",
-    up="mlp.up_proj",
-    down="mlp.down_proj",
-    norm1="input_layernorm",
-    norm2="post_attention_layernorm",
+    attention=AttentionNames(
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        output="self_attn.o_proj",
+        input_norm="input_layernorm",
+    ),
+    feed_forward=FeedForwardNames(
+        gate="mlp.gate_proj",
+        up="mlp.up_proj",
+        down="mlp.down_proj",
+        input_norm="post_attention_layernorm",
+    ),
 )
-# Of each head, in Qwen3.
-HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+# Qwen3 has norms of each head.
+QWEN3_LAYER = replace(
+    LAYER,
+    attention=replace(LAYER.attention, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
+)
 # Rotary positions whose angles depend on nothing but the position.
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
 
@@ -49,57 +59,55 @@ class Llama(Family):
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         types = ("llama", "mistral", "qwen2", "qwen3")
-        return model_type(model) in types and bool(children_of(model, "layers"))
+        return model_type(model) in types and bool(layers_in(model, "layers"))
 
-    def blocks(self, model: nn.Module) -> list[str]:
-        return children_of(model, "layers")
+    def layers(self, model: nn.Module) -> list[str]:
+        return layers_in(model, "layers")
 
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
-        return {f"{block}.self_attn.o_proj": Residual(block, 0) for block in self.blocks(model)}
+        return {f"{layer}.self_attn.o_proj": Residual(layer, 0) for layer in self.layers(model)}
 
     def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
-        blocks = tuple(self.blocks(model))
-        qwen3 = model_type(model) == "qwen3"
-        stack = LayerStack(
-            blocks=blocks,
-            layer=replace(LAYER, **HEAD_NORMS) if qwen3 else LAYER,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            key_heads=config.num_key_value_heads,
-            head=getattr(config, "head_dim", None) or 0,
-            inner=config.intermediate_size,
+        layers = tuple(self.layers(model))
+        geometry = LayerGeometry(
+            head_size=getattr(config, "head_dim", None)
+            or config.hidden_size // config.num_attention_heads,
             activation=activation_of(config.hidden_act),
-            norm_first=True,
+            rotary=_rotary(model, layers[0].split(".")[:-2]),
+        )
+        stack = LayerStack(
+            layers,
+            QWEN3_LAYER if model_type(model) == "qwen3" else LAYER,
+            tuple(replace(geometry, window=w) for w in _windows(model, len(layers))),
+            hidden=config.hidden_size,
             causal=True,
-            window=_window(model),
             reach=config.max_position_embeddings,
-            rotary=_rotary(model, blocks[0].split(".")[:-2]),
             embedding="embed_tokens",
-            last="norm",
+            final_norm="norm",
         )
         return (stack,)
 
 
-def _window(model: nn.Module) -> int:
-    """The sliding window of all layers, or 0; each family has its own way to say it."""
+def _windows(model: nn.Module, layers: int) -> list[int]:
+    """The sliding window of each layer, or 0; families differ in how their configs tell it."""
     config: Any = model.config
     if model_type(model) == "llama":
-        return 0
+        return [0] * layers
     window = getattr(config, "sliding_window", None) or 0
     if type(window) is not int or window < 0:
         raise UnsupportedModelError(f"sliding_window {window!s:.40} is not native")
     if window >= config.max_position_embeddings:
-        window = 0  # nothing is ever that far away
+        window = 0  # no key is ever that far away
     if model_type(model) == "mistral":
-        return window
-    kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
-    if kinds == {"full_attention"}:
-        return 0
-    if kinds != {"sliding_attention"}:
-        told = ", ".join(sorted(kinds))
-        raise UnsupportedModelError(f"layer_types {told} are not native: all must be of one kind")
-    return window
+        return [window] * layers
+    kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * layers)
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedModelError(f"layer_types {kind!s:.40} is not native")
+    if len(kinds) < layers:
+        raise UnsupportedModelError(f"layer_types has {len(kinds)} entries for {layers} layers")
+    return [window if kind == "sliding_attention" else 0 for kind in kinds[:layers]]
 
 
 def _rotary(model: nn.Module, decoder: list[str]) -> Any:

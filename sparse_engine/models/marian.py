@@ -9,32 +9,38 @@ from typing import Any
 from torch import nn
 
 from sparse_engine.models.base import (
+    AttentionNames,
     Family,
+    FeedForwardNames,
+    LayerGeometry,
     LayerNames,
     LayerStack,
     Residual,
     activation_of,
-    children_of,
+    layers_in,
     model_type,
+    uniform,
 )
 
 ENCODER = LayerNames(
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    output="self_attn.out_proj",
-    norm1="self_attn_layer_norm",
-    up="fc1",
-    down="fc2",
-    norm2="final_layer_norm",
+    attention=AttentionNames(
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        output="self_attn.out_proj",
+        sum_norm="self_attn_layer_norm",
+    ),
+    feed_forward=FeedForwardNames(up="fc1", down="fc2", sum_norm="final_layer_norm"),
 )
 DECODER = replace(
     ENCODER,
-    cross_query="encoder_attn.q_proj",
-    cross_key="encoder_attn.k_proj",
-    cross_value="encoder_attn.v_proj",
-    cross_output="encoder_attn.out_proj",
-    cross_norm="encoder_attn_layer_norm",
+    cross_attention=AttentionNames(
+        query="encoder_attn.q_proj",
+        key="encoder_attn.k_proj",
+        value="encoder_attn.v_proj",
+        output="encoder_attn.out_proj",
+        sum_norm="encoder_attn_layer_norm",
+    ),
 )
 
 
@@ -45,26 +51,29 @@ class Marian(Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "marian" and bool(children_of(model, "encoder.layers"))
+        return model_type(model) == "marian" and bool(layers_in(model, "encoder.layers"))
 
-    def blocks(self, model: nn.Module) -> list[str]:
-        return children_of(model, "encoder.layers") + children_of(model, "decoder.layers")
+    def layers(self, model: nn.Module) -> list[str]:
+        return layers_in(model, "encoder.layers") + layers_in(model, "decoder.layers")
 
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
-        return {f"{block}.self_attn.out_proj": Residual(block, 0) for block in self.blocks(model)}
+        return {f"{layer}.self_attn.out_proj": Residual(layer, 0) for layer in self.layers(model)}
 
     def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
         stacks = []
         for part, names in (("encoder", ENCODER), ("decoder", DECODER)):
+            layers = tuple(layers_in(model, f"{part}.layers"))
+            geometry = LayerGeometry(
+                head_size=config.d_model // getattr(config, f"{part}_attention_heads"),
+                activation=activation_of(config.activation_function),
+            )
             stacks.append(
                 LayerStack(
-                    blocks=tuple(children_of(model, f"{part}.layers")),
-                    layer=names,
+                    layers,
+                    names,
+                    uniform(geometry, layers),
                     hidden=config.d_model,
-                    heads=getattr(config, f"{part}_attention_heads"),
-                    inner=getattr(config, f"{part}_ffn_dim"),
-                    activation=activation_of(config.activation_function),
                     causal=part == "decoder",
                     reach=config.max_position_embeddings,
                     embedding="embed_tokens",

@@ -8,24 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.models.base import (
+    AttentionNames,
     Family,
+    FeedForwardNames,
+    LayerGeometry,
     LayerNames,
     LayerStack,
     Residual,
     activation_of,
-    children_of,
+    layers_in,
     model_type,
+    uniform,
 )
 
 LAYER = LayerNames(
-    query="attention.attn.q",
-    key="attention.attn.k",
-    value="attention.attn.v",
-    output="attention.attn.o",
-    up="intermediate.dense",
-    down="output.dense",
-    norm1="attention.LayerNorm",
-    norm2="output.LayerNorm",
+    attention=AttentionNames(
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        output="attention.attn.o",
+        sum_norm="attention.LayerNorm",
+    ),
+    feed_forward=FeedForwardNames(
+        up="intermediate.dense",
+        down="output.dense",
+        sum_norm="output.LayerNorm",
+    ),
 )
 
 
@@ -38,28 +46,31 @@ class MPNet(Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "mpnet" and bool(children_of(model, "encoder.layer"))
+        return model_type(model) == "mpnet" and bool(layers_in(model, "encoder.layer"))
 
-    def blocks(self, model: nn.Module) -> list[str]:
-        return children_of(model, "encoder.layer")
+    def layers(self, model: nn.Module) -> list[str]:
+        return layers_in(model, "encoder.layer")
 
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         found = {}
-        for block in self.blocks(model):
-            found[f"{block}.attention.attn.o"] = Residual(f"{block}.attention", argument=0)
-            found[f"{block}.output.dense"] = Residual(f"{block}.output", argument=1)
+        for layer in self.layers(model):
+            found[f"{layer}.attention.attn.o"] = Residual(f"{layer}.attention", argument=0)
+            found[f"{layer}.output.dense"] = Residual(f"{layer}.output", argument=1)
         return found
 
     def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
-        stack = LayerStack(
-            blocks=tuple(self.blocks(model)),
-            layer=LAYER,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            inner=config.intermediate_size,
+        geometry = LayerGeometry(
+            head_size=config.hidden_size // config.num_attention_heads,
             activation=activation_of(config.hidden_act),
             position_bias=_position_bias,
+        )
+        layers = tuple(self.layers(model))
+        stack = LayerStack(
+            layers,
+            LAYER,
+            uniform(geometry, layers),
+            hidden=config.hidden_size,
             reach=config.max_position_embeddings,
         )
         return (stack,)

@@ -9,36 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.models.base import (
+    AttentionNames,
     Family,
+    FeedForwardNames,
+    LayerGeometry,
     LayerNames,
     LayerStack,
     Residual,
     activation_of,
     model_type,
+    uniform,
 )
 
 ENCODER = LayerNames(
-    query="layer.0.SelfAttention.q",
-    key="layer.0.SelfAttention.k",
-    value="layer.0.SelfAttention.v",
-    output="layer.0.SelfAttention.o",
-    norm1="layer.0.layer_norm",
-    up="layer.1.DenseReluDense.wi",
-    down="layer.1.DenseReluDense.wo",
-    norm2="layer.1.layer_norm",
+    attention=AttentionNames(
+        query="layer.0.SelfAttention.q",
+        key="layer.0.SelfAttention.k",
+        value="layer.0.SelfAttention.v",
+        output="layer.0.SelfAttention.o",
+        input_norm="layer.0.layer_norm",
+    ),
+    feed_forward=FeedForwardNames(
+        up="layer.1.DenseReluDense.wi",
+        down="layer.1.DenseReluDense.wo",
+        input_norm="layer.1.layer_norm",
+    ),
 )
-DECODER = replace(
-    ENCODER,
-    cross_query="layer.1.EncDecAttention.q",
-    cross_key="layer.1.EncDecAttention.k",
-    cross_value="layer.1.EncDecAttention.v",
-    cross_output="layer.1.EncDecAttention.o",
-    cross_norm="layer.1.layer_norm",
-    up="layer.2.DenseReluDense.wi",
-    down="layer.2.DenseReluDense.wo",
-    norm2="layer.2.layer_norm",
+DECODER = LayerNames(
+    attention=ENCODER.attention,
+    feed_forward=FeedForwardNames(
+        up="layer.2.DenseReluDense.wi",
+        down="layer.2.DenseReluDense.wo",
+        input_norm="layer.2.layer_norm",
+    ),
+    cross_attention=AttentionNames(
+        query="layer.1.EncDecAttention.q",
+        key="layer.1.EncDecAttention.k",
+        value="layer.1.EncDecAttention.v",
+        output="layer.1.EncDecAttention.o",
+        input_norm="layer.1.layer_norm",
+    ),
 )
-# Positions are distances, for which any length will do: the table holds those up to here.
+# Position biases depend on distances, which have no limit. The table holds those below this one.
 REACH = 4096
 
 
@@ -49,10 +61,10 @@ class T5(Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "t5" and bool(_blocks(model, "encoder"))
+        return model_type(model) == "t5" and bool(_layers(model, "encoder"))
 
-    def blocks(self, model: nn.Module) -> list[str]:
-        return _blocks(model, "encoder") + _blocks(model, "decoder")
+    def layers(self, model: nn.Module) -> list[str]:
+        return _layers(model, "encoder") + _layers(model, "decoder")
 
     def residuals(self, model: nn.Module) -> dict[str, Residual]:
         """Every linear that writes to the stream does so in a `layer.M` that gets the stream."""
@@ -65,30 +77,31 @@ class T5(Family):
 
     def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
         config: Any = model.config
+        geometry = LayerGeometry(
+            head_size=config.d_kv,
+            activation=activation_of(config.dense_act_fn),
+            scale=1.0,
+            position_bias=distance_bias,
+        )
         stacks = []
         for part, names in (("encoder", ENCODER), ("decoder", DECODER)):
-            blocks = tuple(_blocks(model, part))
-            if not blocks:  # T5EncoderModel
+            layers = tuple(_layers(model, part))
+            if not layers:  # T5EncoderModel
                 continue
             if config.is_gated_act:
-                up = names.up
-                names = replace(names, gate=f"{up}_0", up=f"{up}_1")
+                up = names.feed_forward.up
+                gated = replace(names.feed_forward, gate=f"{up}_0", up=f"{up}_1")
+                names = replace(names, feed_forward=gated)
             stacks.append(
                 LayerStack(
-                    blocks=blocks,
-                    layer=names,
+                    layers,
+                    names,
+                    uniform(geometry, layers),
                     hidden=config.d_model,
-                    heads=config.num_heads,
-                    head=config.d_kv,
-                    inner=config.d_ff,
-                    activation=activation_of(config.dense_act_fn),
-                    norm_first=True,
-                    scale=1.0,
                     causal=part == "decoder",
                     reach=REACH,
-                    position_bias=distance_bias,
                     embedding="embed_tokens",
-                    last="final_layer_norm",
+                    final_norm="final_layer_norm",
                 )
             )
         return tuple(stacks)
@@ -108,7 +121,7 @@ def distance_bias(stack: Any, reach: int) -> Tensor:
     return table[buckets].t()
 
 
-def _blocks(model: nn.Module, part: str) -> list[str]:
+def _layers(model: nn.Module, part: str) -> list[str]:
     names = dict(model.named_modules())
     for name in names:
         if f".{name}".endswith(f".{part}.block"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -10,23 +11,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.backends import backend_of
-from sparse_engine.models import LayerNames, LayerStack
+from sparse_engine.models import (
+    AttentionNames,
+    FeedForwardNames,
+    LayerGeometry,
+    LayerNames,
+    LayerStack,
+)
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.nn.attention import SparseMultiheadAttention
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.encoder import NativeEncoder
 from sparse_engine.nn.parts import ComposedModule, as_dense_linear
 
-LAYER_NAMES = LayerNames(
+ATTENTION = AttentionNames(
     query="self_attn.q_proj",
     key="self_attn.k_proj",
     value="self_attn.v_proj",
     output="self_attn.out_proj",
-    up="linear1",
-    down="linear2",
-    norm1="norm1",
-    norm2="norm2",
 )
+FEED_FORWARD = FeedForwardNames(up="linear1", down="linear2")
+
+
+def _layer_names(norm_first: bool) -> LayerNames:
+    """Names inside a torch.nn.TransformerEncoderLayer, whose option says where its norms are."""
+    place = "input_norm" if norm_first else "sum_norm"
+    return LayerNames(
+        replace(ATTENTION, **{place: "norm1"}), replace(FEED_FORWARD, **{place: "norm2"})
+    )
+
+
 Layer = TypeVar("Layer", bound=nn.Module)
 # The submodules that the native call replaces, and the classes that each of them may have.
 LINEAR, NORM, DROPOUT = (nn.Linear, SparseLinear), (nn.LayerNorm,), (nn.Dropout, nn.Identity)
@@ -125,19 +139,17 @@ class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
     def _native(self) -> NativeEncoder:
         """The layer as a stack of one, made again when its geometry or options have changed."""
         attention = self.self_attn
-        options: dict[str, Any] = {
-            "hidden": attention.embed_dim,
-            "heads": attention.num_heads,
-            "inner": self.linear1.out_features,
-            "activation": str(self._activation()),
-            "norm_first": self.norm_first,
-        }
-        if self._encoder is None or self._encoder[0] != options:
+        geometry = LayerGeometry(
+            head_size=attention.embed_dim // attention.num_heads,
+            activation=str(self._activation()),
+        )
+        names = _layer_names(self.norm_first)
+        stack = LayerStack(("layers.0",), names, (geometry,), attention.embed_dim)
+        if self._encoder is None or self._encoder[0] != stack:
             parent = nn.Module()
             parent.layers = nn.ModuleList([self])
-            stack = LayerStack(blocks=("layers.0",), layer=LAYER_NAMES, **options)
             # In a tuple, so that it is no submodule.
-            self._encoder = (options, NativeEncoder(parent.eval(), stack))
+            self._encoder = (stack, NativeEncoder(parent.eval(), stack))
         return self._encoder[1]
 
     def _activation(self) -> str | None:
@@ -148,7 +160,7 @@ class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
             return "gelu"
         return None
 
-    _encoder: tuple[dict[str, Any], NativeEncoder] | None = None
+    _encoder: tuple[LayerStack, NativeEncoder] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoder": None}

@@ -15,7 +15,7 @@ from sparse_engine.nn import NativeDecoder
 
 pytest.importorskip("transformers")
 
-from sparse_engine.nn.native.cache import native_layer
+from sparse_engine.nn.native.cache import native_cache_layer
 
 transformers = pytest.importorskip("transformers")
 
@@ -42,6 +42,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 50,
 }
+SLIDING, FULL = "sliding_attention", "full_attention"
+WINDOW = {"use_sliding_window": True, "sliding_window": 9}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama, one key head": ("Llama", {"num_key_value_heads": 1, "attention_bias": True}),
@@ -51,7 +53,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {}),
     "gpt2, no bias of scores": ("GPT2", {"scale_attn_weights": False, "n_inner": 50}),
     "qwen2": ("Qwen2", {}),
+    "qwen2, alternating windows": ("Qwen2", {"layer_types": [SLIDING, FULL, SLIDING]} | WINDOW),
+    "qwen2, last layers": ("Qwen2", {"max_window_layers": 1} | WINDOW),
     "qwen3": ("Qwen3", {"head_dim": 20}),
+    "qwen3, one window": ("Qwen3", {"layer_types": [FULL, SLIDING, FULL]} | WINDOW),
 }
 
 
@@ -177,7 +182,7 @@ def test_a_cache_goes_on_where_it_stopped(steps: list[int]) -> None:
         cache = output[CACHE]
         found.append(output.logits)
     assert cache.get_seq_length() == sum(steps)
-    assert native_layer(cache).nbytes > 0
+    assert native_cache_layer(cache).nbytes > 0
     assert (torch.cat(found, 1) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -208,7 +213,7 @@ def test_keys_and_values_are_kept_as_weights_are(dtype: str, asked: str | None, 
     assert isinstance(decoder, NativeDecoder)
     decoder.cache_dtype = asked
     out = model(torch.tensor([[5, 6, 7]]), use_cache=True)
-    layer = native_layer(out[CACHE])
+    layer = native_cache_layer(out[CACHE])
     assert layer is not None
     assert layer.native.dtype == kept
 
@@ -245,10 +250,21 @@ def test_models_without_native_layers_say_why() -> None:
         ("llama", {"rope_parameters": dynamic}, "rope_type 'dynamic'"),
         ("llama", {"hidden_act": "tanh"}, "tanh"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-        ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, "layer_types"),
+        ("qwen2", {"layer_types": ["full_attention"] * 2 + ["chunked_attention"]}, "chunked"),
     ):
         assert why in se.sparsify_(hugging(kind, **more), "csr").blocks
     assert "bare decoder" in se.sparsify_(hugging("llama", "Model"), "csr").blocks
+
+
+def test_each_layer_has_the_window_of_its_type() -> None:
+    model = sparse(hugging("qwen2, last layers"))
+    assert [layer.window for layer in model.model.stack.geometry] == [0, 9, 9]
+    few = hugging("qwen2, alternating windows")
+    few.config.layer_types = [SLIDING]
+    assert "1 entries for 3 layers" in se.sparsify_(few, "csr").blocks
+    other = hugging("qwen2, alternating windows")  # built with windows that its config lost
+    other.config.layer_types = [FULL, SLIDING, FULL]
+    assert "layers.0.self_attn has" in se.sparsify_(other, "csr").blocks
 
 
 def test_bad_input_is_refused() -> None:
@@ -277,7 +293,7 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(UsageError, match=why):
             model(**given)
     model(one, attention_mask=grown, **{CACHE: cache})  # nothing was harmed
-    assert native_layer(cache).native.lengths == [6, 4]
+    assert native_cache_layer(cache).native.lengths == [6, 4]
 
 
 def test_an_empty_cache_of_transformers_is_filled() -> None:
@@ -321,11 +337,12 @@ def test_a_window_is_where_its_family_says() -> None:
 
 
 def test_padding_between_tokens_is_refused_where_distances_count() -> None:
-    model, ids = sparse(hugging("mistral, window")), torch.randint(3, 90, (1, 20))
+    ids = torch.randint(3, 90, (1, 20))
     mask = torch.ones_like(ids)
     mask[0, 4] = 0
-    with pytest.raises(UsageError, match="between tokens"):
-        model(ids, attention_mask=mask)
+    for kind in ("mistral, window", "qwen3, one window"):
+        with pytest.raises(UsageError, match="between tokens"):
+            sparse(hugging(kind))(ids, attention_mask=mask)
     sparse(hugging("llama"))(ids, attention_mask=mask)
 
 
@@ -360,7 +377,7 @@ def test_rotary_tables_are_built_as_far_as_positions_go(kind: str) -> None:
             got = model(input_ids=ids, position_ids=places).logits
             expected = dense.double()(input_ids=ids, position_ids=places).logits
         assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
-        sizes.append(len(model.model._given[0]["rotary"][0]))
+        sizes.append(model.model.rotary_positions)
     assert sizes == [1024, 2048, 4096, 4096]
     with pytest.raises(UsageError, match="position 100000000 is past the model's 100000000"):
         model(input_ids=ids, position_ids=torch.arange(10**8 - 4, 10**8 + 1)[None])

@@ -1,4 +1,4 @@
-"""Model families: recognition, blocks, residual streams."""
+"""Model families: recognition, layers, residual streams."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_encoders_are_recognised(kind: str) -> None:
     model = make(kind)
     family = find_family(model)
     assert isinstance(family, Bert)
-    assert family.blocks(model) == ["encoder.layer.0", "encoder.layer.1"]
+    assert family.layers(model) == ["encoder.layer.0", "encoder.layer.1"]
 
 
 def test_names_carry_the_prefix_of_a_head_model() -> None:
     model = make("Bert", "ForSequenceClassification")
     family = find_family(model)
     assert family is not None
-    assert family.blocks(model)[0] == "bert.encoder.layer.0"
+    assert family.layers(model)[0] == "bert.encoder.layer.0"
 
 
 def test_residual_is_what_the_linear_output_is_added_to() -> None:

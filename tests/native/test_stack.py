@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import Any
 
@@ -10,18 +11,16 @@ import pytest
 import torch
 from stack_cases import (
     CONFIG,
-    CROSS,
     ISAS,
-    OWN,
     VARIANTS,
+    Builder,
     cache_of,
     error_of,
     make,
     native,
-    norm_of,
-    reference,
     run,
 )
+from stack_reference import reference
 from torch import Tensor
 
 from sparse_engine import _core
@@ -110,7 +109,7 @@ def test_threads_do_not_change_a_bit(threads: int) -> None:
 
 
 def test_a_mean_far_from_zero_costs_no_digits() -> None:
-    config = CONFIG | {"norm_first": True}
+    config = CONFIG | {"norms": ("input",)}
     layers = make(config, 1, torch.float32)
     x = torch.randn(9, 20) + 1000.0
     y = run(native(config, layers), x, [9])
@@ -132,54 +131,147 @@ def test_scores_far_apart_and_nan() -> None:
     assert torch.isfinite(y[50:]).all()  # another sequence
 
 
-def bad(change: dict[str, Any], layer: dict[str, Any] | None = None) -> None:
-    config = CONFIG | change
-    told = {k: v for k, v in config.items() if k not in OWN}
-    told |= {"activation": config["activation"] if change.get("activation") else 2}
-    told |= {"rotary": change.get("rotary"), "last": None}
-    made = make(CONFIG, 1, torch.float32)[0]
-    given: dict[str, Any] = {
-        name: norm_of(CONFIG, pair)
-        if "norm" in name
-        else (weight_handle(Runs.from_dense(pair[0])), None, None)
-        for name, pair in made.items()
-        if name != "last"
+def parts() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of an attention and of a feed-forward that fit each other."""
+    layer, builder = make(CONFIG, 1, torch.float32)[0], Builder(CONFIG)
+    linears = {
+        name: builder.linear(0, layer[name])
+        for name in ("query", "key", "value", "output", "up", "down")
     }
-    given |= dict.fromkeys(CROSS)
-    _core.Stack(told, [{**given, "gate": None, **(layer or {})}])
+    feed_forward = {name: linears.pop(name) for name in ("up", "down")}
+    sizes = {"heads": 4, "key_heads": 4, "head_size": 5}
+    return sizes | linears, feed_forward | {"activation": "gelu"}
 
 
-def test_bad_stacks_are_refused() -> None:
-    bad({})
-    weight = torch.randn(20, 20)
-    runs, bits = (weight_handle(cls.from_dense(weight)) for cls in (Runs, Bits))
-    table = np.zeros((4, 3), np.float32)
-    for change in (
-        {"hidden": 0},
-        {"heads": 3},
-        {"key_heads": 3},
-        {"activation": 9},
-        {"window": -1},
-        {"rotary": (table, table)},  # wider than half a head
-        {"rotary": (table[:, :2].copy(), table[:3, :2].copy())},
-        {"more": 1},
+def pair(out: int, features: int, rows: bool = True) -> _core.LinearPair:
+    weight = torch.randn(out, features)
+    return _core.LinearPair(
+        panels=weight_handle(Runs.from_dense(weight)),
+        rows=weight_handle(Bits.from_dense(weight)) if rows else None,
+    )
+
+
+def test_bad_weights_norms_and_tables_are_refused() -> None:
+    runs, bits = (weight_handle(cls.from_dense(torch.randn(6, 5))) for cls in (Runs, Bits))
+    other = weight_handle(Bits.from_dense(torch.randn(5, 6)))
+    _core.LinearPair(panels=runs, rows=bits, bias=np.zeros(6, "f"))
+    for arguments in (
+        {},
+        {"panels": bits},
+        {"rows": runs},
+        {"panels": runs, "rows": other},
+        {"panels": runs, "bias": np.zeros(5, "f")},
     ):
-        with pytest.raises((ValueError, RuntimeError)):
-            bad(change)
-    for layer in (
-        {"up": (runs, None, None)},
+        with pytest.raises(ValueError, match="linear"):
+            _core.LinearPair(**arguments)
+    for arguments in (
+        {"gamma": np.ones(3, "f"), "beta": np.zeros(4, "f"), "epsilon": 1e-5},
+        {"epsilon": -1.0},
+        {"epsilon": math.nan},
+    ):
+        with pytest.raises(ValueError, match="norm"):
+            _core.Norm(**arguments)
+    with pytest.raises(ValueError, match="rotary"):
+        _core.RotaryTable(np.zeros((4, 2), "f"), np.zeros((3, 2), "f"))
+    with pytest.raises(ValueError, match="position bias"):
+        _core.PositionBias(np.zeros((4, 2), "f"))
+
+
+def test_bad_attention_is_refused() -> None:
+    attention, _ = parts()
+    table, wide = (np.zeros((4, n), "f") for n in (2, 3))
+    _core.Attention(**attention, rotary=_core.RotaryTable(table, table))
+    for change in (
+        {"heads": 0},
+        {"heads": 3},
+        {"heads": 1 << 40},
+        {"key_heads": 3},
+        {"head_size": 4},
+        {"window": -1, "causal": True},
+        {"window": 5},  # of all keys, not of the earlier ones
+        {"scale": math.inf},
         {"query": None},
         {"key": None},
-        {"query": (bits, None, None)},
-        {"query": (None, runs, None)},
-        {"query": (None, bits, None)},  # the others have nothing for rows
-        {"query": (runs, None, np.zeros(3, np.float32))},
-        {"norm1": (np.zeros(3, np.float32), None, 1e-5, False)},
-        {"norm2": None},
-        {"key_norm": (np.zeros(3, np.float32), None, 1e-5, False)},
+        {"output": None},
+        {"value": pair(20, 19)},
+        {"query": pair(19, 20)},
+        {"output": pair(20, 19)},
+        {"rotary": _core.RotaryTable(wide, wide)},
+        {"position_bias": _core.PositionBias(np.zeros((3, 9), "f"))},
+    ):
+        with pytest.raises(ValueError, match="attention"):
+            _core.Attention(**attention | change)
+    for place in ("input_norm", "output_norm", "sum_norm", "query_norm", "key_norm"):
+        with pytest.raises(ValueError, match="norm"):
+            _core.Attention(**attention, **{place: _core.Norm(gamma=np.ones(3, "f"), epsilon=0.0)})
+    with pytest.raises(TypeError):
+        _core.Attention(**attention, windows=3)
+
+
+def test_bad_feed_forwards_are_refused() -> None:
+    _, feed_forward = parts()
+    _core.FeedForward(**feed_forward, gate=pair(33, 20))
+    for change, why in (
+        ({"up": None}, "needed"),
+        ({"down": pair(20, 32)}, "shape"),
+        ({"gate": pair(32, 20)}, "shape"),
+        ({"activation": "tanh"}, "unknown activation tanh"),
+        ({"sum_norm": _core.Norm(beta=np.ones(3, "f"), epsilon=0.0)}, "norm"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            _core.FeedForward(**feed_forward | change)
+
+
+def test_bad_layers_and_stacks_are_refused() -> None:
+    sizes, linears = parts()
+    attention, feed_forward = _core.Attention(**sizes), _core.FeedForward(**linears)
+    layer = _core.Layer(attention=attention, feed_forward=feed_forward)
+    narrow = _core.FeedForward(up=pair(7, 19), down=pair(19, 7), activation="relu")
+    stacked = _core.Attention(
+        heads=4, key_heads=4, head_size=5, query=pair(60, 20), output=pair(20, 20)
+    )
+    for arguments in (
+        {"attention": attention, "feed_forward": narrow},
+        {"attention": None, "feed_forward": feed_forward},
+        {"attention": attention, "feed_forward": feed_forward, "cross_attention": stacked},
+        {
+            "attention": attention,
+            "feed_forward": feed_forward,
+            "cross_attention": _core.Attention(**sizes, causal=True),
+        },
+    ):
+        with pytest.raises(ValueError, match="layer"):
+            _core.Layer(**arguments)
+    crossing = _core.Layer(
+        attention=attention, feed_forward=feed_forward, cross_attention=attention
+    )
+    panels = {name: pair(20, 20, rows=False) for name in ("query", "key", "value", "output")}
+    rows = _core.LinearPair(rows=weight_handle(Bits.from_dense(torch.randn(33, 20))))
+    mixed = _core.Layer(
+        attention=_core.Attention(**sizes | panels),
+        feed_forward=_core.FeedForward(**linears | {"up": rows}),
+    )
+    for hidden, layers, norm in (
+        (0, [], None),
+        (19, [layer], None),
+        (20, [None], None),
+        (20, [layer, crossing], None),
+        (20, [mixed], None),  # some weights for panels alone, some for rows alone
+        (20, [layer], _core.Norm(gamma=np.ones(3, "f"), epsilon=0.0)),
     ):
         with pytest.raises(ValueError, match="stack"):
-            bad({}, layer)
+            _core.Stack(hidden, layers, norm)
+
+
+def test_a_stack_keeps_alive_what_it_reads() -> None:
+    config = CONFIG | VARIANTS["two rotary bases"]
+    layers, x = make(config, 3, torch.float32), torch.randn(9, 20)
+    stack = native(config, layers)  # nothing else refers to the parts any more
+    gc.collect()
+    torch.randn(1000, 1000)
+    assert error_of(run(stack, x, [9]), reference(config, layers, x)) < 2e-5
+    assert stack.kv_heads == [(2, 6)] * 3
+    assert stack.memory_heads == []
 
 
 def test_bad_inputs_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,17 @@ from stack_cases import (
     CONFIG,
     ISAS,
     LLAMA,
+    PRE,
+    UNEVEN,
     VARIANTS,
     cache_of,
     error_of,
     make,
+    memory_of,
     native,
-    reference,
     run,
 )
+from stack_reference import reference
 from torch import Tensor
 
 from sparse_engine import _core
@@ -91,11 +95,11 @@ def test_a_cache_in_bfloat16_rounds_keys_and_values(variant: str, isa: str) -> N
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_memory_in_bfloat16(isa: str) -> None:
-    config = CONFIG | {"causal": True, "cross": True, "norm_first": True}
+    config = CONFIG | {"causal": True, "cross": True, "norms": ("input",)}
     layers = make(config, 2, torch.float32)
     stack, memory = native(config, layers), cache_of(config, 2, 1, "bfloat16")
     source, x = torch.randn(70, 20), torch.randn(9, 20)
-    stack.remember(source.numpy(), [70], memory, isa)
+    stack.encode_memory(source.numpy(), [70], memory, isa)
     y, cache = torch.empty_like(x), cache_of(config, 2, 1, "bfloat16")
     for begin, end in ((0, 8), (8, 9)):
         part = y[begin:end].numpy()
@@ -117,15 +121,24 @@ def test_a_few_tokens_run_on_rows_where_there_is_a_cache() -> None:
             run(rows, x[:tokens], [tokens], cache=cache)
 
 
+CROSS_SIZES: list[dict[str, Any]] = [
+    {},
+    {"heads": 6, "key_heads": 2, "head": 17},
+    UNEVEN,
+    {"cross sizes": {"heads": 6, "key_heads": 3, "head": 9}},  # more than in self-attention
+    {"heads": 8, "cross sizes": {"heads": 1, "key_heads": 1, "head": 3}},
+]
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("norm_first", [False, True])
-@pytest.mark.parametrize("sizes", [{}, {"heads": 6, "key_heads": 2, "head": 17}], ids=str)
-def test_cross_attention(norm_first: bool, sizes: dict[str, int], isa: str) -> None:
-    config = CONFIG | {"causal": True, "cross": True, "norm_first": norm_first} | sizes
+@pytest.mark.parametrize("norms", [("sum",), ("input",), ("input", "output")], ids=str)
+@pytest.mark.parametrize("sizes", CROSS_SIZES, ids=str)
+def test_cross_attention(norms: tuple[str, ...], sizes: dict[str, Any], isa: str) -> None:
+    config = CONFIG | {"causal": True, "cross": True, "norms": norms} | sizes
     layers = make(config, 3, torch.float32)
-    stack, cache, memory = native(config, layers), cache_of(config, 3, 3), cache_of(config, 3, 3)
+    stack, cache, memory = native(config, layers), cache_of(config, 3, 3), memory_of(config, 3, 3)
     sources = [torch.randn(n, 20) for n in (1, 130, 64)]
-    stack.remember(torch.cat(sources).numpy(), [1, 130, 64], memory, isa)
+    stack.encode_memory(torch.cat(sources).numpy(), [1, 130, 64], memory, isa)
     assert memory.lengths == [1, 130, 64]
     whole = [torch.randn(sum(step[i] for step in STEPS), 20) for i in range(3)]
     found: list[list[Tensor]] = [[], [], []]
@@ -155,17 +168,17 @@ def test_bad_memories_are_refused() -> None:
         (lambda: stack.run(x, [5], y), "memory"),
         (lambda: stack.run(x, [5], y, None, None, memory), "empty"),
         (lambda: stack.run(x, [5], y, memory, None, memory), "must not be the same"),
-        (lambda: stack.remember(x, [4], memory), "must be"),
-        (lambda: stack.remember(x, [5, 0], cache_of(config, 2, 2)), "1 or more"),
-        (lambda: stack.remember(x, [5], cache_of(config, 3, 1)), "another model"),
-        (lambda: other.remember(x, [5], cache_of(CONFIG, 2, 1)), "no cross attention"),
+        (lambda: stack.encode_memory(x, [4], memory), "must be"),
+        (lambda: stack.encode_memory(x, [5, 0], cache_of(config, 2, 2)), "1 or more"),
+        (lambda: stack.encode_memory(x, [5], cache_of(config, 3, 1)), "another model"),
+        (lambda: other.encode_memory(x, [5], cache_of(CONFIG, 2, 1)), "no cross attention"),
     ):
         with pytest.raises(ValueError, match=why):
             call()
-    stack.remember(x, [5], memory)
+    stack.encode_memory(x, [5], memory)
     with pytest.raises(ValueError, match="not empty"):
-        stack.remember(x, [5], memory)
-    with pytest.raises(ValueError, match="only it"):
+        stack.encode_memory(x, [5], memory)
+    with pytest.raises(ValueError, match="nothing else"):
         other.run(x, [5], y, None, None, memory)
 
 
@@ -191,7 +204,7 @@ def test_sequences_of_a_cache_are_copied_and_cropped() -> None:
     assert cache.nbytes == before  # shared
     new = torch.randn(3, 20)
     y = run(stack, new, [1, 1, 1], cache=cache)
-    assert cache.nbytes == before + before // 4  # the block that two write to
+    assert cache.nbytes == before + before // 4  # the page that two write to
     for row, old, token in ((0, b[:67], new[:1]), (1, a, new[1:2]), (2, b[:67], new[2:])):
         expected = reference(config, layers, torch.cat([old, token]))[-1:]
         assert error_of(y[row : row + 1], expected) < 2e-5
@@ -199,6 +212,50 @@ def test_sequences_of_a_cache_are_copied_and_cropped() -> None:
     y = run(stack, new, [1, 1, 1], cache=cache)
     assert error_of(y[:1], reference(config, layers, torch.cat([b[:10], new[:1]]))[-1:]) < 2e-5
     assert error_of(y[1:2], reference(config, layers, new[1:2])) < 2e-5
+
+
+def test_sequences_of_uneven_layers_are_copied_cropped_and_selected() -> None:
+    """Two pages a sequence, for layers of 2, 1 and 4 key heads of 7, 18 and 5 features."""
+    config = CONFIG | PRE | UNEVEN | {"causal": True}
+    layers, cache = make(config, 3, torch.float32), cache_of(config, 3, 2)
+    stack = native(config, layers)
+    a, b = torch.randn(2, 70, 20)
+    run(stack, torch.cat([a, b[:67]]), [70, 67], cache=cache)
+    elements = 2 * (7 + 16) + 1 * (18 + 32) + 4 * (5 + 16)
+    assert cache.nbytes == 4 * 64 * elements * 4  # four pages
+    twin = cache.copy()
+    assert twin.nbytes == cache.nbytes
+    cache.select([1, 0, 1])
+    new = torch.randn(3, 20)
+    y = run(stack, new, [1, 1, 1], cache=cache)
+    for row, old in ((0, b[:67]), (1, a), (2, b[:67])):
+        expected = reference(config, layers, torch.cat([old, new[row : row + 1]]))[-1:]
+        assert error_of(y[row : row + 1], expected) < 2e-5
+    assert twin.lengths == [70, 67]  # what was written to the other one is not in it
+    twin.crop([65, 3])
+    y = run(stack, new[:2], [1, 1], cache=twin)
+    for row, old in ((0, a[:65]), (1, b[:3])):
+        expected = reference(config, layers, torch.cat([old, new[row : row + 1]]))[-1:]
+        assert error_of(y[row : row + 1], expected) < 2e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_share_uneven_layers(threads: int) -> None:
+    """Panels of one thread each, and of all threads; buffers are those of the largest layer."""
+    config = CONFIG | UNEVEN | {"causal": True, "cross": True}
+    config |= {"cross sizes": {"heads": 6, "key_heads": 3, "head": 9}}
+    layers, before = make(config, 3, torch.float32), torch.get_num_threads()
+    stack, source = native(config, layers), torch.randn(5, 20)
+    for tokens in (64 * threads, 64 * threads + 3, 5):
+        memory, x = memory_of(config, 3, 1), torch.randn(tokens, 20)
+        y = torch.full_like(x, math.nan)
+        try:
+            torch.set_num_threads(threads)
+            stack.encode_memory(source.numpy(), [5], memory)
+            stack.run(x.numpy(), [tokens], y.numpy(), None, None, memory)
+        finally:
+            torch.set_num_threads(before)
+        assert error_of(y, reference(config, layers, x, memory=source)) < 2e-5
 
 
 def test_long_sequences_are_cut_into_passes() -> None:
@@ -240,9 +297,11 @@ def test_bad_caches_and_positions_are_refused() -> None:
         lambda: cache.crop([]),
         lambda: cache.select([1]),
         lambda: cache.select([]),
-        lambda: _core.KvCache(0, 1, 1, 1),
-        lambda: _core.KvCache(1, 1, 1, -1),
-        lambda: _core.KvCache(1, 1, 1, 1, "int8"),
+        lambda: _core.KvCache([], 1),
+        lambda: _core.KvCache([(0, 1)], 1),
+        lambda: _core.KvCache([(1, 1 << 40)], 1),
+        lambda: _core.KvCache([(1, 1)], -1),
+        lambda: _core.KvCache([(1, 1)], 1, "int8"),
     ):
         with pytest.raises(ValueError, match="cache"):
             call()

@@ -1,6 +1,6 @@
-"""NativeLayer: keys and values that the library keeps, as part of a cache of transformers.
+"""NativeCacheLayer: keys and values that the library keeps, as part of a cache of transformers.
 
-Imports transformers: only what has a transformers model at hand imports this.
+Imports transformers, so only code that has a transformers model imports this module.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
 
-# Whether `crop` is told how many columns to keep, as before transformers 5.24, not how many to drop.
-KEEPS = "tokens_to_remove" not in inspect.signature(Cache.crop).parameters
+# Before transformers 5.24 the argument of `crop` is how many columns to keep, not how many to drop.
+CROP_KEEPS = "tokens_to_remove" not in inspect.signature(Cache.crop).parameters
 
 
-class NativeLayer(CacheLayerMixin):
-    """All layers at once: transformers asks one for lengths, and tells every one what to do."""
+class NativeCacheLayer(CacheLayerMixin):
+    """The keys and values of all layers at once: a cache of transformers has it as its only layer."""
 
     is_sliding = False
     is_croppable = True
 
     def __init__(self, native: _core.KvCache, owner: object) -> None:
+        """Wrap `native`, which is empty; only the decoder `owner` can read it."""
         super().__init__()
         self.native = native
-        # The decoder whose keys these are: no other one can read them.
         self.owner = owner
         self.memory: _core.KvCache | None = None
         self.is_initialized = True
-        # Which columns of the padded batch the library holds: it keeps no padding.
+        # Which columns of the padded batch are in the cache: padding is not kept.
         self.kept = torch.ones(len(native.lengths), 0, dtype=torch.bool)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> NativeLayer:
-        """Another one that goes on from the same tokens; blocks are shared until one writes."""
-        twin = NativeLayer(self.native.copy(), self.owner)
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeCacheLayer:
+        """A copy that goes on from the same tokens; pages are shared until one writes to them."""
+        twin = NativeCacheLayer(self.native.copy(), self.owner)
         twin.kept = self.kept.clone()
         twin.memory = None if self.memory is None else self.memory.copy()
         return twin
@@ -46,7 +46,7 @@ class NativeLayer(CacheLayerMixin):
         """Nothing: there are no tensors."""
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values come from the library alone."""
+        """Refuse tensors: only the library adds keys and values."""
         raise UsageError("a native cache holds no tensors that single layers could read")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -64,22 +64,22 @@ class NativeLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.24
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.crop(0 if KEEPS else self.get_seq_length())
+        """Drop all tokens and the memory."""
+        self.crop(0 if CROP_KEEPS else self.get_seq_length())
         self.memory = None
 
     def crop(self, number: int) -> None:
-        """Forget the last `number` columns; in older transformers, all but the first `number`."""
-        columns = number if KEEPS and number >= 0 else self.get_seq_length() - abs(number)
+        """Drop the last `number` columns; in older transformers, all but the first `number`."""
+        columns = number if CROP_KEEPS and number >= 0 else self.get_seq_length() - abs(number)
         self.kept = self.kept[:, : max(0, columns)]
         self.native.crop(self.kept.sum(1).tolist())
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Sequence i goes on as beam_idx[i] did."""
+        """Let sequence i go on as beam_idx[i] did."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every sequence `repeats` times."""
+        """Repeat every sequence `repeats` times."""
         self.batch_select_indices(torch.arange(len(self.kept)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -99,23 +99,25 @@ class NativeLayer(CacheLayerMixin):
         return self.native.nbytes + (0 if self.memory is None else self.memory.nbytes)
 
 
-def native_layer(cache: Any) -> NativeLayer | None:
-    """What the library has filled of a cache; None if it has not."""
-    layers = getattr(_of_tokens(cache), "layers", None) or ()
-    return next((layer for layer in layers if isinstance(layer, NativeLayer)), None)
+def native_cache_layer(cache: Any) -> NativeCacheLayer | None:
+    """The layer of a cache that the library has filled; None if it has not."""
+    layers = getattr(_self_attention(cache), "layers", None) or ()
+    return next((layer for layer in layers if isinstance(layer, NativeCacheLayer)), None)
 
 
-def filled(cache: Any, layer: NativeLayer) -> Any:
-    """`cache`, an empty one of transformers' own, with `layer` for all of its layers; or a new one,
-    where there is none, or where transformers' are not made of layers yet.
+def fill_cache(cache: Any, layer: NativeCacheLayer) -> Any:
+    """Put `layer` in place of all layers of `cache`, an empty one of transformers.
+
+    Returns:
+        `cache`; or a new one where it is None, or of a version of transformers without layers.
     """
-    inner = _of_tokens(cache)
+    inner = _self_attention(cache)
     if not hasattr(inner, "layers"):
         return Cache(layers=[layer])
     inner.layers, inner.layer_class_to_replicate = [layer], None
     return cache
 
 
-def _of_tokens(cache: Any) -> Any:
-    """The part of an encoder-decoder's cache that grows."""
+def _self_attention(cache: Any) -> Any:
+    """The part of an encoder-decoder's cache that grows with each token."""
     return getattr(cache, "self_attention_cache", cache)

@@ -8,10 +8,10 @@ from torch import nn
 
 
 class Proxy(nn.Module):
-    """Runs what `original` does in another way; parameters, names and attributes stay its own."""
+    """Computes what `original` does in another way; parameters, names and attributes are shared."""
 
     def __init__(self, original: nn.Module) -> None:
-        """Share the submodules of `original`: a swap below either is seen by both."""
+        """Share the submodules of `original`: both see a module that is replaced in either."""
         super().__init__()
         self._modules = original._modules
         self._original = (original,)  # in a tuple, so that it is no submodule
@@ -19,11 +19,11 @@ class Proxy(nn.Module):
 
     @property
     def original(self) -> nn.Module:
-        """The module that this one stands for."""
+        """The module that this one replaces."""
         return self._original[0]
 
     def __getattr__(self, name: str) -> Any:
-        """What callers look for on the original: dtype, main_input_name, get_input_embeddings..."""
+        """Attributes of the original that callers read: dtype, main_input_name..."""
         try:
             return super().__getattr__(name)
         except AttributeError:
