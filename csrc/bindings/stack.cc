@@ -82,7 +82,7 @@ class BoundStack {
               "stack: rotary positions must be one for each token");
       for (int64_t t = 0; t < tokens; ++t)
         require(positions->data()[t] >= 0 && positions->data()[t] < positions_,
-                "stack: a position lies outside the rotary tables");
+                "stack: a position is outside the rotary tables");
     }
     require(step_layout(stack_, tokens, kv != nullptr).has_value(),
             "stack: a step of so many tokens needs weights that multiply panels");

@@ -11,7 +11,7 @@
 namespace se {
 
 // Panels at a fixed distance: one for each panel of the pass, or one for each thread where a thread
-// computes a panel by itself and nobody else reads the buffer.
+// computes a panel by itself and no other thread reads the buffer.
 struct PanelBuffer {
   float* data = nullptr;
   int64_t stride = 0;

@@ -14,7 +14,7 @@ struct SequenceSpan {
   int64_t sequence, position, tokens;
 };
 
-// The part of a span that lies in one panel, in lanes from `lane` on.
+// The part of a span in one panel, in lanes from `lane` on.
 struct Segment {
   int64_t panel, lane, queries;
   int64_t sequence;

@@ -1,4 +1,4 @@
-"""Native layers: install proxies that run the layers of a known family in one call, and remove them."""
+"""Native layers: proxies that run the layers of a known family in one call."""
 
 from __future__ import annotations
 

@@ -23,7 +23,13 @@ from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Package, Progress, open_package
 from sparse_engine.io.reader import load_package
 from sparse_engine.io.tensorfile import tensor_bytes
-from sparse_engine.models.inputs import check_ids, inputs_of_texts, positions, random_inputs, takes
+from sparse_engine.models.inputs import (
+    check_ids,
+    has_argument,
+    inputs_of_texts,
+    positions,
+    random_inputs,
+)
 
 TEXT_TOKENS = 512  # of a text, at most
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 0.15}
@@ -140,7 +146,7 @@ def _inputs(samples: int | Sequence[Any], model: nn.Module, folder: Path) -> Ite
         for text in samples:
             cut = tokenizer(text, return_tensors="pt", truncation=True, max_length=longest)
             texts = inputs_of_texts(model, cut["input_ids"], cut["attention_mask"])
-            yield {name: value for name, value in cut.items() if takes(model, name)} | texts
+            yield {name: value for name, value in cut.items() if has_argument(model, name)} | texts
     else:
         yield from samples
 

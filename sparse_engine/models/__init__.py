@@ -1,4 +1,4 @@
-"""What sparse_engine knows about model architectures: one file a family."""
+"""The supported model architectures: one file for each family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model family tells: how to recognise a model, and where its layers and residuals are."""
+"""Model families: how to recognise a model, and where its layers and residual streams are."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class LayerNames:
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """What a layer computes besides what its weights tell.
+    """What a layer computes, beyond what the shapes of its weights determine.
 
-    Numbers of heads and the width of the feed-forward are those of the weights, so a layer with
-    fewer of them needs no other geometry.
+    The numbers of heads and the width of the feed-forward follow from the weights, so layers from
+    which heads or units were pruned need no other geometry.
 
     Attributes:
         head_size: features of a head.
@@ -191,7 +191,7 @@ def activation_of(name: object) -> str:
     Raises:
         UnsupportedModelError: if it has none.
     """
-    known = {
+    names = {
         "relu": "relu",
         "gelu": "gelu",
         "gelu_python": "gelu",
@@ -200,9 +200,9 @@ def activation_of(name: object) -> str:
         "silu": "silu",
         "swish": "silu",
     }
-    if not isinstance(name, str) or name not in known:
+    if not isinstance(name, str) or name not in names:
         raise UnsupportedModelError(f"activation {name!r} has no native kernel")
-    return known[name]
+    return names[name]
 
 
 def model_type(model: nn.Module) -> str:

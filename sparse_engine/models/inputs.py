@@ -1,4 +1,4 @@
-"""What a model is called with: which token ids it takes, and inputs made of them or at random."""
+"""Inputs of models: checks of token ids, and keyword arguments made of texts or at random."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
 
-# Random inputs take these numbers of tokens in turn, for every kind of kernel.
+# Numbers of tokens of random inputs, in turn: each kind of kernel runs.
 LENGTHS = (1, 5, 16, 33, 128)
 # Modules that hold a row for each position, by the last part of their names.
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 AUDIO_SAMPLES = 4000  # of 16,000 a second
 
 
-def takes(model: nn.Module, argument: str) -> bool:
-    """Whether a model's forward has such an argument."""
+def has_argument(model: nn.Module, argument: str) -> bool:
+    """Whether a model's forward has an argument of this name."""
     return argument in inspect.signature(model.forward).parameters
 
 
 def vocabulary(model: nn.Module) -> int | None:
-    """Number of token ids that a model has an embedding for; None where there is none."""
+    """Number of token ids for which a model has embeddings; None without an embedding."""
     try:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
@@ -36,7 +36,7 @@ def vocabulary(model: nn.Module) -> int | None:
 
 
 def positions(model: nn.Module) -> int | None:
-    """Most tokens of a text that the position tables of a model allow; None without such a table."""
+    """The longest text that a model's position tables allow, in tokens; None without a table."""
     found = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
@@ -46,11 +46,20 @@ def positions(model: nn.Module) -> int | None:
     return min(found, default=None)
 
 
-def check_ids(model: nn.Module, given: Mapping[str, Any], what: str) -> None:
-    """Raise UsageError, beginning with `what`, for token ids or lengths that a model cannot take."""
+def check_ids(model: nn.Module, inputs: Mapping[str, Any], what: str) -> None:
+    """Check token ids and lengths against a model's tables.
+
+    Args:
+        model: the model that will be called.
+        inputs: keyword arguments of the call.
+        what: the beginning of the error message.
+
+    Raises:
+        UsageError: for an id outside the vocabulary, or more tokens than there are positions.
+    """
     rows, longest = vocabulary(model), positions(model)
     for name in ("input_ids", "decoder_input_ids"):
-        ids = given.get(name)
+        ids = inputs.get(name)
         if not isinstance(ids, Tensor) or not ids.numel() or ids.is_floating_point():
             continue
         if rows is not None and name == "input_ids":
@@ -73,12 +82,18 @@ def inputs_of_texts(
     answers: Tensor | None = None,
     answers_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Keyword arguments for texts: ids and mask int64 [n, seq], of the texts and of their answers.
+    """Keyword arguments for texts.
 
-    An encoder-decoder model gets the answers as what its decoder reads, or, where there are none,
-    the texts themselves; a model that chooses among answers gets one choice each.
+    The decoder of an encoder-decoder model reads the answers; without answers it reads the texts. A
+    model for multiple choice gets one choice for each text.
 
-    Raises UsageError for a model that needs other inputs than texts.
+    Args:
+        model: the model that will be called.
+        ids, mask: int64 [n, seq], of the texts.
+        answers, answers_mask: int64 [n, seq], of the answers.
+
+    Raises:
+        UsageError: for a model that needs other inputs than texts.
     """
     name = type(model).__name__
     needed = _needs(model)
@@ -99,17 +114,18 @@ def _text_inputs(
 ) -> dict[str, Tensor]:
     if type(model).__name__.endswith("ForMultipleChoice"):
         ids, mask = ids.unsqueeze(1), mask.unsqueeze(1)
-    given = {"input_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": ids, "attention_mask": mask}
     if has_decoder(model):
-        given["decoder_input_ids"] = ids if answers is None else answers
-        given["decoder_attention_mask"] = mask if answers_mask is None else answers_mask
-    return given if takes(model, "attention_mask") else {"input_ids": ids}
+        inputs["decoder_input_ids"] = ids if answers is None else answers
+        inputs["decoder_attention_mask"] = mask if answers_mask is None else answers_mask
+    return inputs if has_argument(model, "attention_mask") else {"input_ids": ids}
 
 
 def random_inputs(model: nn.Module, count: int) -> Iterator[dict[str, Tensor]]:
     """Keyword arguments of `count` calls, the same each time: tokens, images, sound.
 
-    Raises UsageError for a model of which it is not known what it reads.
+    Raises:
+        UsageError: for a model whose inputs its config does not describe.
     """
     generator = torch.Generator().manual_seed(0)
     rows = vocabulary(model)
@@ -117,9 +133,9 @@ def random_inputs(model: nn.Module, count: int) -> Iterator[dict[str, Tensor]]:
     if rows is None and "input_ids" in needed:
         raise UsageError("this model has no vocab_size: give verify its inputs as samples=[...]")
     config = _text_config(model)
-    told = getattr(config, "max_position_embeddings", None)
+    most = getattr(config, "max_position_embeddings", None)
     # Some models number positions from the padding token's id on, which costs two.
-    limits = [limit for limit in (told and told - 2, positions(model)) if limit]
+    limits = [limit for limit in (most and most - 2, positions(model)) if limit]
     end = getattr(config, "eos_token_id", None)
     for i in range(count):
         length = max(1, min([LENGTHS[i % len(LENGTHS)], *limits]))
@@ -128,15 +144,15 @@ def random_inputs(model: nn.Module, count: int) -> Iterator[dict[str, Tensor]]:
             # BART labels a text by its one end token.
             tokens[tokens == end] = (end + 1) % rows
             tokens[:, -1] = end
-        given: dict[str, Tensor] = {}
+        inputs: dict[str, Tensor] = {}
         for name in needed:
             if name == "input_ids":
-                given |= _text_inputs(model, tokens, torch.ones_like(tokens))
+                inputs |= _text_inputs(model, tokens, torch.ones_like(tokens))
             else:
-                given[name] = torch.randn(_shape(model, name), generator=generator)
+                inputs[name] = torch.randn(_shape(model, name), generator=generator)
         if has_decoder(model):
-            given.setdefault("decoder_input_ids", tokens)
-        yield given
+            inputs.setdefault("decoder_input_ids", tokens)
+        yield inputs
 
 
 def _text_config(model: nn.Module) -> Any:
@@ -154,21 +170,23 @@ def _text_config(model: nn.Module) -> Any:
 def has_decoder(model: nn.Module) -> bool:
     """Whether a model reads two texts, one in its encoder and one in its decoder."""
     config = getattr(model, "config", None)
-    return bool(getattr(config, "is_encoder_decoder", False)) and takes(model, "decoder_input_ids")
+    return bool(getattr(config, "is_encoder_decoder", False)) and has_argument(
+        model, "decoder_input_ids"
+    )
 
 
 def _needs(model: nn.Module) -> list[str]:
-    """What a model cannot do without: its main input, and the image of one that compares both."""
+    """The inputs that a model must have: its main input; with a vision part, also an image."""
     main = getattr(model, "main_input_name", "input_ids")
     vision = getattr(getattr(model, "config", None), "vision_config", None) is not None
     generates = getattr(model, "can_generate", lambda: False)()
-    if main == "input_ids" and vision and not generates and takes(model, "pixel_values"):
+    if main == "input_ids" and vision and not generates and has_argument(model, "pixel_values"):
         return ["input_ids", "pixel_values"]
     return [main]
 
 
 def _shape(model: nn.Module, name: str) -> tuple[int, ...]:
-    """Of an input that is not token ids, as the config has it."""
+    """The shape of an input that is not token ids, as the config describes it."""
     config: Any = getattr(model, "config", None)
     try:
         if name == "pixel_values":
@@ -186,6 +204,6 @@ def _shape(model: nn.Module, name: str) -> tuple[int, ...]:
     except AttributeError:
         pass
     raise UsageError(
-        f"{type(model).__name__} reads {name}, and its config does not say of what shape: "
+        f"{type(model).__name__} reads {name}, and its config does not describe its shape: "
         "give verify its inputs as samples=[...]"
     )

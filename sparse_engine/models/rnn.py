@@ -1,7 +1,7 @@
-"""Language models and taggers on recurrent networks, as models of transformers: a folder with config.json,
-safetensors and a tokenizer is pruned, converted and served as any other.
+"""Language models and taggers on recurrent networks, as models of transformers.
 
-Imports transformers: only sparse_engine.io.hugging, and who builds such a model, imports this.
+A folder with config.json, safetensors and a tokenizer is pruned, converted and served as any other.
+Imports transformers, so only sparse_engine.io.hugging and code that builds such a model import it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ CELLS: dict[str, tuple[type[nn.RNNBase], dict[str, Any]]] = {
     "rnn_tanh": (nn.RNN, {"nonlinearity": "tanh"}),
     "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
 }
-# What transformers calls the state that a model goes on from: another name since 5.24.
+# The name that transformers has for the state of a model; it is another one since 5.24.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class RnnConfig(PretrainedConfig):
     """Sizes of a recurrent model.
 
-    cell:            lstm, gru, rnn_tanh, rnn_relu
-    inner_sizes:     features of linear layers with a ReLU between the network and the classifier
-    cutoffs:         of an adaptive softmax (Grave et al. 2017); empty for a full one
-    tie_word_embeddings: the language model's head is the embedding
-    max_position_embeddings: longest text; the network itself has no limit
+    Args:
+        vocab_size, embedding_size, hidden_size, num_hidden_layers: sizes of embedding and network.
+        cell: lstm, gru, rnn_tanh or rnn_relu.
+        bidirectional: whether a second network reads backwards; for taggers alone.
+        inner_sizes: features of linear layers with a ReLU between the network and the classifier.
+        cutoffs: of an adaptive softmax (Grave et al. 2017); empty for a full one.
+        tie_word_embeddings: whether the language model's head is the embedding.
+        max_position_embeddings: the longest text; the network itself has no limit.
+        pad_token_id: the id of padding.
+        kwargs: other options of transformers.
     """
 
     model_type = "sparse_engine_rnn"
@@ -95,15 +100,15 @@ class RnnPreTrainedModel(PreTrainedModel):
         return int(self.config.hidden_size) * (2 if self.config.bidirectional else 1)
 
     def get_input_embeddings(self) -> nn.Module:
-        """What turns ids into vectors."""
+        """The embedding of token ids."""
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace it."""
+        """Replace the embedding of token ids."""
         self.embedding = value  # type: ignore[assignment]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """torch's own initialisation is kept."""
+        """Keep the initialisation of torch."""
 
 
 class RnnForTokenClassification(RnnPreTrainedModel):
@@ -159,10 +164,12 @@ class RnnForCausalLM(RnnPreTrainedModel):
         cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """logits [batch, seq, vocabulary], and the state, as cache or past_key_values, to go on from.
+        """Logits [batch, seq, vocabulary] and, with `use_cache`, the state after the last token.
 
-        Padding on the right changes nothing before it, but would be part of the state; on the left it
-        would be read as text.
+        Padding must be on the right: it changes no logits before it, but it would change the state.
+
+        Raises:
+            ValueError: for padding on the left, or padding with `use_cache`.
         """
         if attention_mask is not None and not bool(attention_mask.all()):
             _lengths(attention_mask)
@@ -185,7 +192,7 @@ class RnnForCausalLM(RnnPreTrainedModel):
 
 
 def _lengths(mask: Tensor) -> Tensor:
-    """Of texts padded on the right; raises ValueError for other padding."""
+    """Lengths of texts that are padded on the right; raises ValueError for other padding."""
     seen = (mask != 0).cpu()
     lengths = seen.sum(1)
     if not torch.equal(seen, torch.arange(seen.shape[1]) < lengths[:, None]):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.models.inputs import takes
+from sparse_engine.models.inputs import has_argument
 from sparse_engine.tasks.text_model import InputError, TextModel
 from sparse_engine.tasks.token_types import has_token_types
 from sparse_engine.text.batches import padded
@@ -47,7 +47,7 @@ class _Headed(TextModel):
         types = getattr(getattr(model, "config", None), "type_vocab_size", 0) or 0
         self.takes_types = (
             types > 1
-            and takes(model, "token_type_ids")
+            and has_argument(model, "token_type_ids")
             and has_token_types(Path(folder), self.config)
         )
 

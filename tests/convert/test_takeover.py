@@ -62,7 +62,7 @@ CHANGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
         f"{ATTENTION}.self.key",
         lambda m: patch(m.get_submodule(f"{ATTENTION}.self.key")),
     ),
-    "patched forward of a block": (
+    "patched forward of a layer": (
         "encoder.layer.0.intermediate",
         lambda m: patch(m.encoder.layer[0].intermediate),
     ),

@@ -124,9 +124,9 @@ def test_logits_agree_with_transformers(
 def test_generate_gives_the_tokens_of_transformers(kind: str, spec: str) -> None:
     """Greedy, from prompts of several lengths, until each sequence ends."""
     model, inputs = hugging(kind), batch("left", (40, 3, 11))
-    told = dict(max_new_tokens=40, do_sample=False, eos_token_id=[2, 7, 11])
-    expected = copy.deepcopy(model).double().generate(**inputs, **told)
-    found = sparse(model, spec).generate(**inputs, **told)
+    options = dict(max_new_tokens=40, do_sample=False, eos_token_id=[2, 7, 11])
+    expected = copy.deepcopy(model).double().generate(**inputs, **options)
+    found = sparse(model, spec).generate(**inputs, **options)
     assert torch.equal(found, expected)
 
 
@@ -156,17 +156,17 @@ def test_every_way_to_generate(how: dict[str, Any]) -> None:
 
 def test_tokens_are_streamed() -> None:
     model, inputs = sparse(hugging("llama")), batch("none", (9,))
-    told: list[int] = []
+    received: list[int] = []
 
     class Streamer(transformers.generation.streamers.BaseStreamer):  # type: ignore[name-defined,misc]
         def put(self, value: Tensor) -> None:
-            told.extend(value.flatten().tolist())
+            received.extend(value.flatten().tolist())
 
         def end(self) -> None:
-            told.append(-1)
+            received.append(-1)
 
     found = model.generate(**inputs, max_new_tokens=6, do_sample=False, streamer=Streamer())
-    assert told == [*found[0].tolist(), -1]
+    assert received == [*found[0].tolist(), -1]
 
 
 @pytest.mark.parametrize("steps", [[5, 1, 1, 3], [1, 1], [7, 9, 1], [66, 64, 1, 2]], ids=str)
@@ -325,7 +325,7 @@ def test_sequences_in_one_row_run_layer_by_layer() -> None:
 def test_a_window_is_where_its_family_says() -> None:
     ids = torch.randint(3, 90, (1, 40))
     for kind, more in (
-        ("llama", {"sliding_window": 5}),  # has none, whatever its config says
+        ("llama", {"sliding_window": 5}),  # has none, although its config names one
         ("mistral, window", {"layer_types": ["full_attention"] * 3}),  # has one all the same
     ):
         model = hugging(kind)
@@ -365,7 +365,7 @@ def test_hidden_states_asked_for_by_the_config() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "llama 3"])
 def test_rotary_tables_are_built_as_far_as_positions_go(kind: str) -> None:
-    """A config may name positions that nobody uses: tables for all of them would take gigabytes."""
+    """A config may name far more positions than are used: tables for all would be gigabytes."""
     dense = hugging(kind, max_position_embeddings=10**8)
     model = copy.deepcopy(dense)
     se.sparsify_(model, "csr")

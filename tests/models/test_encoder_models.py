@@ -117,7 +117,7 @@ def test_a_weight_that_changes_is_seen() -> None:
 
 
 def test_a_weight_written_in_place_is_seen() -> None:
-    """Also one of a layer that stayed dense, of which the block holds a copy."""
+    """Also one of a layer that stayed dense, of which the native stack holds a copy."""
     model, inputs = hugging("Bert"), batch("none")
     se.sparsify_(model, "csr", filter_fn=lambda module, name: not name.endswith("1.output.dense"))
     dense = model.encoder.layer[1].output.dense

@@ -1,4 +1,4 @@
-"""Inputs that a model takes, made from its config: every kind of model runs on them."""
+"""Inputs made from a model's config: every kind of model runs on them."""
 
 from __future__ import annotations
 

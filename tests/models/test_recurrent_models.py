@@ -76,8 +76,8 @@ def test_a_tagger_from_folder_to_answer(kind: str, tmp_path: Path) -> None:
     assert isinstance(dense, RnnForTokenClassification)
     expected = TokenClassifier(dense, source).tag(texts)
     ok("prune", source, tmp_path / "pruned", "--sparsity", 0.5)
-    told = ok("convert", tmp_path / "pruned", tmp_path / "package", "--format", "csr", "--verify")
-    assert "max relative error" in told
+    output = ok("convert", tmp_path / "pruned", tmp_path / "package", "--format", "csr", "--verify")
+    assert "max relative error" in output
     model = se.load(tmp_path / "package")
     assert isinstance(model.rnn, se.nn.SparseRNNBase)
     pruned, _ = se.io.load_pretrained(tmp_path / "pruned")
@@ -85,7 +85,7 @@ def test_a_tagger_from_folder_to_answer(kind: str, tmp_path: Path) -> None:
     task = open_task(model, tmp_path / "package")
     assert isinstance(task, TokenClassifier)
     assert same(task.tag(texts), TokenClassifier(pruned, source).tag(texts))
-    # Texts of different length together say what each says alone.
+    # Texts of different length have the same results together as alone.
     assert same(task.tag(texts), [task.tag([text])[0] for text in texts])
     found = json.loads(ok("run", tmp_path / "package", "--text", texts[0], "-o", "json"))
     assert {span["label"] for span in found} <= {"O", "NOUN", "VERB"}

@@ -111,9 +111,9 @@ def test_generate_gives_the_tokens_of_transformers(
 ) -> None:
     model, inputs = hugging(kind), batch("right")
     del inputs["decoder_input_ids"]
-    told: dict[str, Any] = dict(max_new_tokens=25, do_sample=False, **how)
-    expected = copy.deepcopy(model).double().generate(**inputs, **told)
-    assert torch.equal(sparse(model, spec).generate(**inputs, **told), expected)
+    options: dict[str, Any] = dict(max_new_tokens=25, do_sample=False, **how)
+    expected = copy.deepcopy(model).double().generate(**inputs, **options)
+    assert torch.equal(sparse(model, spec).generate(**inputs, **options), expected)
 
 
 def test_encoders_alone_and_packages(tmp_path: Any) -> None:

@@ -20,7 +20,7 @@ CROP_KEEPS = "tokens_to_remove" not in inspect.signature(Cache.crop).parameters
 
 
 class NativeCacheLayer(CacheLayerMixin):
-    """The keys and values of all layers at once: a cache of transformers has it as its only layer."""
+    """The keys and values of all layers: the only layer of a cache of transformers."""
 
     is_sliding = False
     is_croppable = True

@@ -48,7 +48,7 @@ class NativeDecoder(NativeStack):
             attention_mask: [batch, earlier + seq], zero for padding on either side.
             position_ids: [batch, seq].
             inputs_embeds: see input_ids.
-            use_cache: whether to return a cache; None for what the config says.
+            use_cache: whether to return a cache; None for the default of the config.
             encoder_hidden_states: [batch, source, hidden], read at the first call with a cache.
             encoder_attention_mask: [batch, source].
             kwargs: other arguments of the original; among them the cache of an earlier call
@@ -155,7 +155,7 @@ class NativeDecoder(NativeStack):
         layer: NativeCacheLayer | None,
         memory: _core.KvCache | None = None,
     ) -> Tensor:
-        """States [batch, seq, hidden] of new tokens, zeros for padding; they are added to the cache.
+        """States [batch, seq, hidden] of new tokens, zeros for padding; the cache grows by them.
 
         Args:
             ids, embedded, mask, positions: as `forward` has them.
@@ -205,7 +205,7 @@ class NativeDecoder(NativeStack):
         return y.to(x.dtype).view(batch, seq, -1)
 
     def _check_positions(self, positions: Tensor) -> None:
-        """Refuse positions that the model does not have, and extend the rotary tables to the last."""
+        """Refuse positions past the last; extend the rotary tables to those that are used."""
         if not positions.numel():
             return
         first, last, reach = int(positions.min()), int(positions.max()), self.stack.reach
@@ -220,7 +220,7 @@ class NativeDecoder(NativeStack):
         counts = self.stack.has_position_bias or 0 < self.stack.shortest_window < exists.shape[1]
         if counts and has_holes(exists):
             raise UsageError(
-                "padding lies between tokens: pad on the left where distances or windows count"
+                "padding is between tokens: pad on the left where distances or windows count"
             )
 
 

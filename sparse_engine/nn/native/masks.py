@@ -59,7 +59,7 @@ def new_tokens(mask: Tensor | None, batch: int, seq: int, cached: Tensor | None)
 
 
 def has_holes(exists: Tensor) -> bool:
-    """Whether padding is between tokens: the library does not keep it, so distances would shrink."""
+    """Whether padding is between tokens. The library drops padding, so distances would shrink."""
     if exists.shape[1] == 0:
         return False
     starts = (exists[:, 1:] > exists[:, :-1]).sum(1)
