@@ -53,14 +53,15 @@ class NativeStack(Proxy):
         self.stack = stack
         self.config = config
         self._builder: StackBuilder | None = None
-        self._native: _core.Stack | None = None
+        # The builder of a stack, the positions of its rotary tables, and the stack.
+        self._built: tuple[StackBuilder, int, _core.Stack] | None = None
         self._positions = FIRST_POSITIONS
         self._reason = ""
         self._hooks: HookWatch | None = None
         self._watched: list[Watched] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        without = dict.fromkeys(("_builder", "_native", "_hooks"))
+        without = dict.fromkeys(("_builder", "_built", "_hooks"))
         return {**self.__dict__, **without, "_watched": []}
 
     def on_gpu(self, x: Tensor) -> bool:
@@ -100,12 +101,14 @@ class NativeStack(Proxy):
 
     def native(self) -> _core.Stack:
         """The library's stack, of the weights as they were at the last call of `changed`."""
-        if self._builder is None:
-            self._builder = StackBuilder(self, self.stack)
-            self._native = None
-        if self._native is None:
-            self._native = self._builder.build(self, self.rotary_positions)
-        return self._native
+        builder, built = self._builder, self._built
+        if builder is None:
+            builder = self._builder = StackBuilder(self, self.stack)
+        positions = self.rotary_positions
+        # Other threads may replace the attributes meanwhile: a stack is stored with what it is of.
+        if built is None or built[0] is not builder or built[1] < positions:
+            built = self._built = builder, positions, builder.build(self, positions)
+        return built[2]
 
     @property
     def rotary_positions(self) -> int:
@@ -117,18 +120,17 @@ class NativeStack(Proxy):
 
         They grow by doubling: a config may name far more positions than any call has.
         """
-        if self.stack.has_rotary and positions > self._positions:
-            self._positions = min(self.stack.reach, max(positions, 2 * self._positions))
-            self._native = None
+        if positions > self._positions:
+            self._positions = max(positions, 2 * self._positions)
 
     def reset(self) -> None:
         """Build the native stack anew at the next call: to be called after modules were swapped."""
-        self._builder = self._native = self._hooks = None
+        self._builder = self._built = self._hooks = None
 
     def _check_modules(self) -> None:
         """Compare modules and weights with those of the last call; if one differs, start anew."""
         if self._hooks is None or not _core.unchanged(self._watched):
-            self._builder = self._native = None
+            self._builder = self._built = None
             self._watched = [*self._tensors(), *child_entries(self.modules())]
             inside = list(self.original.modules())
             originals = [m.original for m in inside if isinstance(m, Proxy)]
