@@ -10,8 +10,8 @@ from gpu_weights import Setting, pack_as, random_weight
 from torch import Tensor
 
 from sparse_engine.formats import Format
-from sparse_engine.nn.recurrent.base import GATES
-from sparse_engine.nn.recurrent.weights import BLOCK, in_order, interleaved
+from sparse_engine.nn.recurrent.rows import UNIT_TILE, deinterleave_gates, interleave_gates
+from sparse_engine.nn.recurrent.weights import GATES
 from sparse_engine.ops import linear_kernel, reference, run_linear
 from sparse_engine.packings import Ell
 
@@ -120,7 +120,7 @@ class StepCheck:
 
         gates, units = GATES[self.mode], self.units
         dtype: torch.dtype = getattr(torch, self.dtype)
-        rows = gates * -(-units // BLOCK) * BLOCK
+        rows = gates * -(-units // UNIT_TILE) * UNIT_TILE
         weight = random_weight(rows, units, self.format, 0.6, at, torch.float32) / units**0.5
         packed: Any = pack_as(self.format, weight, dtype)
         inputs = at.randn(batch, gates * units, dtype=dtype)
@@ -131,17 +131,17 @@ class StepCheck:
         h_next, y = torch.empty_like(h), torch.empty_like(h)
         recurrent_step(
             self.mode,
-            interleaved(inputs.T, gates).T.contiguous(),
+            interleave_gates(inputs.T, gates).T.contiguous(),
             h,
             packed.values,
             packed.indices,
             packed.pointers,
-            None if bias is None else interleaved(bias, gates).contiguous(),
+            None if bias is None else interleave_gates(bias, gates).contiguous(),
             cell,
             h_next,
             y,
         )
-        truth = in_order(packed.to_dense(), gates, units)
+        truth = deinterleave_gates(packed.to_dense(), gates, units)
         state = (h.double(), c.double())
         hidden = reference.linear(truth, h, bias)
         expected = reference.recurrent_step(self.mode, inputs.double(), hidden, state)

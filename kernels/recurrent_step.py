@@ -1,10 +1,10 @@
 """One time step of an LSTM, GRU or RNN whose hidden weight is BSR: product and cell in one launch.
 
-A program owns ROWS units of TILE sequences: it multiplies the row of blocks of each of their gates by the
-last h, and has all it needs to go on to the cell in registers (the equations of torch.nn.LSTM, GRU and
-RNN). The inputs' products of all steps are made beforehand, in one large product.
+One program computes ROWS units of TILE sequences. It multiplies the block row of each of their
+gates by the previous h and applies the cell in registers (the equations of torch.nn.LSTM, GRU and
+RNN). The input projection of all time steps is one product, computed beforehand.
 
-The rows of block row b x gates + g are gate g of the units ROWS b .. ROWS b + ROWS - 1.
+Block row b x gates + g holds gate g of the units ROWS b .. ROWS b + ROWS - 1.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def tanh(v: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def recurrent_step_kernel(
-    inputs: tl.tensor,  # [sequences, block rows x ROWS], W_ih x + b_ih (+ b_hh)
-    h: tl.tensor,  # [sequences, features], of the step before
+    inputs: tl.tensor,  # [sequences, block rows x ROWS]: W_ih x + b_ih (+ b_hh)
+    h: tl.tensor,  # [sequences, features], of the previous step
     values: tl.tensor,  # [blocks, ROWS, COLS]
     indices: tl.tensor,  # [blocks]
     pointers: tl.tensor,  # [block rows + 1]
     bias: tl.tensor,  # [block rows x ROWS], of the hidden product
-    c: tl.tensor,  # [sequences, units] float32, of an LSTM; written over
+    c: tl.tensor,  # [sequences, units] float32, of an LSTM; overwritten
     h_next: tl.tensor,  # [sequences, units]
-    y: tl.tensor,  # [sequences, units], the same
+    y: tl.tensor,  # [sequences, units], the same values
     sequences: tl.tensor,
     units: tl.tensor,
-    features: tl.tensor,  # of h: units, or what they are projected to
+    features: tl.tensor,  # of h: the units, or the size of their projection
     inputs_stride: tl.tensor,
     y_stride: tl.tensor,
     TILE: tl.constexpr,
@@ -53,7 +53,7 @@ def recurrent_step_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    """One program: ROWS units x TILE sequences."""
+    """One program computes ROWS units of TILE sequences."""
     GATES: tl.constexpr = 4 if MODE == "LSTM" else 3 if MODE == "GRU" else 1
     first = tl.program_id(0) * GATES
     m = tl.program_id(1) * TILE + tl.arange(0, TILE)  # [TILE]
@@ -127,21 +127,22 @@ def recurrent_step(
     h_next: Tensor,
     y: Tensor,
 ) -> None:
-    """The next h of every sequence, and of an LSTM the next c, without gradients.
+    """Compute the next h of every sequence, and the next c of an LSTM, without gradients.
 
     Args:
         mode: LSTM, GRU, RNN_TANH or RNN_RELU.
         inputs: [sequences, block rows x rows]: W_ih x + b_ih, and b_hh if `bias` is None.
-        h: [sequences, features], contiguous, float32, float16 or bfloat16: of the step before.
-        values, indices, pointers: the hidden weight as in `linear_bsr`, in the dtype of h, with
-            as many block rows as unit blocks x gates.
-        bias: float32 [block rows x rows], added to the hidden products; a GRU has it apart from `inputs`.
-        c: float32 [sequences, units], contiguous; of an LSTM, and written over.
-        h_next: [sequences, units], contiguous, written; other memory than h.
-        y: [sequences, units] with contiguous rows, written: the same numbers.
+        h: [sequences, features] of the previous step, contiguous, float32, float16 or bfloat16.
+        values, indices, pointers: The hidden weight as in `linear_bsr`, in the dtype of h. It has
+            ceil(units / rows) x gates block rows.
+        bias: float32 [block rows x rows], added to the hidden product. A GRU passes it separately
+            from `inputs`, because the reset gate scales it.
+        c: float32 [sequences, units] of an LSTM, contiguous; overwritten. None for other modes.
+        h_next: [sequences, units], contiguous; written. It must not be h.
+        y: [sequences, units] with contiguous rows; written with the same values.
 
     Raises:
-        ValueError: something does not fit. What indices and pointers hold is not checked here.
+        ValueError: An argument does not fit. The values of indices and pointers are not checked.
     """
     sequences, units = h_next.shape
     problem = _problem(mode, inputs, h, values, indices, pointers, bias, c, h_next, y)
@@ -194,7 +195,7 @@ def _problem(
     h_next: Tensor,
     y: Tensor,
 ) -> str | None:
-    """What does not fit, in one line, or None."""
+    """The first argument that does not fit, in one line, or None."""
     if mode not in GATES:
         return f"mode: expected one of {', '.join(GATES)}, got {mode!r}"
     sequences, units = h_next.shape

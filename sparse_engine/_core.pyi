@@ -1,8 +1,7 @@
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-ROW_TOKENS: int
 ACTIVATIONS: dict[str, int]
 DTYPES: tuple[str, ...]
 
@@ -138,25 +137,40 @@ class Layer:
 
 Linear = tuple[Weight | None, Weight | None, np.ndarray[Any, Any] | None]
 
-class Recurrent:
+RecurrentPath = Literal["panels", "rows", "few_tokens"]
+RECURRENT_GATES: dict[str, int]
+
+def recurrent_path(sequences: int, tokens: int, tall_blocks: bool) -> RecurrentPath: ...
+
+class RecurrentDirection:
     def __init__(
         self,
-        cell: int,
-        in_features: int,
-        units: int,
-        out: int,
-        directions: int,
-        layers: list[list[tuple[Linear, Linear, Linear | None]]],
+        *,
+        input: Weight,
+        hidden: Weight,
+        projection: Weight | None = None,
+        input_bias: np.ndarray[Any, Any] | None = None,
+        hidden_bias: np.ndarray[Any, Any] | None = None,
+    ) -> None: ...
+
+class RecurrentNetwork:
+    def __init__(
+        self,
+        *,
+        mode: str,
+        path: RecurrentPath,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        layers: list[list[RecurrentDirection]],
     ) -> None: ...
     def run(
         self,
         x: np.ndarray[Any, Any],
-        sizes: list[int],
+        batch_sizes: list[int],
         y: np.ndarray[Any, Any],
-        h0: np.ndarray[Any, Any] | None,
-        c0: np.ndarray[Any, Any] | None,
-        hn: np.ndarray[Any, Any],
-        cn: np.ndarray[Any, Any] | None,
+        initial: list[np.ndarray[Any, Any]],
+        final: list[np.ndarray[Any, Any]],
         isa: str | None = None,
     ) -> None: ...
 

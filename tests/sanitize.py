@@ -20,6 +20,7 @@ TESTS = (
     "tests/ops/test_ops.py",
     "tests/packings/test_packings.py",
     "tests/nn/test_recurrent.py",
+    "tests/nn/test_recurrent_native.py",
     "tests/nn/test_recurrent_steps.py",
     "tests/nn/test_recurrent_threads.py",
     "tests/native/test_stack.py",

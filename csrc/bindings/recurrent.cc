@@ -1,5 +1,6 @@
 #include "layers/recurrent.h"
 
+#include <map>
 #include <utility>
 
 #include "bindings/weight.h"
@@ -8,120 +9,180 @@ namespace se {
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
-// Packed for many tokens, and for a few; the bias.
-using GivenLinear = std::tuple<py::object, py::object, std::optional<Floats>>;
-using GivenLayer = std::vector<std::tuple<GivenLinear, GivenLinear, std::optional<GivenLinear>>>;
 
-// A network and everything that its pointers point into.
-class BoundRecurrent {
+// torch's names of the cells.
+const std::map<std::string, Cell> kModes{
+    {"RNN_TANH", Cell::tanh}, {"RNN_RELU", Cell::relu}, {"LSTM", Cell::lstm}, {"GRU", Cell::gru}};
+const std::map<std::string, RecurrentPath> kPaths{{"panels", RecurrentPath::panels},
+                                                  {"rows", RecurrentPath::rows},
+                                                  {"few_tokens", RecurrentPath::few_tokens}};
+
+template <class T>
+T parse(const std::map<std::string, T>& names, const std::string& name, const char* message) {
+  const auto found = names.find(name);
+  require(found != names.end(), message);
+  return found->second;
+}
+
+const char* path_name(int64_t sequences, int64_t tokens, bool tall_blocks) {
+  const RecurrentPath path = recurrent_path(sequences, tokens, tall_blocks);
+  for (const auto& [name, value] : kPaths)
+    if (value == path) return name.c_str();
+  return nullptr;
+}
+
+std::map<std::string, int64_t> gate_counts() {
+  std::map<std::string, int64_t> gates;
+  for (const auto& [mode, cell] : kModes) gates[mode] = gates_of(cell);
+  return gates;
+}
+
+// The linear layers of one direction, with references that keep their memory alive.
+struct BoundDirection {
+  py::object input, hidden, projection;
+  std::optional<Floats> input_bias, hidden_bias;
+
+  BoundDirection(py::object input_weight, py::object hidden_weight, py::object projection_weight,
+                 std::optional<Floats> bias_of_input, std::optional<Floats> bias_of_hidden)
+      : input(std::move(input_weight)),
+        hidden(std::move(hidden_weight)),
+        projection(std::move(projection_weight)),
+        input_bias(std::move(bias_of_input)),
+        hidden_bias(std::move(bias_of_hidden)) {
+    require(py::isinstance<Weight>(input) && py::isinstance<Weight>(hidden) &&
+                (projection.is_none() || py::isinstance<Weight>(projection)),
+            "recurrent: input, hidden and projection must be Weights");
+  }
+};
+
+// A checked network and the owners of its memory.
+class BoundNetwork {
  public:
-  BoundRecurrent(int cell, int64_t in, int64_t units, int64_t out, int64_t directions,
-                 const std::vector<GivenLayer>& layers) {
-    require(cell >= 0 && cell <= 3, "recurrent: unknown cell");
-    for (const int64_t size : {in, units, out})
+  BoundNetwork(const std::string& mode, const std::string& path, int64_t input_size,
+               int64_t hidden_size, int64_t output_size,
+               std::vector<std::vector<BoundDirection>> layers)
+      : owners_(std::move(layers)) {
+    n_.cell = parse(kModes, mode, "recurrent: mode must be LSTM, GRU, RNN_TANH or RNN_RELU");
+    n_.path = parse(kPaths, path, "recurrent: path must be panels, rows or few_tokens");
+    for (const int64_t size : {input_size, hidden_size, output_size})
       require(size > 0 && size <= (1 << 20), "recurrent: sizes must be from 1 to 2^20");
-    require(directions == 1 || directions == 2, "recurrent: one direction or two");
-    require(!layers.empty(), "recurrent: there are no layers");
-    n_.cell = static_cast<Cell>(cell);
-    n_.in = in;
-    n_.units = units;
-    n_.out = out;
-    n_.directions = directions;
-    require(out == units || n_.cell == Cell::lstm, "recurrent: only an LSTM has a projection");
-    for (const GivenLayer& layer : layers) {
-      require(static_cast<int64_t>(layer.size()) == directions, "recurrent: a part is missing");
-      const int64_t features = n_.layers.empty() ? in : directions * out;
+    require(!owners_.empty(), "recurrent: there are no layers");
+    n_.input_size = input_size;
+    n_.hidden_size = hidden_size;
+    n_.output_size = output_size;
+    n_.directions = static_cast<int64_t>(owners_[0].size());
+    require(n_.directions == 1 || n_.directions == 2, "recurrent: one direction or two");
+    const bool projects = output_size != hidden_size;
+    require(!projects || n_.cell == Cell::lstm, "recurrent: only an LSTM has a projection");
+    for (const auto& layer : owners_) {
+      require(static_cast<int64_t>(layer.size()) == n_.directions,
+              "recurrent: layers differ in their directions");
+      const int64_t features = n_.layers.empty() ? input_size : n_.directions * output_size;
       n_.layers.emplace_back();
-      for (const auto& [input, hidden, project] : layer) {
-        RecurrentLinears l{linear(input, n_.rows(), features, 1),
-                           linear(hidden, n_.rows(), out, n_.block_rows()),
-                           {}};
-        require(project.has_value() == (out != units), "recurrent: a projection is missing");
-        if (project) l.project = linear(*project, out, units, 1);
-        require(l.input && (takes_rows(l) || takes_panels(l)),
-                "recurrent: weights must all multiply panels or rows");
+      for (const BoundDirection& d : layer) {
+        require(!d.projection.is_none() == projects,
+                "recurrent: a projection is missing or not expected");
+        RecurrentLinears l{};
+        l.input = linear(d.input, d.input_bias, n_.rows(), features);
+        l.hidden = linear(d.hidden, d.hidden_bias, n_.rows(), output_size);
+        if (projects) l.projection = linear(d.projection, {}, output_size, hidden_size);
+        check_path(l);
         n_.layers.back().push_back(l);
       }
     }
   }
 
-  void run(const Floats& x, std::vector<int64_t> sizes, Floats y, const std::optional<Floats>& h0,
-           const std::optional<Floats>& c0, Floats hn, std::optional<Floats> cn,
+  // initial, final: h, and c of an LSTM; initial may be empty for zeros.
+  void run(const Floats& x, std::vector<int64_t> batch_sizes, Floats y,
+           const std::vector<Floats>& initial, std::vector<Floats> final,
            const std::optional<std::string>& isa) const {
-    require(!sizes.empty(), "recurrent: there are no steps");
-    int64_t tokens = 0, before = sizes[0];
-    for (const int64_t size : sizes) {
-      require(size > 0 && size <= before, "recurrent: sizes must not increase, nor be zero");
-      tokens += before = size;
+    require(!batch_sizes.empty(), "recurrent: there are no time steps");
+    int64_t tokens = 0, previous = batch_sizes[0];
+    for (const int64_t size : batch_sizes) {
+      require(size > 0 && size <= previous,
+              "recurrent: batch sizes must not increase, nor be zero");
+      tokens += previous = size;
     }
-    require(x.ndim() == 2 && x.shape(0) == tokens && x.shape(1) == n_.in,
-            "recurrent: x must be [sum of sizes, in]");
-    require(y.ndim() == 2 && y.shape(0) == tokens && y.shape(1) == n_.directions * n_.out &&
+    require(x.ndim() == 2 && x.shape(0) == tokens && x.shape(1) == n_.input_size,
+            "recurrent: x must be [tokens, input_size]");
+    require(y.ndim() == 2 && y.shape(0) == tokens && y.shape(1) == n_.directions * n_.output_size &&
                 y.data() != x.data(),
-            "recurrent: y must be [sum of sizes, directions * out]");
-    const int64_t states = static_cast<int64_t>(n_.layers.size()) * n_.directions * sizes[0];
+            "recurrent: y must be [tokens, directions * output_size]");
+    const int64_t states = static_cast<int64_t>(n_.layers.size()) * n_.directions * batch_sizes[0];
+    require(initial.empty() || are_states(initial, states), "recurrent: wrong initial states");
+    require(are_states(final, states), "recurrent: wrong final states");
     const bool lstm = n_.cell == Cell::lstm;
-    require((!h0 || h0->size() == states * n_.out) && hn.size() == states * n_.out &&
-                (!c0 || (lstm && c0->size() == states * n_.units)) && lstm == cn.has_value() &&
-                (!cn || cn->size() == states * n_.units),
-            "recurrent: a state has the wrong size");
     const Capabilities caps = capabilities_or_active(isa);
-    const Sequences s{x.data(),
-                      std::move(sizes),
-                      y.mutable_data(),
-                      h0 ? h0->data() : nullptr,
-                      c0 ? c0->data() : nullptr,
-                      hn.mutable_data(),
-                      cn ? cn->mutable_data() : nullptr};
+    const SequenceBatch batch{x.data(),
+                              std::move(batch_sizes),
+                              y.mutable_data(),
+                              initial.empty() ? nullptr : initial[0].data(),
+                              initial.empty() || !lstm ? nullptr : initial[1].data(),
+                              final[0].mutable_data(),
+                              lstm ? final[1].mutable_data() : nullptr};
     py::gil_scoped_release release;
-    se::run(n_, s, caps);
+    se::run(n_, batch, caps);
   }
 
  private:
-  // Chunks of rows that panels are multiplied with must be whole blocks of `block` rows.
-  LayerLinear linear(const GivenLinear& given, int64_t out, int64_t in, int64_t block) {
-    const auto& [panels, rows, bias] = given;
+  bool are_states(const std::vector<Floats>& states, int64_t count) const {
+    const bool lstm = n_.cell == Cell::lstm;
+    return states.size() == (lstm ? 2 : 1) && states[0].size() == count * n_.output_size &&
+           (!lstm || states[1].size() == count * n_.hidden_size);
+  }
+
+  static RecurrentLinear linear(const py::object& object, const std::optional<Floats>& bias,
+                                int64_t out, int64_t in) {
+    const Weight& weight = object.cast<const Weight&>();
+    require(weight.out() == out && weight.in() == in, "recurrent: a weight has the wrong shape");
     require(!bias || bias->size() == out, "recurrent: a bias has the wrong size");
-    const PackedWeight *many = weight(panels, out, in), *few = weight(rows, out, in);
-    if (many) {
-      const Runs* runs = std::get_if<Runs>(many);
-      const Strips* strips = std::get_if<Strips>(many);
-      require(runs || strips, "recurrent: panels are multiplied with runs or strips");
-      require(runs ? runs->chunk % block == 0 || runs->chunks == 1
-                   : block == 1 || block % strips->height == 0,
-              "recurrent: a chunk of rows cuts a block of units");
-    }
-    require(!few || !std::holds_alternative<Runs>(*few),
-            "recurrent: rows are multiplied with anything but runs");
-    if (bias) kept_.push_back(*bias);
-    return {many, few, bias ? bias->data() : nullptr};
+    return {&weight.view(), bias ? bias->data() : nullptr};
   }
 
-  const PackedWeight* weight(const py::object& given, int64_t out, int64_t in) {
-    if (given.is_none()) return nullptr;
-    const Weight& w = given.cast<const Weight&>();
-    require(w.out() == out && w.in() == in, "recurrent: a weight has the wrong shape");
-    kept_.push_back(given);
-    return &w.view();
+  // Whether each packing has the kernels that the path needs.
+  void check_path(const RecurrentLinears& l) const {
+    const bool panels = n_.path == RecurrentPath::panels;
+    require(multiplies(l.input, n_.path != RecurrentPath::few_tokens) &&
+                multiplies(l.hidden, panels) && multiplies(l.projection, panels),
+            "recurrent: panels need runs or strips, rows any packing but runs");
+    if (!panels) return;
+    const Runs* runs = std::get_if<Runs>(l.hidden.weight);
+    const int64_t rows = n_.tile_rows();
+    require(runs ? runs->chunk % rows == 0 || runs->chunks == 1
+                 : rows % std::get<Strips>(*l.hidden.weight).height == 0,
+            "recurrent: a chunk of rows cuts a tile of units");
+  }
+  static bool multiplies(const RecurrentLinear& linear, bool panels) {
+    if (!linear) return true;
+    const bool runs = std::holds_alternative<Runs>(*linear.weight);
+    return panels ? runs || std::holds_alternative<Strips>(*linear.weight) : !runs;
   }
 
-  Recurrent n_{};
-  std::vector<py::object> kept_;
+  const std::vector<std::vector<BoundDirection>> owners_;
+  RecurrentNetwork n_{};
 };
 
 }  // namespace
 
 void bind_recurrent(py::module_& m) {
-  m.attr("ROW_TOKENS") = kRowTokens;
-  py::class_<BoundRecurrent>(m, "Recurrent", "Networks of csrc/layers/recurrent.h.")
-      .def(py::init<int, int64_t, int64_t, int64_t, int64_t, const std::vector<GivenLayer>&>(),
-           py::arg("cell"), py::arg("in_features"), py::arg("units"), py::arg("out"),
-           py::arg("directions"), py::arg("layers"))
-      .def(
-          "run", &BoundRecurrent::run, py::arg("x").noconvert(), py::arg("sizes"),
-          py::arg("y").noconvert(), py::arg("h0"), py::arg("c0"), py::arg("hn").noconvert(),
-          py::arg("cn"), py::arg("isa") = py::none(),
-          "Steps one after another, [sum of sizes, in] float32 in and [.., directions * out] out.");
+  m.attr("RECURRENT_GATES") = gate_counts();
+  m.def("recurrent_path", &path_name, py::arg("sequences"), py::arg("tokens"),
+        py::arg("tall_blocks"),
+        "The packings that a call multiplies: see csrc/layers/recurrent.h.");
+  py::class_<BoundDirection>(m, "RecurrentDirection", "The linear layers of one direction.")
+      .def(py::init<py::object, py::object, py::object, std::optional<Floats>,
+                    std::optional<Floats>>(),
+           py::kw_only(), py::arg("input"), py::arg("hidden"), py::arg("projection") = py::none(),
+           py::arg("input_bias") = py::none(), py::arg("hidden_bias") = py::none());
+  py::class_<BoundNetwork>(m, "RecurrentNetwork", "A network: see csrc/layers/recurrent.h.")
+      .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t,
+                    std::vector<std::vector<BoundDirection>>>(),
+           py::kw_only(), py::arg("mode"), py::arg("path"), py::arg("input_size"),
+           py::arg("hidden_size"), py::arg("output_size"), py::arg("layers"))
+      .def("run", &BoundNetwork::run, py::arg("x").noconvert(), py::arg("batch_sizes"),
+           py::arg("y").noconvert(), py::arg("initial"), py::arg("final").noconvert(),
+           py::arg("isa") = py::none(),
+           "Runs a packed batch: x [tokens, input_size] to y [tokens, directions * output_size].");
 }
 
 }  // namespace se

@@ -10,93 +10,109 @@
 namespace se {
 namespace {
 
+// Most sequences whose hidden product is faster on rows than on panels: of Strips, and of others.
+constexpr int64_t kStripsRowSequences = 16, kRowSequences = kRowTokens;
+
 thread_local Workspace shared_memory, thread_memory, second_memory;
 
-template <class Kind>
-void run_layer(const Recurrent& network, const std::vector<RecurrentLinears>& layer,
-               const Steps& steps, const std::vector<Flow>& flows, Capabilities caps) {
-  std::vector<Kind> directions;
-  for (size_t d = 0; d < flows.size(); ++d)
-    directions.emplace_back(network, layer[d], steps, flows[d], d == 1, caps);
-  const int64_t count = steps.count(), hoist = std::min(count, Kind::hoist(steps));
+// One time step of one direction: hidden product, cells, projection.
+template <class Steps>
+void run_step(const Steps& direction, int64_t k, const TeamThread& thread, float* scratch) {
+  direction.multiply_hidden(
+      k, thread, scratch, [&](int64_t panel, int64_t row, int64_t rows, const float* sums) {
+        direction.update_units(k, panel, row, rows, sums, direction.inputs(k, panel, row),
+                               direction.inputs_stride());
+      });
+  if (direction.has_projection()) {
+    thread.barrier.wait();
+    direction.multiply_projection(k, thread, scratch,
+                                  [&](int64_t panel, int64_t row, int64_t rows, const float* sums) {
+                                    direction.store_projected(k, panel, row, rows, sums);
+                                  });
+  }
+  thread.barrier.wait();
+}
+
+template <class Steps>
+void run_layer(const RecurrentNetwork& network, const std::vector<RecurrentLinears>& layer,
+               const TimeSteps& steps, const std::vector<DirectionArrays>& arrays,
+               Capabilities caps) {
+  std::vector<Steps> directions;
+  for (size_t d = 0; d < arrays.size(); ++d)
+    directions.emplace_back(network, layer[d], steps, arrays[d], d == 1, caps);
+  const int64_t count = steps.count(),
+                per_projection = std::min(count, Steps::per_projection(steps));
   Arena measured{nullptr};
-  for (Kind& d : directions) d.lay_out(measured, hoist);
+  for (Steps& d : directions) d.allocate(measured, per_projection);
   Arena arena{shared_memory.get<float>(measured.used)};
-  int64_t own = 0, work = 0;
-  for (Kind& d : directions) {
-    d.lay_out(arena, hoist);
-    d.begin();
-    own = std::max(own, rounded(d.own_floats()));
-    work += d.work();
+  int64_t scratch = 0, work = 0;
+  for (Steps& d : directions) {
+    d.allocate(arena, per_projection);
+    d.load_initial_states();
+    scratch = std::max(scratch, rounded(d.scratch_floats()));
+    work += d.step_work();
   }
   const int threads = threads_for(work);
-  float* memory = thread_memory.get<float>(threads * own);
+  float* memory = thread_memory.get<float>(threads * scratch);
   SpinBarrier barriers[2];
-  for (int64_t k0 = 0; k0 < count; k0 += hoist) {
-    const int64_t k1 = std::min(count, k0 + hoist);
-    for (Kind& d : directions) d.project(k0, k1);
+  for (int64_t k0 = 0; k0 < count; k0 += per_projection) {
+    const int64_t k1 = std::min(count, k0 + per_projection);
+    for (Steps& d : directions) d.project_inputs(k0, k1);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      // Threads are split between the directions, which need nothing of each other; a single thread
-      // takes one after the other.
-      const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+      // The directions are independent: each has a team of threads. A single thread runs one after
+      // the other.
+      const int64_t thread = omp_get_thread_num(), all = omp_get_num_threads();
       const int64_t teams = std::min(all, static_cast<int64_t>(directions.size()));
       const auto first = [&](int64_t team) { return ceil_div(all * team, teams); };
 #pragma omp single
       for (int64_t team = 0; team < teams; ++team)
         barriers[team].expect(first(team + 1) - first(team));
-      const int64_t team = me * teams / all;
-      const Worker mine{me - first(team), first(team + 1) - first(team), barriers[team]};
+      const int64_t team = thread * teams / all;
+      const TeamThread position{thread - first(team), first(team + 1) - first(team),
+                                barriers[team]};
       for (size_t d = team; d < directions.size(); d += teams)
-        for (int64_t k = k0; k < k1; ++k) directions[d].step(k, mine, memory + me * own);
+        for (int64_t k = k0; k < k1; ++k)
+          run_step(directions[d], k, position, memory + thread * scratch);
     }
   }
-  for (const Kind& d : directions) d.end();
-}
-
-template <class F>
-bool all(const std::vector<RecurrentLinears>& layer, F f) {
-  return std::all_of(layer.begin(), layer.end(), f);
+  for (const Steps& d : directions) d.store_final_states();
 }
 
 }  // namespace
 
-bool takes_rows(const RecurrentLinears& l) {
-  return l.hidden.rows && (!l.project || l.project.rows);
+RecurrentPath recurrent_path(int64_t sequences, int64_t tokens, bool tall_blocks) {
+  if (sequences > (tall_blocks ? kStripsRowSequences : kRowSequences)) return RecurrentPath::panels;
+  return tokens > kRowTokens ? RecurrentPath::rows : RecurrentPath::few_tokens;
 }
 
-bool takes_panels(const RecurrentLinears& l) {
-  return l.input.panels && l.hidden.panels && (!l.project || l.project.panels);
-}
-
-void run(const Recurrent& network, const Sequences& s, Capabilities caps) {
-  if (s.sizes.empty() || s.sizes[0] == 0) return;
-  const Steps steps(s.sizes);
-  const int64_t tokens = steps.offsets.back(), batch = steps.sequences();
-  const int64_t features = network.directions * network.out;
+void run(const RecurrentNetwork& network, const SequenceBatch& batch, Capabilities caps) {
+  if (batch.batch_sizes.empty() || batch.batch_sizes[0] == 0) return;
+  const TimeSteps steps(batch.batch_sizes);
+  const int64_t features = network.directions * network.output_size;
   const int64_t layers = static_cast<int64_t>(network.layers.size());
-  // One direction may write where it has read; of two, the second still reads what the first wrote.
+  // A single direction may overwrite its input. Of two, the second still reads what the first would
+  // overwrite, so layers alternate between two buffers.
   const bool alternates = network.directions == 2 && layers > 1;
-  float* second = alternates ? second_memory.get<float>(tokens * features) : s.y;
-  const float* x = s.x;
-  int64_t in = network.in;
+  float* second = alternates ? second_memory.get<float>(steps.tokens() * features) : batch.y;
+  const float* x = batch.x;
+  int64_t input_size = network.input_size;
   for (int64_t i = 0; i < layers; ++i) {
-    const auto& layer = network.layers[i];
-    float* y = (layers - 1 - i) % 2 ? second : s.y;
-    std::vector<Flow> flows;
+    float* y = (layers - 1 - i) % 2 ? second : batch.y;
+    std::vector<DirectionArrays> arrays;
     for (int64_t d = 0; d < network.directions; ++d) {
-      const int64_t h = (i * network.directions + d) * batch;
-      flows.push_back({x, in, y + d * network.out, features,
-                       s.h0 ? s.h0 + h * network.out : nullptr,
-                       s.c0 ? s.c0 + h * network.units : nullptr, s.hn + h * network.out,
-                       s.cn ? s.cn + h * network.units : nullptr});
+      const int64_t first = (i * network.directions + d) * steps.sequences();
+      const int64_t h = first * network.output_size, c = first * network.hidden_size;
+      arrays.push_back({x, input_size, y + d * network.output_size, features,
+                        batch.h0 ? batch.h0 + h : nullptr, batch.c0 ? batch.c0 + c : nullptr,
+                        batch.hn + h, batch.cn ? batch.cn + c : nullptr});
     }
-    if (all(layer, takes_rows) && (batch <= kRowTokens || !all(layer, takes_panels)))
-      run_layer<StepsOnRows>(network, layer, steps, flows, caps);
+    if (network.path == RecurrentPath::panels)
+      run_layer<StepsOnPanels>(network, network.layers[i], steps, arrays, caps);
     else
-      run_layer<StepsOnPanels>(network, layer, steps, flows, caps);
+      run_layer<StepsOnRows>(network, network.layers[i], steps, arrays, caps);
     x = y;
-    in = features;
+    input_size = features;
   }
 }
 

@@ -1,5 +1,5 @@
-// Recurrent networks over whole sequences in one call: layers, directions, sequences of different
-// length.
+// Recurrent networks over whole sequences in one call: LSTM, GRU and RNN layers, one or two
+// directions, sequences of different lengths.
 #pragma once
 
 #include <vector>
@@ -10,51 +10,74 @@
 
 namespace se {
 
-// One direction of a layer. Rows of input and hidden weights are interleaved, so that a thread that
-// owns 16 units owns all of their gates:
-//
-//   row = (unit / 16 * gates + gate) * 16 + unit % 16      units are padded to whole blocks
-//
-struct RecurrentLinears {
-  LayerLinear input;    // [rows, in] of the first layer, [rows, directions * out] of the others
-  LayerLinear hidden;   // [rows, out]
-  LayerLinear project;  // [out, units] with a projection of the LSTM (Sak et al. 2014), else empty
+// Units of a tile: as many as a vector of 16 floats holds. The gates of a tile are adjacent rows.
+constexpr int64_t kUnitTile = 16;
+
+// Which kind of packing each weight of a network has. Panels have one sequence in each lane.
+enum class RecurrentPath : int {
+  panels,      // many sequences: all weights multiply panels (Runs or Strips)
+  rows,        // few sequences: the input weights multiply panels, the others rows
+  few_tokens,  // few sequences and few tokens: all weights multiply rows (any packing but Runs)
 };
 
-// Whether every weight that single steps need can multiply rows; whether all can multiply panels.
-bool takes_rows(const RecurrentLinears& linears);
-bool takes_panels(const RecurrentLinears& linears);
+// The fastest path for a call of `sequences` sequences with `tokens` tokens in all.
+// tall_blocks: all hidden and projection weights are stored as Strips, whose row kernels serve
+// twice as many sequences.
+RecurrentPath recurrent_path(int64_t sequences, int64_t tokens, bool tall_blocks);
 
-struct Recurrent {
+// A packed weight and its bias [out], or null for none.
+struct RecurrentLinear {
+  const PackedWeight* weight;
+  const float* bias;
+  explicit operator bool() const { return weight; }
+};
+
+// The weights of one direction of a layer. The rows of input and hidden weights are interleaved, so
+// that the thread that computes a unit tile owns all its gates:
+//
+//   row = (unit / 16 * gates + gate) * 16 + unit % 16      units are padded to whole tiles
+//
+struct RecurrentLinears {
+  RecurrentLinear input;       // [rows, input_size], or [rows, directions * output_size] above
+  RecurrentLinear hidden;      // [rows, output_size]
+  RecurrentLinear projection;  // [output_size, hidden_size] of an LSTM with projection
+                               // (Sak et al. 2014), else empty
+};
+
+struct RecurrentNetwork {
   Cell cell;
-  int64_t units;  // without padding
-  int64_t out;    // features of h: units, or what they are projected to
-  int64_t in;     // of the first layer
+  RecurrentPath path;
+  int64_t input_size;   // of the first layer
+  int64_t hidden_size;  // units of a layer, without padding
+  int64_t output_size;  // features of h: hidden_size, or the rows of the projection
   int64_t directions;
   std::vector<std::vector<RecurrentLinears>> layers;  // [layer][direction]
 
-  int64_t blocks() const { return ceil_div(units, 16); }
-  int64_t block_rows() const { return 16 * gates_of(cell); }
-  int64_t rows() const { return blocks() * block_rows(); }
+  int64_t tiles() const { return ceil_div(hidden_size, kUnitTile); }
+  int64_t tile_rows() const { return kUnitTile * gates_of(cell); }
+  int64_t rows() const { return tiles() * tile_rows(); }
 };
 
-// Steps one after another, each the sequences that are still running, longest first: what torch
-// calls a PackedSequence. The second direction begins at the end of each sequence.
-struct Sequences {
-  const float* x;              // [sum of sizes][in]
-  std::vector<int64_t> sizes;  // sequences of each step, not increasing
-  float* y;                    // [sum of sizes][directions * out], not x
-  // [layers * directions][sequences][out], and [units] for c; null for zeros.
+// Sequences in the order of torch's PackedSequence: time step by time step, longest sequence first.
+// The backward direction starts at the end of each sequence. A token is one sequence's input at one
+// time step. All arrays are row-major.
+struct SequenceBatch {
+  const float* x;                    // [tokens][input_size]
+  std::vector<int64_t> batch_sizes;  // sequences of each time step, not increasing
+  float* y;                          // [tokens][directions * output_size], not x
+  // Initial states [layers * directions][sequences][output_size], c [..][hidden_size]; null for
+  // zeros. Final states have the same shapes, c for an LSTM only. Both may be the same memory.
   const float *h0, *c0;
-  float *hn, *cn;  // the same at the end of each sequence; cn of the LSTM only
+  float *hn, *cn;
 };
 
-// Up to kRowTokens sequences, or any number if hidden weights multiply rows only, run on rows, else
-// on panels with a sequence in each lane. Input projections are hoisted: of as many steps at once
-// as make a good product, so that memory beyond x and y does not grow with the steps (but for a
-// second y where a network of two directions has several layers). Each thread has the same share of
-// the hidden weights at every step, and the threads meet once a step (SELL-P: twice, since its rows
-// are in no order). The result does not depend on the number of threads.
-void run(const Recurrent& network, const Sequences& sequences, Capabilities caps);
+// Runs the network on omp_get_max_threads() threads.
+//
+// The input projection is hoisted: one product serves many time steps, as many as make it
+// efficient. Memory beyond x and y therefore does not grow with the number of steps, except for a
+// second y where a bidirectional network has several layers. Each thread owns the same rows of the
+// hidden weights at every time step, and the threads synchronise once per step. SELL-P, whose rows
+// are sorted, needs two barriers. The result does not depend on the number of threads.
+void run(const RecurrentNetwork& network, const SequenceBatch& batch, Capabilities caps);
 
 }  // namespace se

@@ -1,4 +1,4 @@
-// Recurrent steps of many sequences.
+// Time steps of many sequences: the lanes of a panel hold sequences.
 #pragma once
 
 #include <omp.h>
@@ -8,213 +8,158 @@
 
 namespace se {
 
-// Many sequences: each has a lane of a panel.
 class StepsOnPanels : public Direction {
  private:
-  // Chunks of whole blocks of `block` rows.
+  // f(work) with chunks of whole tiles of `tile_rows` rows.
   template <class F>
-  auto with_work(const LayerLinear& linear, int64_t block, F f) const {
-    return with_panel_work(*linear.panels, caps_, threads_, f, block);
+  auto with_chunks(const RecurrentLinear& linear, int64_t tile_rows, F f) const {
+    return with_panel_work(*linear.weight, caps_, threads_, f, tile_rows);
   }
 
  public:
-  StepsOnPanels(const Recurrent& network, const RecurrentLinears& linears, const Steps& steps,
-                const Flow& flow, bool backward, Capabilities caps)
-      : Direction(network, linears, steps, flow, backward, caps),
+  StepsOnPanels(const RecurrentNetwork& network, const RecurrentLinears& linears,
+                const TimeSteps& steps, const DirectionArrays& arrays, bool backward,
+                Capabilities caps)
+      : Direction(network, linears, steps, arrays, backward, width_for(linears, steps, caps), caps),
         layer_panels_(layer_panels(caps_)),
-        threads_(omp_get_max_threads()) {
-    // Panels of the input projection are as wide as can be, and hold several steps if sequences are
-    // few.
-    wide_ = linear_panel_width(*l_.input.panels, 64, caps_);
-    int64_t widest = std::min(wide_, linear_panel_width(*l_.hidden.panels, 64, caps_));
-    if (projects()) widest = std::min(widest, linear_panel_width(*l_.project.panels, 64, caps_));
-    width_ = panel_width(steps.sequences(), 16, widest);
-    count_ = ceil_div(steps.sequences(), width_);
-    lanes_a_step_ = count_ == 1 ? steps.sequences() : width_;
-    steps_a_panel_ = wide_ / lanes_a_step_;
+        threads_(omp_get_max_threads()),
+        input_width_(linear_panel_width(*l_.input.weight, kMaxWidth, caps_)),
+        lanes_per_step_(panels_ == 1 ? steps.sequences() : width_),
+        steps_per_panel_(input_width_ / lanes_per_step_) {}
+
+  // Time steps per input projection.
+  static int64_t per_projection(const TimeSteps& steps) {
+    return std::max<int64_t>(4, kProjectionTokens / std::max<int64_t>(16, steps.sequences()));
   }
 
-  static int64_t hoist(const Steps& steps) {
-    return std::max<int64_t>(4, kHoisted / std::max<int64_t>(16, steps.sequences()));
+  // Memory that the threads share, for projections of `steps` time steps.
+  void allocate(Arena& arena, int64_t steps) {
+    allocate_states(arena);
+    const int64_t input_panels = ceil_div(steps, steps_per_panel_) * panels_;
+    x_ = arena.take(input_panels * arrays_.input_size * input_width_);
+    // The cell reads width_ lanes of a row, also past the last step of the last panel.
+    inputs_ = arena.take(input_panels * n_.rows() * input_width_ + width_);
+    staged_ = arena.take(threads_ * input_width_ * arrays_.input_size);
   }
 
-  void lay_out(Arena& shared, int64_t steps) {
-    h_rows_ = std::max(rounded(n_.out), projects() ? 0 : n_.blocks() * 16);
-    c_rows_ = n_.blocks() * 16;
-    h_[0] = shared.take(count_ * h_rows_ * width_);
-    h_[1] = shared.take(count_ * h_rows_ * width_);
-    c_ = shared.take(count_ * c_rows_ * width_);
-    m_ = shared.take(projects() ? count_ * c_rows_ * width_ : 0);
-    const int64_t panels = ceil_div(steps, steps_a_panel_) * count_;
-    x_ = shared.take(panels * flow_.in * wide_);
-    // The last step of a panel may be read as if it were as wide as others.
-    inputs_ = shared.take(panels * n_.rows() * wide_ + width_);
-    staged_ = shared.take(threads_ * wide_ * flow_.in);
-  }
-  // sums, sums with scales and bias, and a panel of quads with its scales.
-  int64_t own_floats() const {
-    const int64_t quads = ceil_div(std::max(n_.out, n_.units), 4);
-    return (2 * most_sums() + count_ * (quads + 1)) * width_;
-  }
-  int64_t work() const {
-    return with_work(l_.hidden, n_.block_rows(), [&](const auto& work) {
-      return std::decay_t<decltype(work)>::entries(work.w) * count_ * width_;
+  // A thread's own memory, in floats: sums, finished sums, and quantised panels with their scales.
+  int64_t scratch_floats() const { return (2 * max_sums() + panels_ * (max_quads() + 1)) * width_; }
+
+  // Multiply-adds of a time step.
+  int64_t step_work() const {
+    return with_chunks(l_.hidden, n_.tile_rows(), [&](const auto& work) {
+      return std::decay_t<decltype(work)>::entries(work.w) * panels_ * width_;
     });
   }
 
-  void begin() {
-    std::fill_n(h_[0], count_ * h_rows_ * width_, 0.0f);
-    std::fill_n(h_[1], count_ * h_rows_ * width_, 0.0f);
-    std::fill_n(c_, count_ * c_rows_ * width_, 0.0f);
-    for (int64_t b = 0; b < steps_.sequences(); ++b) {
-      for (int64_t u = 0; flow_.h0 && u < n_.out; ++u)
-        *lane(h_[0], h_rows_, u, b) = flow_.h0[b * n_.out + u];
-      for (int64_t u = 0; flow_.c0 && u < n_.units; ++u)
-        *lane(c_, c_rows_, u, b) = flow_.c0[b * n_.units + u];
-    }
-  }
-  void end() const {
-    for (int64_t b = 0; b < steps_.sequences(); ++b) {
-      for (int64_t u = 0; u < n_.out; ++u)
-        flow_.hn[b * n_.out + u] = *lane(h_[steps_.count() % 2], h_rows_, u, b);
-      for (int64_t u = 0; flow_.cn && u < n_.units; ++u)
-        flow_.cn[b * n_.units + u] = *lane(c_, c_rows_, u, b);
-    }
-  }
-
-  void project(int64_t k0, int64_t k1) {
+  // The hoisted input projection W_ih x + b_ih of steps [k0, k1), on all threads.
+  void project_inputs(int64_t k0, int64_t k1) {
     first_step_ = k0;
-    const int64_t panels = ceil_div(k1 - k0, steps_a_panel_) * count_;
+    const int64_t input_panels = ceil_div(k1 - k0, steps_per_panel_) * panels_;
+    const int64_t features = arrays_.input_size;
 #pragma omp parallel for schedule(static) num_threads(threads_)
-    for (int64_t i = 0; i < panels; ++i) {
-      float* rows = staged_ + omp_get_thread_num() * wide_ * flow_.in;
-      for (int64_t l = 0; l < wide_; ++l) {
-        const int64_t step = l / lanes_a_step_, k = k0 + i / count_ * steps_a_panel_ + step;
-        const int64_t b = i % count_ * width_ + l % lanes_a_step_;
-        if (step < steps_a_panel_ && k < k1 && b < steps_.sizes[time(k)])
-          std::copy_n(flow_.x + (steps_.offsets[time(k)] + b) * flow_.in, flow_.in,
-                      rows + l * flow_.in);
+    for (int64_t i = 0; i < input_panels; ++i) {
+      float* rows = staged_ + omp_get_thread_num() * input_width_ * features;
+      for (int64_t l = 0; l < input_width_; ++l) {
+        const int64_t step = l / lanes_per_step_, k = k0 + i / panels_ * steps_per_panel_ + step;
+        const int64_t b = i % panels_ * width_ + l % lanes_per_step_;
+        if (step < steps_per_panel_ && k < k1 && b < steps_.batch_sizes[time(k)])
+          std::copy_n(arrays_.x + (steps_.offsets[time(k)] + b) * features, features,
+                      rows + l * features);
         else
-          std::fill_n(rows + l * flow_.in, flow_.in, 0.0f);
+          std::fill_n(rows + l * features, features, 0.0f);
       }
-      panel_io_.pack(rows, DType::f32, flow_.in, wide_, flow_.in, wide_, x_ + i * flow_.in * wide_,
-                     DType::f32);
+      panel_io_.pack(rows, DType::f32, features, input_width_, features, input_width_,
+                     x_ + i * features * input_width_, DType::f32);
     }
-    linear_on_panels(*l_.input.panels,
-                     {x_, panels, flow_.in, wide_, l_.input.bias, Activation::none, inputs_},
-                     caps_);
+    linear_on_panels(
+        *l_.input.weight,
+        {x_, input_panels, features, input_width_, l_.input.bias, Activation::none, inputs_},
+        caps_);
   }
 
-  void step(int64_t k, const Worker& worker, float* own) const {
-    const int64_t t = time(k), live = steps_.sizes[t];
-    const float* from = h_[k % 2];
-    float* to = h_[(k + 1) % 2];
-    const int64_t wide_row = ((k - first_step_) / steps_a_panel_) * count_ * n_.rows();
-    const int64_t wide_lane = (k - first_step_) % steps_a_panel_ * lanes_a_step_;
-    product(l_.hidden, from, h_rows_, n_.block_rows(), live, worker, own,
-            [&](int64_t p, int64_t row, int64_t rows, const float* sums) {
-              const int64_t unit = row / n_.block_rows() * 16, units = rows / n_.block_rows() * 16;
-              const int64_t at = (p * c_rows_ + unit) * width_, h = (p * h_rows_ + unit) * width_;
-              const int64_t here = live_of(live, p);
-              if (!here) {
-                if (!projects()) std::copy_n(from + h, units * width_, to + h);
-                return;
-              }
-              CellStep s{};
-              s.cell = n_.cell;
-              s.blocks = units / 16;
-              s.width = width_;
-              s.live = here;
-              s.sums = sums;
-              s.inputs = inputs_ + (wide_row + p * n_.rows() + row) * wide_ + wide_lane;
-              s.inputs_stride = wide_;
-              s.c = c_ + at;
-              s.h = projects() ? m_ + at : from + h;
-              s.y = projects() ? m_ + at : to + h;
-              recurrent_cell_.step(s);
-              if (!projects()) give(t, p, here, to + h, unit, std::min(units, n_.units - unit));
-            });
-    if (projects()) {
-      worker.barrier.wait();
-      product(l_.project, m_, c_rows_, 1, live, worker, own,
-              [&](int64_t p, int64_t row, int64_t rows, const float* sums) {
-                const int64_t at = (p * h_rows_ + row) * width_, here = live_of(live, p);
-                for (int64_t i = 0; i < rows; ++i)
-                  for (int64_t l = 0; l < width_; ++l)
-                    to[at + i * width_ + l] = (l < here ? sums : from + at)[i * width_ + l];
-                if (here) give(t, p, here, to + at, row, rows);
-              });
-    }
-    worker.barrier.wait();
+  // The projected inputs of a panel's sequences at step k: the first of width_ lanes.
+  const float* inputs(int64_t k, int64_t panel, int64_t row) const {
+    const int64_t step = k - first_step_;
+    const int64_t input_panel = step / steps_per_panel_ * panels_ + panel;
+    return inputs_ + (input_panel * n_.rows() + row) * input_width_ +
+           step % steps_per_panel_ * lanes_per_step_;
+  }
+  int64_t inputs_stride() const { return input_width_; }
+
+  // f(panel, row, rows, sums) for the rows of W_hh h + b_hh that this thread owns: whole unit
+  // tiles. sums are null where all sequences of the panel have ended.
+  template <class F>
+  void multiply_hidden(int64_t k, const TeamThread& thread, float* scratch, F f) const {
+    multiply(l_.hidden, h_before(k), n_.output_size, h_size_, k, n_.tile_rows(), thread, scratch,
+             f);
+  }
+  // The same for W_hr m.
+  template <class F>
+  void multiply_projection(int64_t k, const TeamThread& thread, float* scratch, F f) const {
+    multiply(l_.projection, m_, n_.hidden_size, c_size_, k, 1, thread, scratch, f);
   }
 
  private:
-  float* lane(float* panels, int64_t rows, int64_t row, int64_t b) const {
-    return panels + (b / width_ * rows + row) * width_ + b % width_;
-  }
-  int64_t live_of(int64_t live, int64_t p) const {
-    return std::clamp<int64_t>(live - p * width_, 0, width_);
-  }
-  void give(int64_t t, int64_t p, int64_t live, const float* h, int64_t unit, int64_t units) const {
-    Epilogue e{};
-    e.y = flow_.y + (steps_.offsets[t] + p * width_) * flow_.y_stride;
-    e.y_stride = flow_.y_stride;
-    e.dtype = DType::f32;
-    if (units > 0) panel_io_.store({h, width_, nullptr}, live, unit, units, e);
+  static constexpr int64_t kMaxWidth = 64;
+
+  // The narrowest panels that hold all sequences, or the widest that all weights can multiply.
+  static int64_t width_for(const RecurrentLinears& l, const TimeSteps& steps, Capabilities caps) {
+    int64_t widest = kMaxWidth;
+    for (const RecurrentLinear& linear : {l.input, l.hidden, l.projection})
+      if (linear) widest = std::min(widest, linear_panel_width(*linear.weight, kMaxWidth, caps));
+    return panel_width(steps.sequences(), 16, widest);
   }
 
-  int64_t most_sums() const {
+  int64_t max_sums() const {
     const auto sums = [](const auto& work) { return work.sums(); };
-    const int64_t hidden = with_work(l_.hidden, n_.block_rows(), sums);
-    return projects() ? std::max(hidden, with_work(l_.project, 1, sums)) : hidden;
+    const int64_t hidden = with_chunks(l_.hidden, n_.tile_rows(), sums);
+    return has_projection() ? std::max(hidden, with_chunks(l_.projection, 1, sums)) : hidden;
   }
+  int64_t max_quads() const { return ceil_div(step_features(), 4); }
 
-  // f(panel, row, rows, sums) for this thread's chunks of rows; sums are null where no lane is
-  // live.
+  // The product of a weight [.., features] and x, panels of x_rows rows.
   template <class F>
-  void product(const LayerLinear& linear, const float* x, int64_t x_rows, int64_t block,
-               int64_t live, const Worker& worker, float* own, F f) const {
-    with_work(linear, block, [&](const auto& work) {
-      const int64_t chunks = work.chunks(), in = work.w.in;  // in counts quads for int8
+  void multiply(const RecurrentLinear& linear, const float* x, int64_t features, int64_t x_rows,
+                int64_t k, int64_t tile_rows, const TeamThread& thread, float* scratch, F f) const {
+    with_chunks(linear, tile_rows, [&](const auto& work) {
+      const int64_t in = work.w.in;  // counts quads for int8
       const float* row_scales = work.row_scales();
-      float *sums = own, *ready = sums + most_sums() * width_,
-            *quads = ready + most_sums() * width_;
-      float* scales = quads + count_ * ceil_div(std::max(n_.out, n_.units), 4) * width_;
-      const auto cost = [&](int64_t c) { return work.entries_before(c); };
-      const int64_t c0 = share(chunks, worker.me, worker.threads, cost);
-      const int64_t c1 = share(chunks, worker.me + 1, worker.threads, cost);
-      // What is so little is done by each thread for itself.
-      for (int64_t p = 0; row_scales && c0 < c1 && p < count_; ++p)
-        for (int64_t l = 0; live_of(live, p) && l < width_; l += 16)
-          layer_panels_.quantize(x + p * x_rows * width_ + l, width_,
-                                 &linear == &l_.project ? n_.units : n_.out, 16,
+      float *sums = scratch, *finished = sums + max_sums() * width_;
+      float *quads = finished + max_sums() * width_,
+            *scales = quads + panels_ * max_quads() * width_;
+      const Range chunks =
+          partition(work.chunks(), thread, [&](int64_t c) { return work.entries_before(c); });
+      // Every thread quantises all of x itself: that costs less than a barrier.
+      for (int64_t p = 0; row_scales && chunks.begin < chunks.end && p < panels_; ++p)
+        for (int64_t l = 0; active_lanes(k, p) && l < width_; l += 16)
+          layer_panels_.quantize(x + p * x_rows * width_ + l, width_, features, 16,
                                  quads + p * in * width_ + l, scales + p * width_ + l);
-      for (int64_t c = c0; c < c1; ++c)
-        for (int64_t p = 0; p < count_; ++p) {
+      for (int64_t c = chunks.begin; c < chunks.end; ++c)
+        for (int64_t p = 0; p < panels_; ++p) {
           const int64_t row = work.row0(c), rows = work.rows(c);
-          if (!live_of(live, p)) {
+          if (!active_lanes(k, p)) {
             f(p, row, rows, nullptr);
             continue;
           }
           work.run(c, row_scales ? quads + p * in * width_ : x + p * x_rows * width_, width_, sums);
-          const float* found = sums;
-          if (row_scales || linear.bias) {
+          if (row_scales || linear.bias)
             layer_panels_.finish(
                 {sums, width_, row_scales ? scales + p * width_ : nullptr}, rows,
                 {Activation::none, row_scales ? row_scales + row : nullptr,
-                 linear.bias ? linear.bias + row : nullptr, nullptr, false, ready});
-            found = ready;
-          }
-          f(p, row, rows, found);
+                 linear.bias ? linear.bias + row : nullptr, nullptr, false, finished});
+          f(p, row, rows, row_scales || linear.bias ? finished : sums);
         }
     });
   }
 
   const LayerPanelKernels& layer_panels_;
-  const int threads_;  // asked once: chunks must be the same whoever asks, inside a region or out
-  int64_t wide_, width_, count_, lanes_a_step_, steps_a_panel_;
-  int64_t h_rows_, c_rows_, first_step_ = 0;
-  float *h_[2], *c_, *m_, *x_, *inputs_, *staged_;
+  // Read once, outside of parallel regions: the chunks depend on it and must not change.
+  const int threads_;
+  // Panels of the input projection are as wide as possible and hold several steps of few sequences.
+  const int64_t input_width_, lanes_per_step_, steps_per_panel_;
+  int64_t first_step_ = 0;
+  float *x_, *inputs_, *staged_;
 };
 
 }  // namespace se

@@ -1,4 +1,4 @@
-// Recurrent steps of a few sequences.
+// Time steps of few sequences: the lanes of a vector hold units.
 #pragma once
 
 #include "layers/direction.h"
@@ -6,172 +6,127 @@
 
 namespace se {
 
-// A few sequences: the lanes hold units, and every thread reads its share of the
-// weights.
+// Every sequence is a row of activations. Each thread reads its rows of the weights once a step.
 class StepsOnRows : public Direction {
  public:
-  using Direction::Direction;
+  StepsOnRows(const RecurrentNetwork& network, const RecurrentLinears& linears,
+              const TimeSteps& steps, const DirectionArrays& arrays, bool backward,
+              Capabilities caps)
+      : Direction(network, linears, steps, arrays, backward, 1, caps) {}
 
-  // Steps whose inputs are projected together.
-  static int64_t hoist(const Steps& steps) {
-    return std::max<int64_t>(1, kHoisted / steps.sequences());
+  // Time steps per input projection.
+  static int64_t per_projection(const TimeSteps& steps) {
+    return std::max<int64_t>(1, kProjectionTokens / steps.sequences());
   }
 
-  void lay_out(Arena& shared, int64_t steps) {
+  // Memory that the threads share, for projections of `steps` time steps.
+  void allocate(Arena& arena, int64_t steps) {
+    allocate_states(arena);
     const int64_t batch = steps_.sequences();
-    h_stride_ = rounded(std::max(n_.out, projects() ? 0 : n_.blocks() * 16));
-    c_stride_ = n_.blocks() * 16;
-    h_[0] = shared.take(batch * h_stride_);
-    h_[1] = shared.take(batch * h_stride_);
-    c_ = shared.take(batch * c_stride_);
-    m_ = shared.take(projects() ? batch * c_stride_ : 0);
-    const auto sums = [&](const LayerLinear& l) {
-      return rounded(with_row_work(*l.rows, caps_, [](const auto& work) { return work.sums(); }));
+    const auto sums = [&](const RecurrentLinear& l) {
+      return rounded(with_row_work(*l.weight, caps_, [](const auto& work) { return work.sums(); }));
     };
-    sums_stride_ = sums(l_.hidden);
-    sums_ = shared.take(batch * sums_stride_);
-    project_stride_ = projects() ? sums(l_.project) : 0;
-    project_ = shared.take(batch * project_stride_);
-    inputs_ = shared.take(steps * batch * n_.rows());
-  }
-  int64_t own_floats() const {
-    return rounded(kTokens * prepared_stride() / 4) + rounded(steps_.sequences()) +
-           rounded(std::max(n_.rows(), n_.out));
-  }
-  int64_t work() const {
-    const auto one = [&](const LayerLinear& l) {
-      return with_row_work(*l.rows, caps_, [](const auto& work) { return work.work(); });
-    };
-    return one(l_.hidden) * steps_.sequences();
+    hidden_stride_ = sums(l_.hidden);
+    hidden_sums_ = arena.take(batch * hidden_stride_);
+    projection_stride_ = has_projection() ? sums(l_.projection) : 0;
+    projection_sums_ = arena.take(batch * projection_stride_);
+    inputs_ = arena.take(steps * batch * n_.rows());
   }
 
-  void begin() {
-    const int64_t batch = steps_.sequences();
-    // Units past the last are computed, too, and must be numbers.
-    std::fill_n(h_[0], batch * h_stride_, 0.0f);
-    std::fill_n(h_[1], batch * h_stride_, 0.0f);
-    std::fill_n(c_, batch * c_stride_, 0.0f);
-    for (int64_t b = 0; b < batch; ++b) {
-      if (flow_.h0) std::copy_n(flow_.h0 + b * n_.out, n_.out, h_[0] + b * h_stride_);
-      if (flow_.c0) std::copy_n(flow_.c0 + b * n_.units, n_.units, c_ + b * c_stride_);
-    }
-  }
-  void end() const {
-    const float* h = h_[steps_.count() % 2];
-    for (int64_t b = 0; b < steps_.sequences(); ++b) {
-      std::copy_n(h + b * h_stride_, n_.out, flow_.hn + b * n_.out);
-      if (flow_.cn) std::copy_n(c_ + b * c_stride_, n_.units, flow_.cn + b * n_.units);
-    }
+  // A thread's own memory, in floats: prepared activations, their scales, and finished sums.
+  int64_t scratch_floats() const {
+    return prepared_floats() + rounded(steps_.sequences()) +
+           rounded(std::max(n_.rows(), n_.output_size));
   }
 
-  // inputs_ = W_ih x + b_ih of steps [k0, k1); by all threads.
-  void project(int64_t k0, int64_t k1) {
-    const int64_t a = time(k0), b = time(k1 - 1);
-    first_token_ = steps_.offsets[std::min(a, b)];
-    const int64_t tokens = steps_.offsets[std::max(a, b) + 1] - first_token_;
-    const Activations x{flow_.x + first_token_ * flow_.in, DType::f32, flow_.in, tokens, flow_.in};
+  // Multiply-adds of a time step.
+  int64_t step_work() const {
+    return with_row_work(*l_.hidden.weight, caps_, [](const auto& work) { return work.work(); }) *
+           steps_.sequences();
+  }
+
+  // The hoisted input projection W_ih x + b_ih of steps [k0, k1), on all threads.
+  void project_inputs(int64_t k0, int64_t k1) {
+    const auto [first, last] = std::minmax({time(k0), time(k1 - 1)});
+    first_token_ = steps_.offsets[first];
+    const int64_t tokens = steps_.offsets[last + 1] - first_token_, features = arrays_.input_size;
+    const Activations x{arrays_.x + first_token_ * features, DType::f32, features, tokens,
+                        features};
     Epilogue e{};
     e.bias = l_.input.bias;
     e.y = inputs_;
     e.y_stride = n_.rows();
     e.dtype = DType::f32;
-    const bool few = l_.input.rows && (tokens <= kRowTokens || !l_.input.panels);
-    std::visit([&](const auto& w) { linear(w, x, e, caps_); },
-               few ? *l_.input.rows : *l_.input.panels);
+    std::visit([&](const auto& w) { linear(w, x, e, caps_); }, *l_.input.weight);
   }
 
-  void step(int64_t k, const Worker& worker, float* own) const {
-    const int64_t t = time(k), live = steps_.sizes[t], batch = steps_.sequences();
-    const float* from = h_[k % 2];
-    float* to = h_[(k + 1) % 2];
-    float* scales = own + rounded(kTokens * prepared_stride() / 4);
-    float* ready = scales + rounded(steps_.sequences());
-    const BlockRange mine = product(l_.hidden, from, h_stride_, live, n_.block_rows(), sums_,
-                                    sums_stride_, worker, own, scales);
-    const int64_t row = mine.begin * n_.block_rows(), unit = mine.begin * 16;
-    const int64_t rows = mine.end * n_.block_rows() - row, units = mine.end * 16 - unit;
-    for (int64_t b = 0; b < batch; ++b) {
-      if (units <= 0) break;
-      if (b >= live) {
-        if (!projects()) std::copy_n(from + b * h_stride_ + unit, units, to + b * h_stride_ + unit);
-        continue;
-      }
-      CellStep s{};
-      s.cell = n_.cell;
-      s.blocks = mine.end - mine.begin;
-      s.width = s.live = s.inputs_stride = 1;
-      s.sums = scaled(l_.hidden, sums_ + b * sums_stride_ + row, scales[b], row, rows, ready);
-      s.inputs = inputs_ + (steps_.offsets[t] + b - first_token_) * n_.rows() + row;
-      s.c = c_ + b * c_stride_ + unit;
-      // A projection makes h of what the cells leave in m.
-      s.h = projects() ? m_ + b * c_stride_ + unit : from + b * h_stride_ + unit;
-      s.y = projects() ? m_ + b * c_stride_ + unit : to + b * h_stride_ + unit;
-      recurrent_cell_.step(s);
-      if (!projects()) give(t, b, to, unit, own_units(mine));
-    }
-    if (projects()) project_states(t, live, from, to, worker, own, scales);
-    worker.barrier.wait();
+  // The projected input of a sequence at step k.
+  const float* inputs(int64_t k, int64_t sequence, int64_t row) const {
+    return inputs_ + (steps_.offsets[time(k)] + sequence - first_token_) * n_.rows() + row;
+  }
+  int64_t inputs_stride() const { return 1; }
+
+  // f(sequence, row, rows, sums) for the rows of W_hh h + b_hh that this thread owns: whole unit
+  // tiles. sums are null for sequences that have ended.
+  template <class F>
+  void multiply_hidden(int64_t k, const TeamThread& thread, float* scratch, F f) const {
+    multiply(l_.hidden, h_before(k), h_size_, k, n_.tile_rows(), hidden_sums_, hidden_stride_,
+             thread, scratch, f);
+  }
+  // The same for W_hr m.
+  template <class F>
+  void multiply_projection(int64_t k, const TeamThread& thread, float* scratch, F f) const {
+    multiply(l_.projection, m_, c_size_, k, kUnitTile, projection_sums_, projection_stride_, thread,
+             scratch, f);
   }
 
  private:
-  int64_t prepared_stride() const { return prepared_bytes(std::max(n_.out, n_.units)); }
+  int64_t prepared_stride() const { return prepared_bytes(step_features()); }
+  int64_t prepared_floats() const { return rounded(kTokens * prepared_stride() / 4); }
 
-  void give(int64_t t, int64_t b, const float* h, int64_t unit, int64_t units) const {
-    std::copy_n(h + b * h_stride_ + unit, units,
-                flow_.y + (steps_.offsets[t] + b) * flow_.y_stride + unit);
-  }
-
-  // h = W_hr m, where m are the units that the cells made.
-  void project_states(int64_t t, int64_t live, const float* from, float* to, const Worker& worker,
-                      float* own, float* scales) const {
-    worker.barrier.wait();
-    float* ready = scales + rounded(steps_.sequences());
-    const BlockRange mine = product(l_.project, m_, c_stride_, live, 16, project_, project_stride_,
-                                    worker, own, scales);
-    const int64_t row = mine.begin * 16, rows = std::min(mine.end * 16, n_.out) - row;
-    for (int64_t b = 0; b < steps_.sequences() && rows > 0; ++b) {
-      const float* h = b < live ? scaled(l_.project, project_ + b * project_stride_ + row,
-                                         scales[b], row, rows, ready)
-                                : from + b * h_stride_ + row;
-      std::copy_n(h, rows, to + b * h_stride_ + row);
-      if (b < live) give(t, b, to, row, rows);
-    }
-  }
-
-  // Which blocks of `block` rows this thread owns: sums of these rows are there when it returns. A
-  // packing with rows in order is split there; else all threads must have done their part.
-  BlockRange product(const LayerLinear& linear, const float* x, int64_t x_stride, int64_t tokens,
-                     int64_t block, float* sums, int64_t stride, const Worker& worker, float* own,
-                     float* scales) const {
-    return with_row_work(*linear.rows, caps_, [&](const auto& work) {
+  // The product of a weight and the active sequences' x. A thread owns whole tiles of `tile_rows`
+  // rows. Where a packing has its rows in order, the thread multiplies exactly these. Otherwise it
+  // multiplies some part of the packing, and a barrier follows.
+  template <class F>
+  void multiply(const RecurrentLinear& linear, const float* x, int64_t x_stride, int64_t k,
+                int64_t tile_rows, float* sums, int64_t stride, const TeamThread& thread,
+                float* scratch, F f) const {
+    const int64_t active = steps_.batch_sizes[time(k)];
+    char* prepared = reinterpret_cast<char*>(scratch);
+    float* scales = scratch + prepared_floats();
+    float* finished = scales + rounded(steps_.sequences());
+    with_row_work(*linear.weight, caps_, [&](const auto& work) {
       constexpr int64_t kAtOnce = std::decay_t<decltype(work)>::kAtOnce;
-      const int64_t blocks = ceil_div(work.w.out, block), prepared = prepared_stride();
-      const auto cost = [&](int64_t b) { return cost_of_rows(work.w, b * block); };
-      const BlockRange mine{share(blocks, worker.me, worker.threads, cost),
-                            share(blocks, worker.me + 1, worker.threads, cost)};
-      const int64_t height = unit_height(work.w);
-      const bool ordered = height && block % height == 0;
-      const auto unit = [&](int64_t b) { return std::min(b * block, work.w.out) / height; };
-      const BlockRange part =
-          ordered ? BlockRange{unit(mine.begin),
-                               ceil_div(std::min(mine.end * block, work.w.out), height)}
-                  : BlockRange{work.part(worker.me, worker.threads),
-                               work.part(worker.me + 1, worker.threads)};
-      for (int64_t t0 = 0; t0 < tokens; t0 += kAtOnce) {
-        const int64_t count = std::min(tokens - t0, kAtOnce);
+      const int64_t out = work.w.out, prepared_size = prepared_stride();
+      const Range tiles = partition(ceil_div(out, tile_rows), thread, [&](int64_t tile) {
+        return cost_of_rows(work.w, tile * tile_rows);
+      });
+      const int64_t row = tiles.begin * tile_rows;
+      const int64_t rows = std::min(tiles.end * tile_rows, out) - row;
+      const int64_t height = ordered_height(work.w);
+      const bool ordered = height && tile_rows % height == 0;
+      const Range part = ordered ? Range{std::min(row, out) / height, ceil_div(row + rows, height)}
+                                 : Range{work.part(thread.rank, thread.team_size),
+                                         work.part(thread.rank + 1, thread.team_size)};
+      for (int64_t t0 = 0; t0 < active; t0 += kAtOnce) {
+        const int64_t count = std::min(active - t0, kAtOnce);
         for (int64_t t = 0; t < count; ++t)
-          scales[t0 + t] =
-              work.prepare(x + (t0 + t) * x_stride, reinterpret_cast<char*>(own) + t * prepared);
-        work.run(part.begin, part.end, reinterpret_cast<char*>(own), prepared, count,
-                 sums + t0 * stride, stride);
+          scales[t0 + t] = work.prepare(x + (t0 + t) * x_stride, prepared + t * prepared_size);
+        work.run(part.begin, part.end, prepared, prepared_size, count, sums + t0 * stride, stride);
       }
-      if (!ordered) worker.barrier.wait();
-      return mine;
+      if (!ordered) thread.barrier.wait();
+      if (rows <= 0) return;
+      const float* row_scales = se::row_scales(work.w);
+      for (int64_t b = 0; b < steps_.sequences(); ++b)
+        f(b, row, rows,
+          b < active ? finish(sums + b * stride + row, scales[b], row_scales, linear.bias, row,
+                              rows, finished)
+                     : nullptr);
     });
   }
 
-  // What the first rows of a packing cost: a zero as much as any weight, but in strips, which skip
-  // it.
+  // Cost of the first rows of a packing. Strips skip zeros; in the other packings all rows cost
+  // about the same.
   template <class W>
   static int64_t cost_of_rows(const W&, int64_t rows) {
     return rows;
@@ -180,29 +135,27 @@ class StepsOnRows : public Direction {
     return entries_before(w, std::min(ceil_div(rows, w.height), w.strips));
   }
 
-  // BlockRange of a unit of work, if they are in order; 0 if not.
-  static int64_t unit_height(const SellP&) { return 0; }
-  static int64_t unit_height(const Bits&) { return 1; }
-  static int64_t unit_height(const Groups&) { return 1; }
-  static int64_t unit_height(const Strips& w) { return w.height; }
+  // Rows of a unit of work of a packing with its rows in order, else 0.
+  static int64_t ordered_height(const SellP&) { return 0; }
+  static int64_t ordered_height(const Bits&) { return 1; }
+  static int64_t ordered_height(const Groups&) { return 1; }
+  static int64_t ordered_height(const Strips& w) { return w.height; }
 
-  // sums x scales + bias, made in `ready` unless there is nothing to do.
-  const float* scaled(const LayerLinear& linear, const float* sums, float scale, int64_t row,
-                      int64_t rows, float* ready) const {
+  // sums * scale * row_scales + bias, written to `finished` unless nothing changes.
+  const float* finish(const float* sums, float scale, const float* row_scales, const float* bias,
+                      int64_t row, int64_t rows, float* finished) const {
+    if (!row_scales && !bias) return sums;
     Epilogue e{};
-    e.row_scales =
-        with_row_work(*linear.rows, caps_, [](const auto& work) { return row_scales(work.w); });
-    if (!e.row_scales && !linear.bias) return sums;
-    if (e.row_scales) e.row_scales += row;
-    e.bias = linear.bias ? linear.bias + row : nullptr;
-    e.y = ready;
+    e.row_scales = row_scales ? row_scales + row : nullptr;
+    e.bias = bias ? bias + row : nullptr;
+    e.y = finished;
     e.dtype = DType::f32;
     panel_io_.store_token(sums, scale, 0, rows, e);
-    return ready;
+    return finished;
   }
 
-  int64_t h_stride_, c_stride_, sums_stride_, project_stride_, first_token_ = 0;
-  float *h_[2], *c_, *m_, *sums_, *project_, *inputs_;
+  int64_t hidden_stride_, projection_stride_, first_token_ = 0;
+  float *hidden_sums_, *projection_sums_, *inputs_;
 };
 
 }  // namespace se

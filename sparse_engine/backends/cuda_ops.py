@@ -60,11 +60,6 @@ def _multiply(
     return y if residual is None else y + residual
 
 
-def expand(packed: Any, dtype: torch.dtype) -> Tensor:
-    """The dense weight [out, in] of a packing with `max_tokens`."""
-    return packed.expand(dtype)
-
-
 def _load(packing: str, buffers: list[Tensor], params: list[int], shape: tuple[int, int]) -> Format:
     cls = PACKINGS[packing]
     fields = dict(zip(cls.buffer_names, buffers, strict=True))

@@ -26,6 +26,11 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+def can_capture(x: torch.Tensor) -> bool:
+    """Whether calls on x can be captured: x is on a GPU, and no capture is running."""
+    return x.is_cuda and not torch.cuda.is_current_stream_capturing()
+
+
 def capture(call: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
     """`call` as a CUDA graph; it runs three times before the capture, which compiles kernels."""
     with torch.cuda.device(device):

@@ -186,9 +186,8 @@ def native_step_call(sparse: SparseRNNBase, x: Tensor) -> Callable[[], object]:
     """The same step in the native library alone, on arrays that are there already."""
     y, state = sparse.step(x.float())
     states = [t.numpy() for t in (state if isinstance(state, tuple) else (state,))]
-    h, c = states[0], states[1] if len(states) > 1 else None
     native, rows, out = sparse.native(len(x), len(x)), x.float().numpy(), y.numpy()
-    return lambda: native.run(rows, [len(rows)], out, h, c, h, c)
+    return lambda: native.run(rows, [len(rows)], out, states, states)
 
 
 def dense_call(

@@ -23,8 +23,8 @@ def tensor_entry(tensors: dict[str, Any], name: str) -> Watched:
     tensor: Tensor | None = tensors.get(name)
     if tensor is None:
         return tensors, name, None, None, None
-    version = None if tensor.is_inference() else tensor._version
-    return tensors, name, tensor, tensor.data_ptr(), version
+    written = None if tensor.is_inference() else tensor._version
+    return tensors, name, tensor, tensor.data_ptr(), written
 
 
 def child_entries(modules: Iterable[nn.Module]) -> list[Watched]:
@@ -34,6 +34,18 @@ def child_entries(modules: Iterable[nn.Module]) -> list[Watched]:
         for module in modules
         for name, child in module._modules.items()
     ]
+
+
+def version(tensor: Tensor | None) -> int:
+    """How often a tensor was written to; always 0 for inference tensors, which do not count it."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested tuples hold the same objects and integers."""
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
+    return a is b or (type(a) is int and a == b)
 
 
 class HookWatch:

@@ -15,9 +15,9 @@ from sparse_engine.backends import CUDA
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import FormatSpec
 from sparse_engine.nn import SparseLinear
-from sparse_engine.nn.recurrent import base as recurrent_base
 from sparse_engine.nn.recurrent.base import SparseRNNBase
 from sparse_engine.nn.recurrent.cuda import step_kernel
+from sparse_engine.nn.recurrent.weights import GATES
 from sparse_engine.ops import linear_kernel, reference, run_linear
 from sparse_engine.packings.cuda import bsr, ell, nm
 
@@ -186,7 +186,7 @@ def test_kernels_and_packings_agree_on_layouts() -> None:
     tables = sys.modules["sparse_engine.kernels.linear_ell"]
     assert (tables.ROWS, tables.WIDTH) == (ell.LANES, ell.WIDTH)
     assert sys.modules["sparse_engine.kernels.linear_nm"].BITS == nm.BITS
-    assert sys.modules["sparse_engine.kernels.recurrent_step"].GATES == recurrent_base.GATES
+    assert sys.modules["sparse_engine.kernels.recurrent_step"].GATES == GATES
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

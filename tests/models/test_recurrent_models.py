@@ -1,4 +1,4 @@
-"""Recurrent taggers and language models from folder to answer: prune, convert, load, tag, generate."""
+"""Recurrent taggers and language models end to end: prune, convert, load, tag, generate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TAGGERS: dict[str, dict[str, Any]] = {
     "gru": {"cell": "gru", "num_hidden_layers": 2},
     "rnn": {"cell": "rnn_relu", "bidirectional": True},
 }
-SPEAKERS: dict[str, dict[str, Any]] = {
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"num_hidden_layers": 2},
     "gru, tied": {"cell": "gru", "tie_word_embeddings": True, "embedding_size": 32},
     "lstm, adaptive": {"cutoffs": [4, 8]},
@@ -59,7 +59,7 @@ def ok(*arguments: object) -> str:
 
 
 def same(found: Any, expected: Any) -> bool:
-    """Whether tags, places and, nearly, probabilities are the same."""
+    """Whether tags and positions are the same, and probabilities close."""
     flat = [
         [(s.text, s.label, s.start, s.end) for row in rows for s in row]
         for rows in (found, expected)
@@ -69,7 +69,7 @@ def same(found: Any, expected: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", TAGGERS)
-def test_a_tagger_from_folder_to_answer(kind: str, tmp_path: Path) -> None:
+def test_a_tagger_end_to_end(kind: str, tmp_path: Path) -> None:
     source = folder(tmp_path / "dense", RnnForTokenClassification, **TAGGERS[kind])
     texts = ["the cat sat on the mat .", "why ?", "a dog sat"]
     dense, _ = se.io.load_pretrained(source)
@@ -94,9 +94,9 @@ def test_a_tagger_from_folder_to_answer(kind: str, tmp_path: Path) -> None:
     assert same(TokenClassifier(dense, source).tag(texts), expected)
 
 
-@pytest.mark.parametrize("kind", SPEAKERS)
-def test_a_language_model_from_folder_to_text(kind: str, tmp_path: Path) -> None:
-    source = folder(tmp_path / "dense", RnnForCausalLM, **SPEAKERS[kind])
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_a_language_model_end_to_end(kind: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "dense", RnnForCausalLM, **LANGUAGE_MODELS[kind])
     ok("prune", source, tmp_path / "pruned", "--sparsity", 0.6)
     ok("convert", tmp_path / "pruned", tmp_path / "package", "--format", "csr", "--verify")
     pruned, _ = se.io.load_pretrained(tmp_path / "pruned")
@@ -108,7 +108,7 @@ def test_a_language_model_from_folder_to_text(kind: str, tmp_path: Path) -> None
     assert isinstance(one, Generator)
     for sampling in (Sampling(max_tokens=9), Sampling(max_tokens=9, temperature=0.8, seed=1)):
         assert one.generate("the cat", sampling) == two.generate("the cat", sampling)
-    # What a prompt leaves behind is what its words one by one leave.
+    # The state of a prompt does not depend on how it is cut.
     whole = pruned(ids, use_cache=True)
     halves = pruned(ids[:, :5], use_cache=True)
     rest = pruned(ids[:, 5:], past_key_values=halves.past_key_values, use_cache=True)
@@ -117,12 +117,12 @@ def test_a_language_model_from_folder_to_text(kind: str, tmp_path: Path) -> None
 
 
 def test_bad_models_are_refused(tmp_path: Path) -> None:
-    for more, why in (
+    for changes, message in (
         ({"cell": "tcn"}, "cell"),
         ({"tie_word_embeddings": True, "embedding_size": 3}, "tie"),
     ):
-        with pytest.raises(ValueError, match=why):
-            RnnConfig(**more)
+        with pytest.raises(ValueError, match=message):
+            RnnConfig(**changes)
     with pytest.raises(ValueError, match="one direction"):
         RnnForCausalLM(RnnConfig(bidirectional=True))
     model = RnnForTokenClassification(RnnConfig(vocab_size=9, hidden_size=8, bidirectional=True))
@@ -205,7 +205,7 @@ def test_packages_of_cells(cell: Any, tmp_path: Path) -> None:
     assert (loaded(x) - expected).abs().max() < 1e-5
 
 
-def test_a_network_that_is_half_packed_is_refused(tmp_path: Path) -> None:
+def test_a_partly_packed_network_is_refused(tmp_path: Path) -> None:
     class Net(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()

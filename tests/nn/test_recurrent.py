@@ -1,4 +1,4 @@
-"""Recurrent layers against torch in float64: every cell, format, dtype, ISA and shape of input."""
+"""Recurrent networks against torch in float64: every cell, format, dtype, ISA and input shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 import sparse_engine as se
 from sparse_engine import _core
 from sparse_engine.errors import UsageError
-from sparse_engine.nn.recurrent.weights import in_order, interleaved
+from sparse_engine.nn.recurrent.rows import deinterleave_gates, interleave_gates
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -47,10 +47,10 @@ def test_every_format_and_dtype(kind: str, batch: int, dtype: str, spec: str) ->
             pytest.skip("5 features are no groups of 4")
     layer = sparse(kind, network, spec, dtype)
     x = torch.randn(30, batch, 32)
-    # What the stored values are; int8 activations are quantised, too.
+    # The stored values are the reference; int8 activations are quantised as well.
     rounded = layer.to_dense(torch.float32)
     error = error_of(layer(x), truth(rounded, x))
-    # Where the processor multiplies bfloat16 by bfloat16, inputs are rounded, too.
+    # Kernels that multiply bfloat16 by bfloat16 round the inputs as well.
     rounds = dtype == "bfloat16" and "bf16" in _core.capabilities()
     assert error < (0.2 if dtype == "int8" else 2e-2 if rounds else 3e-6)
     if dtype == "float32":
@@ -58,7 +58,7 @@ def test_every_format_and_dtype(kind: str, batch: int, dtype: str, spec: str) ->
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_to_dense_gives_back_what_from_dense_took(kind: str) -> None:
+def test_to_dense_inverts_from_dense(kind: str) -> None:
     network = dense(kind, num_layers=2, bidirectional=True, batch_first=True)
     back = sparse(kind, network).to_dense()
     assert type(back) is type(network)
@@ -68,12 +68,13 @@ def test_to_dense_gives_back_what_from_dense_took(kind: str) -> None:
     assert error_of(back(x), network(x)) < 1e-6
 
 
-def test_interleaved_rows_go_back() -> None:
+def test_interleaving_is_inverted() -> None:
     rows = torch.randn(4 * 21, 3)
-    there = interleaved(rows, 4)
-    assert there.shape == (4 * 32, 3)
-    assert torch.equal(there[16 : 16 + 16], rows[21 : 21 + 16])  # the second gate's first units
-    assert torch.equal(in_order(there, 4, 21), rows)
+    interleaved = interleave_gates(rows, 4)
+    assert interleaved.shape == (4 * 32, 3)
+    # After the first gate of 16 units comes their second gate.
+    assert torch.equal(interleaved[16 : 16 + 16], rows[21 : 21 + 16])
+    assert torch.equal(deinterleave_gates(interleaved, 4, 21), rows)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "lstm, projection"])
@@ -141,7 +142,7 @@ def test_any_number_of_units_and_threads(hidden: int, threads: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 40])
 def test_the_result_does_not_depend_on_the_threads(batch: int) -> None:
-    network = dense("lstm", 256, 256, bidirectional=True)  # enough work for several
+    network = dense("lstm", 256, 256, bidirectional=True)  # enough work for several threads
     layer, x = sparse("lstm", network), torch.randn(40, batch, 256)
     before, found = torch.get_num_threads(), []
     try:
@@ -158,7 +159,7 @@ def test_the_result_does_not_depend_on_the_threads(batch: int) -> None:
 @pytest.mark.parametrize("spec", ["csr", "sellp", "bsr:16x1"])
 @pytest.mark.parametrize("batch", [1, 20])
 def test_units_of_very_different_size(batch: int, spec: str) -> None:
-    """Shares of the threads are by non-zeros: some units have all weights, most have none."""
+    """Threads are balanced by non-zeros: some units have all weights, most have none."""
     network = dense("lstm", 512, 512, sparsity=0.0)
     for name, weight in network.named_parameters():
         if name.startswith("weight"):
@@ -178,7 +179,7 @@ def test_errors_do_not_grow_over_many_steps(dtype: str) -> None:
     torch.manual_seed(0)
     network = nn.LSTM(64, 128, 2).requires_grad_(False)
     for name, weight in network.named_parameters():
-        # Weights as large as trained ones: the state neither dies out nor explodes.
+        # Weights as large as trained ones: the state neither vanishes nor explodes.
         weight.normal_(0, 1.5 * 128**-0.5)
         if name.startswith("weight"):
             weight[torch.rand_like(weight) < 0.5] = 0
@@ -192,7 +193,7 @@ def test_errors_do_not_grow_over_many_steps(dtype: str) -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("batch", [1, 9])
-def test_single_steps_give_what_sequences_give(kind: str, batch: int) -> None:
+def test_single_steps_equal_sequences(kind: str, batch: int) -> None:
     network = dense(kind, num_layers=2)
     layer, x = sparse(kind, network), torch.randn(7, batch, 9)
     expected, state = layer(x), None
@@ -201,7 +202,7 @@ def test_single_steps_give_what_sequences_give(kind: str, batch: int) -> None:
         before = state
         y, state = layer.step(part, state)
         found.append(y)
-        if before is not None:  # written over
+        if before is not None:  # overwritten
             assert all(
                 a.data_ptr() == b.data_ptr()
                 for a, b in zip(flat((y, state))[1:], flat((y, before))[1:], strict=True)
@@ -211,7 +212,7 @@ def test_single_steps_give_what_sequences_give(kind: str, batch: int) -> None:
     assert half.dtype == torch.bfloat16
     held = [t.clone() for t in flat((half, state))[1:]]
     again, state = layer.step(x[1].bfloat16(), state)
-    exact = layer(x[:1])[1]  # a float32 state stays float32 beside bfloat16 inputs
+    exact = layer(x[:1])[1]  # a float32 state stays float32 with bfloat16 inputs
     _, kept_state = layer.step(x[1].bfloat16(), exact)
     assert {t.dtype for t in flat((y, kept_state))[1:]} == {torch.float32}
     want = layer.step(x[1].bfloat16().float(), layer(x[:1])[1])[1]
@@ -294,7 +295,7 @@ def test_large_states_and_gates(
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_nan_goes_through(batch: int) -> None:
+def test_nan_propagates(batch: int) -> None:
     network = dense("lstm", sparsity=0.0)
     x = torch.randn(5, batch, 9)
     x[2, 0, 3] = float("nan")
@@ -332,32 +333,3 @@ def test_bad_input_is_refused() -> None:
             call()
     with pytest.raises(RuntimeError, match="sorted"):
         pack_sequence([x[:1, 0], x[:, 1]], enforce_sorted=True)
-
-
-def test_bad_native_arguments_are_refused() -> None:
-    network = sparse("lstm", dense("lstm"))
-    native, x = network.native(1, 9), torch.zeros(3, 9).numpy()
-    y, h, c = (torch.zeros(n, 21).numpy() for n in (3, 1, 1))
-    for arguments in (
-        (x, [], y, None, None, h, c),
-        (x, [1, 2], y, None, None, h, c),
-        (x, [1, 1], y, None, None, h, c),
-        (x, [1, 1, 0], y, None, None, h, c),
-        (x, [1, 1, 1], y[:2], None, None, h, c),
-        (x, [1, 1, 1], y, y, None, h, c),
-        (x, [1, 1, 1], y, None, y, h, c),
-        (x, [1, 1, 1], y, None, None, y, c),
-        (x, [1, 1, 1], y, None, None, h, None),
-    ):
-        with pytest.raises(ValueError, match="recurrent"):
-            native.run(*arguments)
-    for arguments in (
-        (9, 9, 21, 21, 1, []),
-        (2, 9, 0, 21, 1, []),
-        (2, 9, 21, 21, 3, []),
-        (2, 9, 21, 21, 1, []),
-        (3, 9, 21, 20, 1, [[]]),
-        (2, 9, 21, 21, 1, [[]]),
-    ):
-        with pytest.raises(ValueError, match="recurrent"):
-            _core.Recurrent(*arguments)

@@ -1,4 +1,4 @@
-"""Single steps take plain arguments as they are, and still see whatever happens to the weights."""
+"""Single steps read plain arguments without conversion, and detect any change of the weights."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_step_sees_weights_that_change(change: Callable[[Any], None]) -> None:
+def test_a_step_detects_changed_weights(change: Callable[[Any], None]) -> None:
     layer = sparse("lstm", dense("lstm", num_layers=2))
     x, state = torch.randn(2, 9), (torch.randn(2, 2, 21), torch.randn(2, 2, 21))
     before = layer.step(x, tuple(t.clone() for t in state))
-    for _ in range(2):  # the second takes the arguments as they are
+    for _ in range(2):  # the second needs no conversion
         before = layer.step(x, tuple(t.clone() for t in state))
     change(layer)
     found = layer.step(x, tuple(t.clone() for t in state))
@@ -95,7 +95,7 @@ def test_steps_whose_arguments_are_not_plain(kind: str) -> None:
     layer, x = sparse(kind, network), torch.randn(3, 9)
     state = random_state(network, 3)
     plain = tuple(t.clone() for t in state) if isinstance(state, tuple) else state.clone()
-    expected = layer.step(x, plain)  # makes the view
+    expected = layer.step(x, plain)  # makes the native network
     for turn in (
         lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
         lambda t: nn.Parameter(t.clone()),
@@ -111,10 +111,10 @@ def test_steps_whose_arguments_are_not_plain(kind: str) -> None:
         )
 
 
-def test_steps_that_are_refused_with_a_view_at_hand() -> None:
+def test_bad_arguments_of_a_step_are_refused() -> None:
     layer = sparse("lstm", dense("lstm", num_layers=2))
     x, h, c = torch.randn(3, 9), torch.zeros(2, 3, 21), torch.zeros(2, 3, 21)
-    layer.step(x, (h, c))
+    layer.step(x, (h, c))  # makes the native network
     for state, why in (
         ((h[:, :2], c), "state h"),
         ((h, c[:1].clone()), "state c"),
@@ -133,7 +133,7 @@ def test_steps_that_are_refused_with_a_view_at_hand() -> None:
 
 
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
-def test_cells_leave_the_state_that_they_are_given(cell: type[Any]) -> None:
+def test_cells_do_not_change_their_state(cell: type[Any]) -> None:
     plain = cell(9, 21).requires_grad_(False)
     layer = {
         nn.LSTMCell: se.nn.SparseLSTMCell,
@@ -142,20 +142,20 @@ def test_cells_leave_the_state_that_they_are_given(cell: type[Any]) -> None:
     }[cell].from_dense(plain, "csr")
     x, h, c = torch.randn(3, 9), torch.randn(3, 21), torch.randn(3, 21)
     state: Any = (h, c) if cell is nn.LSTMCell else h
-    kept = h.clone()
+    before = h.clone()
     for _ in range(3):
         found, expected = layer(x, state), plain(x, state)
         for a, b in zip(flat((x, found))[1:], flat((x, expected))[1:], strict=True):
             assert torch.allclose(a, b, atol=1e-6)
-        assert torch.equal(h, kept)
+        assert torch.equal(h, before)
     layer.network.hh_l0.values.mul_(0.5)
-    truth_ = layer.to_dense()(x, state)
-    assert torch.allclose(flat((x, layer(x, state)))[1], flat((x, truth_))[1], atol=1e-6)
+    expected = layer.to_dense()(x, state)
+    assert torch.allclose(flat((x, layer(x, state)))[1], flat((x, expected))[1], atol=1e-6)
     with pytest.raises(UsageError):
         layer(x, (h[:2], c) if cell is nn.LSTMCell else h[:2])
 
 
-def test_unchanged_compares_objects_places_and_versions() -> None:
+def test_unchanged_compares_objects_memory_and_versions() -> None:
     tensor, other = torch.zeros(3), torch.zeros(3)
     held = {"a": tensor, "b": None}
     entries = [

@@ -1,4 +1,4 @@
-"""Recurrent layers with more or fewer threads than cores, called from several, and their memory."""
+"""Recurrent networks: more threads than cores, concurrent calls, and working memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def test_working_memory_does_not_grow_with_the_steps() -> None:
         "    peak(batch, 600)\n"
         "    small, before = peak(batch, 600)\n"
         "    large, after = peak(batch, 6000)\n"
-        "    assert after - before < large - small + (8 << 20), (batch, after - before, large - small)\n"
+        "    growth = after - before\n"
+        "    assert growth < large - small + (8 << 20), (batch, growth, large - small)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

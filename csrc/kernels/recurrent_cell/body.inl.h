@@ -8,8 +8,8 @@ inline vf hyperbolic_tangent(vf x) {
   return div(sub(set1(1.0f), e), add(set1(1.0f), e));
 }
 
-// sigmoid(a) tanh(b) with one division. Where e^-2b would make the product of the denominators
-// overflow, tanh has long been -1.
+// sigmoid(a) tanh(b) with one division. The bound on -2b keeps the product of the denominators
+// finite; tanh is -1 to float precision there.
 inline vf gated_tangent(vf a, vf b) {
   const vf one = set1(1.0f);
   const vf ea = exponential(sub(zero(), a));
@@ -17,23 +17,23 @@ inline vf gated_tangent(vf a, vf b) {
   return div(sub(one, eb), mul(add(one, ea), add(one, eb)));
 }
 
-// Results of the lanes that are live, the old state of the others.
-inline void keep_rest(const float* fresh, const float* old, int64_t live, float* to) {
-  for (int64_t l = 0; l < kLanes; ++l) to[l] = l < live ? fresh[l] : old[l];
+// New values for the first `active` lanes, the old ones for the others.
+inline void keep_inactive(const float* fresh, const float* old, int64_t active, float* to) {
+  for (int64_t l = 0; l < kLanes; ++l) to[l] = l < active ? fresh[l] : old[l];
 }
 
 template <Cell kCell>
 inline void step_of(const CellStep& s) {
   constexpr int64_t G = gates_of(kCell);
-  // A single sequence has 16 units in a row, many have one.
+  // A vector holds 16 units of a single sequence, or one unit of many.
   const int64_t rows = s.width == 1 ? 1 : 16, columns = s.width == 1 ? 16 : s.width;
-  const int64_t live = s.width == 1 ? 16 * s.live : s.live;
+  const int64_t active = s.width == 1 ? 16 * s.active : s.active;
   const int64_t sum = 16 * s.width, input = 16 * s.inputs_stride;  // from gate to gate
-  for (int64_t i = 0; i < s.blocks * rows; ++i) {
-    const int64_t block = i / rows, row = i % rows;
+  for (int64_t i = 0; i < s.tiles * rows; ++i) {
+    const int64_t tile = i / rows, row = i % rows;
     for (int64_t t = 0; t < columns; t += kLanes) {
-      const float* a = s.sums + block * G * sum + row * s.width + t;
-      const float* x = s.inputs + block * G * input + row * s.inputs_stride + t;
+      const float* a = s.sums + tile * G * sum + row * s.width + t;
+      const float* x = s.inputs + tile * G * input + row * s.inputs_stride + t;
       const int64_t at = i * columns + t;
       const auto gate = [&](int64_t g) { return add(load(a + g * sum), load(x + g * input)); };
       vf h, c = zero();
@@ -48,16 +48,16 @@ inline void step_of(const CellStep& s) {
       } else {
         h = kCell == Cell::relu ? at_least(zero(), gate(0)) : hyperbolic_tangent(gate(0));
       }
-      if (live - t >= kLanes) {
+      if (active - t >= kLanes) {
         store(s.y + at, h);
         if constexpr (kCell == Cell::lstm) store(s.c + at, c);
       } else {
         float fresh[kLanes];
         store(fresh, h);
-        keep_rest(fresh, s.h + at, live - t, s.y + at);
+        keep_inactive(fresh, s.h + at, active - t, s.y + at);
         if constexpr (kCell == Cell::lstm) {
           store(fresh, c);
-          keep_rest(fresh, s.c + at, live - t, s.c + at);
+          keep_inactive(fresh, s.c + at, active - t, s.c + at);
         }
       }
     }

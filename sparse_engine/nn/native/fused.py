@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from sparse_engine.backends import backend_of_packing
 from sparse_engine.formats import Format
-from sparse_engine.modules.watch import HookWatch
+from sparse_engine.modules.watch import HookWatch, same, version
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.proxy import Proxy
-from sparse_engine.nn.recurrent.weights import same, version
 from sparse_engine.ops import check_linear, is_plain, run_linear
 
 # After this many batches whose results were not all read, the layers run separately.

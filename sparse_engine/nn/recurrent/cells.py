@@ -1,8 +1,8 @@
-"""SparseLSTMCell, SparseGRUCell, SparseRNNCell: single time steps, as torch.nn's of the same names."""
+"""SparseLSTMCell, SparseGRUCell, SparseRNNCell: single time steps, as the torch.nn cells are."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,36 @@ from torch import Tensor, nn
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import check_plain
-from sparse_engine.nn.recurrent.base import SparseRNNBase, State
+from sparse_engine.nn.recurrent.arguments import State, States
+from sparse_engine.nn.recurrent.base import SparseRNNBase
 from sparse_engine.nn.recurrent.networks import SparseGRU, SparseLSTM, SparseRNN
 
-PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+"""The parameters of a torch.nn cell; those of a network's first layer end with "_l0"."""
 
 
 class SparseRNNCellBase(nn.Module):
-    """One step of a network of one layer, which it holds."""
+    """A cell, which holds a network of one layer and runs single steps of it."""
 
     network: SparseRNNBase
-    dense_cell: type[Any]
+    dense_cell: ClassVar[type[Any]]
+    sparse_network: ClassVar[type[Any]]
+    argument_names: ClassVar[tuple[str, ...]] = ("input_size", "hidden_size", "bias")
+    """Arguments of the cells and of the networks, sparse and dense."""
 
-    def __init__(self, network: SparseRNNBase) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """An all-zero cell with the signature of the torch.nn one."""
         super().__init__()
-        self.network = network
+        self.network = self.sparse_network(
+            input_size, hidden_size, bias=bias, device=device, dtype=dtype
+        )
 
     @property
     def input_size(self) -> int:
@@ -44,78 +59,57 @@ class SparseRNNCellBase(nn.Module):
     @classmethod
     def like(cls, cell: Any, device: torch.device | str | None = None) -> Self:
         """A cell without weights, with the sizes of a torch.nn one."""
-        extra = {"nonlinearity": cell.nonlinearity} if isinstance(cell, nn.RNNCell) else {}
-        kind: Any = cls
-        made: Self = kind(cell.input_size, cell.hidden_size, cell.bias, device=device, **extra)
-        return made
-
-    @classmethod
-    def _dense_network(cls, cell: Any) -> nn.RNNBase:
-        """torch.nn's network of one layer with the weights of `cell`."""
-        raise NotImplementedError
+        return cls(**cls._arguments(cell), device=device)
 
     @classmethod
     def from_dense(cls, cell: nn.RNNCellBase, config: SparseConfig | str | None = None) -> Self:
-        """Store the weights of torch.nn's cell as `config.format` in `config.dtype`."""
+        """Store the weights of a torch.nn cell as `config.format` in `config.dtype`.
+
+        Raises:
+            UsageError: The cell is of another class, or a weight does not fit.
+        """
         check_plain(cell)
         if type(cell) is not cls.dense_cell:
-            raise UsageError(f"{cls.__name__} stands for another class than {type(cell).__name__}")
+            raise UsageError(
+                f"{cls.__name__} replaces torch.nn.{cls.dense_cell.__name__}: "
+                f"{type(cell).__name__} is another class"
+            )
+        network = cls.sparse_network.dense_class(**cls._arguments(cell), device="meta")
+        _copy_parameters(cell, "", network, "_l0")
         made = cls.__new__(cls)
-        kind: Any = cls
-        network = cls._dense_network(cell)
-        for part in PARTS:
-            tensor = getattr(cell, part)
-            if tensor is not None:
-                parameter = nn.Parameter(tensor.detach(), requires_grad=False)
-                setattr(network, f"{part}_l0", parameter)
-        SparseRNNCellBase.__init__(made, kind.sparse_network.from_dense(network, config))
+        nn.Module.__init__(made)
+        made.network = cls.sparse_network.from_dense(network, config)
         return made.train(cell.training)
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Any:
-        """torch.nn's cell with the same weights."""
-        network = self.network.to_dense(dtype)
-        cell = self._empty_dense(network)
-        for part in PARTS:
-            if getattr(cell, part) is not None:
-                parameter = nn.Parameter(getattr(network, f"{part}_l0"), requires_grad=False)
-                setattr(cell, part, parameter)
+        """The torch.nn cell with the same weights."""
+        cell: nn.Module = self.dense_cell(**self._arguments(self), device="meta")
+        _copy_parameters(self.network.to_dense(dtype), "_l0", cell, "")
         return cell.train(self.training)
 
-    def _empty_dense(self, network: Any) -> nn.Module:
-        made: nn.Module = self.dense_cell(
-            network.input_size, network.hidden_size, network.bias, device="meta"
-        )
-        return made
-
     def forward(self, input: Tensor, hx: State | None = None) -> State:
-        """The new state, h or (h, c) [batch, hidden], of input [batch, in] or [in]."""
-        if hx is not None:
-            pair = not isinstance(hx, Tensor)
-            into: State = torch.empty_like(hx) if isinstance(hx, Tensor) else _like(hx)
-            network = self.network
-            if network.plain_step(input, hx, into, ()) is not None:
-                return into
+        """The new state, h or (h, c) [batch, hidden], of input [batch, in] or [in].
+
+        hx is not changed; None is zeros. Raises UsageError where sizes do not fit.
+        """
+        network, given = self.network, _states(hx)
+        if hx is not None and given:
+            new = _state(tuple(map(torch.empty_like, given)))
+            if network.native_runner.step(network, input, hx, new, ()) is not None:
+                return new
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
         state: Any = None
         if hx is not None:
-            state = tuple(_as_layer(t, batched).clone() for t in (hx if pair else (hx,)))  # type: ignore[arg-type]
-            state = state if pair else state[0]
-        _, last = self.network.step(x, state)
-        if isinstance(last, tuple):
-            h, c = (t[0] if batched else t[0, 0] for t in last)
-            return h, c
-        return last[0] if batched else last[0, 0]
+            layers = tuple(_as_layer(t, batched).clone() for t in given)
+            # A tuple stays one, so that the network refuses a tuple of the wrong length.
+            state = layers[0] if isinstance(hx, Tensor) else layers
+        _, last = network.step(x, state)
+        return _state(tuple(t[0] if batched else t[0, 0] for t in _states(last)))
 
-
-def _like(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(pair[0]), torch.empty_like(pair[1])
-
-
-def _as_layer(state: Tensor, batched: bool) -> Tensor:
-    if state.dim() != (2 if batched else 1):
-        raise UsageError(f"state is {list(state.shape)}, the input's batch has another shape")
-    return state.detach().view(1, *((1,) if not batched else ()), *state.shape)
+    @classmethod
+    def _arguments(cls, cell: Any) -> dict[str, Any]:
+        return {name: getattr(cell, name) for name in cls.argument_names}
 
 
 class SparseLSTMCell(SparseRNNCellBase):
@@ -124,21 +118,6 @@ class SparseLSTMCell(SparseRNNCellBase):
     dense_cell = nn.LSTMCell
     sparse_network = SparseLSTM
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """An all-zero cell with the signature of torch.nn.LSTMCell."""
-        super().__init__(SparseLSTM(input_size, hidden_size, bias=bias, device=device, dtype=dtype))
-
-    @classmethod
-    def _dense_network(cls, cell: Any) -> nn.RNNBase:
-        return nn.LSTM(cell.input_size, cell.hidden_size, bias=cell.bias, device="meta")
-
 
 class SparseGRUCell(SparseRNNCellBase):
     """torch.nn.GRUCell on packed sparse weights."""
@@ -146,27 +125,13 @@ class SparseGRUCell(SparseRNNCellBase):
     dense_cell = nn.GRUCell
     sparse_network = SparseGRU
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """An all-zero cell with the signature of torch.nn.GRUCell."""
-        super().__init__(SparseGRU(input_size, hidden_size, bias=bias, device=device, dtype=dtype))
-
-    @classmethod
-    def _dense_network(cls, cell: Any) -> nn.RNNBase:
-        return nn.GRU(cell.input_size, cell.hidden_size, bias=cell.bias, device="meta")
-
 
 class SparseRNNCell(SparseRNNCellBase):
-    """torch.nn.RNNCell on packed sparse weights."""
+    """torch.nn.RNNCell on packed sparse weights; nonlinearity "tanh" or "relu"."""
 
     dense_cell = nn.RNNCell
     sparse_network = SparseRNN
+    argument_names = (*SparseRNNCellBase.argument_names, "nonlinearity")
 
     def __init__(
         self,
@@ -178,8 +143,9 @@ class SparseRNNCell(SparseRNNCellBase):
         dtype: torch.dtype | None = None,
     ) -> None:
         """An all-zero cell with the signature of torch.nn.RNNCell."""
-        made: Any = {"device": device, "dtype": dtype}
-        super().__init__(SparseRNN(input_size, hidden_size, 1, nonlinearity, bias, **made))
+        nn.Module.__init__(self)
+        options: Any = {"bias": bias, "device": device, "dtype": dtype}
+        self.network = SparseRNN(input_size, hidden_size, nonlinearity=nonlinearity, **options)
 
     @property
     def nonlinearity(self) -> str:
@@ -187,18 +153,33 @@ class SparseRNNCell(SparseRNNCellBase):
         network: Any = self.network
         return str(network.nonlinearity)
 
-    @classmethod
-    def _dense_network(cls, cell: Any) -> nn.RNNBase:
-        sizes = (cell.input_size, cell.hidden_size, 1, cell.nonlinearity, cell.bias)
-        return nn.RNN(*sizes, device="meta")
-
-    def _empty_dense(self, network: Any) -> nn.Module:
-        sizes = (network.input_size, network.hidden_size, network.bias, network.nonlinearity)
-        return nn.RNNCell(*sizes, device="meta")
-
 
 CELLS: dict[type[nn.RNNCellBase], type[SparseRNNCellBase]] = {
-    nn.LSTMCell: SparseLSTMCell,
-    nn.GRUCell: SparseGRUCell,
-    nn.RNNCell: SparseRNNCell,
+    cls.dense_cell: cls for cls in (SparseLSTMCell, SparseGRUCell, SparseRNNCell)
 }
+
+
+def _copy_parameters(source: Any, suffix: str, target: nn.Module, target_suffix: str) -> None:
+    """Give `target` the parameters of `source`, which it shares."""
+    for name in PARAMETERS:
+        tensor = getattr(source, name + suffix, None)
+        if tensor is not None:
+            parameter = nn.Parameter(tensor.detach(), requires_grad=False)
+            setattr(target, name + target_suffix, parameter)
+
+
+def _states(state: State | None) -> States:
+    """h or (h, c) as a tuple."""
+    return (state,) if isinstance(state, Tensor) else tuple(state or ())
+
+
+def _state(states: States) -> State:
+    """The inverse of `_states`."""
+    return states[0] if len(states) == 1 else (states[0], states[1])
+
+
+def _as_layer(state: Tensor, batched: bool) -> Tensor:
+    """[hidden] or [batch, hidden] as the state of one layer, [1, batch, hidden]."""
+    if state.dim() != (2 if batched else 1):
+        raise UsageError(f"state is {list(state.shape)}, the input's batch has another shape")
+    return state.detach().view(1, *((1,) if not batched else ()), *state.shape)

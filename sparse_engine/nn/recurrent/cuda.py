@@ -1,229 +1,220 @@
-"""Recurrent networks on a GPU: a kernel a step, and whole sequences as one CUDA graph.
+"""CudaRunner: runs recurrent networks on a GPU, whole sequences as one CUDA graph.
 
-The inputs' products of all steps are one large product. Where the hidden weight lies in blocks of 16 rows,
-which are a gate of 16 units, a step is one kernel (`kernels.recurrent_step`); in any other format it is a
-product and torch's cell. `step_kernel` says which. h is kept in the dtype of float weights, c in float32.
+The input projection of all time steps is one product. A hidden weight in blocks of 16 rows, each of
+which is a gate of 16 units, makes a step one kernel (`kernels.recurrent_step`). In any other format
+a step is a product followed by torch's cell. h has the dtype of float weights, c is float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_engine.backends.cuda_timer import capture
+from sparse_engine.backends.cuda_timer import can_capture, capture
+from sparse_engine.modules.watch import same
 from sparse_engine.nn.linear import SparseLinear
-from sparse_engine.nn.recurrent.weights import BLOCK, in_order, same
+from sparse_engine.nn.recurrent.arguments import States
+from sparse_engine.nn.recurrent.rows import UNIT_TILE, deinterleave_gates
+from sparse_engine.nn.recurrent.weights import DirectionLayers, RecurrentWeights
 from sparse_engine.ops import reference, run_linear
-from sparse_engine.packings.cuda.bsr import PackedBSR
 
-if TYPE_CHECKING:
-    from sparse_engine.nn.recurrent.base import SparseRNNBase
-
-# Graphs of as many shapes are kept.
 MAX_GRAPHS = 8
-# More sequences than kernels for few tokens take multiply a weight that is expanded once a sequence.
-FEW = 16
+"""Graphs that a network keeps, one for each shape of its input."""
 
 
-def fused(hidden: SparseLinear) -> bool:
+def has_step_kernel(hidden: SparseLinear) -> bool:
     """Whether the steps of a network with this hidden weight are one kernel each."""
-    packed = hidden.packed
-    return isinstance(packed, PackedBSR) and packed.rows == BLOCK and packed.dtype != torch.int8
+    packed: Any = hidden.packed
+    return (
+        packed.name == "blocks" and packed.rows == UNIT_TILE and packed.values.dtype != torch.int8
+    )
 
 
 def step_kernel(hidden: SparseLinear) -> str:
-    """What a step runs."""
-    return "recurrent_step_kernel" if fused(hidden) else f"{hidden.kernel(1)}, torch's cell"
-
-
-def run(
-    network: SparseRNNBase, x: Tensor, sizes: list[int], state: tuple[Tensor | None, Tensor | None]
-) -> tuple[Tensor, list[Tensor]]:
-    """y [tokens, directions x out] and the last h (and c), each [states, sequences, ..].
-
-    x: [tokens, in], the steps one after another, sizes[t] rows for step t, never more than the step before.
-    """
-    if not x.is_cuda or torch.cuda.is_current_stream_capturing():
-        return _layers(network, x, sizes, state)
-    return _replayed(network, x, sizes, state)
+    """The kernels of a step, by name."""
+    if has_step_kernel(hidden):
+        return "recurrent_step_kernel"
+    return f"{hidden.kernel(1)}, torch's cell"
 
 
 @dataclass
 class _Graph:
-    """A captured sequence: what it reads and writes, and the weights that it was captured with."""
+    """A captured call: the memory that it reads and writes, and the weights that it reads."""
 
     graph: torch.cuda.CUDAGraph
     x: Tensor
-    state: list[Tensor | None]
-    result: tuple[Tensor, list[Tensor]]
+    states: States
+    result: tuple[Tensor, States]
     weights: tuple[Tensor, ...]
 
 
-def _replayed(
-    network: SparseRNNBase, x: Tensor, sizes: list[int], state: tuple[Tensor | None, Tensor | None]
-) -> tuple[Tensor, list[Tensor]]:
-    """The same by a graph, which is captured when a shape comes for the second time."""
-    graphs: dict[Any, _Graph | None] = network.__dict__.setdefault("_graphs", {})
-    weights = tuple(network.buffers())
-    given = tuple(None if t is None else t.dtype for t in state)
-    key = (x.dtype, x.device, tuple(sizes), given)
-    seen = key in graphs
-    found = graphs.pop(key, None)
-    if found is not None and not same(found.weights, weights):
-        found = None
-    if not seen:
-        while len(graphs) >= MAX_GRAPHS:  # the one that was not used for longest goes
-            graphs.pop(next(iter(graphs)))
-        graphs[key] = None
-        return _layers(network, x, sizes, state)
-    # Ordinary tensors, which may be written to in and out of inference mode.
-    with torch.inference_mode(False), torch.no_grad():
-        if found is None:
-            found = _captured(network, x, sizes, state, weights)
-        graphs[key] = found
-        found.x.copy_(x)
-        for mine, theirs in zip(found.state, state, strict=True):
-            if mine is not None and theirs is not None:
-                mine.copy_(theirs)
-        found.graph.replay()
-        y, last = found.result
-        return y.clone(), [t.clone() for t in last]
+class CudaRunner:
+    """The CUDA graphs of one module, least recently used first."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[Any, _Graph | None] = {}
+        """By dtype, device, batch sizes and dtypes of the states; None for a shape seen once."""
+
+    def run(
+        self,
+        network: RecurrentWeights,
+        x: Tensor,
+        batch_sizes: list[int],
+        states: States,
+        in_place: bool,
+    ) -> tuple[Tensor, States]:
+        """Run a packed batch of sequences; a shape is captured when it is seen again.
+
+        Args and results are those of `NativeRunner.run`, but in the weights' dtype (c in float32).
+        The last states are never written over `states`.
+        """
+        if not can_capture(x):
+            return _run_layers(network, x, batch_sizes, states)
+        weights = tuple(network.buffers())
+        key = (x.dtype, x.device, tuple(batch_sizes), tuple(t.dtype for t in states))
+        seen = key in self.graphs
+        graph = self.graphs.pop(key, None)
+        if graph is not None and not same(graph.weights, weights):
+            graph = None
+        if not seen:
+            while len(self.graphs) >= MAX_GRAPHS:
+                self.graphs.pop(next(iter(self.graphs)))
+            self.graphs[key] = None
+            return _run_layers(network, x, batch_sizes, states)
+        # Ordinary tensors may be written to in and out of inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            if graph is None:
+                graph = _capture(network, x, batch_sizes, states, weights)
+            self.graphs[key] = graph
+            graph.x.copy_(x)
+            for captured, given in zip(graph.states, states, strict=True):
+                captured.copy_(given)
+            graph.graph.replay()
+            y, last = graph.result
+            return y.clone(), tuple(t.clone() for t in last)
 
 
-def _captured(
-    network: SparseRNNBase,
+def _capture(
+    network: RecurrentWeights,
     x: Tensor,
-    sizes: list[int],
-    state: tuple[Tensor | None, Tensor | None],
+    batch_sizes: list[int],
+    states: States,
     weights: tuple[Tensor, ...],
 ) -> _Graph:
-    inputs = x.clone()
-    h, c = (None if t is None else t.clone() for t in state)
+    x, states = x.clone(), tuple(t.clone() for t in states)
     result: list[Any] = []
 
     def call() -> None:
-        result[:] = _layers(network, inputs, sizes, (h, c))
+        result[:] = _run_layers(network, x, batch_sizes, states)
 
     graph = capture(call, x.device)
-    return _Graph(graph, inputs, [h, c], (result[0], result[1]), weights)
+    return _Graph(graph, x, states, (result[0], result[1]), weights)
 
 
-def _layers(
-    network: SparseRNNBase, x: Tensor, sizes: list[int], state: tuple[Tensor | None, Tensor | None]
-) -> tuple[Tensor, list[Tensor]]:
-    """Layer after layer, direction after direction."""
-    ends = ("", "_reverse")[: network.directions]
-    hidden: Any = network.get_submodule("hh_l0")
-    values = hidden.values
+def _run_layers(
+    network: RecurrentWeights, x: Tensor, batch_sizes: list[int], states: States
+) -> tuple[Tensor, States]:
+    """One layer after another, one direction after another."""
+    values = network.directions_of(0)[0].hidden.values
     dtype = x.dtype if values.dtype == torch.int8 else values.dtype
     x = x.to(dtype)
-    out = network.out_size
-    states = network.num_layers * network.directions
-    batch = sizes[0]
-    h = _states(state[0], x, (states, batch, out), dtype)
-    c = _states(state[1], x, (states, batch, network.hidden_size), torch.float32)
+    if not states:
+        shape = (network.state_count, batch_sizes[0])
+        states = tuple(x.new_zeros(*shape, size) for size in network.state_sizes)
+    # Copies, which are overwritten with the last states.
+    last = tuple(
+        t.to(kept, copy=True, memory_format=torch.contiguous_format)
+        for t, kept in zip(states, (dtype, torch.float32), strict=False)
+    )
     for layer in range(network.num_layers):
-        y = x.new_zeros(len(x), network.directions * out)
-        for d, end in enumerate(ends):
+        y = x.new_zeros(len(x), network.directions * network.out_size)
+        parts = y.split(network.out_size, dim=1)
+        for d, layers in enumerate(network.directions_of(layer)):
+            direction = _Direction(network, layers, *layers.biases(network.mode))
             i = layer * network.directions + d
-            part = y[:, d * out : (d + 1) * out]
-            _direction(network, f"l{layer}{end}", x, sizes, h[i], c[i], part, backward=d == 1)
+            direction.run(x, batch_sizes, [t[i] for t in last], parts[d], backward=d == 1)
         x = y
-    return x, [h, c] if network.mode == "LSTM" else [h]
+    return x, last
 
 
-def _states(given: Tensor | None, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A copy to write to."""
-    if given is None:
-        return x.new_zeros(shape, dtype=dtype)
-    return given.to(dtype, copy=True, memory_format=torch.contiguous_format)
+@dataclass
+class _Direction:
+    """One direction of a layer, and what its time steps share."""
 
+    network: RecurrentWeights
+    layers: DirectionLayers
+    input_bias: Tensor | None
+    hidden_bias: Tensor | None
+    dense: Tensor | None = None
+    """The hidden weight, expanded once a call for more sequences than its kernel runs."""
 
-def _direction(
-    network: SparseRNNBase,
-    which: str,
-    x: Tensor,
-    sizes: list[int],
-    h: Tensor,
-    c: Tensor,
-    y: Tensor,
-    backward: bool,
-) -> None:
-    """One layer in one direction: writes y [tokens, out], and the last h and c over the first."""
-    inputs: Any = network.get_submodule(f"ih_{which}")
-    hidden: Any = network.get_submodule(f"hh_{which}")
-    projection = network.get_submodule(f"hr_{which}") if network.proj_size else None
-    bias, hidden_bias = network.step_biases(which)
-    gates = run_linear(inputs.packed, x, bias, "none", None)  # [tokens, rows]
-    first, second = h.contiguous().clone(), h.contiguous().clone()
-    dense = None
-    if not fused(hidden) and not isinstance(hidden.packed, PackedBSR) and sizes[0] > FEW:
-        from sparse_engine.backends.cuda_ops import expand
+    def run(
+        self, x: Tensor, batch_sizes: list[int], states: list[Tensor], y: Tensor, backward: bool
+    ) -> None:
+        """All time steps: writes y [tokens, out_size], and the last states over `states`."""
+        gates = run_linear(self.layers.input.packed, x, self.input_bias, "none", None)
+        hidden: Any = self.layers.hidden.packed
+        if hidden.max_tokens is not None and batch_sizes[0] > hidden.max_tokens:
+            self.dense = hidden.expand(x.dtype)
+        h = states[0]
+        h_before, h_after = h.clone(), h.clone()
+        starts = [0]
+        for size in batch_sizes:
+            starts.append(starts[-1] + size)
+        steps = range(len(batch_sizes))
+        for t in reversed(steps) if backward else steps:
+            active, rows = batch_sizes[t], slice(starts[t], starts[t + 1])
+            c = [state[:active] for state in states[1:]]
+            self._step(gates[rows], h_before[:active], c, h_after[:active], y[rows])
+            h_before, h_after = h_after, h_before
+            if not backward:  # the last state of sequences that end at this step
+                remaining = 0 if t + 1 == len(batch_sizes) else batch_sizes[t + 1]
+                h[remaining:active] = h_before[remaining:active]
+        if backward:
+            h.copy_(h_before)
 
-        dense = expand(hidden.packed, x.dtype)  # once, not at every step
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + size)
-    steps = range(len(sizes))
-    for t in reversed(steps) if backward else steps:
-        n, rows = sizes[t], slice(starts[t], starts[t + 1])
-        _step(
-            network, hidden, dense, projection, gates[rows], hidden_bias,
-            first, c, second, y[rows], n,
-        )  # fmt: skip
-        first, second = second, first
-        after = 0 if t + 1 == len(sizes) else sizes[t + 1]
-        if not backward:  # sequences that end here
-            h[after:n] = first[after:n]
-    if backward:
-        h.copy_(first)
+    def _step(self, gates: Tensor, h: Tensor, c: list[Tensor], h_after: Tensor, y: Tensor) -> None:
+        """One time step of the active sequences: writes h_after and y, and over an LSTM's c.
 
-
-def _step(
-    network: SparseRNNBase,
-    hidden: Any,
-    dense: Tensor | None,
-    projection: Any,
-    gates: Tensor,
-    bias: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    h_next: Tensor,
-    y: Tensor,
-    n: int,
-) -> None:
-    """A step of the first n sequences: writes h_next, y, and c over."""
-    target = h_next[:n]
-    if projection is not None:
-        target = h.new_zeros(n, network.hidden_size)
-    if fused(hidden):
-        from sparse_engine.kernels import recurrent_step
-
-        packed = hidden.packed
-        cell = c[:n] if network.mode == "LSTM" else None
-        kept = y if projection is None else target
-        recurrent_step(
-            network.mode, gates, h[:n], packed.values, packed.indices, packed.pointers,
-            bias, cell, target, kept,
-        )  # fmt: skip
-    else:
-        if dense is None:
-            products = run_linear(hidden.packed, h[:n], bias, "none", None)
-        else:
-            products = F.linear(h[:n], dense, None if bias is None else bias.to(h.dtype))
-        left, right = (
-            in_order(t.T.float(), network.gates, network.hidden_size).T for t in (gates, products)
-        )
-        result = reference.recurrent_step(network.mode, left, right, (h[:n].float(), c[:n]))
-        target.copy_(result[0])
-        if len(result) > 1:
-            c[:n] = result[1]
+        gates: [sequences, rows], W_ih x + b_ih; c: [c] of an LSTM, else [].
+        """
+        projection = self.layers.projection
         if projection is None:
-            y.copy_(result[0])
-    if projection is not None:
-        h_next[:n] = run_linear(projection.packed, target, None, "none", None)
-        y.copy_(h_next[:n])
+            self._cell(gates, h, c, h_after, y)
+            return
+        m = h.new_zeros(len(h), self.network.hidden_size)
+        self._cell(gates, h, c, m, m)
+        h_after[:] = run_linear(projection.packed, m, None, "none", None)
+        y.copy_(h_after)
+
+    def _cell(self, gates: Tensor, h: Tensor, c: list[Tensor], out: Tensor, y: Tensor) -> None:
+        """Hidden product and cell: writes the same to `out` and y, [sequences, units]."""
+        network, hidden = self.network, self.layers.hidden
+        if has_step_kernel(hidden):
+            from sparse_engine.kernels import recurrent_step
+
+            packed: Any = hidden.packed
+            recurrent_step(
+                network.mode, gates, h, packed.values, packed.indices, packed.pointers,
+                self.hidden_bias, c[0] if c else None, out, y,
+            )  # fmt: skip
+            return
+        if self.dense is None:
+            products = run_linear(hidden.packed, h, self.hidden_bias, "none", None)
+        else:
+            bias = None if self.hidden_bias is None else self.hidden_bias.to(h.dtype)
+            products = F.linear(h, self.dense, bias)
+        left, right = (
+            deinterleave_gates(t.T.float(), network.gates, network.hidden_size).T
+            for t in (gates, products)
+        )
+        new = reference.recurrent_step(network.mode, left, right, (h.float(), *c))
+        out.copy_(new[0])
+        if y is not out:
+            y.copy_(new[0])
+        for state, value in zip(c, new[1:], strict=True):
+            state[:] = value

@@ -1,17 +1,19 @@
-"""NativeRecurrent: a recurrent network as the library reads it."""
+"""NativeRunner: runs recurrent networks on the CPU, whole sequences in one native call."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparse_engine import _core
 from sparse_engine.formats import Format
-from sparse_engine.modules.watch import Watched, child_entries, tensor_entry
-from sparse_engine.nn.recurrent.weights import BLOCK, same, version
+from sparse_engine.modules.watch import Watched, child_entries, same, tensor_entry, version
+from sparse_engine.nn.recurrent.arguments import State, States
+from sparse_engine.nn.recurrent.rows import UNIT_TILE
+from sparse_engine.nn.recurrent.weights import DirectionLayers, RecurrentWeights
 from sparse_engine.ops import weight_handle
-from sparse_engine.packings import Strips
 from sparse_engine.packings.cpu.purposes import (
     for_panels,
     for_rows,
@@ -19,91 +21,184 @@ from sparse_engine.packings.cpu.purposes import (
     for_steps_on_rows,
 )
 
-if TYPE_CHECKING:
-    from sparse_engine.nn.recurrent.base import SparseRNNBase
 
-FEW, FEW_ON_STRIPS = _core.ROW_TOKENS, 16
-"""As many sequences as run on kernels for few tokens, and with tall blocks; more have a lane each."""
-CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
+class NativeRunner:
+    """The native networks of one module, made at the first call that needs them and then kept.
 
+    `_core.recurrent_path` decides which packings a call multiplies: up to three native networks
+    share the packings that the layers hold, and those that are made for them here. They are made
+    again when a layer was replaced or written to.
 
-class NativeRecurrent:
-    """The library's views of a network: for many sequences, for a few, and for their single steps.
-
-    What a view needs in another packing than a layer holds is made once and kept. The network comes
-    with each call, so that it holds its views and they do not hold it.
+    The module comes with each call: it owns its runner, and the runner holds no reference to it.
     """
 
     def __init__(self) -> None:
-        self._views: dict[str, _core.Recurrent] = {}
-        self._packings: dict[tuple[str, str], tuple[Any, Format]] = {}
+        self._networks: dict[_core.RecurrentPath, _core.RecurrentNetwork] = {}
+        self._packings: dict[tuple[int, int, str, bool], tuple[Any, Format]] = {}
         self._watched: list[Watched] = []
-        self._few = FEW
+        self._tall_blocks = False
 
-    def known(self, batch: int, tokens: int) -> _core.Recurrent | None:
-        """The view for so many sequences if there is one and nothing was replaced or written to."""
-        view = self._views.get(self._kind(batch, tokens))
-        return view if view is not None and _core.unchanged(self._watched) else None
+    def run(
+        self,
+        network: RecurrentWeights,
+        x: Tensor,
+        batch_sizes: list[int],
+        states: States,
+        in_place: bool,
+    ) -> tuple[Tensor, States]:
+        """Run a packed batch of sequences.
 
-    def view(self, network: SparseRNNBase, batch: int, tokens: int) -> _core.Recurrent:
-        """The same, made where it is missing."""
+        Args:
+            network: The module that owns this runner.
+            x: [tokens, input_size], one time step after another.
+            batch_sizes: Sequences of each time step, not increasing.
+            states: See `arguments`.
+            in_place: Whether float32 states may be overwritten with the last ones.
+
+        Returns:
+            y [tokens, directions x out_size] and the last states, float32.
+        """
+        y = x.new_empty(len(x), network.directions * network.out_size, dtype=torch.float32)
+        initial = tuple(t.float().contiguous() for t in states)
+        shape = (network.state_count, batch_sizes[0])
+        final = (
+            initial
+            if in_place and initial
+            else tuple(x.new_empty(*shape, n, dtype=torch.float32) for n in network.state_sizes)
+        )
+        if batch_sizes[0]:
+            native = self.network(network, batch_sizes[0], len(x))
+            rows = x.float().contiguous()
+            native.run(rows.numpy(), batch_sizes, y.numpy(), _arrays(initial), _arrays(final))
+        return y, final
+
+    def step(
+        self, network: RecurrentWeights, x: Tensor, state: State, out: State, lead: tuple[int, ...]
+    ) -> Tensor | None:
+        """One time step without conversions: it takes microseconds, and so would one conversion.
+
+        Args:
+            network: The module that owns this runner.
+            x: [batch, input_size].
+            state: h or (h, c), [*lead, batch, features].
+            out: Like `state`, for the new state; or `state` itself.
+            lead: The dimensions before the batch.
+
+        Returns:
+            y [batch, out_size], or None where nothing was run: an argument is wrong or needs a
+            conversion, or the native network has to be made first.
+        """
+        initial = (state,) if isinstance(state, Tensor) else state
+        sizes = network.state_sizes
+        if len(initial) != len(sizes) or isinstance(state, Tensor) != (len(sizes) == 1):
+            return None
+        if not _is_plain(x) or torch.jit.is_tracing():
+            return None
+        batch = len(x)
+        if x.shape != (batch, network.input_size) or not batch:
+            return None
+        for tensor, size in zip(initial, sizes, strict=True):
+            if not _is_plain(tensor) or tensor.shape != (*lead, batch, size):
+                return None
+        native = self._networks.get(_core.recurrent_path(batch, batch, self._tall_blocks))
+        if native is None or not _core.unchanged(self._watched):
+            return None
+        y = torch.empty(batch, sizes[0])
+        arrays = final = _arrays(initial)
+        if out is not state:
+            final = _arrays((out,) if isinstance(out, Tensor) else out)
+        native.run(x.numpy(), [batch], y.numpy(), arrays, final)
+        return y
+
+    def network(
+        self, network: RecurrentWeights, sequences: int, tokens: int
+    ) -> _core.RecurrentNetwork:
+        """The native network for a call of so many sequences, with so many tokens in all."""
         if not self._watched or not _core.unchanged(self._watched):
-            self._look(network)
-        kind = self._kind(batch, tokens)
-        if kind not in self._views:
-            self._views[kind] = self._build(network, kind)
-        return self._views[kind]
+            self._watch(network)
+        path = _core.recurrent_path(sequences, tokens, self._tall_blocks)
+        if path not in self._networks:
+            self._networks[path] = self._build(network, path)
+        return self._networks[path]
 
-    def _kind(self, batch: int, tokens: int) -> str:
-        return "panels" if batch > self._few else "rows" if tokens > FEW else "steps"
-
-    def _look(self, network: SparseRNNBase) -> None:
+    def _watch(self, network: RecurrentWeights) -> None:
         layers = network.layers()
-        self._views = {}
+        self._networks = {}
         self._watched = [
             *child_entries([network]),
             *(tensor_entry(layer._buffers, name) for _, layer in layers for name in layer._buffers),
         ]
-        strips = all(isinstance(layer.packed, Strips) for n, layer in layers if n[:2] != "ih")
-        self._few = FEW_ON_STRIPS if strips else FEW
+        every_step = [layer.packed for name, layer in layers if name[:2] != "ih"]
+        self._tall_blocks = all(packed.name == "strips" for packed in every_step)
 
-    def _build(self, network: SparseRNNBase, kind: str) -> _core.Recurrent:
-        return _core.Recurrent(
-            CELLS[network.mode],
-            network.input_size,
-            network.hidden_size,
-            network.out_size,
-            network.directions,
-            [
-                [self._direction(network, f"l{i}{end}", kind) for end in network.ends]
+    def _build(
+        self, network: RecurrentWeights, path: _core.RecurrentPath
+    ) -> _core.RecurrentNetwork:
+        return _core.RecurrentNetwork(
+            mode=network.mode,
+            path=path,
+            input_size=network.input_size,
+            hidden_size=network.hidden_size,
+            output_size=network.out_size,
+            layers=[
+                [
+                    self._direction(network, layers, path, (i, d))
+                    for d, layers in enumerate(network.directions_of(i))
+                ]
                 for i in range(network.num_layers)
             ],
         )
 
-    def _direction(self, network: SparseRNNBase, which: str, kind: str) -> tuple[Any, Any, Any]:
-        b_ih, b_hh = network.step_biases(which)
-        rows = kind != "panels"
-        return (
-            self._linear(network, f"ih_{which}", kind == "steps", b_ih),
-            self._linear(network, f"hh_{which}", rows, b_hh),
-            self._linear(network, f"hr_{which}", rows, None) if network.proj_size else None,
+    def _direction(
+        self,
+        network: RecurrentWeights,
+        layers: DirectionLayers,
+        path: _core.RecurrentPath,
+        place: tuple[int, int],
+    ) -> _core.RecurrentDirection:
+        panels = path == "panels"
+        tile_rows = UNIT_TILE * network.gates
+        input_bias, hidden_bias = layers.biases(network.mode)
+        projection = layers.projection
+        return _core.RecurrentDirection(
+            input=self._weight((*place, "ih", path != "few_tokens"), layers.input.packed),
+            hidden=self._weight((*place, "hh", panels), layers.hidden.packed, tile_rows),
+            projection=None
+            if projection is None
+            else self._weight((*place, "hr", panels), projection.packed),
+            input_bias=None if input_bias is None else input_bias.contiguous().numpy(),
+            hidden_bias=None if hidden_bias is None else hidden_bias.contiguous().numpy(),
         )
 
-    def _linear(self, network: SparseRNNBase, name: str, rows: bool, bias: Tensor | None) -> Any:
-        packed: Any = network.get_submodule(name).packed
-        key = name, "rows" if rows else "panels"
-        made = self._packings.get(key)
+    def _weight(
+        self, key: tuple[int, int, str, bool], packed: Format, tile_rows: int = 0
+    ) -> _core.Weight:
+        """The packing of one weight for panels or for rows; key: layer, direction, part, panels."""
+        panels = key[-1]
         tensors = packed.tensors().values()
-        seen = (packed, *map(version, tensors), *(tensor.data_ptr() for tensor in tensors))
-        if made is None or not same(made[0], seen):
-            if name.startswith("hh"):
-                together = BLOCK * network.gates
-                turned = (
-                    for_steps_on_rows(packed) if rows else for_steps_on_panels(packed, together)
+        source = (packed, *map(version, tensors), *(tensor.data_ptr() for tensor in tensors))
+        made = self._packings.get(key)
+        if made is None or not same(made[0], source):
+            if tile_rows:
+                converted = (
+                    for_steps_on_panels(packed, tile_rows) if panels else for_steps_on_rows(packed)
                 )
             else:
-                turned = for_rows(packed) if rows else for_panels(packed)
-            made = self._packings[key] = seen, turned
-        handle = weight_handle(made[1])
-        plain = None if bias is None else bias.contiguous().numpy()
-        return (None, handle, plain) if rows else (handle, None, plain)
+                converted = for_panels(packed) if panels else for_rows(packed)
+            made = self._packings[key] = source, converted
+        return weight_handle(made[1])
+
+
+def _arrays(states: States) -> list[Any]:
+    return [tensor.numpy() for tensor in states]
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether native code can read and write the tensor's memory as it is."""
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not tensor.requires_grad
+    )

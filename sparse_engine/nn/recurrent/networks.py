@@ -1,11 +1,9 @@
-"""SparseLSTM, SparseGRU, SparseRNN: torch.nn's of the same names on packed sparse weights.
+"""SparseLSTM, SparseGRU, SparseRNN: torch.nn.LSTM, GRU and RNN on packed sparse weights.
 
 Whole sequences run in one native call (csrc/layers/recurrent.h). Inference only.
 """
 
 from __future__ import annotations
-
-from typing import Any, Self
 
 import torch
 from torch import nn
@@ -21,7 +19,9 @@ class SparseLSTM(SparseRNNBase):
     >>> y, (h, c) = lstm(torch.randn(64, 1, 1024))
     """
 
-    kinds = ("LSTM",)
+    modes = ("LSTM",)
+    dense_class = nn.LSTM
+    argument_names = (*SparseRNNBase.argument_names, "proj_size")
 
     def __init__(
         self,
@@ -40,18 +40,12 @@ class SparseLSTM(SparseRNNBase):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__("LSTM", *sizes, proj_size, device, dtype)
 
-    @classmethod
-    def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
-        return cls(**_sizes(network), proj_size=network.proj_size, device=device)
-
-    def _dense(self, **kwargs: Any) -> nn.RNNBase:
-        return nn.LSTM(**_sizes(self), proj_size=self.proj_size, **kwargs)
-
 
 class SparseGRU(SparseRNNBase):
     """torch.nn.GRU on packed sparse weights."""
 
-    kinds = ("GRU",)
+    modes = ("GRU",)
+    dense_class = nn.GRU
 
     def __init__(
         self,
@@ -69,18 +63,13 @@ class SparseGRU(SparseRNNBase):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__("GRU", *sizes, device=device, dtype=dtype)
 
-    @classmethod
-    def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
-        return cls(**_sizes(network), device=device)
-
-    def _dense(self, **kwargs: Any) -> nn.RNNBase:
-        return nn.GRU(**_sizes(self), **kwargs)
-
 
 class SparseRNN(SparseRNNBase):
     """torch.nn.RNN on packed sparse weights; nonlinearity "tanh" or "relu"."""
 
-    kinds = ("RNN_TANH", "RNN_RELU")
+    modes = ("RNN_TANH", "RNN_RELU")
+    dense_class = nn.RNN
+    argument_names = (*SparseRNNBase.argument_names, "nonlinearity")
 
     def __init__(
         self,
@@ -102,21 +91,7 @@ class SparseRNN(SparseRNNBase):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(f"RNN_{nonlinearity.upper()}", *sizes, device=device, dtype=dtype)
 
-    @classmethod
-    def like(cls, network: Any, device: torch.device | str | None = None) -> Self:
-        return cls(**_sizes(network), nonlinearity=network.nonlinearity, device=device)
-
-    def _dense(self, **kwargs: Any) -> nn.RNNBase:
-        return nn.RNN(**_sizes(self), nonlinearity=self.nonlinearity, **kwargs)
-
 
 NETWORKS: dict[type[nn.RNNBase], type[SparseRNNBase]] = {
-    nn.LSTM: SparseLSTM,
-    nn.GRU: SparseGRU,
-    nn.RNN: SparseRNN,
+    cls.dense_class: cls for cls in (SparseLSTM, SparseGRU, SparseRNN)
 }
-
-
-def _sizes(network: Any) -> dict[str, Any]:
-    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
-    return {name: getattr(network, name) for name in (*names, "bidirectional")}

@@ -1,85 +1,158 @@
-"""The weights of recurrent networks: rows as the kernels have them, packed as a config asks."""
+"""RecurrentWeights: the sizes of a recurrent network and its sparse layers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparse_engine import _core
+from sparse_engine.backends import backend_of
 from sparse_engine.backends.cuda import MIN_FILL
 from sparse_engine.config import SparseConfig
+from sparse_engine.errors import UsageError
 from sparse_engine.formats import FormatSpec, block_fill
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.recurrent.rows import UNIT_TILE, step_biases
+from sparse_engine.packings.cpu.purposes import for_steps_on_rows
 
-BLOCK = 16
-"""Units whose gates lie together: as many as a vector has lanes."""
+GATES = _core.RECURRENT_GATES
+"""Gates of a unit, by mode."""
 GPU_COLS = (64, 32, 16, 1)
-"""Widths of blocks that "auto" looks for on a GPU, widest first."""
+"""Widths of blocks that "auto" tries on a GPU, widest first."""
 
 
-def interleaved(rows: Tensor, gates: int) -> Tensor:
-    """Rows [gates x units, ...] of torch as the kernels have them: blocks of 16 units, gate after
-    gate, with zeros for units past the last: [ceil(units / 16) x gates x 16, ...].
+@dataclass(frozen=True)
+class DirectionLayers:
+    """The sparse layers of one direction of a layer."""
+
+    input: SparseLinear
+    """W_ih: [rows, input features], with the rows of `interleave_gates`."""
+    hidden: SparseLinear
+    """W_hh: [rows, out_size]."""
+    projection: SparseLinear | None
+    """W_hr: [proj_size, hidden_size] of an LSTM with projection."""
+
+    def biases(self, mode: str) -> tuple[Tensor | None, Tensor | None]:
+        """The biases of the input and of the hidden product: see `step_biases`."""
+        return step_biases(self.input.bias, self.hidden.bias, mode)
+
+
+class RecurrentWeights(nn.Module):
+    """The sizes of a network, with torch.nn's names, and its layers `ih_l0`, `hh_l0`, `hr_l0`,
+    `ih_l0_reverse`, ...
     """
-    parts = rows.unflatten(0, (gates, -1))
-    units = parts.shape[1]
-    padded = rows.new_zeros(gates, -(-units // BLOCK) * BLOCK, *rows.shape[1:])
-    padded[:, :units] = parts
-    return padded.unflatten(1, (-1, BLOCK)).transpose(0, 1).flatten(0, 2)
 
+    state_sizes: tuple[int, ...]
+    """Features of h, and of an LSTM's c."""
 
-def in_order(rows: Tensor, gates: int, units: int) -> Tensor:
-    """What `interleaved` was made from."""
-    blocks = rows.unflatten(0, (-1, gates, BLOCK))
-    return blocks.transpose(0, 1).flatten(1, 2)[:, :units].flatten(0, 1)
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        bidirectional: bool,
+        proj_size: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """All-zero layers; on the device "meta" dense ones without values, to be replaced."""
+        super().__init__()
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+        ):
+            if size < 1:
+                raise UsageError(f"{name} is {size}: give 1 or more")
+        if proj_size and (mode != "LSTM" or not 0 < proj_size < hidden_size):
+            raise UsageError("proj_size is for an LSTM, and smaller than hidden_size")
+        self.mode = mode
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.bidirectional, self.proj_size = bias, bidirectional, proj_size
+        self.state_sizes = (self.out_size, *((hidden_size,) if mode == "LSTM" else ()))
+        rows = -(-hidden_size // UNIT_TILE) * UNIT_TILE * self.gates
+        linear: Any = nn.Linear if str(device) == "meta" else SparseLinear
+        options = {"device": device, "dtype": dtype}
+        for layer in range(num_layers):
+            features = input_size if layer == 0 else self.directions * self.out_size
+            for suffix in self.suffixes(layer):
+                self.add_module(f"ih_{suffix}", linear(features, rows, bias, **options))
+                self.add_module(f"hh_{suffix}", linear(self.out_size, rows, bias, **options))
+                if proj_size:
+                    projection = linear(hidden_size, proj_size, False, **options)
+                    self.add_module(f"hr_{suffix}", projection)
 
+    @property
+    def gates(self) -> int:
+        """Rows of a weight for each unit."""
+        return GATES[self.mode]
 
-def added_up(
-    inputs: Tensor | None, hidden: Tensor | None, mode: str
-) -> tuple[Tensor | None, Tensor | None]:
-    """The biases of the inputs' and of the hidden product, float32, interleaved: one where they can be
-    added up. The reset gate of a GRU stands between its two biases of n.
-    """
-    if inputs is None or hidden is None:  # a network has both or none
-        return None, None
-    inputs, hidden = inputs.float(), hidden.float()
-    apart = torch.zeros_like(hidden)
-    if mode == "GRU":
-        apart.view(-1, 3, BLOCK)[:, 2] = hidden.view(-1, 3, BLOCK)[:, 2]
-    return inputs + (hidden - apart), apart if mode == "GRU" else None
+    @property
+    def directions(self) -> int:
+        """1, or 2 where bidirectional."""
+        return 2 if self.bidirectional else 1
 
+    @property
+    def out_size(self) -> int:
+        """Features of h: proj_size if there is one, else hidden_size."""
+        return self.proj_size or self.hidden_size
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested tuples hold the same objects and numbers."""
-    if isinstance(a, tuple):
-        return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
-    return a is b or (type(a) is int and a == b)
+    @property
+    def state_count(self) -> int:
+        """States of a sequence: one for each direction of each layer."""
+        return self.num_layers * self.directions
 
+    def suffixes(self, layer: int) -> tuple[str, ...]:
+        """What the names of a layer's weights end with, one for each direction."""
+        return (f"l{layer}", f"l{layer}_reverse")[: self.directions]
 
-def version(tensor: Tensor | None) -> int:
-    """How often a tensor was written to; inference tensors do not count: call `forget` then."""
-    return 0 if tensor is None or tensor.is_inference() else tensor._version
+    def layers(self) -> list[tuple[str, SparseLinear]]:
+        """The sparse layers and their names."""
+        return [(n, child) for n, child in self.named_children() if isinstance(child, SparseLinear)]
+
+    def directions_of(self, layer: int) -> list[DirectionLayers]:
+        """The sparse layers of each direction of a layer."""
+        found: dict[str, Any] = self._modules
+        return [
+            DirectionLayers(found[f"ih_{s}"], found[f"hh_{s}"], found.get(f"hr_{s}"))
+            for s in self.suffixes(layer)
+        ]
 
 
 def packed_layer(
-    weight: Tensor, bias: Tensor | None, config: SparseConfig, tokens: int
+    part: str, weight: Tensor, bias: Tensor | None, config: SparseConfig
 ) -> SparseLinear:
-    """A layer of a network in the format that `config` asks for, or that is fastest."""
+    """A layer in the format that `config` asks for, or that is fastest.
+
+    Args:
+        part: "ih", "hh" or "hr".
+        weight: [rows, features], interleaved but for "hr".
+        bias: [rows] or None.
+        config: Format "auto" times inputs at 128 tokens, and what runs at every step at one. Blocks
+            of more than 16 rows become ones of 16, so that they do not exceed a gate's unit tile.
+    """
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.float(), requires_grad=False)
-    spec = config.format
-    if spec == "auto" and weight.is_cuda:
-        # Blocks of 16 rows are a gate of 16 units, which a step multiplies in one kernel.
+    if config.format == "auto" and backend_of(weight).native_layers:
+        config = replace(config, tokens=(128 if part == "ih" else 1,))
+    elif config.format == "auto":
+        # Blocks of 16 rows are a gate of 16 units: a step is then one kernel.
         plain = weight.to(config.source_dtype)
-        fits = (c for c in GPU_COLS if block_fill(plain, BLOCK, c) >= MIN_FILL)
-        spec = next((f"bsr:{BLOCK}x{cols}" for cols in fits), "csr")
-    elif spec == "auto":
-        return SparseLinear.from_dense(linear, replace(config, tokens=(tokens,)))
-    elif spec.startswith("bsr:"):
-        params = FormatSpec.parse(spec).params
-        spec = f"bsr:{min(params['rows'], BLOCK)}x{params['cols']}"
-    return SparseLinear.from_dense(linear, replace(config, format=spec))
+        fits = (c for c in GPU_COLS if block_fill(plain, UNIT_TILE, c) >= MIN_FILL)
+        config = replace(config, format=next((f"bsr:{UNIT_TILE}x{c}" for c in fits), "csr"))
+    elif config.format.startswith("bsr:"):
+        params = FormatSpec.parse(config.format).params
+        rows = min(params["rows"], UNIT_TILE)
+        config = replace(config, format=f"bsr:{rows}x{params['cols']}")
+    layer = SparseLinear.from_dense(linear, config)
+    if part == "hh" and layer.packed.name == "strips":
+        # Steps read tall blocks as one K-block: packed so once, they need no second packing.
+        return SparseLinear.from_format(for_steps_on_rows(layer.packed), layer.bias, layer.spec)
+    return layer
