@@ -170,6 +170,19 @@ class Backend(ABC):
         """
         return None
 
+    def recurrent_format(self, weight: Tensor, gate_rows: int) -> str | None:
+        """The format of a recurrent network's weight for "auto"; None where formats are timed.
+
+        Args:
+            weight: [out, in]; the rows of a gate are stored in groups of `gate_rows`.
+            gate_rows: Rows of a group.
+        """
+        return None
+
+    def has_step_kernel(self, packed: Format, gate_rows: int) -> bool:
+        """Whether a time step of a network with this hidden weight is one kernel."""
+        return False
+
     def compress_linear(
         self, linear: nn.Linear, tokens: tuple[int, ...]
     ) -> tuple[Tensor | None, str]:

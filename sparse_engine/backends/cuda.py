@@ -27,6 +27,8 @@ BLOCKS = (
     *((32, 32), (16, 16), (128, 1), (64, 1)),
 )
 GROUPS = ((1, 4), (2, 4), (2, 8), (4, 8), (4, 16))
+# Widths of the blocks that auto looks for in recurrent networks.
+STEP_COLS = (64, 32, 16, 1)
 # A pattern counts as made of blocks when at least this share of their elements is non-zero.
 MIN_FILL = 0.95
 NARROW = (torch.bfloat16, torch.float16)
@@ -95,6 +97,16 @@ class CUDABackend(Backend):
             return None
         whole = PackedBSR.join(blocks, gated)
         return whole, list(whole.split(blocks))
+
+    def recurrent_format(self, weight: Tensor, gate_rows: int) -> str | None:
+        """Blocks of `gate_rows` rows, the widest that fit, for which a step is one kernel; or csr."""
+        fits = (c for c in STEP_COLS if block_fill(weight, gate_rows, c) >= MIN_FILL)
+        return next((f"bsr:{gate_rows}x{cols}" for cols in fits), "csr")
+
+    def has_step_kernel(self, packed: Format, gate_rows: int) -> bool:
+        """See `kernels.recurrent_step`, which reads float blocks of a gate's rows."""
+        fits = isinstance(packed, PackedBSR) and packed.rows == gate_rows
+        return fits and packed.dtype != torch.int8
 
     def compress_linear(
         self, linear: nn.Linear, tokens: tuple[int, ...]

@@ -141,3 +141,20 @@ def test_weights_that_differ_are_not_fused() -> None:
     assert CUDA.fuse([square, short]) is not None
     assert CUDA.fuse([square, short], gated=True) is None
     assert CPU.fuse([CPU.pack(CSR.from_dense(torch.eye(4)))] * 2) is None
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_recurrent_weights_on_a_gpu_are_blocks_of_a_gate() -> None:
+    """A step is then one kernel; on the CPU formats are timed."""
+    wide, narrow = torch.ones(32, 128), torch.ones(32, 128)
+    narrow[:, 1::2] = 0
+    scattered = torch.eye(128)
+    for weight, spec in ((wide, "bsr:16x64"), (narrow, "bsr:16x1"), (scattered, "csr")):
+        assert CUDA.recurrent_format(weight, 16) == spec
+        assert CPU.recurrent_format(weight, 16) is None
+        packed = CUDA.pack(FormatSpec.parse(spec).from_dense(weight))
+        assert CUDA.has_step_kernel(packed, 16) == (spec != "csr")
+        assert not CUDA.has_step_kernel(packed, 32)
+    integers = CUDA.pack(FormatSpec.parse("bsr:16x64").from_dense(wide), "int8")
+    assert not CUDA.has_step_kernel(integers, 16)
+    assert not CPU.has_step_kernel(CPU.pack(FormatSpec.parse("bsr:16x64").from_dense(wide)), 16)
