@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_engine.backends import backend_of_packing
 from sparse_engine.backends.cuda_timer import can_capture, capture
 from sparse_engine.modules.watch import same
 from sparse_engine.nn.linear import SparseLinear
@@ -28,10 +29,8 @@ MAX_GRAPHS = 8
 
 def has_step_kernel(hidden: SparseLinear) -> bool:
     """Whether the steps of a network with this hidden weight are one kernel each."""
-    packed: Any = hidden.packed
-    return (
-        packed.name == "blocks" and packed.rows == UNIT_TILE and packed.values.dtype != torch.int8
-    )
+    packed = hidden.packed
+    return backend_of_packing(packed).has_step_kernel(packed, UNIT_TILE)
 
 
 def step_kernel(hidden: SparseLinear) -> str:

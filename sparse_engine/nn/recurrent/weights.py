@@ -10,18 +10,15 @@ from torch import Tensor, nn
 
 from sparse_engine import _core
 from sparse_engine.backends import backend_of
-from sparse_engine.backends.cuda import MIN_FILL
 from sparse_engine.config import SparseConfig
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import FormatSpec, block_fill
+from sparse_engine.formats import FormatSpec
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.recurrent.rows import UNIT_TILE, step_biases
 from sparse_engine.packings.cpu.purposes import for_steps_on_rows
 
 GATES = _core.RECURRENT_GATES
 """Gates of a unit, by mode."""
-GPU_COLS = (64, 32, 16, 1)
-"""Widths of blocks that "auto" tries on a GPU, widest first."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +137,10 @@ def packed_layer(
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.float(), requires_grad=False)
-    if config.format == "auto" and backend_of(weight).native_layers:
-        config = replace(config, tokens=(128 if part == "ih" else 1,))
-    elif config.format == "auto":
-        # Blocks of 16 rows are a gate of 16 units: a step is then one kernel.
-        plain = weight.to(config.source_dtype)
-        fits = (c for c in GPU_COLS if block_fill(plain, UNIT_TILE, c) >= MIN_FILL)
-        config = replace(config, format=next((f"bsr:{UNIT_TILE}x{c}" for c in fits), "csr"))
+    if config.format == "auto":
+        spec = backend_of(weight).recurrent_format(weight.to(config.source_dtype), UNIT_TILE)
+        tokens = (128 if part == "ih" else 1,)
+        config = replace(config, format=spec or "auto", tokens=tokens)
     elif config.format.startswith("bsr:"):
         params = FormatSpec.parse(config.format).params
         rows = min(params["rows"], UNIT_TILE)
