@@ -48,14 +48,20 @@ def same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is int and a == b)
 
 
+def is_dropping(module: nn.Module) -> bool:
+    """Whether `module` is a dropout layer in training mode, as for Monte Carlo dropout."""
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+
+
 class HookWatch:
-    """Checks for forward hooks, and for `forward` methods set on instances."""
+    """Checks for forward hooks, `forward` methods set on instances, and active dropout."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         """Watch `modules`: all that a native call replaces."""
         watched = tuple(modules)
         self._hooks = [d for m in watched for d in (m._forward_hooks, m._forward_pre_hooks)]
         self._attributes = [vars(m) for m in watched]
+        self._dropouts = [m for m in watched if isinstance(m, nn.modules.dropout._DropoutNd)]
 
     def changed(self) -> bool:
         """Whether a module has forward hooks or a forward of its own, or torch has global hooks."""
@@ -65,3 +71,7 @@ class HookWatch:
             or bool(nn.modules.module._global_forward_hooks)
             or bool(nn.modules.module._global_forward_pre_hooks)
         )
+
+    def dropping(self) -> bool:
+        """Whether a dropout layer is in training mode."""
+        return any(map(is_dropping, self._dropouts))

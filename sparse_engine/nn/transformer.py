@@ -123,11 +123,16 @@ class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
             return "gradients are asked for"
         if self._activation() is None:
             return "its activation has no native kernel"
-        return self._unknown_part() or self._native().changed() or None
+        reason = self._unknown_part()
+        if reason:
+            return reason
+        encoder = self._native()
+        return encoder.changed() or encoder.active_dropout() or None
 
     def _unknown_part(self) -> str:
         """The first submodule of a class that the native call does not replace; "" without one."""
-        modules, projections = self._modules, self.self_attn._modules
+        modules: Any = self._modules
+        projections = modules["self_attn"]._modules
         for name, classes in REPLACED.items():
             if type(modules[name]) not in classes:
                 return f"its {name} is a {type(modules[name]).__name__}"
@@ -138,18 +143,20 @@ class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
 
     def _native(self) -> NativeEncoder:
         """The layer as a stack of one, made again when its geometry or options have changed."""
-        attention = self.self_attn
-        geometry = LayerGeometry(
-            head_size=attention.embed_dim // attention.num_heads,
-            activation=str(self._activation()),
-        )
-        names = _layer_names(self.norm_first)
-        stack = LayerStack(("layers.0",), names, (geometry,), attention.embed_dim)
-        if self._encoder is None or self._encoder[0] != stack:
+        attention: Any = self._modules["self_attn"]
+        options = attention.embed_dim, attention.num_heads, self._activation(), self.norm_first
+        if self._encoder is None or self._encoder[0] != options:
+            geometry = LayerGeometry(
+                head_size=attention.embed_dim // attention.num_heads,
+                activation=str(self._activation()),
+            )
+            names = _layer_names(self.norm_first)
+            stack = LayerStack(("layers.0",), names, (geometry,), attention.embed_dim)
             parent = nn.Module()
             parent.layers = nn.ModuleList([self])
+            parent.training = False  # `eval()` would set the layer's submodules too
             # In a tuple, so that it is no submodule.
-            self._encoder = (stack, NativeEncoder(parent.eval(), stack))
+            self._encoder = (options, NativeEncoder(parent, stack))
         return self._encoder[1]
 
     def _activation(self) -> str | None:
@@ -160,7 +167,7 @@ class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
             return "gelu"
         return None
 
-    _encoder: tuple[LayerStack, NativeEncoder] | None = None
+    _encoder: tuple[tuple[Any, ...], NativeEncoder] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoder": None}

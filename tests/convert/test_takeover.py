@@ -157,6 +157,23 @@ def test_hooks_that_are_gone_leave_the_native_call() -> None:
     torch.testing.assert_close(states(model), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_monte_carlo_dropout_runs_layer_by_layer(before: bool) -> None:
+    model = bert()
+    plain = states(model)
+    dropout = model.encoder.layer[1].output.dropout
+    dropout.train(before)
+    se.sparsify_(model, "csr")
+    assert dropout.training == before
+    dropout.train()
+    name = "encoder.layer.1.output.dropout"
+    with pytest.warns(UserWarning, match=f"one by one: {name} is in training mode"):
+        first, second = states(model), states(model)
+    assert not torch.equal(first, second)
+    model.eval()
+    torch.testing.assert_close(states(model), plain, atol=1e-5, rtol=1e-5)
+
+
 def test_hooks_for_all_modules_are_called() -> None:
     model, seen = bert(), []
     se.sparsify_(model, "csr")

@@ -81,6 +81,14 @@ def test_what_the_native_call_does_not_know_runs_module_by_module(change: str) -
     torch.testing.assert_close(after, module_by_module(layer), rtol=1e-5, atol=1e-5)
 
 
+def test_monte_carlo_dropout_runs_module_by_module() -> None:
+    layer = encoder_layer()
+    layer.dropout2.train()
+    with pytest.warns(UserWarning, match="dropout2 is in training mode"):
+        first, second = run(layer), run(layer)
+    assert not torch.equal(first, second)
+
+
 def narrower(layer: Any) -> None:
     layer.linear1, layer.linear2 = nn.Linear(16, 8), nn.Linear(8, 16)
 

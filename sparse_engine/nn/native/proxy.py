@@ -15,7 +15,7 @@ class Proxy(nn.Module):
         super().__init__()
         self._modules = original._modules
         self._original = (original,)  # in a tuple, so that it is no submodule
-        self.train(original.training)
+        self.training = original.training  # submodules stay in their modes
 
     @property
     def original(self) -> nn.Module:

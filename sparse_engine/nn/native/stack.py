@@ -17,7 +17,13 @@ from sparse_engine.models import LayerStack
 from sparse_engine.modules.as_built import difference_from_config
 from sparse_engine.modules.eligible import skip_reason_inside
 from sparse_engine.modules.linears import is_linear, weight_of
-from sparse_engine.modules.watch import HookWatch, Watched, child_entries, tensor_entry
+from sparse_engine.modules.watch import (
+    HookWatch,
+    Watched,
+    child_entries,
+    is_dropping,
+    tensor_entry,
+)
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.build import StackBuilder
 from sparse_engine.nn.native.proxy import Proxy
@@ -89,7 +95,7 @@ class NativeStack(Proxy):
                 return f"{name} was asked for"
         if _captures_outputs():
             return "output_attentions or output_hidden_states was asked for"
-        return self.changed() or None
+        return self.changed() or self.active_dropout() or None
 
     def changed(self) -> str:
         """What was changed in a layer so that its modules must be called; "" for nothing."""
@@ -98,6 +104,14 @@ class NativeStack(Proxy):
         if not self._hooks.changed():
             return self._reason
         return self._difference() or "torch has forward hooks for all modules"
+
+    def active_dropout(self) -> str:
+        """Which dropout layer is in training mode though the stack is not; "" for none."""
+        if self._hooks is None or not self._hooks.dropping():
+            return ""
+        modules = self.named_modules(prefix=self.stack.name)
+        name = next((name for name, module in modules if is_dropping(module)), "a dropout layer")
+        return f"{name} is in training mode, call model.eval()"
 
     def native(self) -> _core.Stack:
         """The library's stack, of the weights as they were at the last call of `changed`."""
