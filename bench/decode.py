@@ -40,7 +40,7 @@ from sparse_engine.generation.decoding import CACHES
 HIDDEN, INNER, HEADS, KEY_HEADS, WORDS, POSITIONS = 2048, 5632, 32, 4, 32000, 2048
 PROMPT, NEW = 128, 32
 ENGINES = ("torch", "llama.cpp")
-FILES = {"bfloat16": "bf16", "int8": "q8_0"}  # llama.cpp's nearest
+FILES = {"bfloat16": "bf16", "int8": "q8_0"}  # the nearest dtype of llama.cpp
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,22 @@ def random_llama(job: Job) -> Any:
 
 
 def torch_engine(job: Job) -> Callable[[list[int]], object]:
-    """A call that gives the model more tokens of one sequence; an empty list begins anew."""
+    """A call that feeds more tokens of one sequence; an empty list starts a new sequence."""
     model = random_llama(job)
     if job.engine == "sparse_engine":
         report = sparsify_(model, SparseConfig(job.format, job.dtype))
         if "natively" not in report.blocks:
             raise SparseEngineError(report.blocks)
-    kept: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
 
     def call(ids: list[int]) -> object:
         if not ids:
-            kept.clear()
+            cache.clear()
             return None
         with torch.inference_mode():
-            output = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1, **kept)
+            output = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1, **cache)
         name = next(name for name in CACHES if name in output)
-        kept[name] = output[name]
+        cache[name] = output[name]
         return output.logits
 
     return call
@@ -308,8 +308,8 @@ def main() -> None:
     rows = measure(given)
     print(render(rows, "md"))
     if given.out:
-        told = conditions() | {"layers": given.layers, "rounds": given.rounds}
-        lines = [{"conditions": told}, *map(asdict, rows)]
+        about = conditions() | {"layers": given.layers, "rounds": given.rounds}
+        lines = [{"conditions": about}, *map(asdict, rows)]
         given.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

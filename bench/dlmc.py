@@ -25,7 +25,7 @@ from sparse_engine import _core
 from sparse_engine.bench.layer import Run
 from sparse_engine.bench.linear import LinearLayer
 from sparse_engine.bench.machine import conditions
-from sparse_engine.bench.rivals import Rivals
+from sparse_engine.bench.peer_hosts import PeerSet
 from sparse_engine.bench.rows import LinearRow
 from sparse_engine.bench.smtx import Smtx, parse_smtx
 from sparse_engine.cli.common import console, progress_bar, set_threads
@@ -35,7 +35,7 @@ AGAINST = ("torch", "torch-csr")
 
 
 def find_smtx(folder: Path) -> Iterator[tuple[PurePath, bytes]]:
-    """Every pattern below `folder`, in order: where it lies and its text, still encoded."""
+    """Every pattern below `folder`, in order: its path and its text, still encoded."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     for path in sorted(folder.rglob("*")):
@@ -89,8 +89,8 @@ def table(rows: Sequence[tuple[str, float, LinearRow]]) -> str:
         over_csr = [r.peers["torch-csr"] / r.time_us for r in group if "torch-csr" in r.peers]
         means = [geometric_mean([r.speedup for r in group])]
         means += [geometric_mean(over_csr)] if over_csr else []
-        told = [f"{mean:.2f}" for mean in means] + ["-"] * (2 - len(means))
-        lines.append(f"| {sparsity:g} | {len(group)} | {told[0]} | {told[1]} |")
+        shown = [f"{mean:.2f}" for mean in means] + ["-"] * (2 - len(means))
+        lines.append(f"| {sparsity:g} | {len(group)} | {shown[0]} | {shown[1]} |")
     return "\n".join(lines)
 
 
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peaks = {"float32": _core.peak_gflops("float32")}
     rows: list[tuple[str, float, LinearRow]] = []
     with (
-        Rivals(AGAINST) as rivals,
+        PeerSet(AGAINST) as peer_set,
         progress_bar("measuring") as report,
         (given.out or Path(os.devnull)).open("w") as out,
     ):
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report(len(rows), total, name.name)
             pattern = parse_smtx(text.decode("ascii", "replace"), str(name))
             layer = LinearLayer(pattern.weight(), "csr", "float32")
-            row = layer.measure(given.m, Run(rivals, peaks, given.rounds))
+            row = layer.measure(given.m, Run(peer_set, peaks, given.rounds))
             stated = stated_sparsity(name, pattern)
             rows.append((short(name), stated, row))
             line = {"file": str(name), "stated_sparsity": stated, **asdict(row)}

@@ -4,11 +4,12 @@
     python bench/gpu.py --skip-checks --only M=8192      # some rows of the table
     TRITON_INTERPRET=1 python bench/gpu.py --tiny        # no GPU: shows that it works, measures nothing
 
-Times are medians of CUDA graphs that take turns; 256 MB are written before each, so that weights and x come
+Times are medians of CUDA graphs in turn; 256 MB are written before each, so that weights and x come
 from memory and not from L2. `ratio` is the time of `against` over ours in the same run. GB/s are
-bytes of the packed weight over time, `bandwidth_share` is of the faster of a sum and a copy of 2 GiB in the
-same run, and `overhead` is the packed weight over its values and indices alone: what padding, pointers
-and plans cost. A worker process does the work: a kernel that breaks or hangs it loses its own row only.
+bytes of the packed weight over time. `bandwidth_share` is relative to the faster of a sum and a copy
+of 2 GiB in the same run. `overhead` is the packed weight over its values and indices alone: the cost
+of padding, pointers and plans. A worker process does the work: a kernel that crashes or hangs it
+loses only its own row.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from sparse_engine.packings.cuda.base import NO_TRITON
 NOT_MEASURED = "interpreter: not a measurement"
 
 
-def told_of(facts: Mapping[str, Any]) -> str:
+def describe(facts: Mapping[str, Any]) -> str:
     """The device in a paragraph."""
     if not facts["measured"]:
         return f"{NOT_MEASURED}; torch {facts['torch']}, triton {facts['triton']}"
@@ -74,12 +75,12 @@ def check_row(job: Check | StepCheck, answer: dict[str, Any]) -> CheckRow:
 def filled(point: Point, answer: dict[str, Any], facts: Mapping[str, Any]) -> Row:
     """A row with its figures."""
     bandwidth = max(facts["sum_gbytes_per_second"], facts["copy_gbytes_per_second"])
-    known = {k: v for k, v in answer.items() if k in Row.__dataclass_fields__}
+    fields = {k: v for k, v in answer.items() if k in Row.__dataclass_fields__}
     if not facts["measured"]:
-        known["note"] = NOT_MEASURED
-    if known.get("gbytes_per_second"):
-        known["bandwidth_share"] = round(known["gbytes_per_second"] / bandwidth, 3)
-    return replace(point.row(), **known)
+        fields["note"] = NOT_MEASURED
+    if fields.get("gbytes_per_second"):
+        fields["bandwidth_share"] = round(fields["gbytes_per_second"] / bandwidth, 3)
+    return replace(point.row(), **fields)
 
 
 def run(given: argparse.Namespace, options: Sequence[str]) -> None:
@@ -108,7 +109,7 @@ def run(given: argparse.Namespace, options: Sequence[str]) -> None:
                     raise SparseEngineError(f"the device cannot be measured: {answer['problem']}")
                 facts = answer
                 write({"conditions": facts})
-                print(told_of(facts), flush=True)
+                print(describe(facts), flush=True)
             elif isinstance(job, Point):
                 rows.append(filled(job, answer, facts))
                 wrong += bool(answer.get("wrong"))
@@ -129,7 +130,7 @@ def run(given: argparse.Namespace, options: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Read the options and say what stands in the way, before anything starts."""
+    """Read the options; raises UsageError before anything starts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -150,7 +151,7 @@ def main() -> None:
     if given.rounds < 1:
         raise UsageError(f"--rounds must be 1 or more, got {given.rounds}")
     if INTERPRETED and not given.tiny:
-        raise UsageError("the interpreter takes days for the real shapes: add --tiny")
+        raise UsageError("the interpreter needs days for the real shapes: add --tiny")
     if not INTERPRETED and not torch.cuda.is_available():
         raise UsageError(
             "no GPU is here; TRITON_INTERPRET=1 python bench/gpu.py --tiny shows that it works"

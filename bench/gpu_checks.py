@@ -53,10 +53,10 @@ class Check:
 
     def run(self, at: Setting) -> dict[str, Any]:
         """The kernels that ran, and the largest error in tolerances."""
-        wanted: torch.dtype = getattr(torch, self.dtype)
-        dtype = torch.bfloat16 if wanted == torch.int8 else wanted
+        stored: torch.dtype = getattr(torch, self.dtype)
+        dtype = torch.bfloat16 if stored == torch.int8 else stored
         weight = random_weight(*self.shape, self.format, self.sparsity, at, torch.float32)
-        packed = pack_as(self.format, weight, wanted, self.gated)
+        packed = pack_as(self.format, weight, stored, self.gated)
         kernels, worst = [], 0.0
         for tokens in self.tokens:
             kernels.append(linear_kernel(packed, tokens).removesuffix(", dense"))
@@ -149,8 +149,8 @@ class StepCheck:
         sizes = (sizes + inputs.double().abs()).unflatten(1, (gates, units)).sum(1)
         sizes = 1 + sizes * (1 + c.double().abs() + h.double().abs())
         found = [h_next, y] if cell is None else [h_next, y, cell]
-        wanted = [expected[0], expected[0], expected[-1]]
-        return max(in_tolerances(a, b, sizes) for a, b in zip(found, wanted, strict=False))
+        truths = [expected[0], expected[0], expected[-1]]
+        return max(in_tolerances(a, b, sizes) for a, b in zip(found, truths, strict=False))
 
 
 def checks(tiny: bool) -> list[Check | StepCheck]:

@@ -22,14 +22,14 @@ from sparse_engine.nn.recurrent.cuda import step_kernel
 from sparse_engine.ops import linear_kernel, reference, run_linear
 
 SPARSITIES = (0.5, 0.8, 0.9)
-# Of measured rows, the largest error over the largest magnitude: bfloat16 keeps 8 bits, and an LSTM rounds
-# its state at every step.
+# Limits of the largest error over the largest magnitude: bfloat16 has 8 bits, and an LSTM rounds its
+# state at every step.
 LIMIT, LSTM_LIMIT = 1e-2, 5e-2
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table. Times are medians in microseconds; `problem` is one line, if there was any."""
+    """A row of the table. Times are medians in microseconds; `problem` is one line or empty."""
 
     op: str
     shape: str
@@ -73,18 +73,18 @@ class Point:
 
     @property
     def name(self) -> str:
-        """What --only looks at."""
+        """The name that --only searches."""
         size = f"{self.shape[0]}x{self.shape[1]}"
-        told = (self.op, f"M={self.tokens}", size, self.format, self.dtype, f"{self.sparsity:.0%}")
-        return " ".join(told) + ("" if self.against == "cuBLAS" else f" against {self.against}")
+        parts = (self.op, f"M={self.tokens}", size, self.format, self.dtype, f"{self.sparsity:.0%}")
+        return " ".join(parts) + ("" if self.against == "cuBLAS" else f" against {self.against}")
 
     def row(self) -> Row:
         """The row without figures."""
         shape = f"{self.shape[0]}x{self.shape[1]}"
         if self.op == "LSTM":
             shape = f"{self.shape[0]}, {self.shape[1]} steps"
-        asked = (self.op, shape, self.tokens, self.format, self.dtype, self.sparsity)
-        return Row(*asked, against=self.against, target=self.target, note=self.note)
+        point = (self.op, shape, self.tokens, self.format, self.dtype, self.sparsity)
+        return Row(*point, against=self.against, target=self.target, note=self.note)
 
     def run(self, at: Setting) -> dict[str, Any]:
         """The figures of the row."""
@@ -139,7 +139,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 
 def in_turn(calls: Calls, at: Setting) -> tuple[Any, dict[str, float], list[str]]:
-    """What "ours" returns, microseconds of each call, and remarks on rivals that failed or fit no graph."""
+    """Result of "ours", microseconds of each call, and remarks on calls that failed or fit no graph."""
     sound, once, remarks = dict(calls), {}, []
     y: Any = None
     for name, call in calls.items():
@@ -154,7 +154,7 @@ def in_turn(calls: Calls, at: Setting) -> tuple[Any, dict[str, float], list[str]
             continue
         y = result if name == "ours" else y
         once[name] = (perf_counter() - began) * 1e6
-    if not at.on_gpu:  # stands in for the timer, so that the rest has something to work on
+    if not at.on_gpu:  # replaces the timer, so that the rest can be tried
         return y, once, remarks
     try:
         return y, time_on_gpu(sound, at.device, at.rounds), remarks
@@ -183,14 +183,14 @@ def launched(call: Callable[[], object], at: Setting) -> float:
 def figures(
     times: dict[str, float],
     remarks: list[str],
-    rival: str,
+    against: str,
     packed: Sequence[Format],
     read: int,
     products: int,
     error: float,
     limit: float,
 ) -> dict[str, Any]:
-    """What measured rows have in common. read: bytes; products: with non-zeros."""
+    """The fields of measured rows. read: bytes; products: with non-zeros."""
     seconds = times["ours"] * 1e-6
     if not error <= limit:
         remarks = [f"differs from float64 by {error:.1e}", *remarks]
@@ -199,7 +199,7 @@ def figures(
         "time_us": round(times["ours"], 2),
         "dense_us": round(times["dense"], 2) if "dense" in times else None,
         "torch_sparse_us": round(times["torch.sparse"], 2) if "torch.sparse" in times else None,
-        "ratio": round(times[rival] / times["ours"], 3) if rival in times else None,
+        "ratio": round(times[against] / times["ours"], 3) if against in times else None,
         "gbytes_per_second": round(read / seconds * 1e-9, 1),
         "tflops": round(2 * products / seconds * 1e-12, 2),
         "weight_bytes": size,
@@ -233,9 +233,9 @@ def measure_linear(point: Point, at: Setting) -> dict[str, Any]:
     if gated:
         truth = F.silu(truth[:, : len(left)]) * truth[:, len(left) :]
     error = float((y[some].double() - truth).abs().max() / truth.abs().max())
-    rival = "torch.sparse" if point.against == "torch.sparse" else "dense"
+    against = "torch.sparse" if point.against == "torch.sparse" else "dense"
     products = packed.nnz * point.tokens
-    found = figures(times, remarks, rival, [packed], packed.nbytes, products, error, LIMIT)
+    found = figures(times, remarks, against, [packed], packed.nbytes, products, error, LIMIT)
     return {"kernel": linear_kernel(packed, point.tokens), **found}
 
 
@@ -269,7 +269,7 @@ def measure_lstm(point: Point, at: Setting) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the table is judged by: the device, its bandwidth, cuBLAS, and what a graph of nothing takes."""
+    """The device, its bandwidth, the rate of cuBLAS, and the time of a graph of one short kernel."""
 
     name: str = "device"
 
@@ -285,17 +285,17 @@ class Facts:
             "cublas": lambda: F.linear(x, w),
         }
         _, times, _ = in_turn(calls, at)
-        told = {"device": "CPU", "capability": "", "processors": 0, "cuda": ""}
+        about = {"device": "CPU", "capability": "", "processors": 0, "cuda": ""}
         if at.on_gpu:
-            about = torch.cuda.get_device_properties(at.device)
-            told = {
-                "device": about.name,
-                "capability": f"{about.major}.{about.minor}",
-                "processors": about.multi_processor_count,
+            device = torch.cuda.get_device_properties(at.device)
+            about = {
+                "device": device.name,
+                "capability": f"{device.major}.{device.minor}",
+                "processors": device.multi_processor_count,
                 "cuda": str(torch.version.cuda),
             }
         return {
-            **told,
+            **about,
             "torch": torch.__version__,
             "triton": version("triton"),
             "measured": at.on_gpu,

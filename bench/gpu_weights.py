@@ -1,4 +1,4 @@
-"""What checks and measurements of bench/gpu.py share: where they run, and weights."""
+"""The device and the weights of the checks and measurements of bench/gpu.py."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class Setting:
 def random_weight(
     out: int, inputs: int, spec: str, sparsity: float, at: Setting, dtype: torch.dtype
 ) -> Tensor:
-    """A weight [out, in] with exactly the share of zeros, at random places that the format can hold."""
+    """A weight [out, in] with exactly this share of zeros in a random pattern of the format."""
     params = FormatSpec.parse(spec).params
     weight = at.randn(out, inputs, dtype=dtype)
     if "of" in params:
         scores = torch.rand(out, -(-inputs // params["of"]), params["of"], device=at.device)
-        kept = (scores.argsort(-1).argsort(-1) < params["keep"]).flatten(1)
+        mask = (scores.argsort(-1).argsort(-1) < params["keep"]).flatten(1)
     else:
         rows, cols = params.get("rows", 1), params.get("cols", 1)
         grid = (-(-out // rows), -(-inputs // cols))
-        kept = torch.ones(grid[0] * grid[1], dtype=torch.bool, device=at.device)
-        zeros = min(round(sparsity * len(kept)), len(kept) - 1)
-        kept[torch.randperm(len(kept), device=at.device)[:zeros]] = False
-        kept = kept.view(grid)
+        mask = torch.ones(grid[0] * grid[1], dtype=torch.bool, device=at.device)
+        zeros = min(round(sparsity * len(mask)), len(mask) - 1)
+        mask[torch.randperm(len(mask), device=at.device)[:zeros]] = False
+        mask = mask.view(grid)
         if (rows, cols) != (1, 1):
-            kept = kept.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
-    return weight.masked_fill_(~kept[:out, :inputs], 0)
+            mask = mask.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
+    return weight.masked_fill_(~mask[:out, :inputs], 0)
 
 
 def pack_as(spec: str, weight: Tensor, dtype: torch.dtype, gated: bool = False) -> Format:
@@ -71,7 +71,7 @@ def bare_bytes(packed: Any) -> float:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says; of a long message the ends, which for compilers is what counts."""
+    """An exception in one line; of a long message the first and the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     text = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
     return f"{type(error).__name__}: {text[:400]}"

@@ -1,4 +1,4 @@
-"""The worker of bench/gpu.py: a process that does the jobs, so that one that breaks it loses no other."""
+"""The worker of bench/gpu.py: jobs run in a process, so that a crash loses one job only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sparse_engine.errors import SparseEngineError, UsageError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 READY = "ready\n"
-# Exit code of a worker whose GPU context is lost; seconds that one job may take, and once time is up.
+# Exit code of a worker that lost its GPU context; limits of one job in seconds, and once time is up.
 LOST, PATIENCE, LAST_PATIENCE = 17, 120, 20
 
 
@@ -64,13 +64,13 @@ def _work(given: argparse.Namespace, at: Setting) -> None:
                 gc.collect()
                 torch.cuda.empty_cache()
             except Exception:
-                os._exit(LOST)  # whatever runs at exit might wait for the GPU
+                os._exit(LOST)  # handlers that run at exit might wait for the GPU
 
 
 def answers(
     command: Sequence[str], count: int, until: float
 ) -> Generator[dict[str, Any], None, None]:
-    """The answer to each job in order; behind one that breaks or hangs a worker another one goes on.
+    """The answer to each job in order; after a job that crashes or hangs, a new worker continues.
 
     command: starts a worker when --until and --worker are added.
     """
@@ -80,12 +80,12 @@ def answers(
             yield {"problem": "not run: time was up", "skipped": True}
             done += 1
             continue
-        asked = [*command, "--until", str(until), "--worker", str(done)]
+        arguments = [*command, "--until", str(until), "--worker", str(done)]
         ready = hung = False
         with ExitStack() as stack:
             log = stack.enter_context(tempfile.TemporaryFile("w+"))
             process = stack.enter_context(
-                subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=log, text=True)
+                subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=log, text=True)
             )
             stack.callback(process.kill)
             while not hung:
@@ -103,7 +103,7 @@ def answers(
         if done == count or code == LOST or (code == 0 and time() > until):
             continue
         if hung:
-            problem = "took too long"
+            problem = "exceeded its time"
         elif ready:
             problem = f"ended the process with {code}: {last}"
         else:
@@ -113,7 +113,7 @@ def answers(
 
 
 def next_line(process: subprocess.Popen[str], until: float) -> tuple[str, bool]:
-    """What a worker says next, and whether it was ended because it said nothing for too long."""
+    """The next line of a worker, and whether it was ended after too long a silence."""
     given_up = Event()
 
     def give_up() -> None:

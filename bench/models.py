@@ -6,7 +6,7 @@
 Each row is made as a user would make it: a Hugging Face folder is written, loaded, pruned to 80 %
 zeros with `wanda` on random inputs, written, converted to csr, verified against the pruned folder,
 loaded and run. Nothing is left out of the table: what fails has its error as its row. Weights are
-random and layers tiny, so the table tells what works, not what is fast.
+random and layers tiny: the table shows what works, not what is fast.
 """
 
 from __future__ import annotations
@@ -214,10 +214,10 @@ def attempt(case: Case, folder: Path) -> Outcome:
             model.save_pretrained(folder / "dense")
             model, source = load_pretrained(folder / "dense")
             step = "prune"
-            told = se.prune(model, SPARSITY, criterion="wanda", calibration=batches)
-            save_checkpoint(model, folder / "pruned", source, told.to_dict())
+            pruning = se.prune(model, SPARSITY, criterion="wanda", calibration=batches)
+            save_checkpoint(model, folder / "pruned", source, pruning.to_dict())
             counted = census(model)
-            found["layers"] = str(len(told.layers))
+            found["layers"] = str(len(pruning.layers))
             found["work"] = f"{counted.zeros_of_multiply_adds:.0%}"
             step = "convert"
             report = se.sparsify_(model, "csr")
@@ -239,7 +239,7 @@ def attempt(case: Case, folder: Path) -> Outcome:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what transformers tells of tiny random models."""
+    """Without the warnings of transformers on tiny random models."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with warnings.catch_warnings():
@@ -281,7 +281,7 @@ def main() -> None:
     parts = tuple(chosen.split(",")) if chosen else ("",)
     cases = [case for case in CASES if case.name.startswith(parts)]
     if not cases:
-        sys.exit(f"no architecture begins with {chosen}")
+        sys.exit(f"no architecture starts with {chosen}")
     rows = []
     for case in track(cases, "architectures", transient=True):
         with tempfile.TemporaryDirectory() as folder:

@@ -28,8 +28,8 @@ from sparse_engine.bench.linear_grid import LinearGrid
 from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.output import reasons
 from sparse_engine.bench.patterns import random_weight
+from sparse_engine.bench.peer_hosts import PeerSet
 from sparse_engine.bench.plot import PANELS, Chart, draw_speedups, load_pyplot
-from sparse_engine.bench.rivals import Rivals
 from sparse_engine.cli.common import console, progress_bar, set_threads, split
 from sparse_engine.errors import SparseEngineError, UsageError
 from sparse_engine.formats import NM, FormatSpec
@@ -52,7 +52,7 @@ AGAINST = "torch,onnxruntime,openvino"
 
 
 class Point(NamedTuple):
-    """What is measured; a line of the file has the same names, `target` for the sparsity asked."""
+    """One point; a line of the file has the same names. `target` is the requested sparsity."""
 
     dtype: str
     n: int
@@ -140,7 +140,7 @@ def point_of(line: dict[str, Any]) -> Point:
 
 
 def check_conditions(path: Path, lines: Sequence[dict[str, Any]], now: dict[str, Any]) -> None:
-    """Refuse to mix figures of several machines, thread counts or rivals in one file."""
+    """Refuse to mix figures of several machines, thread counts or peers in one file."""
     for line in lines:
         for key, value in line.get("conditions", {}).items():
             if key not in ("date", "rounds") and value != now.get(key):
@@ -163,8 +163,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Measure the points that `path` lacks, writing each as it is done; returns all of its lines."""
     lines = read_results(path)
-    told = conditions(against) | {"against": list(against)}
-    check_conditions(path, lines, told)
+    about = conditions(against) | {"against": list(against)}
+    check_conditions(path, lines, about)
     done = {point_of(line) for line in lines}
     left = [point for point in points if point not in done]
     if not left:
@@ -172,19 +172,19 @@ def run(
     peaks = {dtype: _core.peak_gflops(dtype) for dtype in {point.dtype for point in left}}
     refused: set[str] = set()
     stop = monotonic() + 60 * minutes
-    with Rivals(against) as rivals, path.open("a") as file, progress_bar("suite") as report:
+    with PeerSet(against) as peer_set, path.open("a") as file, progress_bar("suite") as report:
 
         def add(line: dict[str, Any]) -> None:
             lines.append(line)
             print(json.dumps(line), file=file, flush=True)
 
-        add({"conditions": told | {"rounds": rounds}})
+        add({"conditions": about | {"rounds": rounds}})
         for i, (point, layer) in enumerate(layers(left)):
             if monotonic() > stop:
                 console.print(f"time is up, {len(left) - i} points are left: start it again")
                 break
             report(len(points) - len(left) + i, len(points), " ".join(map(str, point)))
-            row = layer.measure(point.m, Run(rivals, peaks, rounds))
+            row = layer.measure(point.m, Run(peer_set, peaks, rounds))
             add({"target": point.target, **asdict(row)})
             for reason in set(reasons([row])) - refused:
                 refused.add(reason)

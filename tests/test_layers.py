@@ -142,6 +142,53 @@ def test_no_room_reaches_itself() -> None:
         assert room not in below, f"{room} imports itself through {sorted(below)}"
 
 
+def module_graph() -> dict[str, set[str]]:
+    """Each module with the modules that it imports, also in functions and for type checking.
+
+    A name that a package's __init__ re-exports counts as an import of the package. Names of the
+    root package, such as the native library, do not count: it imports all others lazily.
+    """
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules()}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph = {}
+    for name, path in files.items():
+        found = set()
+        for imported in imports(path, top_only=False):
+            imported = imported.removesuffix(".")
+            found.add(imported if imported in files else imported.rpartition(".")[0])
+        graph[name] = (found & files.keys()) - {name, "sparse_engine"}
+    return graph
+
+
+def circle_of(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other, in order; empty if there are none."""
+    done: set[str] = set()
+
+    def follow(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        for imported in sorted(graph[name]):
+            if circle := follow(imported, [*path, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next(filter(None, (follow(name, []) for name in graph)), [])
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = module_graph()
+    assert graph["sparse_engine.io.reader"] >= {
+        "sparse_engine.io.package",
+        "sparse_engine.backends",
+    }
+    assert circle_of({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle_of({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert circle_of(graph) == []
+
+
 # Modules outside of backends/ and packings/ that name a kind of device, and why they may.
 DEVICE_EXCEPTIONS = {
     "nn/placeholder.py": "answers is_cpu and is_cuda in place of a tensor",

@@ -13,10 +13,10 @@ from typing import Any
 from sparse_engine.errors import InvalidFileError, UsageError
 
 MAX_BYTES = 2**28
-# What makes a point; isa and threads too where a file has the same point on several of them.
+# The fields of a point; isa and threads too where a file has a point for several of them.
 POINT = ("op", "source", "n", "k", "layers", "width", "steps", "m", "dtype", "format", "sparsity")
 SEVERAL = ("isa", "threads")
-# Conditions that say nothing of the machine.
+# Conditions that do not describe the machine.
 NOT_OF_THE_MACHINE = ("rounds", "against")
 
 
@@ -32,7 +32,7 @@ class CompareRow:
     dtype: str
     sparsity: float
     format: str
-    """In the new file; "csr > sellp" where "auto" has chosen differently."""
+    """In the new file; "auto:csr > auto:sellp" where the choice differs."""
     isa: str
     old_us: float
     new_us: float
@@ -47,7 +47,7 @@ class CompareRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Points that both files have, what only one has, and how the machines differ."""
+    """The points of both files, the number of those in one only, and the differing conditions."""
 
     rows: tuple[CompareRow, ...]
     only_old: int
@@ -62,7 +62,12 @@ class Comparison:
 
 
 def compare(old: Path, new: Path) -> Comparison:
-    """Compare two files; raises UsageError where they have no point in common, InvalidFileError."""
+    """Compare two files.
+
+    Raises:
+        UsageError: A file without figures, or no point in common.
+        InvalidFileError: A damaged file.
+    """
     before, after = _Run.read(old), _Run.read(new)
     names = POINT if before.is_unique(POINT) and after.is_unique(POINT) else (*POINT, *SEVERAL)
     olds, news = before.by(names), after.by(names)
@@ -88,19 +93,19 @@ class _Run:
         rows: list[dict[str, Any]] = []
         conditions: dict[str, list[str]] = {}
         for line in _lines(path):
-            told = line.get("conditions", {})
-            if not isinstance(told, dict):
+            found = line.get("conditions", {})
+            if not isinstance(found, dict):
                 raise InvalidFileError(f"{path}: conditions are not an object")
             if "time_us" in line:
                 _check(line, path)
                 rows.append(line)
-                told = told | {name: line[name] for name in SEVERAL if name in line}
-            for name, value in told.items():
+                found = found | {name: line[name] for name in SEVERAL if name in line}
+            for name, value in found.items():
                 seen = conditions.setdefault(name, [])
                 if str(value) not in seen:
                     seen.append(str(value))
         if not rows:
-            raise UsageError(f"{path}: holds no figures of bench kernel")
+            raise UsageError(f"{path}: has no figures of bench kernel")
         return cls(rows, conditions)
 
     def is_unique(self, names: Sequence[str]) -> bool:
@@ -141,7 +146,7 @@ def _check(row: dict[str, Any], path: Path) -> None:
 
 
 def _value(row: dict[str, Any], name: str) -> Any:
-    if name == "format":  # "auto:sellp": what it chose is no part of the question
+    if name == "format":  # "auto:sellp" is the point "auto"
         return (
             row["format"].partition(":")[0] if row["format"].startswith("auto") else row["format"]
         )
@@ -180,6 +185,6 @@ def _apart(old: dict[str, Any], new: dict[str, Any]) -> bool | None:
 
 def _differences(old: dict[str, list[str]], new: dict[str, list[str]]) -> Iterator[str]:
     for name in dict.fromkeys((*old, *new)):
-        a, b = (sorted(side.get(name, ["not said"])) for side in (old, new))
+        a, b = (sorted(side.get(name, ["unknown"])) for side in (old, new))
         if a != b and name not in NOT_OF_THE_MACHINE:
             yield f"{name}: {', '.join(a)} > {', '.join(b)}"

@@ -1,7 +1,7 @@
-"""Whole models in dense engines: which there are, in which dtypes, and a call that runs each.
+"""Whole models in dense engines: their names, their dtypes, and a call that runs each.
 
-An engine is written as in `--against`: torch, torch:bfloat16, onnxruntime:int8. Packages are imported
-when an engine is asked for.
+An engine is written as in `--against`: torch, torch:bfloat16, onnxruntime:int8. Packages are
+imported when an engine is used.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sparse_engine.errors import UsageError
 
 Inputs = dict[str, Tensor]
 Call = Callable[[], object]
-"""The model once, on inputs that it already has."""
+"""One call of the model on fixed inputs."""
 
 OURS = "sparse_engine"
-# In which dtypes each runs whole models on CPUs. ONNX Runtime has no bfloat16 there, and OpenVINO's
-# int8 needs a model calibrated by another tool.
+# The dtypes in which each runs whole models on CPUs. ONNX Runtime has no bfloat16 there, and
+# OpenVINO's int8 needs a model calibrated by another tool.
 DENSE_ENGINES = {
     "torch": ("float32", "bfloat16", "int8"),
     "onnxruntime": ("float32", "int8"),
@@ -35,14 +35,14 @@ DENSE_ENGINES = {
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine and what it computes in; int8 weights with activations quantised at run time."""
+    """An engine and its dtype; int8: int8 weights, and activations quantised at run time."""
 
     name: str
     dtype: str = "float32"
 
     @classmethod
     def parse(cls, text: str) -> Engine:
-        """From "NAME" or "NAME:DTYPE"; raises UsageError for what there is not."""
+        """From "NAME" or "NAME:DTYPE"; raises UsageError for an unknown one."""
         if text == OURS:
             return cls(text)
         name, _, dtype = text.partition(":")
@@ -54,7 +54,7 @@ class Engine:
         return cls(name, dtype or "float32")
 
     def require_installed(self) -> None:
-        """Raise UsageError, saying what to install, where a package is missing."""
+        """Raise UsageError with the install command where a package is missing."""
         for module in () if self.name in (OURS, "torch") else ("onnx", self.name):
             if find_spec(module) is None:
                 raise UsageError(f"{module} is not installed: pip install sparse-engine[bench]")

@@ -14,7 +14,7 @@ from sparse_engine.bench.grid import Grid
 from sparse_engine.bench.isa import forced_isa
 from sparse_engine.bench.layer import Run
 from sparse_engine.bench.machine import BusyMeter
-from sparse_engine.bench.rivals import Rivals
+from sparse_engine.bench.peer_hosts import PeerSet
 from sparse_engine.bench.rows import KernelRow
 
 Progress = Callable[[int, int, str], None]
@@ -49,9 +49,9 @@ class KernelBench:
         Raises:
             UsageError: This machine does not support `isa`.
         """
-        with forced_isa(isa), Rivals(grid.against) as rivals:
+        with forced_isa(isa), PeerSet(grid.against) as peer_set:
             peaks = {dtype: _core.peak_gflops(dtype) for dtype in grid.dtype}
-            run = Run(rivals, peaks, grid.rounds)
+            run = Run(peer_set, peaks, grid.rounds)
             self.busy.start()
             rows: dict[Hashable, KernelRow] = {}
             for done, (layer, m) in enumerate(grid.points()):

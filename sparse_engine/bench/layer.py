@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from sparse_engine.bench.rivals import Rivals
+from sparse_engine.bench.peer_hosts import PeerSet
 from sparse_engine.bench.rows import KernelRow
 
 
@@ -15,12 +15,12 @@ class Run:
     """What all points of a run share.
 
     Attributes:
-        rivals: The peers.
+        peer_set: The peers.
         peaks: GFLOP/s of the processor by dtype.
         rounds: Samples of each time.
     """
 
-    rivals: Rivals
+    peer_set: PeerSet
     peaks: Mapping[str, float]
     rounds: int
 

@@ -125,16 +125,16 @@ class LinearLayer:
             error = max(error, max_error(on_panels.rows(m), self.stored, x, most=CHECKED))
         params = FormatSpec.parse(self.spec).params
         block = params.get("rows", 1), params.get("cols", 1)
-        peers = run.rivals.start(self.weight, x.float(), self.dtype, block)
+        peers = run.peer_set.start(self.weight, x.float(), self.dtype, block)
         samples = samples_in_turn(samplers | dict(peers), run.rounds)
         peer_us = {
             peer.name: microseconds(samples[peer.name].median)
-            for peer in run.rivals.peers
+            for peer in run.peer_set.peers
             if peer.name in samples
         }
-        dense = [peer.name for peer in run.rivals.peers if peer.dense and peer.name in peer_us]
+        dense = [peer.name for peer in run.peer_set.peers if peer.dense and peer.name in peer_us]
         if not dense:
-            reasons = "; ".join(f"{name} {why}" for name, why in run.rivals.refused.items())
+            reasons = "; ".join(f"{name} {why}" for name, why in run.peer_set.refused.items())
             raise UsageError(f"no dense engine to compare with: {reasons}")
         fastest = min(dense, key=peer_us.__getitem__)
         nonzeros = int(self.stored.count_nonzero())
@@ -150,7 +150,7 @@ class LinearLayer:
             panels_time_us=microseconds(samples["panels"].median) if on_panels else None,
             dense_engine=fastest,
             peers=peer_us,
-            refused=dict(run.rivals.refused),
+            refused=dict(run.peer_set.refused),
             source=self.source,
             likely_faster=likely_faster(self.weight, self.spec, m, self.dtype),
             gbytes_per_s=round(moved / samples["time"].median * 1e-9, 2),

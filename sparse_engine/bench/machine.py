@@ -1,4 +1,4 @@
-"""What figures depend on: processor, versions, date, and how busy the machine is meanwhile."""
+"""Conditions of a measurement: processor, versions, date, and how busy the machine is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from sparse_engine import _core
 from sparse_engine.bench.peers import find_peers
 
-# From this share of lost time on a run warns.
+# A run warns from this share of lost time on.
 BUSY = 0.2
 # Side of the product that is timed: 0.1 to 1 ms a call, inside the caches of a core.
 SPIN_SIZE = 256
@@ -24,7 +24,7 @@ BEFORE_SECONDS, BETWEEN_SECONDS = 0.2, 0.02
 
 
 def conditions(against: Sequence[str] = ()) -> dict[str, Any]:
-    """What a reader must know to judge the figures; versions of the peers' packages too."""
+    """Processor, instruction set, threads, versions and date; `against`: names of the peers."""
     packages = {package for peer in find_peers(against) for package in peer.packages}
     return {
         "cpu": _core.cpu_name(),
@@ -39,11 +39,12 @@ def conditions(against: Sequence[str] = ()) -> dict[str, Any]:
 
 
 class BusyMeter:
-    """How much time other programs take from this one.
+    """Measures the share of time that other programs use.
 
-    A small dense product on all of torch's threads is repeated: where nothing else runs, each takes
-    as long as the fastest one ever seen. What the mean takes longer is lost to others. Unlike the
-    load average it is of this moment, and it sees what a virtual machine's neighbours take.
+    A small dense product is repeated on all of torch's threads. On an idle machine each repetition
+    is as fast as the fastest one ever measured; the excess of the mean is attributed to other
+    programs. Unlike the load average this is current, and it includes the neighbours of a virtual
+    machine.
     """
 
     def __init__(self, spin: Callable[[], object] | None = None) -> None:
@@ -61,13 +62,13 @@ class BusyMeter:
         """Largest share lost between measurements."""
 
     def start(self) -> float:
-        """Look before anything is measured."""
+        """Share lost before anything is measured."""
         self._share(BEFORE_SECONDS / 4)  # threads wake, clocks rise
         self.before = self._share(BEFORE_SECONDS)
         return self.before
 
     def look(self) -> float:
-        """Share of the time that is being lost just now, 0 to 1."""
+        """Share lost at this moment, 0 to 1."""
         share = self._share(BETWEEN_SECONDS)
         self.most = max(self.most, share)
         return share
@@ -77,16 +78,16 @@ class BusyMeter:
         if max(self.before, self.most) < BUSY:
             return None
         return (
-            f"the machine is busy: other work took {self.before:.0%} of the time before the run and "
+            f"the machine is busy: other programs used {self.before:.0%} of the time before the run and "
             f"up to {self.most:.0%} between measurements; stop it, or trust ratios only"
         )
 
     def _share(self, seconds: float) -> float:
-        taken: list[float] = []
+        times: list[float] = []
         end = perf_counter() + seconds
-        while not taken or (perf_counter() < end and len(taken) < 100_000):
+        while not times or (perf_counter() < end and len(times) < 100_000):
             start = perf_counter()
             self._spin()
-            taken.append(perf_counter() - start)
-        self._best = min(self._best, *taken)
-        return round(1 - self._best / mean(taken), 3)
+            times.append(perf_counter() - start)
+        self._best = min(self._best, *times)
+        return round(1 - self._best / mean(times), 3)

@@ -1,4 +1,4 @@
-"""Weights of the user's own to measure: from .npy, .mtx, .smtx and safetensors files, or a package.
+"""The user's own weights to measure: from .npy, .mtx, .smtx and safetensors files, or a package.
 
 Sizes are read from headers and checked before any data are; nothing is unpickled.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from sparse_engine.bench.smtx import MAX_ELEMENTS, parse_smtx
 from sparse_engine.errors import InvalidFileError, UsageError
 
-# Text takes two bytes a number at least: longer files hold more than MAX_ELEMENTS could need.
+# A number in text has two bytes or more: no longer file is needed for MAX_ELEMENTS.
 MAX_TEXT_BYTES = 2**31
 LONGEST_LINE = 1000
 KINDS = ".npy, .mtx, .smtx, or a tensor of a safetensors file as FILE.safetensors:TENSOR"
@@ -35,7 +35,9 @@ class OwnMatrix:
 def read_matrix(text: str) -> OwnMatrix:
     """The matrix that `--matrix TEXT` names.
 
-    Raises UsageError for what is no such file or too large a matrix, InvalidFileError for damage.
+    Raises:
+        UsageError: No such file, or too large a matrix.
+        InvalidFileError: A damaged file.
     """
     name, colon, tensor = text.rpartition(":")
     if colon and name.endswith(".safetensors"):
@@ -70,11 +72,9 @@ def read_layer(package: Path, name: str) -> OwnMatrix:
 
 
 def check_size(rows: int, cols: int, what: str) -> None:
-    """Refuse what is no weight, or too large to be compared with dense."""
+    """Raise UsageError for an empty weight or one too large to be compared with dense."""
     if rows < 1 or cols < 1 or rows * cols > MAX_ELEMENTS:
-        raise UsageError(
-            f"{what}: {rows} x {cols} elements; measured are 1 to {MAX_ELEMENTS} of them"
-        )
+        raise UsageError(f"{what}: {rows} x {cols} elements; the limit is {MAX_ELEMENTS}")
 
 
 def _file(name: str) -> Path:
@@ -106,9 +106,9 @@ def _read_npy(path: Path) -> Tensor:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError) as error:
-        # What is no .npy file at all numpy takes for a pickle, and says how to load it.
-        told = "it has another header" if "pickle" in str(error) else str(error)[:80]
-        raise InvalidFileError(f"{path}: not a .npy file: {told}") from error
+        # numpy reads any other file as a pickle; its message on how to allow that is left out.
+        detail = "it has another header" if "pickle" in str(error) else str(error)[:80]
+        raise InvalidFileError(f"{path}: not a .npy file: {detail}") from error
     _check_dimensions(array.shape, path)
     if array.dtype.kind not in "fiub":
         raise UsageError(f"{path}: holds {array.dtype}; real numbers are needed")
@@ -149,12 +149,12 @@ def _read_mtx(path: Path) -> Tensor:
     check_size(rows, cols, str(path))
     if len(numbers) != (3 if layout == "coordinate" else 2):
         raise InvalidFileError(f"{path}: its line of sizes is damaged")
-    # An entry is two numbers at least, a value of an array one, each with a space or line end.
+    # An entry has two or more numbers, a value of an array one, each with a separator.
     least = (
         4 * numbers[2] if layout == "coordinate" else 2 * rows * (cols if general else cols // 2)
     )
     if not 0 <= numbers[-1] <= rows * cols or least > path.stat().st_size:
-        raise InvalidFileError(f"{path}: is too short for what its line of sizes says")
+        raise InvalidFileError(f"{path}: is shorter than its line of sizes promises")
     try:
         found = mmread(path)
     except (ValueError, OverflowError, TypeError, OSError) as error:

@@ -37,7 +37,7 @@ class Figures(TypedDict):
 class ModelRow:
     """One engine: milliseconds a pass and a new token, and its times over the first engine's.
 
-    Everything is None where the engine could not run the model; `problem` then says why.
+    Figures are None where the engine could not run the model; `problem` is the reason.
     """
 
     engine: str
@@ -65,8 +65,20 @@ def bench_model(
 ) -> list[ModelRow]:
     """Run each engine `rounds` times in turn; ratios are its medians over the first engine's.
 
-    new: tokens after the prompt, None for 32 of a causal language model. Raises what the first
-    engine raises; another one that cannot run the model has a row that says why.
+    Args:
+        package: The package.
+        engines: Names of engines; the first one must run.
+        batch: Sequences of a call.
+        seq: Tokens of a sequence.
+        new: Tokens after the prompt; None for 32 of a causal language model.
+        runs: Calls in a round.
+        rounds: Processes of each engine.
+        threads: Threads of each engine; None for torch's default.
+        progress: Called as (done, total, engine).
+
+    Raises:
+        SparseEngineError: The first engine fails. Another engine that fails has a row with its
+            problem.
     """
     for engine in engines:
         Engine.parse(engine).require_installed()

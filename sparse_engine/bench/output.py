@@ -14,7 +14,7 @@ from sparse_engine.errors import UsageError
 
 # Columns that come first, in this order.
 LEADING = ("op", "source", "n", "k", "layers", "width", "steps", "m")
-# Of `bench kernel` in Markdown: what stands above the table where all rows agree, and the figures.
+# `bench kernel` in Markdown: the line above the table has the context where all rows share it.
 CONTEXT = (
     *("op", "source", "n", "k", "layers", "width", "steps"),
     *("dtype", "isa", "threads", "dense_engine"),

@@ -1,4 +1,4 @@
-"""Random weights to measure: where their zeros lie."""
+"""Random weights to measure, and the pattern of their zeros."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ FILL = 0.5
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where non-zeros lie.
+    """The pattern of the non-zeros.
 
-    kind: "format" keeps whole blocks or groups where the format has them, else single elements;
-        "element" keeps single elements whatever the format; "clusters" keeps elements inside a few
-        blocks of `rows` x `cols`, of which the share `fill` is kept (more where there are too few
-        zeros for that).
+    Attributes:
+        kind: "format": whole blocks or groups where the format has them, else single elements.
+            "element": single elements for every format. "clusters": elements inside a few blocks
+            of `rows` x `cols`.
+        rows: Rows of a cluster.
+        cols: Columns of a cluster.
+        fill: Share of non-zeros inside a cluster; more where there are too few zeros for that.
     """
 
     kind: str = "format"
@@ -66,7 +69,7 @@ def activation_dtype(dtype: str) -> torch.dtype:
 def random_weight(
     n: int, k: int, sparsity: float, spec: str, pattern: Pattern | None = None
 ) -> Tensor:
-    """A weight [n, k], float32, with `sparsity` zeros that lie as `pattern` says for format `spec`."""
+    """A weight [n, k], float32, with `sparsity` zeros in the `pattern` of the format `spec`."""
     generator = torch.Generator().manual_seed(0)
     pattern = pattern or Pattern()
     weight = torch.randn(n, k, generator=generator)
@@ -98,7 +101,7 @@ def _clusters(
     inside = _highest(blocks, used).repeat_interleave(pattern.rows, 0)
     inside = inside.repeat_interleave(pattern.cols, 1)[:n, :k]
     score = torch.rand(n, k, generator=generator).masked_fill_(~inside, -1.0)
-    # Blocks at the edge may be cut, so that there are fewer elements than asked for.
+    # Blocks at the edge may be cut, so that fewer elements than requested are left.
     return _highest(score, min(round(density * n * k), int(inside.sum())))
 
 

@@ -1,4 +1,4 @@
-"""One peer, one process: load, start and sample as told by JSON lines. Started by bench.rivals.
+"""One peer, one process: requests as JSON lines: load, start, sample. Started by bench.peer_hosts.
 
 python -m sparse_engine.bench.peer_worker PEER THREADS
 """
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_engine.bench.peer_hosts import Local, one_line
 from sparse_engine.bench.peers import find_peers
-from sparse_engine.bench.rivals import Local, one_line
 from sparse_engine.bench.timing import Sampler
 
 
 class Worker:
-    """What each line asks for: a method of the same name."""
+    """Each request calls the method of that name."""
 
     def __init__(self, name: str) -> None:
         self._host = Local(find_peers([name])[0])
@@ -49,15 +49,15 @@ def _read(file: str) -> Tensor:
 def main(name: str, threads: str) -> None:
     """Answer each line of stdin with a line on stdout, until stdin ends."""
     torch.set_num_threads(int(threads))
-    # What libraries print must not come between the answers.
+    # Libraries may print: their output must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = Worker(name)
     for line in sys.stdin:
-        asked: dict[str, Any] = json.loads(line)
+        request: dict[str, Any] = json.loads(line)
         try:
-            answer = {"seconds": getattr(worker, asked.pop("do"))(**asked)}
-        except Exception as error:  # whatever a library raises is for the parent to tell
+            answer = {"seconds": getattr(worker, request.pop("do"))(**request)}
+        except Exception as error:  # the parent process reports it
             answer = {"refused": one_line(error)}
         print(json.dumps(answer), file=answers, flush=True)
 

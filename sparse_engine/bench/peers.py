@@ -1,7 +1,7 @@
-"""Rivals for one linear layer, y = x W^T on row-major tensors: dense engines and sparse libraries.
+"""Peers of one linear layer, y = x W^T on row-major tensors: dense engines and sparse libraries.
 
 A peer loads a weight once and then makes, for given activations, a call without arguments. `PEERS`
-lists them; packages are imported when a peer is loaded. `rivals` decides where each runs.
+lists them; packages are imported when a peer is loaded. peer_hosts.py runs each in its process.
 """
 
 from __future__ import annotations
@@ -33,10 +33,16 @@ BLOCK = (16, 16)
 
 @dataclass(frozen=True)
 class Peer:
-    """One rival. `load(weight, dtype, block)` takes the float32 weight [out, in] and may raise.
+    """One engine or library.
 
-    own_threads: it keeps a pool of threads, which spin for `spin` seconds after a call (measured),
-    and therefore runs in a process of its own.
+    Attributes:
+        name: The name in `--against`.
+        load: Called with the float32 weight [out, in], a dtype and a block; may raise.
+        dtypes: Dtypes of its matrix product.
+        dense: Whether it multiplies dense weights.
+        packages: Packages that it needs.
+        own_threads: Whether it has a thread pool of its own, and so runs in a process of its own.
+        spin: Seconds for which its threads spin after a call, as measured.
     """
 
     name: str
@@ -53,16 +59,16 @@ class Peer:
 
 
 def _fastest(calls: Sequence[Call]) -> Call:
-    """The fastest of several ways to the same result: which one it is depends on the tokens."""
+    """The fastest of several ways to the same result: which one depends on the tokens."""
 
     def seconds(call: Call) -> float:
         call()
-        taken = []
+        times = []
         for _ in range(3):
             start = perf_counter()
             call()
-            taken.append(perf_counter() - start)
-        return min(taken)
+            times.append(perf_counter() - start)
+        return min(times)
 
     return min(calls, key=seconds) if len(calls) > 1 else calls[0]
 
@@ -140,7 +146,7 @@ def _load_openvino(weight: Tensor, dtype: str, block: tuple[int, int]) -> Loaded
     """MatMul compiled for the number of tokens, float32 in and out; bfloat16 by the precision hint.
 
     int8: FakeQuantize on both sides, weights with a scale a row; the range of the activations is
-    that of the ones measured, so this rival does not pay for finding it.
+    that of the ones measured, so that finding it is not part of the time.
     """
     import openvino
     from openvino import opset13 as op
@@ -230,11 +236,11 @@ PEERS = (
 
 def find_peers(names: Sequence[str]) -> tuple[Peer, ...]:
     """The peers of these names, each once; raises UsageError for one unknown or not installed."""
-    known = {peer.name: peer for peer in PEERS}
+    by_name = {peer.name: peer for peer in PEERS}
     for name in names:
-        if name not in known:
-            raise UsageError(f"peer {name!r}: use some of {', '.join(known)}")
-        for package in known[name].packages:
+        if name not in by_name:
+            raise UsageError(f"peer {name!r}: use some of {', '.join(by_name)}")
+        for package in by_name[name].packages:
             if find_spec(package) is None:
                 raise UsageError(f"{package} is not installed: pip install sparse-engine[bench]")
-    return tuple(known[name] for name in dict.fromkeys(names))
+    return tuple(by_name[name] for name in dict.fromkeys(names))

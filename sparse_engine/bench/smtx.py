@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sparse_engine.errors import UsageError
 
-# Patterns are made dense to be compared: larger ones are a mistake, or no layer.
+# Patterns are compared with dense ones; no layer is larger.
 MAX_ELEMENTS = 2**28
 
 
 @dataclass(frozen=True)
 class Smtx:
-    """Where a weight [rows, cols] has its non-zeros."""
+    """The positions of the non-zeros of a weight [rows, cols]."""
 
     rows: int
     cols: int
@@ -27,11 +27,11 @@ class Smtx:
     columns: np.ndarray
 
     def weight(self) -> Tensor:
-        """A float32 weight with random values there."""
+        """A float32 weight with random values at these positions."""
         row_of = np.repeat(np.arange(self.rows), np.diff(self.offsets))
         values = torch.randn(len(self.columns), generator=torch.Generator().manual_seed(0))
         dense = torch.zeros(self.rows, self.cols)
-        # No value may be zero by accident: the pattern is what is measured.
+        # A random zero would change the pattern.
         dense[torch.from_numpy(row_of), torch.from_numpy(self.columns)] = values.where(
             values != 0, torch.ones(())
         )
@@ -53,10 +53,10 @@ def parse_smtx(text: str, name: str) -> Smtx:
     if len(offsets) != rows + 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
         raise UsageError(f"{name}: row offsets must be {rows + 1} numbers that rise from 0")
     if offsets[-1] != nnz or len(columns) != nnz:
-        raise UsageError(f"{name}: {nnz} non-zeros promised, {len(columns)} there")
+        raise UsageError(f"{name}: the header has {nnz} non-zeros, the rows {len(columns)}")
     if nnz and (columns.min() < 0 or columns.max() >= cols):
-        raise UsageError(f"{name}: columns must lie in 0..{cols - 1}")
-    places = np.repeat(np.arange(rows), np.diff(offsets)) * cols + columns
-    if len(np.unique(places)) != nnz:
-        raise UsageError(f"{name}: a place is listed twice")
+        raise UsageError(f"{name}: columns must be in 0..{cols - 1}")
+    positions = np.repeat(np.arange(rows), np.diff(offsets)) * cols + columns
+    if len(np.unique(positions)) != nnz:
+        raise UsageError(f"{name}: a position is listed twice")
     return Smtx(rows, cols, offsets, columns)

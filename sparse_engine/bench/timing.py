@@ -1,4 +1,4 @@
-"""Timing rivals in turn, so that a machine that drifts does so for all of them."""
+"""Timing calls in turn, so that a drift of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Protocol
 
 # A sample repeats a call until it has lasted this long, so that the clock's grain does not matter.
 SAMPLE_SECONDS = 2e-3
-# Before each sample the call is repeated for so long, untimed: then threads are awake and caches hold
-# what the call itself leaves there. Without it onnxruntime and OpenVINO, woken by the first call,
-# looked 15 to 40 % slower than alone. Calls longer than LONG_SECONDS do not need it.
+# Before each sample the call is repeated for so long, untimed, to wake threads and to warm caches.
+# Without it onnxruntime and OpenVINO measured 15 to 40 % slower than alone. Calls longer than
+# LONG_SECONDS do not need it.
 WARM_SECONDS = 5e-3
 LONG_SECONDS = 2e-2
 
 
 class Sampler(Protocol):
-    """Takes samples of one call, wherever it runs."""
+    """Samples one call, in this process or in another one."""
 
     pool: str
-    """Whose threads run the call: samplers of one pool may follow each other at once."""
+    """The thread pool of the call: samplers of one pool may follow each other at once."""
     spin: float
-    """Seconds for which those threads go on spinning when the call is over."""
+    """Seconds for which the threads of the pool spin after a call."""
 
     def __call__(self) -> float:
         """One sample: seconds a call."""
@@ -64,12 +64,12 @@ class Samples:
 
     @property
     def median(self) -> float:
-        """The figure to quote."""
+        """Median of the samples."""
         return median(self.seconds)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """10th and 90th percentile, between samples as far as there are any."""
+        """10th and 90th percentile, interpolated between samples."""
         if len(self.seconds) == 1:
             return self.seconds[0], self.seconds[0]
         cuts = quantiles(self.seconds, n=10, method="inclusive")
@@ -82,10 +82,10 @@ class Samples:
 
 
 def samples_in_turn(samplers: Mapping[str, Sampler], rounds: int = 9) -> dict[str, Samples]:
-    """`rounds` samples of each, taken A B C A B C ...
+    """`rounds` samples of each, in the order A B C A B C ...
 
     Where the next call runs on other threads than the last one, wait until those have stopped
-    spinning: on the same cores they would slow it, up to a hundredfold.
+    spinning: on the same cores they would slow it down, up to a hundredfold.
     """
     several = len({sampler.pool for sampler in samplers.values()}) > 1
     if several:
@@ -98,10 +98,10 @@ def samples_in_turn(samplers: Mapping[str, Sampler], rounds: int = 9) -> dict[st
                 sleep(last.spin)
             samples[name].append(sampler())
             last = sampler
-    return {name: Samples(tuple(taken)) for name, taken in samples.items()}
+    return {name: Samples(tuple(seconds)) for name, seconds in samples.items()}
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
-    """Median seconds of each call over `rounds` samples, taken A B C A B C ... after a warm-up."""
+    """Median seconds of each call over `rounds` samples in turn, after a warm-up."""
     samplers = {name: CallSampler(call) for name, call in calls.items()}
-    return {name: taken.median for name, taken in samples_in_turn(samplers, rounds).items()}
+    return {name: found.median for name, found in samples_in_turn(samplers, rounds).items()}

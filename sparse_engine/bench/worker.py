@@ -42,13 +42,13 @@ def resident_mb() -> float:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, so that what is resident is what is held."""
+    """Return freed memory to the system, so that resident memory is memory in use."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def random_inputs(model: nn.Module, batch: int, seq: int, new: int = 0) -> Inputs:
-    """Token ids from the model's own vocabulary, all of them attended to; with room for new ones."""
+    """Random token ids of the model's vocabulary without padding, with room for new ones."""
     config: Any = getattr(model, "config", None)
     words = getattr(config, "vocab_size", None)
     if words is None or getattr(config, "is_encoder_decoder", False):
@@ -57,7 +57,7 @@ def random_inputs(model: nn.Module, batch: int, seq: int, new: int = 0) -> Input
         )
     longest = getattr(config, "max_position_embeddings", seq + new)
     if seq + new > longest:
-        raise UsageError(f"--seq {seq} --new {new}: the model takes {longest} tokens at most")
+        raise UsageError(f"--seq {seq} --new {new}: the model has {longest} positions")
     ids = torch.randint(0, words, (batch, seq), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -68,19 +68,19 @@ def is_decoder(model: Any) -> bool:
 
 
 def decode_call(model: nn.Module, inputs: Inputs) -> Call:
-    """One more token a sequence, greedily, at each call; the prompt is read here."""
+    """A call that decodes one more token of each sequence, after the prompt is read here."""
     from sparse_engine.generation.decoding import CACHES
 
-    kept: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
     ids = inputs["input_ids"]
 
     def call() -> object:
         nonlocal ids
         with torch.inference_mode():
-            output: Any = model(input_ids=ids, use_cache=True, **kept)
+            output: Any = model(input_ids=ids, use_cache=True, **cache)
         ids = output.logits[:, -1:].argmax(-1)
         name = next(name for name in CACHES if name in output)
-        kept[name] = output[name]
+        cache[name] = output[name]
         return ids
 
     call()
@@ -100,14 +100,21 @@ def times_of(call: Call, runs: int) -> list[float]:
 def measure(
     folder: str, engine: Engine, batch: int, seq: int, new: int | None, runs: int
 ) -> Figures:
-    """Times of a pass over `batch` random sequences of `seq` tokens, and of each of `new` tokens
-    after it (None for NEW where the model is a decoder); what is resident at the end.
+    """Times of a pass over random sequences and of decoding, and resident memory at the end.
+
+    Args:
+        folder: A package.
+        engine: The engine to run.
+        batch: Sequences of a call.
+        seq: Tokens of a sequence.
+        new: Tokens to decode after them; None for NEW where the model is a decoder.
+        runs: Timed calls.
     """
     model, _ = load_pretrained(folder)
     if new is None:
         new = NEW if is_decoder(model) else 0
     if new and not is_decoder(model):
-        raise UsageError("--new: only causal language models give new tokens")
+        raise UsageError("--new: only causal language models generate tokens")
     inputs = random_inputs(model, batch, seq, new)
     if engine.name != OURS:
         densify_(model)
@@ -131,13 +138,13 @@ def main(folder: str, engine: str, batch: str, seq: str, new: str, runs: str, th
     """Load, warm up, time, print."""
     if int(threads):
         torch.set_num_threads(int(threads))
-    asked = Engine.parse(engine)
-    asked.require_installed()
-    # A first load brings in every module that the model needs: those are not the model's memory.
+    chosen = Engine.parse(engine)
+    chosen.require_installed()
+    # A first load imports every module of the model, whose memory is not the model's.
     load_pretrained(folder)
     release_memory()
     before = resident_mb()
-    found = measure(folder, asked, int(batch), int(seq), int(new) if new else None, int(runs))
+    found = measure(folder, chosen, int(batch), int(seq), int(new) if new else None, int(runs))
     found["resident_mb"] -= before
     print(json.dumps(found))
 

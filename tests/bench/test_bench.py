@@ -119,7 +119,7 @@ def test_bad_grids_are_refused(bad: dict[str, tuple[object, ...]]) -> None:
         LinearGrid(**bad)  # type: ignore[arg-type]
 
 
-def test_rivals_take_turns() -> None:
+def test_calls_take_turns() -> None:
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
     times = time_in_turn(calls, rounds=3)

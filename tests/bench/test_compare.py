@@ -38,15 +38,15 @@ def test_lines_of_the_suite_and_conditions(tmp_path: Path) -> None:
     old = tmp_path / "old.jsonl"
     lines = [{"conditions": {"cpu": "A", "rounds": 5}}, row(8, target=0.5)]
     old.write_text("\n".join(map(json.dumps, lines)))
-    told = {"cpu": "B", "torch": "2.13"}
-    new = write(tmp_path / "new", [row(4, isa="avx512", threads=4, conditions=told)])
+    about = {"cpu": "B", "torch": "2.13"}
+    new = write(tmp_path / "new", [row(4, isa="avx512", threads=4, conditions=about)])
     found = compare(old, new)
     assert [r.ratio for r in found.rows] == [2.0]
     assert found.differences == (
         "cpu: A > B",
         "isa: avx2 > avx512",
         "threads: 2 > 4",
-        "torch: not said > 2.13",
+        "torch: unknown > 2.13",
     )
 
 

@@ -1,4 +1,4 @@
-"""bench/dlmc.py reads patterns wherever they lie, and refuses damaged ones in one line."""
+"""bench/dlmc.py reads patterns from folders and archives, and refuses damaged ones in one line."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def run_script(*options: str, **environment: str) -> subprocess.CompletedProcess
     return subprocess.run(command, env={**keep, **environment}, capture_output=True, text=True)
 
 
-def asked(line: Any) -> tuple[Any, ...]:
+def point_of(line: Any) -> tuple[Any, ...]:
     names = ("op", "shape", "tokens", "format", "dtype", "sparsity", "against", "target")
     return tuple(line[name] for name in names)
 
@@ -67,8 +67,8 @@ def test_every_kernel_is_checked_and_every_row_measured(tmp_path: Path) -> None:
 
     rows = [line for line in lines if "check" not in line]
     expected = [vars(point.row()) for point in gpu_points.points(tiny=True)]
-    assert [asked(row) for row in rows] == [asked(row) for row in expected]
-    assert len({asked(row) for row in rows}) == len(rows)
+    assert [point_of(row) for row in rows] == [point_of(row) for row in expected]
+    assert len({point_of(row) for row in rows}) == len(rows)
     for row in rows:
         assert set(FIGURES) <= set(row)
         assert row["note"] == "interpreter: not a measurement"
@@ -136,7 +136,7 @@ def test_a_job_that_breaks_or_hangs_loses_no_other(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gpu_worker, "PATIENCE", 1)
     monkeypatch.setattr(gpu_worker, "LAST_PATIENCE", 1)
     answers = list(gpu_worker.answers([sys.executable, "-c", WORKER], 6, time() + 100))
-    problems = {1: "ended the process with 7: bus error", 3: "took too long"}
+    problems = {1: "ended the process with 7: bus error", 3: "exceeded its time"}
     expected = [{"problem": problems[job]} if job in problems else {"job": job} for job in range(6)]
     assert answers == expected
     late = list(gpu_worker.answers(["no such program"], 2, time() - 1))
@@ -145,7 +145,7 @@ def test_a_job_that_breaks_or_hangs_loses_no_other(monkeypatch: pytest.MonkeyPat
         list(gpu_worker.answers([sys.executable, "-c", "raise SystemExit(3)"], 1, time() + 100))
 
 
-def test_a_rival_that_fails_loses_only_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_fails_loses_only_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a call may fail at once, or only when it is captured."""
     captured: list[list[str]] = []
 

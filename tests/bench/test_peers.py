@@ -1,4 +1,4 @@
-"""Rivals give the right result, say why they cannot, and never end a run; no test looks at a time."""
+"""Peers give the right result or a reason, and never end a run; no test depends on a time."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from sparse_engine.bench import peer_hosts as hosts
 from sparse_engine.bench import peers as room
-from sparse_engine.bench import rivals as hosts
 from sparse_engine.bench.accuracy import TOLERANCE, max_error, spread
 from sparse_engine.bench.kernel import bench_kernel
 from sparse_engine.bench.linear_grid import LinearGrid
 from sparse_engine.bench.output import reasons, render
 from sparse_engine.bench.patterns import random_weight
+from sparse_engine.bench.peer_hosts import Local, PeerSet, Remote
 from sparse_engine.bench.peers import PEERS, find_peers
-from sparse_engine.bench.rivals import Local, Remote, Rivals
 from sparse_engine.bench.timing import samples_in_turn
 from sparse_engine.cli import main
 from sparse_engine.errors import UsageError
@@ -135,14 +135,14 @@ def test_dense_peers_keep_a_weight_of_the_same_shape(monkeypatch: pytest.MonkeyP
         Local, "load", lambda self, *a: (loads.append(self.peer.name), load(self, *a))[1]
     )
     first, second = (random_weight(16, 24, s, "csr") for s in (0.5, 0.9))
-    with Rivals(("torch", "scipy")) as rivals:
+    with PeerSet(("torch", "scipy")) as peer_set:
         for weight in (first, first, second):
             for tokens in (1, 2):
-                assert len(rivals.start(weight, torch.randn(tokens, 24), "float32", (1, 1))) == 2
-        rivals.start(first, torch.randn(1, 24), "bfloat16", (1, 1))
+                assert len(peer_set.start(weight, torch.randn(tokens, 24), "float32", (1, 1))) == 2
+        peer_set.start(first, torch.randn(1, 24), "bfloat16", (1, 1))
     assert loads.count("torch") == 2  # float32, bfloat16
     assert loads.count("scipy") == 2  # two weights; scipy has no bfloat16
-    assert "bfloat16" in rivals.refused["scipy"]
+    assert "bfloat16" in peer_set.refused["scipy"]
 
 
 def test_rows_name_the_fastest_dense_engine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,10 @@
-"""Where peers run: those on torch's threads in this process, those with their own in one each.
+"""Peers on torch's threads run in this process, peers with threads of their own in one each.
 
-Engines that spin their own threads spoil each other's times on the same cores. One layer of 3072 x
-768, float32, one token, on two cores: torch takes 172 us alone, and 7984 us in turn with
-onnxruntime and OpenVINO in one process. Forbidding onnxruntime to spin would cure that, but costs it
-a quarter of its own speed (184 > 238 us). So each runs as it does at its best, spinning, in a
-process of its own, and `timing` waits until the last one's threads have gone to sleep; every
-engine then comes within 8 % of what it takes alone.
+Spinning threads of several engines on the same cores slow each other down. One layer of 3072 x 768,
+float32, one token, on two cores: torch needs 172 us alone, and 7984 us in turn with onnxruntime and
+OpenVINO in one process. Without spinning, onnxruntime loses a quarter of its own speed (184 > 238
+us). So each engine spins, in a process of its own, and `timing` waits until the threads of the last
+one are asleep; the time of every engine is then within 8 % of its time alone.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ class Local:
         self._loaded: Loaded | None = None
 
     def load(self, weight: Tensor, dtype: str, block: tuple[int, int]) -> None:
-        """Take a float32 weight [out, in], to be multiplied in `dtype`."""
+        """Load a float32 weight [out, in], to be multiplied in `dtype`."""
         self._loaded = None  # frees the last weight before the next one is built
         self._weight, self._dtype = weight, dtype
         self._loaded = self.peer.load(weight, dtype, block)
 
     def start(self, x: Tensor) -> Sampler:
-        """Check the result on activations float32 [tokens, in], then make it ready to be timed."""
+        """A sampler of the call on activations float32 [tokens, in], after a check of the result."""
         assert self._loaded is not None
         call = self._loaded(x)
         error = max_error(call(), self._weight, x)
@@ -52,7 +51,7 @@ class Local:
         return CallSampler(call)
 
     def close(self) -> None:
-        """Let go of the weight."""
+        """Release the weight."""
         self._loaded = None
 
 
@@ -74,17 +73,17 @@ class Remote:
             )
 
     def load(self, weight: Tensor, dtype: str, block: tuple[int, int]) -> None:
-        """Take a float32 weight [out, in], to be multiplied in `dtype`."""
-        self._ask("load", file=self._write(weight), dtype=dtype, block=block)
+        """Load a float32 weight [out, in], to be multiplied in `dtype`."""
+        self._request("load", file=self._write(weight), dtype=dtype, block=block)
 
     def start(self, x: Tensor) -> Sampler:
-        """Check the result on activations float32 [tokens, in], then make it ready to be timed."""
-        self._ask("start", file=self._write(x))
+        """A sampler of the call on activations float32 [tokens, in], after a check of the result."""
+        self._request("start", file=self._write(x))
         return self
 
     def __call__(self) -> float:
         """One sample: seconds a call."""
-        seconds: float = self._ask("sample")
+        seconds: float = self._request("sample")
         return seconds
 
     def close(self) -> None:
@@ -97,20 +96,20 @@ class Remote:
         np.save(path, array.numpy())
         return str(path)
 
-    def _ask(self, what: str, **details: object) -> Any:
+    def _request(self, method: str, **details: object) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        with suppress(BrokenPipeError):  # its log says why
-            print(json.dumps({"do": what, **details}), file=stdin, flush=True)
+        with suppress(BrokenPipeError):  # the log has the reason
+            print(json.dumps({"do": method, **details}), file=stdin, flush=True)
         reply = stdout.readline()
         if not reply:
             last = (self._log.read_text().strip().splitlines() or ["no message"])[-1]
             raise UsageError(f"its process ended: {last}")
-        told = json.loads(reply)
-        if "refused" in told:
-            raise UsageError(told["refused"])
-        return told.get("seconds")
+        answer = json.loads(reply)
+        if "refused" in answer:
+            raise UsageError(answer["refused"])
+        return answer.get("seconds")
 
 
 def one_line(error: Exception) -> str:
@@ -119,10 +118,14 @@ def one_line(error: Exception) -> str:
     return text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
 
 
-class Rivals:
+class PeerSet:
     """The peers of a run. Use as a context: leaving it ends their processes.
 
-    A peer that fails is out for that weight and tokens only; `refused` says why.
+    A peer that fails is left out for that weight and these tokens only.
+
+    Attributes:
+        peers: The peers.
+        refused: By name, why a peer does not run on the last weight and activations.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -131,7 +134,7 @@ class Rivals:
         self._hosts: dict[str, Local | Remote] = {}
         self._held: dict[str, tuple[object, Tensor]] = {}
 
-    def __enter__(self) -> Rivals:
+    def __enter__(self) -> PeerSet:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -144,25 +147,25 @@ class Rivals:
     ) -> Mapping[str, Sampler]:
         """Samplers of y = x W^T, of every peer that can run it; weight and x are float32.
 
-        Dense peers keep the first weight of a shape: their time does not depend on its values.
+        Dense peers keep the first weight of a shape: its values do not change their time.
         """
         self.refused = {}
         samplers: dict[str, Sampler] = {}
-        # Peers on the same threads stand side by side, which saves waiting.
+        # Peers on the same threads follow each other, which saves waiting.
         for peer in sorted(self.peers, key=lambda peer: peer.own_threads):
             problem = peer.problem(dtype)
             try:
                 if problem is not None:
                     raise UsageError(problem)
                 samplers[peer.name] = self._load(peer, weight, dtype, block).start(x)
-            except Exception as error:  # whatever a rival raises must not end the run
+            except Exception as error:  # no exception of a peer ends the run
                 self.refused[peer.name] = one_line(error)
         return samplers
 
     def _load(
         self, peer: Peer, weight: Tensor, dtype: str, block: tuple[int, int]
     ) -> Local | Remote:
-        """The peer with this weight loaded, or one that takes as long."""
+        """The peer with this weight, or one of the same shape where the time is the same."""
         if peer.name not in self._hosts:
             self._hosts[peer.name] = Remote(peer) if peer.own_threads else Local(peer)
         host = self._hosts[peer.name]
@@ -170,5 +173,5 @@ class Rivals:
         if self._held.get(peer.name, (None, None))[0] != key:
             self._held.pop(peer.name, None)
             host.load(weight, dtype, block)
-            self._held[peer.name] = key, weight  # held, so that no other weight gets its id
+            self._held[peer.name] = key, weight  # a reference, so that no other weight has its id
         return host
