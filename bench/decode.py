@@ -1,12 +1,12 @@
-"""Prefill and decode of a Llama of 1.1 billion weights, random and pruned at random, against dense engines.
+"""Prefill and decode of a randomly pruned Llama of 1.1 billion weights against dense engines.
 
-    python bench/decode.py --sparsity 0.5,0.7 --dtype bfloat16,int8 --against torch,llama.cpp -o decode.jsonl
+    python bench/decode.py --sparsity 0.5,0.7 --dtype bfloat16,int8 --against torch,llama.cpp
     python bench/decode.py --layers 2 --rounds 1            # a small one, to see that it works
 
 Engines run in processes of their own, in turn (A B C A B C ...); the medians of the rounds count.
-llama.cpp needs `pip install llama-cpp-python gguf` (which compiles for a while) and runs bf16 beside
-bfloat16, q8_0 beside int8. torch runs the same weights dense, in float32 or bfloat16. Decoding reads
-every weight once a token: what counts is their bytes, and how fast this machine's memory is.
+llama.cpp needs `pip install llama-cpp-python gguf` (which compiles for a while); it runs bf16 for
+bfloat16 and q8_0 for int8. torch runs the same weights dense, in float32 or bfloat16. Decoding
+reads every weight once a token, so its time is bound by their bytes and the memory bandwidth.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.output import render
 from sparse_engine.bench.worker import release_memory, resident_mb
-from sparse_engine.cli.common import progress_bar, split
+from sparse_engine.cli.common import progress_bar, run_script, split
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.sparsify import sparsify_
 from sparse_engine.errors import SparseEngineError, UsageError
@@ -315,8 +315,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        main()
-    except SparseEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_script(main)

@@ -13,7 +13,6 @@ import argparse
 import gzip
 import json
 import os
-import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,8 +27,8 @@ from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.peer_hosts import PeerSet
 from sparse_engine.bench.rows import LinearRow
 from sparse_engine.bench.smtx import Smtx, parse_smtx
-from sparse_engine.cli.common import console, progress_bar, set_threads
-from sparse_engine.errors import SparseEngineError, UsageError
+from sparse_engine.cli.common import console, progress_bar, run_script, set_threads
+from sparse_engine.errors import UsageError
 
 AGAINST = ("torch", "torch-csr")
 
@@ -140,11 +139,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SparseEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

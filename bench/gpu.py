@@ -31,7 +31,7 @@ from gpu_points import Facts, Point, Row
 from gpu_worker import INTERPRETED, answers, jobs_of, work
 
 from sparse_engine.bench.output import render
-from sparse_engine.cli.common import progress_bar
+from sparse_engine.cli.common import progress_bar, run_script
 from sparse_engine.errors import SparseEngineError, UsageError, VerificationError
 from sparse_engine.packings.cuda.base import NO_TRITON
 
@@ -160,14 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SparseEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    run_script(main)

@@ -2,9 +2,9 @@
 
     python bench/suite.py --out bench/results/suite.jsonl [--minutes 20]
     python bench/suite.py --out quick.jsonl --quick
-    python bench/suite.py --out part.jsonl --shapes 768x768,3072x768 --only dtype=int8 --only tokens=1,16
+    python bench/suite.py --out part.jsonl --shapes 768x768 --only dtype=int8 --only tokens=1,16
 
-One JSON line a point, and a line of conditions a run. Start it again to go on where it stopped.
+One JSON line a point, and a line of conditions a run. A second run continues where the first one stopped.
 Every point is a ratio inside one run: the dense engines are timed in turn with each sparse layer.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
@@ -30,8 +29,8 @@ from sparse_engine.bench.output import reasons
 from sparse_engine.bench.patterns import random_weight
 from sparse_engine.bench.peer_hosts import PeerSet
 from sparse_engine.bench.plot import PANELS, Chart, draw_speedups, load_pyplot
-from sparse_engine.cli.common import console, progress_bar, set_threads, split
-from sparse_engine.errors import SparseEngineError, UsageError
+from sparse_engine.cli.common import console, progress_bar, run_script, set_threads, split
+from sparse_engine.errors import UsageError
 from sparse_engine.formats import NM, FormatSpec
 
 # Outputs x inputs.
@@ -161,7 +160,7 @@ def layers(points: Sequence[Point]) -> Iterator[tuple[Point, LinearLayer]]:
 def run(
     points: Sequence[Point], path: Path, against: tuple[str, ...], rounds: int, minutes: float
 ) -> list[dict[str, Any]]:
-    """Measure the points that `path` lacks, writing each as it is done; returns all of its lines."""
+    """Measure the points that are not in `path` yet and append each; returns all lines."""
     lines = read_results(path)
     about = conditions(against) | {"against": list(against)}
     check_conditions(path, lines, about)
@@ -278,14 +277,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SparseEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: start it again to go on", file=sys.stderr)
-        sys.exit(130)
+    run_script(main)

@@ -1,19 +1,18 @@
-"""A real BiLSTM tagger, g2pM's for Chinese polyphones (Park, Lee 2020), dense, converted and pruned.
+"""A real BiLSTM tagger (g2pM, Chinese polyphones; Park, Lee 2020): dense, converted and pruned.
 
     python bench/tagger.py FOLDER -o bench/results/tagger.jsonl
 
 FOLDER is what github.com/kakaobrain/g2pM publishes: g2pM.npz with the weights, char2idx.json and
-class2idx.json, and its data cpp_dataset/{dev,test}.{sent,lb}. Converted without pruning the tagger must
-give the same labels; then the network and the layer behind it are pruned in one shot, by magnitude, and
-with SparseGPT and least squares calibrated on about a thousand dev sentences. Accuracy is that of the test
-sentences; nothing is trained.
+class2idx.json, and its data cpp_dataset/{dev,test}.{sent,lb}. Converted without pruning the tagger
+must give the same labels. Then the network and the layer behind it are pruned in one shot: by
+magnitude, and with SparseGPT and least squares calibrated on about a thousand dev sentences.
+Accuracy is measured on the test sentences; nothing is trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +26,10 @@ from torch import Tensor, nn
 from sparse_engine import prune
 from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.output import render
-from sparse_engine.cli.common import progress_bar, split
+from sparse_engine.cli.common import progress_bar, run_script, split
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.sparsify import sparsify_
-from sparse_engine.errors import InvalidFileError, SparseEngineError, UsageError
+from sparse_engine.errors import InvalidFileError, UsageError
 
 BEGIN, END, MARK, UNKNOWN = "시", "끝", "▁", "<UNK>"
 BATCH, CALIBRATION = 64, 1024  # sentences
@@ -49,11 +48,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentences of like length, padded on the right, and where in each the character in question is."""
+    """Sentences of similar length, padded on the right.
+
+    Attributes:
+        ids: Token ids [sentences, length].
+        mask: 1 for tokens, 0 for padding.
+        positions: Position of the labelled character in each sentence.
+        labels: Its label.
+    """
 
     ids: Tensor
     mask: Tensor
-    places: Tensor
+    positions: Tensor
     labels: Tensor
 
 
@@ -93,9 +99,9 @@ def read_sentences(folder: Path, part: str) -> list[Batch]:
         raise InvalidFileError(f"{folder}: {part} has {len(texts)} texts, {len(answers)} labels")
     rows = []
     for text, answer in zip(texts, answers, strict=True):
-        place = text.index(MARK) + 1  # BEGIN takes the place of the mark
+        position = text.index(MARK) + 1  # BEGIN replaces the mark
         characters = [BEGIN, *text.replace(MARK, ""), END]
-        rows.append(([words.get(c, words[UNKNOWN]) for c in characters], place, labels[answer]))
+        rows.append(([words.get(c, words[UNKNOWN]) for c in characters], position, labels[answer]))
     rows.sort(key=lambda row: len(row[0]))
     return [_batch(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
 
@@ -107,8 +113,8 @@ def _batch(rows: list[tuple[list[int], int, int]]) -> Batch:
     for i, (row, _, _) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
-    places, labels = (torch.tensor([row[i] for row in rows]) for i in (1, 2))
-    return Batch(ids, mask, places, labels)
+    positions, labels = (torch.tensor([row[i] for row in rows]) for i in (1, 2))
+    return Batch(ids, mask, positions, labels)
 
 
 @torch.inference_mode()
@@ -117,7 +123,7 @@ def predict(model: nn.Module, batches: list[Batch]) -> tuple[Tensor, float]:
     found, start = [], perf_counter()
     for batch in batches:
         logits: Any = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        found.append(logits[torch.arange(len(logits)), batch.places].argmax(-1))
+        found.append(logits[torch.arange(len(logits)), batch.positions].argmax(-1))
     return torch.cat(found), perf_counter() - start
 
 
@@ -182,8 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SparseEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_script(main)

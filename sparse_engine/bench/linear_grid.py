@@ -61,7 +61,7 @@ class LinearGrid(Grid):
     own: tuple[OwnMatrix, ...] = ()
 
     def check(self) -> None:
-        """Raise UsageError for a missing dense peer, a pattern that N:M cannot have, large sizes."""
+        """Raise UsageError for no dense peer, a pattern that N:M cannot have, large sizes."""
         for spec in self.format:
             if spec == "auto" or self.pattern.kind == "format":
                 continue

@@ -42,7 +42,7 @@ class Local:
         self._loaded = self.peer.load(weight, dtype, block)
 
     def start(self, x: Tensor) -> Sampler:
-        """A sampler of the call on activations float32 [tokens, in], after a check of the result."""
+        """Check the result on float32 activations [tokens, in]; returns a sampler of the call."""
         assert self._loaded is not None
         call = self._loaded(x)
         error = max_error(call(), self._weight, x)
@@ -77,7 +77,7 @@ class Remote:
         self._request("load", file=self._write(weight), dtype=dtype, block=block)
 
     def start(self, x: Tensor) -> Sampler:
-        """A sampler of the call on activations float32 [tokens, in], after a check of the result."""
+        """Check the result on float32 activations [tokens, in]; returns a sampler of the call."""
         self._request("start", file=self._write(x))
         return self
 

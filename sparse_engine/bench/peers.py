@@ -104,7 +104,7 @@ def _load_torch_int8(weight: Tensor) -> Loaded:
 
 
 def _load_onnxruntime(weight: Tensor, dtype: str, block: tuple[int, int]) -> Loaded:
-    """MatMul with a constant weight; int8: DynamicQuantizeMatMul, weights int8 with a scale a row."""
+    """MatMul with a constant weight; int8: DynamicQuantizeMatMul, weights with a scale a row."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 

@@ -77,7 +77,7 @@ class NetworkGrid(Grid):
 
 
 def random_network(op: str, n: int, layers: int, sparsity: float, spec: str) -> Any:
-    """torch's network of `n` units on as many inputs, with `sparsity` zeros in the format's pattern.
+    """torch's network of n units on n inputs, with `sparsity` zeros in the format's pattern.
 
     Weights are as large as trained ones, so that the state neither vanishes nor explodes.
     """

@@ -1,6 +1,6 @@
 """Patterns of the Deep Learning Matrix Collection (Gale et al., SC20): .smtx files.
 
-A file is a pattern without values: "rows, cols, nnz", then the rows + 1 offsets, then the nnz columns.
+A file is a pattern without values: "rows, cols, nnz", the rows + 1 offsets, the nnz columns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All commands, and what becomes of their errors."""
+"""All commands, and the exit code and message of each error."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sparse_engine.errors import SparseEngineError
 app = typer.Typer(
     name="sparse-engine",
     help="Prune language models and run them faster and smaller on ordinary CPUs and GPUs.\n\n"
-    "Typical path: prune MODEL pruned --sparsity 0.9, convert pruned package, run or serve package.\n\n"
-    "Errors are one line; with --traceback, anywhere, the rest is shown as well.",
+    "Typical path: prune MODEL pruned --sparsity 0.9, convert pruned package, run package.\n\n"
+    "Errors are one line. With --traceback, anywhere, the traceback is shown as well.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,8 +35,8 @@ app.add_typer(bench.app, name="bench")
 app.command("serve", cls=Command)(serve.serve)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         print(f"sparse-engine {__version__}")
         raise typer.Exit
 
@@ -56,7 +56,7 @@ def options(
 def run() -> int:
     """Run the command in sys.argv; its exit code, after one line on stderr where it failed.
 
-    KeyboardInterrupt, and errors that nobody expected, are left to the caller.
+    KeyboardInterrupt and unexpected errors are left to the caller.
     """
     whole = "--traceback" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
@@ -71,15 +71,15 @@ def run() -> int:
     except OSError as error:
         message, code = f"{error.filename or 'file'}: {error.strerror or error}", 2
     except Exception as error:
-        # Typer carries its own copy of click's usage errors: know them by what they offer.
-        told = getattr(error, "format_message", None)
-        if told is None:
+        # Typer has its own copy of click's usage errors; only those can format their message.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
             raise
         if type(error).__name__ == "NoArgsIsHelpError":  # the help is on the screen already
             return 2
-        message, code = told(), 2
+        message, code = format_message(), 2
     else:
-        if code == 130:  # what typer makes of Ctrl-C
+        if code == 130:  # typer's exit code of Ctrl-C
             raise KeyboardInterrupt
         return code
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

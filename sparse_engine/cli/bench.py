@@ -227,8 +227,8 @@ def model(
     """Time a package against dense engines on the same weights, each in a process of its own.
 
     Dense engines run in float32, or in the dtype behind the colon: torch:bfloat16, torch:int8,
-    onnxruntime:int8, openvino:bfloat16. For language models decode_ms is the time of one more token;
-    onnxruntime and openvino have none, because their exports have no cache.
+    onnxruntime:int8, openvino:bfloat16. For language models decode_ms is the time of one more
+    token; onnxruntime and openvino have none, because their exports have no cache.
 
     Examples:
 

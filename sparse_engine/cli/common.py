@@ -1,4 +1,4 @@
-"""What several commands share: lists in options, progress bars, thread counts."""
+"""Shared by commands: lists in options, progress bars, thread counts, errors of scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from typer.core import TyperCommand
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import SparseEngineError, UsageError
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 
 def remark(text: str, style: str = "dim") -> None:
-    """Print to stderr what is no result, wrapped as `say` does."""
+    """Print a remark to stderr, wrapped as `say` does."""
     wraps = not console.is_terminal
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=wraps)
 
@@ -42,7 +42,7 @@ def split(text: str, kind: Callable[[str], T], option: str) -> tuple[T, ...]:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr; call the result with (done, total, name). It is gone when the work is done."""
+    """A bar on stderr until the end of the context; call it with (done, total, name)."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -69,10 +69,10 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 class Command(TyperCommand):
-    """A command that refuses a wrong SPARSE_ENGINE_ISA before it starts; its help needs no check."""
+    """A command that refuses a wrong SPARSE_ENGINE_ISA before it starts; help is not checked."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Paragraphs of the help become one line each: rich keeps line ends, and breaks lines anew."""
+        """Join the lines of each paragraph of the help, because rich keeps line ends."""
         super().__init__(*args, **kwargs)
         paragraphs = (self.help or "").split("\n\n")
         self.help = "\n\n".join(
@@ -108,7 +108,23 @@ def check_isa() -> None:
     _core.active_isa()
 
 
-MAX_THREADS = 1024  # starting many more takes minutes, or kills the process
+def run_script(main: Callable[[], object]) -> None:
+    """Run the main function of a script; expected errors are one line and an exit code."""
+    try:
+        main()
+    except SparseEngineError as error:
+        message, code = str(error), error.exit_code
+    except OSError as error:
+        message, code = f"{error.filename}: {error.strerror}", 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+MAX_THREADS = 1024  # many more need minutes to start, or kill the process
 
 
 def set_threads(threads: int | None) -> None:

@@ -18,10 +18,10 @@ def convert(
         str, typer.Option(help="auto (measured), csr, bsr:RxC, bitmask, nm:K:M, sellp, dense.")
     ] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="Of the weights: float32, bfloat16, int8.")
+        str, typer.Option(help="Dtype of the weights: float32, bfloat16, int8.")
     ] = "float32",
     tokens: Annotated[
-        str, typer.Option(help="Rows per call that auto times: batch x length.")
+        str, typer.Option(help="Tokens of a call (batch x length) that auto times.")
     ] = "1,128",
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare outputs with the dense model.")
@@ -30,8 +30,8 @@ def convert(
 ) -> None:
     """Store a pruned model's linear layers sparse and write a package for load, bench and serve.
 
-    auto times the formats that fit each layer on this machine and keeps, of those within 10 % of the
-    fastest, the smallest; dense is one of them. The choice and its timings are in the package
+    auto times the formats that fit each layer on this machine, dense included, and selects the
+    smallest within 10 % of the fastest. The package records the choice and its timings
     (sparse-engine inspect).
 
     Examples:
@@ -40,9 +40,9 @@ def convert(
 
       sparse-engine convert pruned package --format bsr:4x1 --dtype bfloat16
 
-      sparse-engine convert pruned package --dtype int8 --verify      # tells the error of int8
+      sparse-engine convert pruned package --dtype int8 --verify  # prints the error of int8
 
-      sparse-engine convert package again                             # measures anew, on this machine
+      sparse-engine convert package again  # times formats again, on this machine
     """
     from sparse_engine.cli.tables import layer_tables, reasons_table, show
     from sparse_engine.config import SparseConfig
@@ -73,7 +73,7 @@ def convert(
         try:
             with progress_bar("verifying") as report:
                 say(str(verify_package(out, against=folder, progress=report)))
-        except BaseException:  # what failed verification must not lie there as if it were good
+        except BaseException:  # a package that fails verification is removed
             shutil.rmtree(out, ignore_errors=True)
             raise
     remark(f"wrote {out}; next: sparse-engine bench model {out}")

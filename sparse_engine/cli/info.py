@@ -1,4 +1,4 @@
-"""sparse-engine info: what this machine has and what was chosen."""
+"""sparse-engine info: the machine, its kernels, and those in use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from sparse_engine import __version__
 
-# Distribution -> what it is for.
+# Distribution -> purpose.
 OPTIONAL = {
     "transformers": "Hugging Face models (extra: hf)",
     "tokenizers": "text (extra: hf)",

@@ -1,4 +1,4 @@
-"""sparse-engine inspect and verify: what is in a package, and whether it is whole."""
+"""sparse-engine inspect and verify: the contents of a package, and whether it is intact."""
 
 from __future__ import annotations
 

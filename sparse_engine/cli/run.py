@@ -23,21 +23,29 @@ def run(
     package: Annotated[Path, typer.Argument(help="A package, as `convert` writes it.")],
     text: Annotated[str, typer.Option("--text", "-t", help="The text; - reads standard input.")],
     pair: Annotated[str | None, typer.Option(help="A second text, to label the two.")] = None,
-    question: Annotated[str | None, typer.Option(help="What the text is to answer.")] = None,
+    question: Annotated[
+        str | None, typer.Option(help="A question to answer from the text.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Choose among so many tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Choose among the likeliest of this share.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 leaves repetitions alone.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="0 selects the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest of this total share.")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes repetitions less likely.")
+    ] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Text to end at; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeats a random text exactly.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the sampling, to repeat a text.")
+    ] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="text or json.")] = "text",
     device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
 ) -> None:
-    """Answer one text with a package: an embedding, labels, spans, or text that goes on from it.
+    """Run a package on one text: an embedding, labels, spans, or generated text.
 
-    What comes back depends on the model's head. Generated text appears as it comes.
+    The result depends on the model's head. Generated text is printed token by token.
 
     Examples:
 

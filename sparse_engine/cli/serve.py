@@ -13,8 +13,10 @@ from sparse_engine.cli.common import set_threads
 def serve(
     package: Annotated[Path, typer.Argument(help="A package, as `convert` writes it.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    name: Annotated[str | None, typer.Option(help="Model name; the folder's otherwise.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="Model name; default: the folder's name.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The one style of all tables, in 80 columns, and the reports of commands in it."""
+"""The style of all tables, of 80 columns, and the reports of commands in it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 NAME_WIDTH = 36
-# Of modules that were left for the same reason.
+# Modules that are named for one reason.
 NAMED = 3
 COUNTS = ("weights", "multiply_adds")
 
 
 def heading(text: str) -> Text:
-    """A line above a table, which may be wider than it."""
+    """A line above a table."""
     return Text(text, style="bold")
 
 
@@ -58,7 +58,7 @@ def show(*parts: Table | Text) -> None:
 
 
 def fold(name: str, width: int = NAME_WIDTH) -> str:
-    """A dotted name over several lines of at most `width`, broken behind dots only.
+    """A dotted name over several lines of at most `width`, broken after dots only.
 
     >>> fold("encoder.layer.0.attention.self.query", 24)
     'encoder.layer.0.\\n  attention.self.query'
@@ -78,9 +78,9 @@ def _parts(name: str) -> Iterator[str]:
 
 
 def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
-    """Layers of `sparsify_` or `inspect`: what each is stored as, what that saves, its time over dense.
+    """A row for each layer of `sparsify_` or `inspect`: format, bytes, and time over dense.
 
-    Then why dense ones stayed dense, each reason once.
+    A second table has the reasons of the layers that stay dense, each reason once.
     """
     dtypes = {dtype_of(row) for row in rows if row.format != "dense"}
     one = next(iter(dtypes)) if len(dtypes) == 1 else "float32"
@@ -108,7 +108,7 @@ def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
 
 
 def reasons_table(title: str, named: Iterable[tuple[str, str]]) -> Table:
-    """Why modules were left, each reason once: pairs of reason and name."""
+    """A table of reasons, each once, with the names of its modules; from pairs (reason, name)."""
     by_reason: dict[str, list[str]] = {}
     for reason, name in named:
         by_reason.setdefault(reason, []).append(name)
@@ -126,21 +126,22 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def dtype_of(row: Any) -> str:
-    """Of the stored values; float32 where a row does not say."""
+    """Dtype of the stored values; float32 for a row without one."""
     return getattr(row, "dtype", "float32")
 
 
 def time_of_dense(spec: str, times_us: dict[str, dict[int, float]]) -> str:
-    """The format's time over dense time, both summed over the token counts, as it was measured."""
+    """The measured time of a format over that of dense, both summed over the token counts."""
     dense, own = times_us.get("dense", {}), times_us.get(spec, {})
     total = sum(dense.get(tokens, 0.0) for tokens in own)
     return f"{sum(own.values()) / total:.2f}" if total and spec != "dense" else ""
 
 
 def prune_tables(report: PruneReport) -> Iterator[Table]:
-    """A row a layer: zeros, and the error of its outputs before and after the weights were refitted.
+    """A row for each layer: its zeros, and the error of its outputs before and after recovery.
 
-    Then what was left, and what share of the multiply-adds for one token that does.
+    A second table has the modules that were left out, with their share of the multiply-adds of one
+    token.
     """
     cells = [
         (
@@ -163,7 +164,7 @@ def prune_tables(report: PruneReport) -> Iterator[Table]:
 
 
 def _left_table(report: PruneReport) -> Table:
-    """Modules left for the same reason in a row, those of the most multiply-adds first."""
+    """A row for each reason, with its modules."""
     by_reason: dict[str, list[Any]] = {}
     for left in report.left:
         by_reason.setdefault(left.reason, []).append(left)
@@ -178,7 +179,7 @@ def _left_table(report: PruneReport) -> Table:
 
 
 def _left_for_names(cells: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> int:
-    """Columns of WIDTH that the others leave to the names; a space stands before each column."""
+    """Width of the column of names in WIDTH; a space separates columns."""
     longest = (
         max(len(line) for cell in column for line in cell.split("\n"))
         for column in zip(head, *cells, strict=True)

@@ -1,4 +1,4 @@
-"""The whole path on a real sentence encoder: prune, convert, verify, time, serve, and a table."""
+"""All steps on a real sentence encoder: prune, convert, verify, time, serve, and a table."""
 
 from __future__ import annotations
 

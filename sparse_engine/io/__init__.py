@@ -1,4 +1,4 @@
-"""Packages and checkpoints: safetensors and JSON, written whole, checked before use, never pickle."""
+"""Packages and checkpoints: safetensors and JSON, written atomically, checked before use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Adapters beside a checkpoint: LoRA is merged into the weights by peft, anything else is refused.
+"""Adapters in a checkpoint folder: peft merges LoRA into the weights; others are refused.
 
-Hu et al. 2021, arXiv:2106.09685. Nothing in an adapter's files names code to import or a model to
-download: of adapter_config.json only the options below are read.
+LoRA: Hu et al. 2021, arXiv:2106.09685. Of adapter_config.json only the options below are read, so
+that an adapter cannot name code to import or a model to download.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sparse_engine.errors import InvalidFileError, UnsupportedModelError
 from sparse_engine.io.tensorfile import parse_json, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Options of peft's LoraConfig that say where an adapter lies and how much of it is added.
+# Options of peft's LoraConfig for the targets of an adapter and its scale.
 OPTIONS = (
     "r",
     "lora_alpha",
@@ -35,7 +35,7 @@ OPTIONS = (
     "alpha_pattern",
     "target_parameters",
 )
-# Whose presence changes the model in ways that are not merged here.
+# Options that change the model in ways that are not merged here.
 REFUSED = (
     "megatron_config",
     "layer_replication",
@@ -45,32 +45,33 @@ REFUSED = (
 
 
 def has_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, whole or in part."""
+    """Whether a folder has files of an adapter."""
     return (folder / CONFIG).is_file() or any(folder.glob("adapter_model.*"))
 
 
 def adapter_only(folder: Path) -> str:
-    """What a folder of an adapter without base weights is, in one line."""
+    """The error message for a folder with an adapter but without base weights."""
     plain = _read_config(folder)
     base = str(plain.get("base_model_name_or_path") or "an unnamed model")[:200]
     kind = str(plain.get("peft_type"))[:40]
     return (
-        f"{folder}: is a {kind} adapter for {base}, not a model: put config.json and the weights of "
-        f"{base} into the folder too, or save the merged model (merge_and_unload)"
+        f"{folder}: is a {kind} adapter for {base}, not a model: put config.json and the weights "
+        f"of {base} into the folder too, or save the merged model (merge_and_unload)"
     )
 
 
 def merge_adapter(model: nn.Module, folder: Path) -> nn.Module:
     """`model` with the adapter in `folder` merged into its weights.
 
-    Raises UnsupportedModelError where peft is not installed or the adapter is none that it merges,
-    InvalidFileError for files that do not fit the model.
+    Raises:
+        UnsupportedModelError: peft is not installed, or the adapter is not a mergeable LoRA.
+        InvalidFileError: The adapter's files do not fit the model.
     """
     plain = _read_config(folder)
     kind = str(plain.get("peft_type"))[:40]
-    told = [option for option in REFUSED if plain.get(option)]
-    if kind != "LORA" or told:
-        kind = f"{kind} adapter with {told[0]}" if told else f"{kind} adapter"
+    refused = [option for option in REFUSED if plain.get(option)]
+    if kind != "LORA" or refused:
+        kind = f"{kind} adapter with {refused[0]}" if refused else f"{kind} adapter"
         raise UnsupportedModelError(
             f"{folder / CONFIG}: an {kind} is not merged here: merge it with peft "
             "(merge_and_unload), save the model, and give that folder"
@@ -80,13 +81,13 @@ def merge_adapter(model: nn.Module, folder: Path) -> nn.Module:
         import peft
     except ImportError:
         raise UnsupportedModelError(
-            f"{folder}: has a LoRA adapter ({CONFIG}), and merging it needs peft: pip install peft, "
-            f"or remove {CONFIG} to leave it out"
+            f"{folder}: has a LoRA adapter ({CONFIG}), and merging it needs peft: pip install "
+            f"peft, or remove {CONFIG} to ignore the adapter"
         ) from None
     options = {name: plain[name] for name in OPTIONS if plain.get(name) is not None}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about names of tasks and of downloads
+            warnings.simplefilter("ignore")  # on task names and downloads
             config = peft.LoraConfig(**options, inference_mode=True)
             wrapped: Any = peft.PeftModel(model, config)
             result: Any = peft.set_peft_model_state_dict(wrapped, tensors)
@@ -95,7 +96,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> nn.Module:
             if left:
                 raise ValueError(f"tensor {left[0]!r} has no counterpart ({len(left)} in all)")
             merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
-    except Exception as error:  # peft raises any kind for what does not fit
+    except Exception as error:  # peft raises exceptions of many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidFileError(f"{folder}: the adapter does not fit: {reason[0][:300]}") from None
     for name in ("peft_config", "active_peft_config"):
@@ -114,7 +115,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise InvalidFileError(
-            f"{folder}: has {CONFIG}, but no {WEIGHTS} (pickle is never read, since it can run code)"
+            f"{folder}: has {CONFIG}, but no {WEIGHTS} (pickle is never read, as it can run code)"
         )
     with open(path, "rb") as file:
         read_header(file.fileno(), path)

@@ -1,4 +1,4 @@
-"""Bounds on what a config asks for: by what the tensors of its file say, before anything is built."""
+"""Bounds on the sizes of a config by the tensors of its file, before a model is built."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from sparse_engine.errors import InvalidFileError
 from sparse_engine.io.hugging import empty_model, read_config
 from sparse_engine.io.tensorfile import Slot
 
-# What a config counts and its classes loop over as soon as they read it; every one has a tensor.
+# Counts that config classes loop over when they are read; each counted thing has a tensor.
 COUNTS = re.compile(r"(layers?|depths?|blocks?|stages?|n_layer|num_labels)$")
-# Of attention, by all names that families have; there is at least one head, of one feature.
+# Attention heads and their size, by the names of all families; both are at least 1.
 HEADS = re.compile(
     r"^(num_|n_|encoder_|decoder_)?((attention|key_value)_)?(heads?|head_dim)$|^d_kv$"
 )
 MAX_LABELS = 1 << 20
-# What transformers only looks at when a model runs.
+# Flags that transformers checks only when a model runs.
 FLAGS = frozenset(("output_hidden_states", "output_attentions", "use_cache", "is_decoder"))
-# Non-persistent buffers are all that a config can make the constructor allocate.
+# Only non-persistent buffers are allocated by the constructor.
 MAX_BUFFER_BYTES = 1 << 30
-# Room for tensors that a file leaves out, such as tied ones and sinusoidal positions.
+# Allowance for tensors that a file leaves out, such as tied ones and sinusoidal positions.
 SPARE_ELEMENTS = 1 << 24
 
 
 def most_parameters(tensors: int) -> int:
-    """Parameters of a model whose file has so many tensors: some share one, some split one."""
+    """Most parameters of a model whose file has so many tensors; some share or split a tensor."""
     return 64 + 4 * tensors
 
 
 def check_values(config: Any, tensors: int) -> None:
-    """Raise InvalidFileError where a config counts more layers or labels than there can be, no heads,
-    or has something else for a flag.
+    """Raise InvalidFileError for too many layers or labels, no heads, or a flag that is no bool.
+
+    Args:
+        config: config.json as parsed; checked at every depth.
+        tensors: Number of tensors in the file.
     """
     if isinstance(config, list):
         for entry in config:
@@ -59,33 +62,33 @@ def check_values(config: Any, tensors: int) -> None:
 
 
 def check_checkpoint(cls: type[nn.Module], plain: dict[str, Any], slots: Sequence[Slot]) -> None:
-    """Raise InvalidFileError where a checkpoint's config asks for far more than its files hold.
+    """Raise InvalidFileError where a checkpoint's config needs far more weights than its files hold.
 
-    The model is built without memory to see. What is missing, or of another shape, is found later.
+    The model is built on the meta device. Missing tensors and other shapes are found later.
     """
     tensors, held = len(slots), sum(math.prod(slot.shape) for slot in slots)
     check_values(plain, tensors)
     draft = empty_model(cls, read_config(plain), most_parameters(tensors), buffers=False)
-    asked = sum(parameter.numel() for parameter in draft.parameters())
-    if asked > 4 * held + SPARE_ELEMENTS:
+    needed = sum(parameter.numel() for parameter in draft.parameters())
+    if needed > 4 * held + SPARE_ELEMENTS:
         raise InvalidFileError(
-            f"config.json: {cls.__name__} has {asked} weights, the files hold {held}"
+            f"config.json: {cls.__name__} has {needed} weights, the files hold {held}"
         )
     check_buffers(draft)
 
 
 def check_buffers(draft: nn.Module) -> None:
-    """Raise InvalidFileError if the buffers of a model without memory would take too much of it."""
+    """Raise InvalidFileError if the buffers of a model on the meta device would be too large."""
     size = sum(buffer.nbytes for buffer in draft.buffers())
     if size > MAX_BUFFER_BYTES:
         raise InvalidFileError(f"config.json: buffers of {size} bytes, at most {MAX_BUFFER_BYTES}")
 
 
 def check_numbers(model: nn.Module) -> None:
-    """Raise InvalidFileError where a config makes a model fail, or compute NaN, whatever its input is.
+    """Raise InvalidFileError where a config makes a model fail or compute NaN for every input.
 
-    That is an epsilon below zero, rotary angles or other buffers that are no numbers, and heads or
-    distances that do not fit each other.
+    Such configs have a negative epsilon, rotary angles or other buffers that are NaN, or numbers of
+    heads or distances that do not fit each other.
     """
     _check_heads(getattr(model, "config", None))
     for name, module in model.named_modules():
@@ -93,20 +96,21 @@ def check_numbers(model: nn.Module) -> None:
             value = vars(module).get(key)
             fine = type(value) in (int, float) and math.isfinite(value)
             if value is not None and not (fine and (value >= 0 or key == "attention_scaling")):
-                told = str(value)[:40]
-                raise InvalidFileError(f"config.json: {key} of {name} is {told}: give 0 or more")
+                raise InvalidFileError(
+                    f"config.json: {key} of {name} is {value!s:.40}: give 0 or more"
+                )
         for key, buffer in module._buffers.items():
             if buffer is None or not buffer.is_floating_point() or buffer.is_meta:
                 continue
             if key not in module._non_persistent_buffers_set:
-                continue  # it is in the file
+                continue  # its values are in the file
             wrong = ~buffer.isfinite() if key.endswith("inv_freq") else buffer.isnan()
             if bool(torch.any(wrong)):
                 raise InvalidFileError(f"config.json: it makes {name}.{key} NaN or infinite")
 
 
 def _check_heads(config: Any) -> None:
-    """What attention can be told in sizes that no tensor has."""
+    """Check sizes of attention that no tensor has."""
     heads, keys = (
         getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value")
     )

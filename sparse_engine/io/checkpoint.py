@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: safetensors in, safetensors out; pickle is refused, code never run."""
+"""Hugging Face checkpoints in safetensors; pickle is refused, code is never run."""
 
 from __future__ import annotations
 
@@ -46,12 +46,17 @@ def load_pretrained(
 ) -> tuple[nn.Module, Path]:
     """A Hugging Face folder or id, or a package, as a model; returns it and its folder.
 
-    The model is float32, in eval mode, of the class that config.json names. A LoRA adapter beside the
-    weights is merged into them. State dicts of torch.compile (`_orig_mod.`), DataParallel (`module.`)
-    and torch.nn.utils.prune (`weight_orig` times `weight_mask`) are read too. progress: called as
-    (done, total, tensor name) while weights are checked. Raises UnsupportedModelError for what is
-    not there or of no known architecture, InvalidFileError for damaged, missing, non-finite or
-    pickled weights.
+    The model is float32, in eval mode, of the class that config.json names. A LoRA adapter in the
+    folder is merged into the weights. State dicts of torch.compile (`_orig_mod.`), DataParallel
+    (`module.`) and torch.nn.utils.prune (`weight_orig` times `weight_mask`) are read too.
+
+    Args:
+        path_or_id: A folder, or an id of the hub such as "org/name".
+        progress: Called as (done, total, tensor name) while weights are checked.
+
+    Raises:
+        UnsupportedModelError: No such folder or id, or an unknown architecture.
+        InvalidFileError: Damaged, missing, non-finite or pickled weights.
 
     >>> model, folder = load_pretrained("sentence-transformers/all-MiniLM-L6-v2")
     """
@@ -72,7 +77,7 @@ def load_pretrained(
             header = read_header(file.fileno(), weights)
         names |= header.keys()
         slots += header.values()
-    # transformers itself would look for the model that an adapter names.
+    # transformers would look for the base model that an adapter names.
     model = _build(folder, plain, slots, None if is_plain(names) and not adapted else files)
     if adapted:
         model = merge_adapter(model, folder).requires_grad_(False)
@@ -81,7 +86,7 @@ def load_pretrained(
 
 
 def _find(path_or_id: str | Path) -> Path:
-    """The local folder, downloaded if it is an id of the hub."""
+    """The local folder; an id of the hub is downloaded."""
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder
@@ -136,13 +141,16 @@ def _build(
 ) -> nn.Module:
     """The model with its weights; raises if any would be left random.
 
-    slots: what its files hold; files: weights to be read here, where transformers would not find its
-    way; None where it does.
+    Args:
+        folder: The folder.
+        plain: config.json as parsed.
+        slots: The tensors of its files.
+        files: Weights to read here, because transformers does not read their names; else None.
     """
-    told = plain.get("architectures")
-    named = isinstance(told, list) and bool(told) and isinstance(told[0], str)
+    names = plain.get("architectures")
+    named = isinstance(names, list) and bool(names) and isinstance(names[0], str)
     try:
-        cls: Any = model_class(plain, told[0] if named else None)  # type: ignore[index]
+        cls: Any = model_class(plain, names[0] if named else None)  # type: ignore[index]
         check_checkpoint(cls, plain, slots)
         with _quiet():
             model, info = cls.from_pretrained(
@@ -154,7 +162,7 @@ def _build(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # _check_complete refuses them by name
             )
         generation = folder / "generation_config.json"
         if files is not None and generation.is_file() and hasattr(model, "generation_config"):
@@ -165,7 +173,7 @@ def _build(
         raise type(error)(f"{folder}: {error}") from None
     except SparseEngineError:
         raise
-    except Exception as error:  # transformers raises any kind for files that do not fit
+    except Exception as error:  # transformers raises exceptions of many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidFileError(f"{folder}: {reason[0][:300]}") from None
     _fill_folded(model, info, _weight_files(folder) if files is None else files)
@@ -183,8 +191,9 @@ def _read_state(files: list[Path]) -> dict[str, torch.Tensor]:
 
 
 def _fill_folded(model: nn.Module, info: dict[str, Any], files: list[Path]) -> None:
-    """Plain weights, where the model would compute them: as `prune` writes them, which folds weight
-    norm and the like in.
+    """Read plain weights into a model that computes them from parts, such as weight norm's.
+
+    `prune` writes such checkpoints, because it folds the parts into one weight.
     """
     missing = set(info["missing_keys"])
     parts = {
@@ -205,13 +214,13 @@ def _fill_folded(model: nn.Module, info: dict[str, Any], files: list[Path]) -> N
 
 
 def _parametrization(name: str) -> str:
-    """What the names of the tensors begin with from which torch computes a weight."""
+    """Prefix of the names of the tensors from which torch computes a weight."""
     module, _, weight = name.rpartition(".")
     return f"{module}.parametrizations.{weight}."
 
 
 def _check_complete(folder: Path, model: str, info: dict[str, Any]) -> None:
-    """Refuse weights that do not fill the model: it would be random where they are missing."""
+    """Raise InvalidFileError for missing weights, which would stay random, and for other shapes."""
     if other := sorted(info["mismatched_keys"]):
         name, stored, expected = other[0][:3]
         raise InvalidFileError(
@@ -221,20 +230,22 @@ def _check_complete(folder: Path, model: str, info: dict[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
     if not missing:
         return
-    told = f"tensor {missing[0]!r} of {model} is missing ({len(missing)} in all)"
+    message = f"tensor {missing[0]!r} of {model} is missing ({len(missing)} in all)"
     stem, _, leaf = missing[0].rpartition(".")
     extra = sorted(info["unexpected_keys"])
     if prefixed := [name for name in extra if name.endswith(f".{missing[0]}")]:
         prefix = prefixed[0].removesuffix(missing[0])
-        told += f"; the file has {prefixed[0]!r}: save the state dict without {prefix!r}"
+        message += f"; the file has {prefixed[0]!r}: save the state dict without {prefix!r}"
     elif parts := [name for name in extra if name.startswith((f"{stem}.{leaf}_", f"{stem}.param"))]:
-        told += (
+        message += (
             f"; the file has {' and '.join(map(repr, parts[:2]))}: make the weight permanent first "
             "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
         )
     elif extra:
-        told += f"; the file has {extra[0]!r} instead ({len(extra)} that the model does not have)"
-    raise InvalidFileError(f"{folder}: {told}")
+        message += (
+            f"; the file has {extra[0]!r} instead ({len(extra)} that the model does not have)"
+        )
+    raise InvalidFileError(f"{folder}: {message}")
 
 
 def _dims(shape: Any) -> str:
@@ -275,15 +286,23 @@ def save_checkpoint(
 ) -> Path:
     """Write a pruned model as a Hugging Face checkpoint, zeros and all; returns its folder.
 
-    config.json and tokenizer files are copied from `source` as they are; `pruning` (JSON-able) goes
-    to pruning.json. Any tool that reads such folders reads this one. The folder appears only when
-    it is complete. progress: called as (done, total, what). Raises UsageError and SparseEngineError
-    as `save` does.
+    Any tool that reads such folders reads this one. The folder appears only when it is complete.
+
+    Args:
+        model: The pruned model, dense.
+        folder: The folder to write; must not exist.
+        source: The folder that config.json and tokenizer files are copied from.
+        pruning: The report of `prune` as plain values; written to pruning.json.
+        progress: Called as (done, total, file name).
+
+    Raises:
+        UsageError: `folder` exists, or the model is sparse or not of transformers.
+        SparseEngineError: The files cannot be written.
     """
     target = Path(folder)
     check_free(target)
     if not isinstance(model, transformers_module().PreTrainedModel):
-        raise UsageError(f"{type(model).__name__} is no transformers model: use save")
+        raise UsageError(f"{type(model).__name__} is not a transformers model: use save")
     if any(isinstance(module, SparseLinear) for module in model.modules()):
         raise UsageError("the model holds sparse layers: densify_(model) first, or use save")
     files = read_companions(Path(source))
@@ -311,5 +330,5 @@ def _write_weights(model: Any, draft: Path) -> None:
 
     try:
         model.save_pretrained(str(draft))
-    except SafetensorError as error:  # how its writer reports a full disk
+    except SafetensorError as error:  # a full disk
         raise OSError(None, str(error).splitlines()[0]) from None

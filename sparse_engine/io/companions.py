@@ -1,4 +1,4 @@
-"""Files that travel with a model untouched: its config, tokenizer and sentence-transformers setup.
+"""Files that are copied with a model unchanged: config, tokenizer, sentence-transformers setup.
 
 Only names on this list are ever copied or read; all are small and none holds code or weights.
 """

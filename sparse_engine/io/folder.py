@@ -1,6 +1,6 @@
-"""Folders on disk: written whole or not at all, and read without following links.
+"""Folders on disk: written atomically, and read without following links.
 
-A new folder is a temporary sibling until its last byte is on the disk; then it is renamed.
+A new folder is written as a temporary sibling, flushed to the disk and then renamed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ def check_free(target: Path) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling to write into; it becomes `target` when the block ends without an error.
 
-    Whatever goes wrong leaves nothing behind; what a killed process left is removed by the next one
-    that writes `target`. Raises UsageError if `target` exists and SparseEngineError if the disk does
-    not take it.
+    An error removes the draft. The draft of a killed process is removed by the next process that
+    writes `target`.
+
+    Raises:
+        UsageError: `target` exists.
+        SparseEngineError: The files cannot be written.
     """
     check_free(target)
     parent, name = target.absolute().parent, target.absolute().name
@@ -66,7 +69,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _make_locked(draft: Path) -> int:
     """Make a folder and lock it; the descriptor holds the lock as long as this process lives.
 
-    Whoever removes leftovers may take the lock first: then the folder is made anew.
+    A process that removes leftovers may lock the folder first; then a new one is made.
     """
     while True:
         draft.mkdir()
@@ -83,12 +86,12 @@ def _make_locked(draft: Path) -> int:
 
 
 def _remove_leftovers(parent: Path, name: str) -> None:
-    """Remove what killed processes left of `name`: folders that no live process has locked."""
+    """Remove the drafts of `name` that no live process has locked."""
     drafts = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp")
     for found in filter(drafts.fullmatch, os.listdir(parent)):
         try:
             handle = os.open(parent / found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # no folder, gone already, or another user's
+        except OSError:  # not a folder, removed already, or of another user
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,17 +135,17 @@ def open_inside(folder: Path, name: str) -> Iterator[int]:
         os.close(file)
 
 
-def _open(told: Path, base: int | None, path: Path, flags: int) -> int:
+def _open(shown: Path, base: int | None, path: Path, flags: int) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags, dir_fd=base)
     except FileNotFoundError:
-        raise InvalidFileError(f"{told}: is missing") from None
+        raise InvalidFileError(f"{shown}: is missing") from None
     except OSError as error:
         linked = base is not None and stat.S_ISLNK(
             os.stat(path, dir_fd=base, follow_symlinks=False).st_mode
         )
         reason = "is a link, which a package may not hold" if linked else error.strerror
-        raise InvalidFileError(f"{told}: {reason}") from None
+        raise InvalidFileError(f"{shown}: {reason}") from None
 
 
 def read_regular(path: Path, limit: int) -> bytes | None:

@@ -1,6 +1,6 @@
-"""The one place that asks transformers for a model class: by name, from its own tables.
+"""Model classes and configs of transformers, by name from its own tables.
 
-Nothing in a file can name a module to import, code to run, or a repository to download from.
+No file can name a module to import, code to run, or a repository to download from.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sparse_engine.errors import InvalidFileError, SparseEngineError, UnsupportedModelError
 
-# Keys that name code, kernels or downloads: dropped at any depth, as nothing here needs them.
+# Keys that name code, kernels or downloads; dropped at any depth.
 DROPPED = frozenset(
     {
         "auto_map",
@@ -32,17 +32,17 @@ DROPPED = frozenset(
         "return_dict",  # tasks read outputs by name
     }
 )
-# Keys that make a model something this package cannot rebuild; fine when null or false.
+# Keys of models that cannot be rebuilt; null and false are allowed.
 REFUSED = ("quantization_config", "use_pretrained_backbone", "use_timm_backbone", "backbone")
 MAX_DEPTH = 16
-# What transformers writes for a bound that is none, as {"__float__": ...}.
+# Infinite bounds, which transformers writes as {"__float__": ...}.
 INFINITE = ("Infinity", "-Infinity")
 # The model_type of sparse_engine.models.rnn, which transformers has no models for.
 RECURRENT = "sparse_engine_rnn"
 
 
 def transformers_module() -> Any:
-    """The transformers package, or one line on how to get it."""
+    """The transformers package; raises SparseEngineError where it is not installed."""
     try:
         import transformers
     except ImportError:
@@ -53,9 +53,14 @@ def transformers_module() -> Any:
 
 
 def model_class(config: dict[str, Any], architecture: str | None) -> type[nn.Module]:
-    """The transformers class called `architecture`, from the auto tables for the config's model_type.
+    """The transformers class of a config, from the auto tables for its model_type.
 
-    Without an architecture it is the base model. Raises UnsupportedModelError.
+    Args:
+        config: config.json as parsed.
+        architecture: Name of the class; None for the base model.
+
+    Raises:
+        UnsupportedModelError: An unknown model_type, or a class of another one.
     """
     transformers = transformers_module()
     kind = config.get("model_type")
@@ -69,7 +74,7 @@ def model_class(config: dict[str, Any], architecture: str | None) -> type[nn.Mod
         return MODELS[architecture]
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise UnsupportedModelError(
-            f"transformers {transformers.__version__} knows no model_type {str(kind)[:80]!r}"
+            f"transformers {transformers.__version__} has no model_type {str(kind)[:80]!r}"
         )
     from transformers.models.auto import modeling_auto
 
@@ -91,10 +96,11 @@ def model_class(config: dict[str, Any], architecture: str | None) -> type[nn.Mod
 
 
 def read_config(plain: dict[str, Any]) -> Any:
-    """A transformers config from config.json, stripped of whatever names code or downloads.
+    """A transformers config from config.json, without keys that name code or downloads.
 
-    Raises UnsupportedModelError for quantised models and pretrained backbones, InvalidFileError for
-    values that transformers refuses.
+    Raises:
+        UnsupportedModelError: A quantised model or a pretrained backbone.
+        InvalidFileError: Values that transformers refuses.
     """
     cleaned = _clean(plain)
     kind = _config_class(plain["model_type"])
@@ -130,9 +136,15 @@ def _clean(value: Any, depth: int = 0) -> Any:
 def empty_model(cls: type[nn.Module], config: Any, limit: int, buffers: bool) -> nn.Module:
     """A model whose parameters have shapes but no data.
 
-    With `buffers` the buffers are real, as the constructor computes them; else they too are empty,
-    and then nothing at all is allocated. Raises InvalidFileError when the constructor registers
-    more than `limit` parameters, or fails.
+    Args:
+        cls: The class.
+        config: Its config.
+        limit: Most parameters.
+        buffers: Whether buffers have data, as the constructor computes it; otherwise nothing is
+            allocated.
+
+    Raises:
+        InvalidFileError: The constructor fails or registers more than `limit` parameters.
     """
     try:
         with _parameters_on_meta(limit):
@@ -171,6 +183,6 @@ def _parameters_on_meta(limit: int) -> Iterator[None]:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of a message: pydantic and transformers put what matters there."""
+    """The last line of a message, where pydantic and transformers put the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

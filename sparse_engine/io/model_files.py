@@ -1,7 +1,8 @@
-"""The one way to the small files of a model folder: its config, tokenizer and pooling.
+"""The small files of a model folder: config, tokenizer and pooling.
 
-Of a package only what the manifest lists is read, with its hash and without following links; of a
-Hugging Face folder any regular file, links followed, since the hub's cache is made of them.
+From a package only files in the manifest are read; their hashes are checked, and links are not
+followed. From a Hugging Face folder any regular file is read; links are followed, since the hub's
+cache consists of links.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class ModelFiles:
 def read_companions(source: Path) -> dict[Companion, bytes]:
     """All companion files of a model folder.
 
-    Raises UsageError if `source` is no folder, InvalidFileError if a file is too large, or is none.
+    Raises:
+        UsageError: `source` is not a folder.
+        InvalidFileError: A file is too large or not a regular file.
     """
     if not source.is_dir():
         raise UsageError(f"source {source} is not a folder")

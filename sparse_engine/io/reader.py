@@ -24,19 +24,23 @@ def load(
 ) -> nn.Module:
     """The model of a package, in eval mode, without gradients.
 
-    A transformers model is rebuilt from config.json, and encoders of known families run natively.
-    For anything else give `model`: the module before `sparsify_`, with any weights (they are
-    replaced, in place) or on the meta device.
-    device: where the model goes; on "cuda" its weights are packed anew for the kernels there.
-    progress: called as (done, total, layer name).
+    A transformers model is rebuilt from config.json, and stacks of known families run natively.
 
     Weights are mapped, not read: they come from the disk when they are first used, and processes
     that load the same package share one copy. Packages are replaced by renaming, so never rewrite
-    the weights file in place while it is loaded. A warning says when the formats were chosen by
-    measurement on another processor.
+    the weights file in place while it is loaded. There is a warning if the formats were
+    chosen by measurement on another processor.
 
-    Raises InvalidFileError, before anything is built, for a package that is damaged or not what it
-    says, and UsageError if `model` is missing, or if there is no such device or too little memory on it.
+    Args:
+        folder: The package.
+        model: For packages of other modules: the module before `sparsify_`, with any weights (they
+            are replaced in place) or on the meta device.
+        device: Device of the model; on "cuda" weights are packed again for the kernels there.
+        progress: Called as (done, total, layer name).
+
+    Raises:
+        InvalidFileError: A damaged package; raised before a model is built.
+        UsageError: `model` is missing, or there is no such device or too little memory on it.
 
     >>> model = se.load("out"); output = model(**inputs)
     """
@@ -46,17 +50,17 @@ def load(
         raise UsageError(f"device {device!r}: {str(error).splitlines()[0]}") from None
     backend_of(device).check_available(device)
     package = open_package(Path(folder), progress)
-    _tell_if_moved(package)
+    _warn_if_moved(package)
     loaded = load_package(package, model)
     try:
         return loaded.to(device)
     except torch.OutOfMemoryError as error:
-        told = str(error).splitlines()[0]
-        raise UsageError(f"{package.path} does not fit the memory of {device}: {told}") from None
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{package.path} does not fit the memory of {device}: {reason}") from None
 
 
-def _tell_if_moved(package: Package) -> None:
-    """Warn, once a package, where its formats were chosen on another processor than this one."""
+def _warn_if_moved(package: Package) -> None:
+    """Warn if the formats of a package were chosen on another processor."""
     machine = package.manifest.machine
     chosen = any(choice.times_us for choice in package.manifest.choices)
     if machine is not None and chosen and machine.cpu != _core.cpu_name():
@@ -68,7 +72,7 @@ def _tell_if_moved(package: Package) -> None:
 
 
 def load_package(package: Package, model: nn.Module | None = None) -> nn.Module:
-    """As `load`, from a package that is open already."""
+    """As `load`, from an open package."""
     if model is not None:
         fold_as_stored_(model, package)
         check_fit(model, package)

@@ -1,4 +1,4 @@
-"""State dicts as training leaves them behind, under the names that the model itself has.
+"""State dicts of wrapped and masked models under the names of the model itself.
 
 torch.compile puts `_orig_mod.` into names, DataParallel `module.` before all of them, and
 torch.nn.utils.prune stores `weight_orig` and `weight_mask`, whose product is the weight.
@@ -18,7 +18,7 @@ COMPILED, PARALLEL = "_orig_mod.", "module."
 
 
 def is_plain(names: Collection[str]) -> bool:
-    """Whether names are those of a model, as far as can be told."""
+    """Whether no name has a wrapper's prefix or a mask."""
     return not (
         any(name.startswith(COMPILED) or f".{COMPILED}" in name for name in names)
         or _all_wrapped(names)
@@ -36,7 +36,7 @@ def plain_state(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
         plain = name.replace(f".{COMPILED}", ".").removeprefix(COMPILED)
         plain = plain.removeprefix(PARALLEL).removeprefix(COMPILED) if wrapped else plain
         if plain in found:
-            raise InvalidFileError(f"{folder}: tensor {name!r}: there is another one for {plain!r}")
+            raise InvalidFileError(f"{folder}: tensor {name!r}: {plain!r} exists twice")
         found[plain] = tensor
     for name in list(found):
         stem = _stem(name)

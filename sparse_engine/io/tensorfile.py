@@ -45,7 +45,7 @@ PAD = "__pad_"
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor lies: `nbytes` bytes from byte `start` of the file."""
+    """The position of a tensor: `nbytes` bytes from byte `start` of the file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -56,8 +56,8 @@ class Slot:
 def read_header(handle: int, path: Path) -> dict[str, Slot]:
     """All tensors of an open file, in the order of their data; raises InvalidFileError.
 
-    The data starts at 0, without holes, overlaps or trailing bytes, each tensor as large as its
-    shape and dtype say. Nothing is allocated but the header.
+    The data must start at 0 and have no holes, overlaps or trailing bytes, and the size of each
+    tensor must follow from its shape and dtype. Only the header is read.
     """
     size = os.fstat(handle).st_size
     if size < 8:
@@ -100,8 +100,8 @@ def read_json(raw: bytes, what: str, kind: type) -> Any:
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(f"{what} is not valid JSON: {str(error)[:200]}") from None
     if not isinstance(value, kind):
-        told = "a JSON object" if kind is dict else f"a JSON {kind.__name__}"
-        raise InvalidFileError(f"{what} is not {told}")
+        expected = "a JSON object" if kind is dict else f"a JSON {kind.__name__}"
+        raise InvalidFileError(f"{what} is not {expected}")
     return value
 
 
@@ -113,7 +113,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """The first name that was there before, or None; in linear time, as files choose the names."""
+    """The first repeated name, or None; in linear time, because files can have many names."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -129,7 +129,7 @@ def _no_constant(text: str) -> float:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):  # 1e999
-        raise ValueError(f"{text[:40]} is no finite number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return value
 
 
@@ -161,7 +161,7 @@ def _sizes(value: Any) -> bool:
 def map_tensors(handle: int, path: Path, slots: dict[str, Slot]) -> dict[str, Tensor]:
     """The tensors as views of the file: processes that map it share one copy in memory.
 
-    Writing to a tensor copies the page it is on and never changes the file. Raises InvalidFileError.
+    Writing to a tensor copies its page and never changes the file. Raises InvalidFileError.
     """
     view = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
     tensors = {}
@@ -183,8 +183,18 @@ def write_tensors(
 ) -> dict[str, str]:
     """Write a safetensors file in the given order, each tensor on a 64-byte boundary.
 
-    Same tensors, same bytes. Returns the sha256 of each tensor's data; raises UsageError for names
-    or dtypes that cannot be stored.
+    The same tensors give the same bytes.
+
+    Args:
+        path: The file.
+        tensors: Pairs of name and tensor.
+        progress: Called as (done, total, name).
+
+    Returns:
+        The sha256 of each tensor's data by name.
+
+    Raises:
+        UsageError: A name or dtype that cannot be stored.
     """
     entries: dict[str, Any] = {}
     end = 0
@@ -194,7 +204,7 @@ def write_tensors(
             entries[f"{PAD}{i}"] = {"dtype": "U8", "shape": [pad], "data_offsets": [end, end + pad]}
             end += pad
         if name in entries or name.startswith(PAD) or name == "__metadata__":
-            raise UsageError(f"tensor name {name!r} is taken")
+            raise UsageError(f"tensor name {name!r} is in use")
         if tensor.dtype not in CODES or tensor.layout != torch.strided or tensor.is_meta:
             kind = f"{tensor.layout} {dtype_name(tensor.dtype)} on {tensor.device}"
             raise UsageError(f"tensor {name!r} cannot be stored: it is {kind}")
@@ -220,7 +230,7 @@ def write_tensors(
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The data of a tensor, row-major, without a copy where it already is that on the CPU."""
+    """The data of a tensor, row-major; without a copy if it is contiguous on the CPU."""
     if not tensor.numel():  # an empty tensor may have strides that cannot be viewed as bytes
         return memoryview(b"")
     flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -1,4 +1,4 @@
-"""verify: is a package intact, and does it compute what the model it was made from computes?
+"""verify: check that a package is intact and that its outputs are those of its model.
 
 error = max |y - y'| / max |y'| over an output; cosine = mean over its last dimension's vectors.
 """
@@ -37,7 +37,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 0.15}
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` checked; the last four are None without a model to compare with."""
+    """Result of `verify`; the last four fields are None without a model to compare with."""
 
     folder: str
     tensors: int
@@ -72,14 +72,18 @@ def verify(
 ) -> VerifyReport:
     """Check all hashes of a package and, if `against` is given, its outputs.
 
-    against: the pruned model before it was packed: a Hugging Face folder or id, or a module.
-    samples: a number of random token sequences, or texts, or model inputs (each a dict of keyword
-    arguments, a tuple or a tensor); a module that takes no tokens needs the last.
-    model: the module to fill, for packages that hold a plain torch module.
-    progress: called as (done, total, tensor name).
+    Args:
+        folder: The package.
+        against: The pruned model before it was packed: a Hugging Face folder or id, or a module.
+        samples: A number of random token sequences, or texts, or model inputs (each a dict of
+            keyword arguments, a tuple or a tensor); needed for a module without token inputs.
+        model: The module to fill, for packages that hold a plain torch module.
+        progress: Called as (done, total, tensor name).
 
-    Raises InvalidFileError for a damaged package, and VerificationError if an output differs by
-    more than 1e-4 of its largest value (5e-2 where weights are bfloat16).
+    Raises:
+        InvalidFileError: A damaged package.
+        VerificationError: An output differs by more than 1e-4 of its largest value (bfloat16
+            weights: 5e-2, int8: 0.15).
 
     >>> print(se.io.verify("out", against="pruned"))
     """
@@ -105,12 +109,12 @@ def verify(
     if not error <= tolerance:
         raise VerificationError(
             f"{folder}: outputs differ by {error:.1e} of their largest value, more than "
-            f"{tolerance:.0e} (mean cosine {cosine:.6f}); is {_told(against)} what was packed?"
+            f"{tolerance:.0e} (mean cosine {cosine:.6f}); was {_shown(against)} the packed model?"
         )
     return report
 
 
-def _told(against: str | Path | nn.Module) -> str:
+def _shown(against: str | Path | nn.Module) -> str:
     return type(against).__name__ if isinstance(against, nn.Module) else str(against)
 
 
@@ -139,7 +143,7 @@ def _inputs(samples: int | Sequence[Any], model: nn.Module, folder: Path) -> Ite
                 tokenizer = auto.from_pretrained(checked, local_files_only=True)
         except InvalidFileError:
             raise
-        except Exception as error:  # whatever the tokenizer classes raise
+        except Exception as error:  # tokenizer classes raise exceptions of many types
             reason = str(error).strip().splitlines()[0][:300]
             raise UsageError(f"{folder}: texts need a tokenizer: {reason}") from None
         longest = min(TEXT_TOKENS, positions(model) or TEXT_TOKENS)
@@ -162,8 +166,8 @@ def compare(packed: nn.Module, dense: nn.Module, inputs: Sequence[Any]) -> tuple
         expected, got = list(_run(dense, sample, what)), list(_run(packed, sample, what))
         if not all(bool(truth.isfinite().all()) for truth in expected):
             raise VerificationError(
-                f"{what}: the dense model {type(dense).__name__} gives NaN or infinity itself, so "
-                "that there is nothing to compare with; give other samples, or mend that model"
+                f"{what}: the dense model {type(dense).__name__} gives NaN or infinity; "
+                "give other samples, or repair that model"
             )
         if not expected or [t.shape for t in got] != [t.shape for t in expected]:
             raise VerificationError("the outputs of the two models have different shapes, or none")

@@ -95,7 +95,7 @@ def test_a_language_model_is_decoded_where_the_engine_can(root: Path) -> None:
         assert None not in (row.median_ms, row.ratio, row.decode_ms, row.decode_ratio)
         assert row.problem is None
     assert rows[0].decode_ratio == 1.0
-    for bad, why in (({"seq": 60}, "64 tokens"), ({"seq": 60, "new": 5}, "64 tokens")):
+    for bad, why in (({"seq": 60}, "64 positions"), ({"seq": 60, "new": 5}, "64 positions")):
         with pytest.raises(UsageError, match=why):
             bench_model(root / "llama", (OURS,), runs=1, rounds=1, **bad)
     with pytest.raises(UsageError, match="only causal"):

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import os
-import runpy
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from io_cases import edit_manifest, is_refused, read_table, refused, skeleton, write_table
 from torch import nn
 
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.io import load, save, verify
-
-CASES: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "support" / "io_cases.py"))
-skeleton, refused, is_refused = CASES["skeleton"], CASES["refused"], CASES["is_refused"]
-edit_manifest = CASES["edit_manifest"]
-read_table, write_table = CASES["read_table"], CASES["write_table"]
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("io")
-    return CASES["make_good"](folder / "good", folder / "source")
-
-
-@pytest.fixture
-def bad(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "bad"))
 
 
 def test_the_good_one_and_an_equal_copy_are_taken(good: Path, bad: Path) -> None:

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-CASES: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "support" / "io_cases.py"))
-skeleton, refused, is_refused = CASES["skeleton"], CASES["refused"], CASES["is_refused"]
-edit_manifest = CASES["edit_manifest"]
-read_table, write_table = CASES["read_table"], CASES["write_table"]
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("io")
-    return CASES["make_good"](folder / "good", folder / "source")
-
-
-@pytest.fixture
-def bad(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "bad"))
+from io_cases import edit_manifest, refused
 
 
 def layer(manifest: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""The files beside the weights: who may read which, and what other tools make of a package."""
+"""The files beside the weights: which of them are read, and how other tools read a package."""
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +14,18 @@ import pytest
 pytest.importorskip("transformers")
 
 import transformers
+from task_models import folder
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.io.model_files import ModelFiles, read_companions
 from sparse_engine.tasks import open_task
 
-MODELS: dict[str, Any] = runpy.run_path(
-    str(Path(__file__).parents[1] / "support" / "task_models.py")
-)
-
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("files")
-    source = MODELS["folder"](root / "dense", "BertModel")
+    source = folder(root / "dense", "BertModel")
     model, _ = se.io.load_pretrained(source)
     se.sparsify_(model, "csr")
     return se.save(model, root / "packed", source=source)
@@ -153,7 +149,7 @@ def test_texts_for_verify_use_the_packed_tokenizer(package: Path) -> None:
     ids=str,
 )
 def test_generation_configs_are_checked(kind: str, told: dict[str, Any], tmp_path: Path) -> None:
-    source = MODELS["folder"](tmp_path / "dense", kind)
+    source = folder(tmp_path / "dense", kind)
     model, _ = se.io.load_pretrained(source)
     se.sparsify_(model, "csr")
     path = source / "generation_config.json"

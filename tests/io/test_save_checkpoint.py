@@ -12,7 +12,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
+from tiny_bert import build, output
+from transformers import AutoModel, BertForMaskedLM
 
 import sparse_engine as se
 from sparse_engine.errors import (
@@ -22,31 +23,6 @@ from sparse_engine.errors import (
 from sparse_engine.io import load_pretrained, save_checkpoint
 
 torch.set_num_threads(1)
-CONFIG = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-}
-TOKENS = torch.arange(8).reshape(2, 4)
-
-
-def build(cls: Any = BertModel) -> Any:
-    torch.manual_seed(0)
-    return cls(BertConfig(**CONFIG)).eval()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    build().save_pretrained(tmp_path / "hf")
-    return tmp_path / "hf"
-
-
-def output(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(TOKENS)[0]
 
 
 def test_save_checkpoint_is_read_by_any_tool(folder: Path, tmp_path: Path) -> None:
@@ -87,7 +63,7 @@ def test_save_checkpoint_refuses(folder: Path, tmp_path: Path) -> None:
         save_checkpoint(model, folder, folder, {})
     with pytest.raises(UsageError, match="pruning is not plain JSON"):
         save_checkpoint(model, tmp_path / "out", folder, {"x": object()})
-    with pytest.raises(UsageError, match="is no transformers model"):
+    with pytest.raises(UsageError, match="is not a transformers model"):
         save_checkpoint(torch.nn.Linear(2, 2), tmp_path / "out", folder, {})
     model.encoder.layer[0].output.dense.weight[::2] = 0
     assert se.sparsify_(model, "csr").swapped

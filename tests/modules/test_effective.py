@@ -314,7 +314,7 @@ def test_a_name_twice_and_a_mask_that_does_not_fit_are_one_line(tmp_path: Path) 
     path, name = tmp_path / "model.safetensors", "encoder.layer.0.output.dense.weight"
     state = load_file(path)
     save_file(state | {f"_orig_mod.{name}": state[name].clone()}, path)
-    with pytest.raises(InvalidFileError, match="there is another one"):
+    with pytest.raises(InvalidFileError, match="exists twice"):
         load_pretrained(tmp_path)
     masked_state = {k: v for k, v in state.items() if k != name}
     masked_state |= {f"{name}_orig": state[name], f"{name}_mask": torch.ones(3)}

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import runpy
 import shlex
 import socket
 import subprocess
@@ -25,11 +24,12 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
 
+import serve_model
+
 from sparse_engine.serve import Embedder, connection, create_app, messages, middleware, page, server
 from sparse_engine.serve.service import Served
 from sparse_engine.tasks import Answerer, Generator, TokenClassifier
 
-TINY: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "support" / "serve_model.py"))
 V1 = "/v1/embeddings"
 BODY = b'{"input": "dense"}'
 Address = tuple[str, int]
@@ -37,7 +37,7 @@ Address = tuple[str, int]
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return Embedder(TINY["model"](), TINY["write"](tmp_path_factory.mktemp("model")))
+    return Embedder(serve_model.model(), serve_model.write(tmp_path_factory.mktemp("model")))
 
 
 @contextlib.contextmanager
@@ -229,7 +229,7 @@ def test_all_bodies_together_are_bounded(
 ) -> None:
     monkeypatch.setattr(middleware, "MAX_BODIES", 1000)
     app = create_app({"tiny": embedder}, threads=1)
-    send = TINY["sender"](app)
+    send = serve_model.sender(app)
     answer = send("POST", V1, content=BODY + b" " * 1000)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
     for _ in range(100):  # what was held is given back
@@ -300,14 +300,14 @@ def test_headers_that_are_refused_end_the_connection(
 def test_probes_are_outside_the_limit_of_requests(embedder: Embedder) -> None:
     app = create_app({"tiny": embedder}, threads=1)
     app.state.service.traffic.in_flight = middleware.MAX_REQUESTS
-    send = TINY["sender"](app)
+    send = serve_model.sender(app)
     answer = send("POST", V1, content=BODY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
     assert send("GET", "/health/ready").status_code == 200
 
 
 def test_the_front_page_and_the_docs(embedder: Embedder) -> None:
-    send = TINY["sender"](create_app({"tiny": embedder}, threads=1))
+    send = serve_model.sender(create_app({"tiny": embedder}, threads=1))
     home = send("GET", "/").json()
     assert (home["name"], home["models"], home["docs"]) == ("sparse_engine", ["tiny"], "/docs")
     docs = send("GET", "/docs")
@@ -371,7 +371,7 @@ def test_texts_too_long_are_not_tokenized_and_two_at_most_at_once(
 
 def in_parallel(app: Any, bodies: list[bytes]) -> list[int]:
     async def going() -> list[int]:
-        async with TINY["client"](app) as one:
+        async with serve_model.client(app) as one:
             answers = await asyncio.gather(*(one.post(V1, content=body) for body in bodies))
         return [answer.status_code for answer in answers]
 

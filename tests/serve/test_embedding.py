@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
+import serve_model
 from transformers import BertForMaskedLM, RobertaConfig, RobertaModel
 
 from sparse_engine import SparseConfig, sparsify_
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.serve import Embedder, InputError
 
-TINY: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "support" / "serve_model.py"))
 TEXTS = [
     "a sparse matrix has few non zeros .",
     "dense",
@@ -66,9 +65,9 @@ def pooled_by(files: dict[str, Any], **config: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("files", "mode", "normalize"),
     [
-        (TINY["POOLING"], "mean", True),
-        (pooled_by(TINY["POOLING"], pooling_mode_cls_token=True), "cls", True),
-        (pooled_by(TINY["POOLING"], pooling_mode="max"), "max", True),
+        (serve_model.POOLING, "mean", True),
+        (pooled_by(serve_model.POOLING, pooling_mode_cls_token=True), "cls", True),
+        (pooled_by(serve_model.POOLING, pooling_mode="max"), "max", True),
         (pooled_by({}, pooling_mode_max_tokens=True, pooling_mode_mean_tokens=False), "max", False),
         ({}, "mean", False),
     ],
@@ -77,10 +76,10 @@ def pooled_by(files: dict[str, Any], **config: Any) -> dict[str, Any]:
 def test_embeds_as_the_files_say(
     tmp_path: Path, files: dict[str, Any], mode: str, normalize: bool, batch_size: int
 ) -> None:
-    model = TINY["model"]()
-    embedder = Embedder(model, TINY["write"](tmp_path, files), batch_size)
+    model = serve_model.model()
+    embedder = Embedder(model, serve_model.write(tmp_path, files), batch_size)
     got = embedder.embed(TEXTS)
-    assert got.shape == (5, TINY["HIDDEN"])
+    assert got.shape == (5, serve_model.HIDDEN)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), truth(model, mode, normalize), rtol=0, atol=5e-6)
     assert (embedder.info["pooling"], embedder.info["normalize"]) == (mode, normalize)
@@ -88,49 +87,49 @@ def test_embeds_as_the_files_say(
 
 
 def test_a_sparse_model_embeds_as_its_dense_one(tmp_path: Path) -> None:
-    model = TINY["pruned"]()
+    model = serve_model.pruned()
     expected = truth(model, "mean", True)
     assert len(sparsify_(model, SparseConfig(format="csr")).swapped) == 13
-    got = Embedder(model, TINY["write"](tmp_path)).embed(TEXTS)
+    got = Embedder(model, serve_model.write(tmp_path)).embed(TEXTS)
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-6)
 
 
 def test_tokens_are_the_tokenizers_uncut_and_unpadded(tmp_path: Path) -> None:
-    embedder = Embedder(TINY["model"](), TINY["write"](tmp_path))
+    embedder = Embedder(serve_model.model(), serve_model.write(tmp_path))
     assert embedder.encode(TEXTS) == IDS
     assert embedder.encode([""]) == [[2, 3]]
-    assert embedder.embed([]).shape == (0, TINY["HIDDEN"])
+    assert embedder.embed([]).shape == (0, serve_model.HIDDEN)
 
 
 def test_embeddings_may_be_trained_on(tmp_path: Path) -> None:
-    embeddings = Embedder(TINY["model"](), TINY["write"](tmp_path)).embed(TEXTS)
-    probe = nn.Linear(TINY["HIDDEN"], 1)
+    embeddings = Embedder(serve_model.model(), serve_model.write(tmp_path)).embed(TEXTS)
+    probe = nn.Linear(serve_model.HIDDEN, 1)
     probe(embeddings).sum().backward()
     torch.testing.assert_close(probe.weight.grad, embeddings.sum(0, keepdim=True))
 
 
 def test_a_head_is_left_out(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = BertForMaskedLM(TINY["config"]())
-    got = Embedder(model, TINY["write"](tmp_path)).embed(TEXTS)
+    model = BertForMaskedLM(serve_model.config())
+    got = Embedder(model, serve_model.write(tmp_path)).embed(TEXTS)
     torch.testing.assert_close(got.double(), truth(model.bert, "mean", True), rtol=0, atol=2e-6)
 
 
 def test_too_long_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    embedder = Embedder(TINY["model"](), TINY["write"](tmp_path / "sentence"))
+    embedder = Embedder(serve_model.model(), serve_model.write(tmp_path / "sentence"))
     assert embedder.max_length == 17
-    assert embedder.embed(["a " * 15]).shape == (1, TINY["HIDDEN"])
+    assert embedder.embed(["a " * 15]).shape == (1, serve_model.HIDDEN)
     with pytest.raises(InputError, match="input 1 has 18 tokens, the model takes at most 17"):
         embedder.embed(["a", "a " * 16])
-    embedder = Embedder(TINY["model"](), TINY["write"](tmp_path / "plain", {}))
-    assert embedder.max_length == TINY["MAX_POSITIONS"]
-    assert embedder.embed(["a " * 17]).shape == (1, TINY["HIDDEN"])
+    embedder = Embedder(serve_model.model(), serve_model.write(tmp_path / "plain", {}))
+    assert embedder.max_length == serve_model.MAX_POSITIONS
+    assert embedder.embed(["a " * 17]).shape == (1, serve_model.HIDDEN)
 
 
 def test_roberta_counts_positions_from_its_padding(tmp_path: Path) -> None:
-    config = RobertaConfig(**TINY["config"](pad_token_id=1).to_dict())
-    embedder = Embedder(RobertaModel(config), TINY["write"](tmp_path, {}))
-    assert embedder.max_length == TINY["MAX_POSITIONS"] - 2
+    config = RobertaConfig(**serve_model.config(pad_token_id=1).to_dict())
+    embedder = Embedder(RobertaModel(config), serve_model.write(tmp_path, {}))
+    assert embedder.max_length == serve_model.MAX_POSITIONS - 2
     assert embedder.embed(["a " * 15]).isfinite().all()
     with pytest.raises(InputError, match="18 tokens"):
         embedder.embed(["a " * 16])
@@ -145,13 +144,13 @@ def test_roberta_counts_positions_from_its_padding(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_token_ids(tmp_path: Path, rows: list[list[int]], words: str) -> None:
-    embedder = Embedder(TINY["model"](), TINY["write"](tmp_path))
+    embedder = Embedder(serve_model.model(), serve_model.write(tmp_path))
     with pytest.raises(InputError, match=words):
         embedder.embed_ids(rows)
 
 
 def test_wrong_texts(tmp_path: Path) -> None:
-    embedder = Embedder(TINY["model"](), TINY["write"](tmp_path))
+    embedder = Embedder(serve_model.model(), serve_model.write(tmp_path))
     with pytest.raises(InputError, match="surrogate"):
         embedder.embed(["a", "\ud800"])
     with pytest.raises(UsageError, match="one str"):
@@ -187,12 +186,12 @@ def test_wrong_texts(tmp_path: Path) -> None:
 def test_damaged_folders(
     tmp_path: Path, name: str, content: str | None, error: type[Exception], words: str
 ) -> None:
-    folder = TINY["write"](tmp_path)
+    folder = serve_model.write(tmp_path)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises(error, match=words):
-        Embedder(TINY["model"](), folder)
+        Embedder(serve_model.model(), folder)
 
 
 def test_a_model_that_is_no_encoder(tmp_path: Path) -> None:
@@ -201,11 +200,11 @@ def test_a_model_that_is_no_encoder(tmp_path: Path) -> None:
             return input_ids.float()
 
     with pytest.raises(UnsupportedModelError, match="Scores gives no last_hidden_state"):
-        Embedder(Scores(), TINY["write"](tmp_path))
+        Embedder(Scores(), serve_model.write(tmp_path))
 
 
 def test_longest_text_has_to_be_known(tmp_path: Path) -> None:
-    folder = TINY["write"](tmp_path, {})
+    folder = serve_model.write(tmp_path, {})
     (folder / "config.json").write_text(json.dumps({"vocab_size": 15}))
     with pytest.raises(UnsupportedModelError, match="longest text is not known"):
         Embedder(nn.Linear(1, 1), folder)
@@ -214,4 +213,4 @@ def test_longest_text_has_to_be_known(tmp_path: Path) -> None:
 def test_missing_tokenizers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UsageError, match=r"pip install sparse-engine\[hf\]"):
-        Embedder(TINY["model"](), tmp_path)
+        Embedder(serve_model.model(), tmp_path)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import runpy
 import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,13 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("httpx")
 
+import serve_model
+
 from sparse_engine.errors import UsageError
 from sparse_engine.serve import Embedder, create_app, run
 
-TINY: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "support" / "serve_model.py"))
-HIDDEN, MAX_LENGTH = TINY["HIDDEN"], 17
-infer, tensor = TINY["infer"], TINY["tensor"]
+HIDDEN, MAX_LENGTH = serve_model.HIDDEN, 17
+infer, tensor = serve_model.infer, serve_model.tensor
 V1, V2 = "/v1/embeddings", "/v2/models/tiny/infer"
 Send = Callable[..., Any]
 
@@ -39,7 +38,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return Embedder(TINY["model"](), TINY["write"](tmp_path_factory.mktemp("model")))
+    return Embedder(serve_model.model(), serve_model.write(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def app(embedder: Embedder) -> Any:
 
 @pytest.fixture
 def send(app: Any) -> Send:
-    return TINY["sender"](app)
+    return serve_model.sender(app)
 
 
 def vectors(answer: Any) -> np.ndarray:

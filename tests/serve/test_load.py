@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import runpy
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +16,13 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("httpx")
 
+import serve_model
+
 from sparse_engine.errors import UsageError
 from sparse_engine.serve import Embedder, create_app
 from sparse_engine.serve.queue import MAX_WAITING
 
-TINY: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "support" / "serve_model.py"))
-client, infer, tensor = TINY["client"], TINY["infer"], TINY["tensor"]
+client, infer, tensor = serve_model.client, serve_model.infer, serve_model.tensor
 V1, V2 = "/v1/embeddings", "/v2/models/tiny/infer"
 Send = Callable[..., Any]
 
@@ -38,7 +37,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return Embedder(TINY["model"](), TINY["write"](tmp_path_factory.mktemp("model")))
+    return Embedder(serve_model.model(), serve_model.write(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def app(embedder: Embedder) -> Any:
 
 @pytest.fixture
 def send(app: Any) -> Send:
-    return TINY["sender"](app)
+    return serve_model.sender(app)
 
 
 def vectors(answer: Any) -> list[list[float]]:
@@ -111,7 +110,7 @@ def test_request_ids_of_clients_are_plain_words_or_replaced(send: Send) -> None:
 
 
 def test_eight_at_once_each_get_their_own(app: Any, embedder: Embedder) -> None:
-    texts = [" ".join(TINY["WORDS"][: 1 + i]) for i in range(8)]
+    texts = [" ".join(serve_model.WORDS[: 1 + i]) for i in range(8)]
 
     async def going() -> list[Any]:
         async with client(app) as one:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
 
 import httpx
+import serve_model
 
 from sparse_engine import io, sparsify_
 from sparse_engine.errors import InvalidFileError, UsageError
@@ -32,7 +32,6 @@ from sparse_engine.serve import Embedder, run
 from sparse_engine.serve.middleware import MAX_BODY
 
 SCRIPT = Path(__file__).parents[1] / "support" / "serve_model.py"
-TINY: dict[str, Any] = runpy.run_path(str(SCRIPT))
 V1 = "/v1/embeddings"
 
 
@@ -40,8 +39,8 @@ V1 = "/v1/embeddings"
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of the tiny encoder with all linear layers in CSR."""
     folder = tmp_path_factory.mktemp("serve")
-    source = TINY["write"](folder / "source")
-    model = TINY["pruned"]()
+    source = serve_model.write(folder / "source")
+    model = serve_model.pruned()
     sparsify_(model, "csr")
     return io.save(model, folder / "tiny", source=source)
 
@@ -115,7 +114,7 @@ def test_a_signal_lets_requests_in_flight_finish(server: Running, sign: signal.S
         assert not answers
         asking.join(20)
     assert answers[0].status_code == 200
-    assert len(answers[0].json()["data"][0]["embedding"]) == TINY["HIDDEN"]
+    assert len(answers[0].json()["data"][0]["embedding"]) == serve_model.HIDDEN
     assert server.end() == (0, "")
 
 

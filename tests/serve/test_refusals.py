@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import runpy
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,12 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("httpx")
 
+import serve_model
+
 from sparse_engine.serve import Embedder, create_app
 from sparse_engine.serve.middleware import MAX_BODY
 
-TINY: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "support" / "serve_model.py"))
-HIDDEN, infer, tensor = TINY["HIDDEN"], TINY["infer"], TINY["tensor"]
+HIDDEN, infer, tensor = serve_model.HIDDEN, serve_model.infer, serve_model.tensor
 V1, V2 = "/v1/embeddings", "/v2/models/tiny/infer"
 Send = Callable[..., Any]
 
@@ -30,13 +29,13 @@ Send = Callable[..., Any]
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     torch.set_num_threads(1)
-    return Embedder(TINY["model"](), TINY["write"](tmp_path_factory.mktemp("model")))
+    return Embedder(serve_model.model(), serve_model.write(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
 def send(embedder: Embedder) -> Send:
     """To one server for all of this file."""
-    return TINY["sender"](create_app({"tiny": embedder}, threads=1))
+    return serve_model.sender(create_app({"tiny": embedder}, threads=1))
 
 
 def check_alive(send: Send, embedder: Embedder) -> None:

@@ -1,4 +1,4 @@
-"""Packages to damage, and the tools for it; tests read this file with runpy."""
+"""A package to damage, and the tools for it."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def refused(folder: Path, match: str = "") -> None:
 
 def is_refused(folder: Path, check: Callable[[], Any]) -> bool:
     """Whether `check` refuses; any error but InvalidFileError is a bug."""
-    told = None
+    message = None
     try:
         check()
     except InvalidFileError as error:
-        told = str(error)
-    assert told is None or ("\n" not in told and str(folder) in told)
-    return told is not None
+        message = str(error)
+    assert message is None or ("\n" not in message and str(folder) in message)
+    return message is not None
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
