@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path, PurePath
 from types import ModuleType
 
 import pytest
 import torch
+from scripts import load_script
 
 from sparse_engine.errors import UsageError
 
@@ -22,14 +21,7 @@ TINY = "3, 4, 4\n0 2 2 4 \n0 3 1 2 \n"
 
 @pytest.fixture(scope="module")
 def dlmc() -> ModuleType:
-    path = Path(__file__).parents[2] / "bench" / "dlmc.py"
-    spec = importlib.util.spec_from_file_location("bench_dlmc", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_dlmc"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("dlmc")
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripts import load_script
 
 pytest.importorskip("transformers")
 
-SCRIPT: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "models.py"))
-Case, attempt = SCRIPT["Case"], SCRIPT["attempt"]
+SCRIPT = load_script("models")
+Case, attempt = SCRIPT.Case, SCRIPT.attempt
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ Case, attempt = SCRIPT["Case"], SCRIPT["attempt"]
     ],
 )
 def test_a_row(name: str, layers: str, native: str, tmp_path: Path) -> None:
-    (case,) = [case for case in SCRIPT["CASES"] if case.name == name]
+    (case,) = [case for case in SCRIPT.CASES if case.name == name]
     row = attempt(case, tmp_path)
     assert (row.error, row.layers, row.native) == ("", layers, native)
     assert 0.7 < float(row.work.rstrip("%")) / 100 <= 0.8
@@ -34,5 +33,5 @@ def test_a_row(name: str, layers: str, native: str, tmp_path: Path) -> None:
 def test_what_fails_is_a_row_too(tmp_path: Path) -> None:
     rows = [attempt(Case("BertModel", {"hidden_size": 30}), tmp_path)]
     assert rows[0].error.startswith("build: ")
-    text = SCRIPT["table"](rows)
+    text = SCRIPT.table(rows)
     assert "0 of 1 architectures pass all steps" in text

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 from typer.testing import CliRunner
 
 from sparse_engine.bench.kernel import bench_kernel
 from sparse_engine.bench.recurrent import NetworkGrid, random_network
 from sparse_engine.cli.app import app
 from sparse_engine.errors import SparseEngineError, UsageError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("op", ["lstm", "gru", "rnn"])
@@ -78,19 +74,9 @@ def test_from_the_command_line() -> None:
         assert why in str(done.exception)
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_tagger_reads_what_is_published(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    tagger = script("tagger")
+    tagger = load_script("tagger")
     source = np.random.default_rng(0)
     sizes = {
         "embedding.weight": (9, 6),

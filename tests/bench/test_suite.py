@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 from sparse_engine.errors import UsageError
 
@@ -17,14 +16,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def suite() -> ModuleType:
-    path = Path(__file__).parents[2] / "bench" / "suite.py"
-    spec = importlib.util.spec_from_file_location("bench_suite", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_suite"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("suite")
 
 
 TINY = (

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -60,16 +59,6 @@ def test_the_index_has_every_page() -> None:
         assert page.name == "README.md" or f"]({page.name})" in index, page.name
 
 
-def load_chart() -> Any:
-    """bench/chart.py, which is a script and no module of a package."""
-    spec = importlib.util.spec_from_file_location("chart", ROOT / "bench" / "chart.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 FORMATS = {"unstructured": ("csr",), "4x4 blocks": ("bsr:4x4",), "1 token": ("sellp", "bitmask")}
 
 
@@ -108,7 +97,7 @@ LARGE = {(11008, 4096)}
 def test_figures_are_the_measured_ones(
     section: str, label: str, dtype: str, kind: str, tokens: int
 ) -> None:
-    chart = load_chart()
+    chart = load_script("chart")
     points = chart.read_points(chart.EMERALD if section == EMERALD else chart.GRANITE)
     shapes = None
     if section == EMERALD:
@@ -121,6 +110,6 @@ def test_figures_are_the_measured_ones(
 
 def test_pictures_of_the_readme_can_be_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    chart = load_chart()
+    chart = load_script("chart")
     chart.draw(tmp_path / "chart.svg", dark=False)
     assert (tmp_path / "chart.svg").read_text().count("<path") > 20

@@ -24,6 +24,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -178,11 +179,10 @@ def fuzz(
         finally:
             worker.stop()
 
-    threads = [threading.Thread(target=work) for _ in range(jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(jobs) as pool:
+        started = [pool.submit(work) for _ in range(jobs)]
+    for worker in started:
+        worker.result()  # raises what ended it
 
 
 def use(site: Path) -> None:

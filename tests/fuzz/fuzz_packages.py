@@ -141,7 +141,7 @@ def use_text(model: Any, folder: Path) -> None:
     else:
         task.warm_up()
         task.generate("the cat", Sampling(max_tokens=5))
-        if task.ids_name == "input_ids":
+        if task.task == "text-generation":
             use_cache(model)
 
 

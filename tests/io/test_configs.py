@@ -15,26 +15,17 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-from transformers import BertConfig, BertModel
+from tiny_bert import build
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, SparseEngineError
 from sparse_engine.io import bounds, load, save
 
 torch.set_num_threads(1)
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-}
 
 
 def bert() -> Any:
-    torch.manual_seed(0)
-    model = BertModel(BertConfig(**SIZES)).eval().requires_grad_(False)
+    model = build().requires_grad_(False)
     model.encoder.layer[0].output.dense.weight[::2] = 0
     assert se.sparsify_(model, "csr").swapped
     return model

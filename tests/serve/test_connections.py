@@ -35,11 +35,6 @@ BODY = b'{"input": "dense"}'
 Address = tuple[str, int]
 
 
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return Embedder(serve_model.model(), serve_model.write(tmp_path_factory.mktemp("model")))
-
-
 @contextlib.contextmanager
 def running(embedder: Embedder, buffer: int = 0) -> Iterator[Address]:
     """A server in a thread of this process; `buffer`: bytes that the system takes for a client."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -26,29 +26,6 @@ HIDDEN, MAX_LENGTH = serve_model.HIDDEN, 17
 infer, tensor = serve_model.infer, serve_model.tensor
 V1, V2 = "/v1/embeddings", "/v2/models/tiny/infer"
 Send = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return Embedder(serve_model.model(), serve_model.write(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture
-def app(embedder: Embedder) -> Any:
-    return create_app({"tiny": embedder}, threads=1)
-
-
-@pytest.fixture
-def send(app: Any) -> Send:
-    return serve_model.sender(app)
 
 
 def vectors(answer: Any) -> np.ndarray:

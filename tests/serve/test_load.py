@@ -27,29 +27,6 @@ V1, V2 = "/v1/embeddings", "/v2/models/tiny/infer"
 Send = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return Embedder(serve_model.model(), serve_model.write(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture
-def app(embedder: Embedder) -> Any:
-    return create_app({"tiny": embedder}, threads=1)
-
-
-@pytest.fixture
-def send(app: Any) -> Send:
-    return serve_model.sender(app)
-
-
 def vectors(answer: Any) -> list[list[float]]:
     assert answer.status_code == 200, answer.text
     return [entry["embedding"] for entry in answer.json()["data"]]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("fastapi")
@@ -24,12 +23,6 @@ from sparse_engine.serve.middleware import MAX_BODY
 HIDDEN, infer, tensor = serve_model.HIDDEN, serve_model.infer, serve_model.tensor
 V1, V2 = "/v1/embeddings", "/v2/models/tiny/infer"
 Send = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    torch.set_num_threads(1)
-    return Embedder(serve_model.model(), serve_model.write(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
