@@ -134,7 +134,9 @@ def test_verify_finds_another_model(tmp_path: Path) -> None:
     folder = pack(tmp_path / "a")
     other = dense()
     other[2].weight[0, 0] += 0.1
-    with pytest.raises(VerificationError, match=r"outputs differ by .* was Sequential the packed model"):
+    with pytest.raises(
+        VerificationError, match=r"outputs differ by .* was Sequential the packed model"
+    ):
         verify(folder, against=other, samples=INPUTS, model=dense())
 
 
