@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sparse_engine.formats.dense import Dense
 from sparse_engine.formats.rows import CHUNK, Rows, RowSource, joined
 
 BIT = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
@@ -86,6 +87,14 @@ def mask_of(weight: RowSource, stride: int) -> tuple[Tensor, Tensor, Tensor]:
     mask = torch.zeros(out_features, stride, dtype=torch.uint8, device=device)
     counts = torch.zeros(out_features, dtype=torch.int64, device=device)
     values = []
+    if isinstance(weight, Dense):
+        for begin, end in weight.ranges():
+            part = weight.values[begin:end]
+            kept = part != 0
+            mask[begin:end, : -(-weight.shape[1] // 8)] = pack_bits(kept)
+            counts[begin:end] = kept.sum(1)
+            values.append(part[kept])
+        return joined(values, weight.values.new_zeros(0)), mask, counts
     for begin, rows in weight.row_chunks():
         places = rows.row_ids().add_(begin).mul_(stride).add_(rows.columns >> 3)
         # A byte is the sum of its different bits.

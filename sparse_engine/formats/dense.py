@@ -47,6 +47,10 @@ class Dense(RowSource):
         columns = torch.arange(self.shape[1], dtype=torch.int32, device=self.device)
         return Rows(running(kept.sum(1)), columns.expand(weight.shape)[kept], weight[kept])
 
+    def read_strip(self, begin: int, end: int, width: int) -> Tensor:
+        """Rows begin to end - 1, padded with zeros to `width` columns."""
+        return positive_zeros(pad(self.values[begin:end], (0, width - self.shape[1])))
+
     def read_tiles(self, begin: int, end: int, height: int, width: int) -> Tiles:
         """Tiles of rows begin to end - 1 that hold a non-zero."""
         tiles = tiled(self.values[begin:end], height, width)

@@ -72,12 +72,8 @@ class NM(Format):
         size = (out_features, -(-count * width // 8))
         positions = torch.zeros(size, dtype=torch.uint8, device=device)
         places = torch.arange(of, dtype=torch.uint8, device=device)
-        # A chunk is a dense strip here.
-        for begin, end in weight.ranges(least=4 * groups * of):
-            rows = weight.read_rows(begin, end)
-            strip = values.new_zeros(end - begin, groups * of)
-            flat = rows.row_ids().mul_(groups * of).add_(rows.columns)
-            strip.view(-1).index_copy_(0, flat, rows.values)
+        for begin, end in weight.ranges(least=2 * groups * of):
+            strip = weight.read_strip(begin, end, groups * of)
             strip = strip.view(end - begin, groups, of)
             kept = _kept(strip != 0, keep, begin)
             numbers = places.expand(kept.shape)[kept].view(end - begin, count)

@@ -126,6 +126,14 @@ class RowSource(ABC):
     def read_rows(self, begin: int, end: int) -> Rows:
         """The non-zeros of rows begin to end - 1."""
 
+    def read_strip(self, begin: int, end: int, width: int) -> Tensor:
+        """Rows begin to end - 1 as a dense matrix [rows, width] with zeros beyond `in`."""
+        rows = self.read_rows(begin, end)
+        strip = torch.zeros(end - begin, width, dtype=self.dtype, device=self.device)
+        # Not scatter_, which quietens signalling NaNs in bfloat16.
+        strip.view(-1).index_copy_(0, rows.row_ids().mul_(width).add_(rows.columns), rows.values)
+        return strip
+
     def read_tiles(self, begin: int, end: int, height: int, width: int) -> Tiles:
         """Tiles of rows begin to end - 1 that hold a non-zero; begin is a multiple of height."""
         return self.read_rows(begin, end).tiles(height, width, self.shape[1])
@@ -170,7 +178,6 @@ class RowSource(ABC):
         dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
         for begin, rows in self.row_chunks():
             flat = rows.row_ids().add_(begin).mul_(self.shape[1]).add_(rows.columns)
-            # Not scatter_, which quietens signalling NaNs in bfloat16.
             dense.view(-1).index_copy_(0, flat, rows.values)
         return dense
 

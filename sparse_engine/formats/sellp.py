@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from sparse_engine.formats.checks import (
     check_shape,
 )
 from sparse_engine.formats.compressed import to_pointers
+from sparse_engine.formats.csr import CSR
 from sparse_engine.formats.rows import Rows, RowSource, joined, running, spans
 
 LANES, WINDOW = 16, 32
@@ -62,6 +63,11 @@ class SellP(Format):
     def from_format(cls, weight: RowSource) -> Self:
         """Store a weight with at most 65536 inputs."""
         return cls(weight.shape, **sellp_buffers(weight))
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, *args: Any, **params: Any) -> Self:
+        """As `Format.from_dense`; the dense weight is searched for non-zeros once."""
+        return cls.from_format(CSR.from_dense(weight))
 
     @cached_property
     def lanes(self) -> Tensor:

@@ -19,13 +19,14 @@ class Numbers(RowSource):
     Values that round to zero are dropped. Integers of a weight that is int8 already stay what they are.
 
     Attributes:
+        weight: The weight that is read.
         scales: float32 [out] for int8, else [0]; complete once all rows were read.
         sums: int32 [out] for int8, else [0]: the sum of a row's integers; complete with `scales`.
     """
 
     def __init__(self, weight: RowSource, dtype: torch.dtype) -> None:
         self.shape = weight.shape
-        self._weight, self._dtype = weight, dtype
+        self.weight, self._dtype = weight, dtype
         count = weight.shape[0] if dtype == torch.int8 else 0
         self.scales = torch.zeros(count, dtype=torch.float32, device=weight.device)
         self.sums = torch.zeros(count, dtype=torch.int32, device=weight.device)
@@ -38,24 +39,24 @@ class Numbers(RowSource):
     @property
     def device(self) -> torch.device:
         """Of the weight."""
-        return self._weight.device
+        return self.weight.device
 
     def row_costs(self) -> Tensor:
         """Elements that are read for each row."""
-        return self._weight.row_costs()
+        return self.weight.row_costs()
 
     @property
     def unit(self) -> int:
         """Rows that are best read together."""
-        return self._weight.unit
+        return self.weight.unit
 
     def read_rows(self, begin: int, end: int) -> Rows:
         """The non-zeros of rows begin to end - 1; raises UsageError for what dtype cannot hold."""
-        rows = self._weight.read_rows(begin, end)
+        rows = self.weight.read_rows(begin, end)
         if self._dtype == torch.int8:
-            values = self._integers(rows, begin, end)
+            values = self.integers(rows.values, rows.row_ids(), begin, end)
         elif rows.values.dtype == torch.int8:
-            scales = self._weight.scales[begin:end]  # type: ignore[attr-defined]
+            scales = self.weight.scales[begin:end]  # type: ignore[attr-defined]
             values = (rows.values.float() * scales[rows.row_ids()]).to(self._dtype)
         else:
             values = rows.values.to(self._dtype)
@@ -67,14 +68,20 @@ class Numbers(RowSource):
                 )
         return Rows(rows.pointers, rows.columns, values).keep(values != 0)
 
-    def _integers(self, rows: Rows, begin: int, end: int) -> Tensor:
-        """The values of some rows as int8; notes their scales and sums."""
-        row = rows.row_ids()
-        if rows.values.dtype == torch.int8:
-            self.scales[begin:end] = self._weight.scales[begin:end]  # type: ignore[attr-defined]
-            integers = rows.values
+    def integers(self, values: Tensor, row: Tensor, begin: int, end: int) -> Tensor:
+        """The values of rows begin to end - 1 as int8; keeps the scales and sums of the rows.
+
+        Args:
+            values: [n], all that are not zero among them.
+            row: int64 [n], the row of each value, counted from begin.
+            begin: The first row.
+            end: The row after the last.
+        """
+        if values.dtype == torch.int8:
+            self.scales[begin:end] = self.weight.scales[begin:end]  # type: ignore[attr-defined]
+            integers = values
         else:
-            integers, scales = quantise(rows.values, row, end - begin)
+            integers, scales = quantise(values, row, end - begin)
             self.scales[begin:end] = scales
         sums = torch.zeros(end - begin, dtype=torch.int32, device=self.device)
         self.sums[begin:end] = sums.index_add_(0, row, integers.int())

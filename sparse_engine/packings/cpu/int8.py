@@ -8,13 +8,14 @@ and Groups8 widen the integers, so that activations keep their precision.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.formats import NM
 from sparse_engine.formats.checks import check_buffer, check_zero
 from sparse_engine.formats.rows import Rows, RowSource
 from sparse_engine.packings.cpu.bits import Bits
@@ -164,6 +165,14 @@ class Groups8(Groups):
     """float32 [out]."""
 
     @classmethod
+    def _build(cls, source: RowSource, keep: int = 2, of: int = 4) -> dict[str, Any]:
+        matrix = getattr(source, "weight", None)
+        if isinstance(matrix, NM) and (matrix.keep, matrix.of) == (keep, of):
+            assert isinstance(source, Numbers)
+            source = _quantised(source, matrix)
+        return super()._build(source, keep, of)
+
+    @classmethod
     def _scaling(cls, source: Numbers, buffers: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"scales": source.scales}
 
@@ -174,6 +183,17 @@ class Groups8(Groups):
 
 
 Runs.int8, PackedSellP.int8, Bits.int8, Groups.int8 = QuadRuns, SellP8, Bits8, Groups8
+
+
+def _quantised(source: Numbers, matrix: NM) -> NM:
+    """The matrix that `source` reads, with its integers at the same positions."""
+    values = torch.zeros_like(matrix.values, dtype=torch.int8)
+    for begin, end in matrix.ranges():
+        row = torch.arange(end - begin, device=values.device)
+        row = row.repeat_interleave(values.shape[1])
+        part = source.integers(matrix.values[begin:end].reshape(-1), row, begin, end)
+        values[begin:end] = part.view(end - begin, -1)
+    return replace(matrix, values=values)
 
 
 def _corrected(out_features: int, chunk: int) -> int:
