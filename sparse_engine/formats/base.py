@@ -1,7 +1,8 @@
 """Format: a sparse weight as named buffers, and how one format becomes another.
 
-A subclass defines how its rows are read (`row_costs`, `read_rows`) and how it is built from those of
-another weight (`from_format`). Conversion to and from dense, sizes and serialisation follow from these.
+A subclass defines how its rows are read (`row_costs`, `read_rows`) and how it is built from the
+rows of another weight (`from_format`). Conversion to and from dense, sizes and serialisation follow
+from these.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class BSR(Compressed):
     ```
 
     Rows count outputs. A shape that is no multiple of the block is padded with zeros inside;
-    `to_dense` takes the padding off.
+    `to_dense` removes the padding.
 
     >>> BSR.from_dense(weight, rows=4, cols=1).nbytes
     """

@@ -64,7 +64,7 @@ class Dense(RowSource):
 
 
 def tiled(weight: Tensor, height: int, width: int) -> Tensor:
-    """[out, in] -> [rows of tiles, height, columns of tiles, width], padded with zeros if need be."""
+    """[out, in] -> [rows of tiles, height, columns of tiles, width], padded with zeros."""
     out_features, in_features = weight.shape
     grid = (-(-out_features // height), -(-in_features // width))
     extra = (0, grid[1] * width - in_features, 0, grid[0] * height - out_features)

@@ -43,8 +43,8 @@ class NM(Format):
     ```
 
     A group with fewer non-zeros stores its first zeros too, so that positions always rise strictly
-    within a group. `in` that is no multiple of `of` is padded with zeros inside; `to_dense` takes
-    the padding off.
+    within a group. `in` that is no multiple of `of` is padded with zeros inside; `to_dense` removes
+    the padding.
 
     >>> NM.from_dense(weight, keep=2, of=4).to_dense()
     """

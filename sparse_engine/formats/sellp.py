@@ -96,7 +96,7 @@ class SellP(Format):
         return rows.keep(values != 0).sorted()
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         out_features, in_features = self.shape
         if in_features > MAX_INPUTS:

@@ -59,7 +59,7 @@ class FormatSpec:
 
     @classmethod
     def of(cls, spec: Self | str) -> Self:
-        """`spec` itself, or what its text says."""
+        """`spec` itself, or parsed if it is a text."""
         return cls.parse(spec) if isinstance(spec, str) else spec
 
     @property
@@ -72,7 +72,7 @@ class FormatSpec:
         return self.format.from_dense(weight, **self.params)
 
     def convert(self, weight: Format) -> Format:
-        """A format or packing in this format, without a dense matrix; raises UsageError likewise."""
+        """A weight in this format, made without a dense matrix; raises UsageError as above."""
         return weight.to_format(self.format, **self.params)
 
     def __str__(self) -> str:

@@ -15,8 +15,9 @@ MAX_FLOAT16 = 65504
 class Numbers(RowSource):
     """A weight whose values are read in `dtype`.
 
-    int8 is symmetric with one scale a row: W[r, c] = integer x scales[r], scales[r] = max |W[r]| / 127.
-    Values that round to zero are dropped. Integers of a weight that is int8 already stay what they are.
+    int8 is symmetric with one scale a row: W[r, c] = integer x scales[r], and
+    scales[r] = max |W[r]| / 127. Values that round to zero are dropped. A weight that is int8 already
+    keeps its integers and scales.
 
     Attributes:
         weight: The weight that is read.

@@ -30,7 +30,7 @@ COLUMNS = 64
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bits(Packing):
-    """A bit an element, rows padded to 64 columns; the non-zeros in order; where each row begins."""
+    """One bit an element in rows of whole 64 columns, the non-zeros, and where each row begins."""
 
     name: ClassVar[str] = "bits"
     kind: ClassVar[str] = "bits"
@@ -73,7 +73,7 @@ class Bits(Packing):
         return masked_rows(self.mask[begin:end], self.values, offsets, self.shape[1])
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         out_features, in_features = self.shape
         check_buffer("bits values", self.values, self.value_dtypes, ("values",))

@@ -25,7 +25,7 @@ PADDING = 4
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Groups(Packing):
-    """`keep` values in every group of `of` columns, in steps of 16 values; log2(of) bits a value."""
+    """`keep` values a group of `of` columns, in steps of 16 values, with log2(of) bits a value."""
 
     name: ClassVar[str] = "groups"
     kind: ClassVar[str] = "groups"
@@ -121,7 +121,7 @@ class Groups(Packing):
         return Rows(running(kept.sum(1)), columns, values[kept]).sorted()
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         problem = self.params_problem(self.params())
         if problem:

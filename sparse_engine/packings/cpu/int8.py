@@ -31,7 +31,7 @@ MAX_INPUTS = 1 << 16
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuadRuns(Runs):
-    """Runs of int8: four columns side by side count as one, so that one instruction takes them.
+    """Runs of int8: four columns side by side count as one, so that one instruction multiplies them.
 
     W[r, c] = values[e, c % 4] * scales[r] for the entry e of (r, c // 4). A quad with a single
     non-zero is stored whole.
@@ -112,7 +112,7 @@ class SellP8(PackedSellP):
         return {"scales": source.scales}
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         super().validate()
         check_scales("sellp", self.scales, self.shape[0], self.device)
 
@@ -141,7 +141,7 @@ class Bits8(Bits):
         return {"scales": source.scales, "corrections": -128 * source.sums}
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         super().validate()
         check_scales("bits", self.scales, self.shape[0], self.device)
         _check_inputs(self.shape[1], InvalidFileError)
@@ -177,7 +177,7 @@ class Groups8(Groups):
         return {"scales": source.scales}
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         super().validate()
         check_scales("groups", self.scales, self.shape[0], self.device)
 

@@ -173,7 +173,7 @@ class Runs(Packing):
         return torch.from_numpy(pointers), torch.from_numpy(columns), found
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         problem = self.params_problem(self.params())
         if problem:

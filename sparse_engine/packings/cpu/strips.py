@@ -146,7 +146,7 @@ class Strips(Packing):
         return Tiles(running(counts.sum(1)), columns, values)
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         check_buffer("strips values", self.values, VALUE_DTYPES, ("columns", "height"))
         problem = self.params_problem(self.params())

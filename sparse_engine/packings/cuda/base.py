@@ -1,4 +1,4 @@
-"""CudaPacking: what the packings of the GPU share, values of any dtype and scales beside int8 ones."""
+"""CudaPacking: base of the GPU packings, with values of any dtype and scales beside int8 ones."""
 
 from __future__ import annotations
 

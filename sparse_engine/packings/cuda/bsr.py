@@ -201,7 +201,7 @@ class PackedBSR(CudaPacking):
         return BSR(self.shape, self.values, self.indices, self.pointers)
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         device = self.values.device
         check_buffer("blocks values", self.values, GPU_DTYPES, ("blocks", "rows", "cols"))

@@ -23,8 +23,8 @@ NO_ROW = {torch.uint16: 2**16 - 1, torch.int32: 2**31 - 1}
 class Ell(CudaPacking):
     """Panels of 255 columns, a byte of place a value; groups of 128 rows of about equal length.
 
-    Rows take two bytes a panel (four from 65536 rows on), a group twelve, an empty slot as much as a full
-    one; there are few of those, since rows are sorted by length within each panel.
+    A row needs two bytes a panel (four from 65536 rows on), a group twelve, an empty slot as much as
+    a full one. Few slots are empty, since rows are sorted by length within each panel.
     """
 
     name: ClassVar[str] = "ell"
@@ -39,7 +39,7 @@ class Ell(CudaPacking):
     groups: Tensor
     """int32 [groups, 3]: panel, first slot, slots; most slots first."""
     rows: Tensor
-    """uint16 or int32 [groups, 128]: the row in each lane, or the largest number where there is none."""
+    """uint16 or int32 [groups, 128]: the row of each lane; the largest number marks an empty one."""
 
     def launch(self, x: Tensor, **epilogue: Any) -> Tensor:
         """See `CudaPacking.launch`."""
@@ -132,7 +132,7 @@ class Ell(CudaPacking):
         return rows.keep((column != EMPTY) & (values != 0)).sorted()
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         out_features, in_features = self.shape
         device = self.values.device
@@ -177,7 +177,7 @@ def _panel_counts(source: RowSource, panels: int) -> Tensor:
 
 
 def _ranks(keys: Tensor) -> Tensor:
-    """How many equal keys come before each, where equal ones stand side by side."""
+    """How many equal keys come before each, where equal ones are side by side."""
     at = torch.arange(len(keys), device=keys.device)
     fresh = torch.ones_like(keys, dtype=torch.bool)
     fresh[1:] = keys[1:] != keys[:-1]

@@ -1,4 +1,4 @@
-"""PackedNM: N:M as the GPU kernel reads it: positions of 1, 2 or 4 bits, rows padded to whole words."""
+"""PackedNM: N:M for the GPU kernel: positions of 1, 2 or 4 bits, rows padded to whole words."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class PackedNM(CudaPacking):
         return Rows(running(kept.sum(1)), columns, values[kept]).sorted()
 
     def validate(self) -> None:
-        """Raise InvalidFileError unless the buffers describe one matrix and kernels may read them."""
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         problem = self.params_problem(self.params())
         if problem:
