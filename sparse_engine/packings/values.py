@@ -16,8 +16,8 @@ class Numbers(RowSource):
     """A weight whose values are read in `dtype`.
 
     int8 is symmetric with one scale a row: W[r, c] = integer x scales[r], and
-    scales[r] = max |W[r]| / 127. Values that round to zero are dropped. A weight that is int8 already
-    keeps its integers and scales.
+    scales[r] = max |W[r]| / 127. Values that round to zero are dropped. A weight that is int8
+    already keeps its integers and scales.
 
     Attributes:
         weight: The weight that is read.

@@ -31,7 +31,7 @@ MAX_INPUTS = 1 << 16
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuadRuns(Runs):
-    """Runs of int8: four columns side by side count as one, so that one instruction multiplies them.
+    """Runs of int8: four columns side by side count as one, for one instruction.
 
     W[r, c] = values[e, c % 4] * scales[r] for the entry e of (r, c // 4). A quad with a single
     non-zero is stored whole.

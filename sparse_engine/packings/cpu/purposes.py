@@ -17,8 +17,9 @@ from sparse_engine.packings.cpu.strips import K_BLOCK as STRIPS_BLOCK
 from sparse_engine.packings.cpu.strips import Strips
 
 # From this share of zeros on, SELL-P is faster than a bitmask: with weights from memory, as a
-# decoder reads them (bench/decode.py --format), and from L2, as the steps of a recurrent network do (bench
-# kernel --op lstm). A bitmask's bytes count where memory is the limit, its instructions elsewhere.
+# decoder reads them (bench/decode.py --format), and from L2, as the steps of a recurrent network do
+# (bench kernel --op lstm). A bitmask's bytes count where memory is the limit, its
+# instructions elsewhere.
 SELLP_FROM = {"float32": 0.85, "bfloat16": 0.85, "int8": 0.95}
 STEPS_SELLP_FROM = {"float32": 0.65, "bfloat16": 0.65, "int8": 0.8}
 # Columns of a K-block and rows of a chunk for panels of 16 or 32 sequences.

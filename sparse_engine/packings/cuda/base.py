@@ -16,8 +16,8 @@ from sparse_engine.packings.values import Numbers, check_scales
 NO_TRITON = (
     "sparse layers on CUDA need triton, which is not installed: pip install sparse-engine[gpu]"
 )
-# Up to as many tokens, single elements and N:M have kernels of their own, which read the weight once
-# for four tokens. For more tokens the weight is expanded and multiplied by torch's dense product.
+# Up to as many tokens, single elements and N:M have kernels of their own, which read the weight
+# once for four tokens. For more the weight is expanded and multiplied by torch's dense product.
 FEW_TOKENS = 16
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 

@@ -23,8 +23,8 @@ NO_ROW = {torch.uint16: 2**16 - 1, torch.int32: 2**31 - 1}
 class Ell(CudaPacking):
     """Panels of 255 columns, a byte of place a value; groups of 128 rows of about equal length.
 
-    A row needs two bytes a panel (four from 65536 rows on), a group twelve, an empty slot as much as
-    a full one. Few slots are empty, since rows are sorted by length within each panel.
+    A row needs two bytes a panel (four from 65536 rows on), a group twelve, an empty slot as much
+    as a full one. Few slots are empty, since rows are sorted by length within each panel.
     """
 
     name: ClassVar[str] = "ell"
@@ -39,7 +39,7 @@ class Ell(CudaPacking):
     groups: Tensor
     """int32 [groups, 3]: panel, first slot, slots; most slots first."""
     rows: Tensor
-    """uint16 or int32 [groups, 128]: the row of each lane; the largest number marks an empty one."""
+    """uint16 or int32 [groups, 128]: the row of each lane, the largest number for none."""
 
     def launch(self, x: Tensor, **epilogue: Any) -> Tensor:
         """See `CudaPacking.launch`."""
