@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test check format sanitize fuzz bench clean help
+.PHONY: demo test native check format sanitize fuzz bench clean help
 
 help:
 	@echo "make demo      prune, convert, verify, time and serve a real model (minutes)"
-	@echo "make test      run all tests"
+	@echo "make test      run all tests, the native ones first"
+	@echo "make native    build csrc alone, with kernel_main, and run the native tests"
 	@echo "make check     lint, types, formatting, import directions (under a minute)"
 	@echo "make format    apply the formatters"
 	@echo "make sanitize  run the kernel tests under ASan and UBSan"
@@ -21,8 +22,14 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/sparse-engine demo --out demo
 
-test: $(VENV)/.dev
+test: native
 	$(BIN)/python -m pytest -q
+
+native: $(VENV)/.dev
+	$(BIN)/cmake -S csrc -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DSE_PYTHON=OFF
+	$(BIN)/cmake --build build/native
+	$(BIN)/ctest --test-dir build/native --output-on-failure
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
