@@ -1,4 +1,4 @@
-// What the bindings share: checks on numpy arrays, and names.
+// Shared by the bindings: checks on numpy arrays, and names of enums.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -16,31 +16,33 @@ namespace se {
 
 namespace py = pybind11;
 
-// numpy has no bfloat16: its bits travel as uint16.
+// The dtype of a float array. numpy has no bfloat16; arrays of uint16 hold its bits.
 DType dtype_of(const py::array& a, const char* what);
 const char* dtype_name(DType dtype);
 DType parse_dtype(const std::string& name);
 
-// The set that the argument `isa` names; without one, the capabilities in use.
+// The set that `isa` names, or without `isa` the capabilities in use.
 Capabilities capabilities_or_active(const std::optional<std::string>& isa);
 
-// Throws std::invalid_argument for a code that _core.ACTIVATIONS does not hold.
+// The activation of a code in _core.ACTIVATIONS; throws std::invalid_argument for another code.
 Activation activation_of(int code);
 
-// Throws std::invalid_argument.
+// Throws std::invalid_argument with `message` unless `ok`.
 void require(bool ok, const char* message);
 
+// Elements from one row to the next; throws std::invalid_argument unless `a` is 2-D with contiguous
+// rows.
 int64_t row_stride(const py::array& a, const char* what);
 
 bool contiguous(const py::array& a);
 
-// Copies a vector into a fresh array.
+// A new array with the elements of a vector.
 template <class T>
 py::array_t<T> array_of(const std::vector<T>& v) {
   return py::array_t<T>(static_cast<py::ssize_t>(v.size()), v.data());
 }
 
-// Where results go, and what is added on the way. Checks shapes against y [tokens, out].
+// The epilogue that writes y [tokens, out]. Checks the shapes of bias and residual against y.
 Epilogue epilogue_of(py::array& y, const std::optional<py::array_t<float>>& bias,
                      const std::optional<py::array>& residual, int activation);
 

@@ -7,27 +7,27 @@
 namespace se {
 namespace {
 
-// The buffers of a packing, in the order of its buffer_names in sparse_engine/packings. Views check
-// types, sizes and ends; that pointers rise and columns are in range is checked once, when a
-// packing is built or loaded (validate there), not at every call.
+// Reads the buffers of a packing in the order of buffer_names in sparse_engine/packings/cpu. Checks
+// dtypes, sizes and the last pointers only. That pointers rise and that columns are in range is
+// validated once, when a packing is built or loaded.
 class Buffers {
  public:
   explicit Buffers(const std::vector<py::array>& arrays) : arrays_(arrays) {}
 
   template <class T>
-  const T* take(int64_t size, const char* what) {
+  const T* read(int64_t size, const char* what) {
     const py::array& a = next();
     if (!py::isinstance<py::array_t<T>>(a) || a.size() != size || !contiguous(a))
       throw std::invalid_argument(std::string(what) + ": wrong dtype, size or layout");
     return static_cast<const T*>(a.data());
   }
   template <class T>
-  const T* take_any(int64_t* size, const char* what) {
+  const T* read_any(int64_t* size, const char* what) {
     *size = peek().size();
-    return take<T>(*size, what);
+    return read<T>(*size, what);
   }
-  // Values of a float dtype.
-  const void* take_values(DType* dtype, int64_t* size, const char* what) {
+  // Values of float32 or bfloat16.
+  const void* read_values(DType* dtype, int64_t* size, const char* what) {
     const py::array& a = next();
     *dtype = dtype_of(a, what);
     *size = a.size();
@@ -56,17 +56,17 @@ Strips strips_view(Buffers buffers, const std::vector<int64_t>& params, int64_t 
   w.out = out;
   w.in = in;
   w.height = params[0];
-  w.block = params[1];
-  require(w.height > 0 && w.height <= 4096 && w.block > 0 && w.block <= 65536,
+  w.k_block = params[1];
+  require(w.height > 0 && w.height <= 4096 && w.k_block > 0 && w.k_block <= 65536,
           "strips: sizes out of range");
   w.strips = (out + w.height - 1) / w.height;
-  w.blocks = std::max<int64_t>(1, (in + w.block - 1) / w.block);
+  w.k_blocks = std::max<int64_t>(1, (in + w.k_block - 1) / w.k_block);
   int64_t values = 0, columns = 0;
-  w.values = buffers.take_values(&w.dtype, &values, "strips values");
-  w.columns = buffers.take_any<uint16_t>(&columns, "strips columns");
-  w.pointers = buffers.take<int32_t>(w.blocks * w.strips + 1, "strips pointers");
+  w.values = buffers.read_values(&w.dtype, &values, "strips values");
+  w.columns = buffers.read_any<uint16_t>(&columns, "strips columns");
+  w.pointers = buffers.read<int32_t>(w.k_blocks * w.strips + 1, "strips pointers");
   buffers.end();
-  require(w.pointers[0] == 0 && w.pointers[w.blocks * w.strips] == columns,
+  require(w.pointers[0] == 0 && w.pointers[w.k_blocks * w.strips] == columns,
           "strips: pointers must run from 0 to the number of columns");
   require(values == columns * w.height, "strips: values must be columns x height");
   return w;
@@ -79,49 +79,49 @@ Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   w.out = out;
   w.in = quads ? (in + 3) / 4 : in;
   w.chunk = params[0];
-  w.block = params[1];
-  require(w.chunk > 0 && w.chunk <= 65535 && w.block > 0 && w.block <= 256,
+  w.k_block = params[1];
+  require(w.chunk > 0 && w.chunk <= 65535 && w.k_block > 0 && w.k_block <= 256,
           "runs: sizes out of range");
   w.chunks = (out + w.chunk - 1) / w.chunk;
-  w.blocks = std::max<int64_t>(1, (w.in + w.block - 1) / w.block);
+  w.k_blocks = std::max<int64_t>(1, (w.in + w.k_block - 1) / w.k_block);
   int64_t values = 0, columns = 0, rows = 0, stretches = 0;
   if (quads) {
     w.dtype = DType::i8;
-    w.values = buffers.take_any<int8_t>(&values, "runs values");
+    w.values = buffers.read_any<int8_t>(&values, "runs values");
     values /= 4;
   } else {
-    w.values = buffers.take_values(&w.dtype, &values, "runs values");
+    w.values = buffers.read_values(&w.dtype, &values, "runs values");
   }
-  w.columns = buffers.take_any<uint8_t>(&columns, "runs columns");
-  w.rows = buffers.take_any<uint16_t>(&rows, "runs rows");
+  w.columns = buffers.read_any<uint8_t>(&columns, "runs columns");
+  w.rows = buffers.read_any<uint16_t>(&rows, "runs rows");
   w.stretches =
-      reinterpret_cast<const Stretch*>(buffers.take_any<uint16_t>(&stretches, "runs stretches"));
+      reinterpret_cast<const Stretch*>(buffers.read_any<uint16_t>(&stretches, "runs stretches"));
   w.starts = reinterpret_cast<const RunsStart*>(
-      buffers.take<int32_t>(4 * (w.chunks * w.blocks + 1), "runs starts"));
+      buffers.read<int32_t>(4 * (w.chunks * w.k_blocks + 1), "runs starts"));
   if (quads) {
-    w.scales = buffers.take<float>(out, "runs scales");
-    w.corrections = buffers.take<int32_t>(w.chunks * w.chunk + 1, "runs corrections");
+    w.scales = buffers.read<float>(out, "runs scales");
+    w.corrections = buffers.read<int32_t>(w.chunks * w.chunk + 1, "runs corrections");
   }
   buffers.end();
-  const RunsStart& end = w.starts[w.chunks * w.blocks];
+  const RunsStart& end = w.starts[w.chunks * w.k_blocks];
   require(int64_t{4} * end.stretch == stretches && end.row + 2 == rows && end.column == columns &&
               end.value == values,
           "runs: starts must end where the buffers do");
   for (int64_t c = 0; c < w.chunks; ++c) {
-    const RunsStart* first = w.starts + c * w.blocks;
+    const RunsStart* first = w.starts + c * w.k_blocks;
     const int64_t count = std::min(w.chunk, out - c * w.chunk);
     require(first[1].row - first[0].row == (count + 1) / 2 * 2,
-            "runs: every row must stand in the first K-block");
+            "runs: every row must be in the first K-block");
   }
   return w;
 }
 
 // Values of float32, bfloat16 or int8.
-const void* take_any_values(Buffers& buffers, DType* dtype, int64_t* size, const char* what) {
+const void* read_any_values(Buffers& buffers, DType* dtype, int64_t* size, const char* what) {
   if (!py::isinstance<py::array_t<int8_t>>(buffers.peek()))
-    return buffers.take_values(dtype, size, what);
+    return buffers.read_values(dtype, size, what);
   *dtype = DType::i8;
-  return buffers.take_any<int8_t>(size, what);
+  return buffers.read_any<int8_t>(size, what);
 }
 
 Groups groups_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
@@ -137,9 +137,9 @@ Groups groups_view(Buffers buffers, const std::vector<int64_t>& params, int64_t 
           "groups: of must be 2, 4, 8 or 16, and 2 or 4 times keep");
   w.steps = (in + w.span() - 1) / w.span();
   int64_t values = 0;
-  w.values = take_any_values(buffers, &w.dtype, &values, "groups values");
-  w.positions = buffers.take<uint8_t>(out * w.steps * 2 * w.bits + 4, "groups positions");
-  if (w.dtype == DType::i8) w.scales = buffers.take<float>(out, "groups scales");
+  w.values = read_any_values(buffers, &w.dtype, &values, "groups values");
+  w.positions = buffers.read<uint8_t>(out * w.steps * 2 * w.bits + 4, "groups positions");
+  if (w.dtype == DType::i8) w.scales = buffers.read<float>(out, "groups scales");
   buffers.end();
   require(values == out * w.steps * 16, "groups: values must be [out, 16 steps]");
   return w;
@@ -152,12 +152,12 @@ SellP sellp_view(Buffers buffers, const std::vector<int64_t>& params, int64_t ou
   w.in = in;
   w.groups = (out + 15) / 16;
   int64_t values = 0, picks = 0, steps = 0;
-  w.values = take_any_values(buffers, &w.dtype, &values, "sellp values");
-  w.picks = buffers.take_any<uint8_t>(&picks, "sellp picks");
-  w.offsets = buffers.take_any<uint16_t>(&steps, "sellp offsets");
-  w.starts = buffers.take<int32_t>(w.groups + 1, "sellp starts");
-  w.rows = buffers.take<int32_t>(w.groups * 16, "sellp rows");
-  if (w.dtype == DType::i8) w.scales = buffers.take<float>(out, "sellp scales");
+  w.values = read_any_values(buffers, &w.dtype, &values, "sellp values");
+  w.picks = buffers.read_any<uint8_t>(&picks, "sellp picks");
+  w.offsets = buffers.read_any<uint16_t>(&steps, "sellp offsets");
+  w.starts = buffers.read<int32_t>(w.groups + 1, "sellp starts");
+  w.rows = buffers.read<int32_t>(w.groups * 16, "sellp rows");
+  if (w.dtype == DType::i8) w.scales = buffers.read<float>(out, "sellp scales");
   buffers.end();
   require(values == 16 * steps && picks == 16 * steps && w.starts[0] == 0 &&
               w.starts[w.groups] == steps,
@@ -172,12 +172,12 @@ Bits bits_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   w.in = in;
   w.stride = (in + 63) / 64 * 8;
   int64_t values = 0;
-  w.values = take_any_values(buffers, &w.dtype, &values, "bits values");
-  w.mask = buffers.take<uint8_t>(out * w.stride, "bits mask");
-  w.offsets = buffers.take<int32_t>(out + 1, "bits offsets");
+  w.values = read_any_values(buffers, &w.dtype, &values, "bits values");
+  w.mask = buffers.read<uint8_t>(out * w.stride, "bits mask");
+  w.offsets = buffers.read<int32_t>(out + 1, "bits offsets");
   if (w.dtype == DType::i8) {
-    w.scales = buffers.take<float>(out, "bits scales");
-    w.corrections = buffers.take<int32_t>(out, "bits corrections");
+    w.scales = buffers.read<float>(out, "bits scales");
+    w.corrections = buffers.read<int32_t>(out, "bits corrections");
   }
   buffers.end();
   require(w.offsets[0] == 0 && int64_t{w.offsets[out]} + 64 == values,
@@ -187,7 +187,7 @@ Bits bits_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
 
 PackedWeight view_of(const std::string& packing, const std::vector<py::array>& buffers,
                      const std::vector<int64_t>& params, int64_t out, int64_t in) {
-  require(out >= 0 && in >= 0, "a weight has no negative sides");
+  require(out >= 0 && in >= 0, "a weight must not have negative sizes");
   const Buffers b(buffers);
   if (packing == Runs::kPacking) return runs_view(b, params, out, in);
   if (packing == Strips::kPacking) return strips_view(b, params, out, in);
@@ -220,7 +220,7 @@ py::list kernels() {
   return out;
 }
 
-// A view of no buffers, to ask for the kernel of a packing that is only named.
+// A view without buffers, for the name of the kernel of a packing.
 template <size_t I = 0>
 PackedWeight unbacked_weight(const std::string& packing, DType dtype) {
   if constexpr (I == std::variant_size_v<PackedWeight>) {
@@ -234,7 +234,7 @@ PackedWeight unbacked_weight(const std::string& packing, DType dtype) {
   }
 }
 
-// Capabilities that this machine lacks are allowed: nothing is run.
+// Accepts capabilities that this machine lacks, since no kernel runs.
 std::string linear_kernel_py(const std::string& packing, const std::string& dtype, int64_t tokens,
                              const std::optional<std::string>& isa) {
   const Capabilities caps =
@@ -242,7 +242,7 @@ std::string linear_kernel_py(const std::string& packing, const std::string& dtyp
   return linear_kernel(unbacked_weight(packing, parse_dtype(dtype)), tokens, caps);
 }
 
-// Floats from one element of an axis to the next, of arrays whose times are contiguous.
+// The stride of `axis` in floats; throws std::invalid_argument unless times are contiguous.
 int64_t stride_of(const py::array& a, int axis, const char* what) {
   if (a.size() == 0) return 0;  // numpy leaves these strides undefined
   const int64_t stride = a.strides(axis);
@@ -282,11 +282,11 @@ int64_t Weight::panel_width(int64_t tokens, const std::optional<std::string>& is
 void Weight::linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
                               const std::optional<py::array_t<float>>& bias, int activation,
                               const std::optional<std::string>& isa) const {
-  require(panel_width(1, isa) != 0, "only runs and strips multiply panels");
+  require(panel_width(1, isa) != 0, "only runs and strips have kernels for panels");
   require(x.ndim() == 3 && y.ndim() == 3 && x.shape(0) == y.shape(0) && x.shape(1) == in_ &&
               y.shape(1) == out_ && x.shape(2) == y.shape(2) && contiguous(x) && contiguous(y),
           "x must be [panels, in, width] and y [panels, out, width], contiguous");
-  require(panel_width(x.shape(2), isa) == x.shape(2), "no kernel takes panels of this width");
+  require(panel_width(x.shape(2), isa) == x.shape(2), "no kernel accepts panels of this width");
   require(!bias || bias->size() == out_, "bias must have `out` values");
   const LinearPanels panels{x.data(),
                             x.shape(0),
@@ -304,8 +304,8 @@ void Weight::conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t k
                     int64_t stride, int64_t dilation, int64_t left,
                     const std::optional<py::array_t<float>>& bias, int activation,
                     const std::optional<std::string>& isa) const {
-  constexpr int64_t limit = int64_t{1} << 31;  // so that no position overflows
-  require(panel_width(1, isa) != 0, "only runs and strips convolve");
+  constexpr int64_t limit = int64_t{1} << 31;  // keeps positions from overflowing
+  require(panel_width(1, isa) != 0, "only runs and strips have kernels for conv1d");
   require(kernel >= 1 && kernel < limit && stride >= 1 && stride < limit && dilation >= 1 &&
               dilation < limit && left >= 0 && left < limit,
           "kernel, stride and dilation must be at least 1, left at least 0, all below 2^31");
@@ -336,7 +336,8 @@ void Weight::conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t k
 }
 
 void bind_linear(py::module_& m) {
-  py::class_<Weight>(m, "Weight", "A packing of csrc/layouts over arrays, which it keeps alive.")
+  py::class_<Weight>(m, "Weight",
+                     "A packed weight (csrc/layouts). It keeps the arrays alive that it views.")
       .def(py::init<const std::string&, std::vector<py::array>, const std::vector<int64_t>&,
                     int64_t, int64_t>(),
            py::arg("packing"), py::arg("buffers"), py::arg("params"), py::arg("out"),
@@ -345,12 +346,14 @@ void bind_linear(py::module_& m) {
            py::arg("bias") = py::none(), py::arg("residual") = py::none(),
            py::arg("activation") = 0, py::arg("isa") = py::none(),
            "y = act(x W^T + bias) + residual.")
-      .def("panel_width", &Weight::panel_width, py::arg("tokens"), py::arg("isa") = py::none(),
-           "Width of the panels that hold so many tokens; 0 if the packing multiplies none.")
+      .def(
+          "panel_width", &Weight::panel_width, py::arg("tokens"), py::arg("isa") = py::none(),
+          "Width of the panels for a number of tokens; 0 if the packing has no kernels for panels.")
       .def("linear_on_panels", &Weight::linear_on_panels, py::arg("x").noconvert(),
            py::arg("y").noconvert(), py::arg("bias") = py::none(), py::arg("activation") = 0,
            py::arg("isa") = py::none(),
-           "The same on [panels, features, width] float32, as native blocks hold activations.")
+           "y = act(x W^T + bias) on [panels, features, width] float32, as the native layers hold\n"
+           "activations.")
       .def("conv1d", &Weight::conv1d, py::arg("x").noconvert(), py::arg("y").noconvert(),
            py::arg("kernel"), py::arg("stride"), py::arg("dilation"), py::arg("left"),
            py::arg("bias") = py::none(), py::arg("activation") = 0, py::arg("isa") = py::none(),

@@ -1,4 +1,4 @@
-// Python's view of the library: checks what it is given, releases the GIL, computes nothing.
+// The Python module: checks arguments, releases the GIL and computes nothing itself.
 #include "bindings/arrays.h"
 
 PYBIND11_MODULE(_core, m) {

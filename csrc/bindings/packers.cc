@@ -9,7 +9,7 @@
 namespace se {
 namespace {
 
-// Rows of a buffer of PODs as a 2-D array of their members.
+// A buffer of structs as a 2-D array with one row per struct.
 template <class Member, class Struct>
 py::array_t<Member> members_of(const std::vector<Struct>& v) {
   constexpr py::ssize_t kMembers = sizeof(Struct) / sizeof(Member);
@@ -18,7 +18,7 @@ py::array_t<Member> members_of(const std::vector<Struct>& v) {
   return a;
 }
 
-// Checks that the CSR buffers fit each other; without values the view is of a pattern.
+// Checks that the CSR buffers are consistent. without values the view is of a pattern.
 CsrView csr_view(const py::array_t<int32_t>& pointers, const py::array_t<int32_t>& columns,
                  const std::optional<py::array>& values, int64_t out, int64_t in) {
   require(out >= 0 && in >= 0 && contiguous(pointers) && contiguous(columns) &&

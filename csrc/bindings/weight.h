@@ -1,4 +1,4 @@
-// A packed weight as Python holds it.
+// A packed weight with its arrays: the class _core.Weight.
 #pragma once
 
 #include "bindings/arrays.h"
@@ -6,7 +6,7 @@
 
 namespace se {
 
-// A packing whose buffers are checked: what a layer keeps between calls.
+// A view of checked buffers, which a layer keeps between calls.
 class Weight {
  public:
   Weight(const std::string& packing, std::vector<py::array> buffers,
@@ -19,7 +19,7 @@ class Weight {
   void linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
                         const std::optional<py::array_t<float>>& bias, int activation,
                         const std::optional<std::string>& isa) const;
-  // x [batch, channels, length] to y [batch, out, steps], times contiguous.
+  // x [batch, channels, length] to y [batch, out, steps], with contiguous times.
   void conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t kernel, int64_t stride,
               int64_t dilation, int64_t left, const std::optional<py::array_t<float>>& bias,
               int activation, const std::optional<std::string>& isa) const;
@@ -30,7 +30,7 @@ class Weight {
   const PackedWeight& view() const { return view_; }
 
  private:
-  const std::vector<py::array> buffers_;  // alive as long as the view
+  const std::vector<py::array> buffers_;  // outlive the view
   const int64_t in_, out_;
   const PackedWeight view_;
 };

@@ -1,4 +1,4 @@
-// A barrier for threads that meet every few microseconds.
+// A barrier for threads that synchronise every few microseconds.
 #pragma once
 
 #include <atomic>
@@ -11,11 +11,11 @@
 
 namespace se {
 
-// Spins for a while and yields then, so that it also ends where threads are more than cores.
-// OpenMP's own costs several times as much, and cannot be met by a part of the threads.
+// Spins for a while, then yields, so that it also works with more threads than cores. Cheaper than
+// an OpenMP barrier, and usable by a part of the team.
 class alignas(64) SpinBarrier {
  public:
-  // Only while nobody waits.
+  // Sets the number of threads. Call it only while no thread waits.
   void expect(int64_t threads) { threads_ = threads; }
 
   void wait() {

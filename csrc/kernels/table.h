@@ -1,4 +1,4 @@
-// What every table of kernels shares: choosing a row, and listing the rows. Common code only.
+// Choosing and listing the rows of a table of kernels. For common code only.
 #pragma once
 
 #include <stdexcept>
@@ -16,8 +16,8 @@ struct KernelInfo {
   CompileTarget target;
 };
 
-// The best row whose needs `caps` covers; rows are ordered best first. For tables with one row a
-// target.
+// The first row whose needs `caps` covers; rows are ordered best first. For tables with one row
+// per target.
 template <class Row, size_t N>
 const Row& best_row(const Row (&table)[N], Capabilities caps) {
   for (const Row& row : table)
@@ -25,7 +25,7 @@ const Row& best_row(const Row (&table)[N], Capabilities caps) {
   throw std::logic_error("a table of kernels lacks its scalar row");
 }
 
-// The same among the rows for `weight`. Throws std::invalid_argument where there are none.
+// The same among the rows for `weight`. Throws std::invalid_argument if there are none.
 template <class Row, size_t N>
 const Row& best_row(const Row (&table)[N], DType weight, Capabilities caps) {
   for (const Row& row : table)

@@ -1,5 +1,5 @@
-// bf16 weights as floats, widened in blocks: doing it weight by weight, inside a loop of
-// multiply-adds, would cost a shift and a broadcast each on the ports that multiply.
+// Widens bf16 weights to floats, many at a time. Widening each weight inside a loop of
+// multiply-adds would cost a shift and a broadcast on the ports that multiply.
 
 namespace se {
 namespace SE_TARGET {

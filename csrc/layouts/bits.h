@@ -1,5 +1,5 @@
-// Bits: the bitmask format as the kernels read it. A POD view; sparse_engine/packings/bits.py makes
-// and checks it.
+// Bits: the packing of the bitmask format. A plain-data view; packers/bits.cc and
+// sparse_engine/packings/cpu/bits.py make the buffers.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace se {
 
-//   W = | 5 . . 1 . . . . 9 |     values   5 1 9 2 7, then at least 64 bytes that may be read
+//   W = | 5 . . 1 . . . . 9 |     values   5 1 9 2 7, then 64 readable values
 //       | . 2 7 . . . . . . |     mask     bit k % 8 of byte k / 8, rows padded to 64 columns
 //                                 offsets  0 3 5
 struct Bits {

@@ -14,33 +14,33 @@ namespace {
 constexpr int64_t kWidest = 64, kCopied = 16;
 thread_local Workspace window_memory, line_memory, quad_memory, scale_memory, sum_memory;
 
-// Consecutive steps of one sequence, in the lanes of a panel from `lane` on. What their windows
-// read of a channel lies in a thread's line from `at` on.
-struct Piece {
+// Consecutive steps of one sequence, in the lanes of a panel from `lane` on. The inputs of their
+// windows, of one channel, begin at `at` in the thread's line buffer.
+struct Segment {
   int64_t sequence, step, lane, count, at;
 };
 
 int64_t reach(const Conv1d& c) { return (c.kernel - 1) * c.dilation + 1; }
 
-// Outputs [first, first + live) of all sequences, one after the other.
-struct Pieces {
-  Piece pieces[kWidest];
+// The segments of outputs [first, first + live), counted over all sequences in turn.
+struct Segments {
+  Segment segments[kWidest];
   int64_t size = 0;
 
-  Pieces(const Conv1d& c, int64_t first, int64_t live) {
+  Segments(const Conv1d& c, int64_t first, int64_t live) {
     int64_t sequence = first / c.steps, step = first % c.steps, at = 0;
     for (int64_t lane = 0; lane < live; ++sequence, step = 0) {
       const int64_t count = std::min(c.steps - step, live - lane);
-      pieces[size++] = {sequence, step, lane, count, at};
+      segments[size++] = {sequence, step, lane, count, at};
       at += (count - 1) * c.stride + reach(c);
       lane += count;
     }
   }
-  const Piece* begin() const { return pieces; }
-  const Piece* end() const { return pieces + size; }
+  const Segment* begin() const { return segments; }
+  const Segment* end() const { return segments + size; }
 };
 
-// Floats of a line, with those that a copy may read too many.
+// Floats of a line buffer, including those past the end that copy_lanes may read.
 int64_t line_size(const Conv1d& c) { return kWidest * (c.stride + reach(c)) + kCopied; }
 
 // to[i] = x[from + i], or zero outside of x [length].
@@ -52,7 +52,7 @@ void copy_padded(const float* x, int64_t length, int64_t from, int64_t count, fl
   for (int64_t i = end; i < count; ++i) to[i] = 0;
 }
 
-// to[i] = from[i stride]. With `room` up to 15 floats more are written, of any value.
+// to[i] = from[i * stride]. With `room`, up to 15 more floats are overwritten with any value.
 inline void copy_lanes(const float* from, int64_t stride, int64_t count, bool room, float* to) {
   if (stride == 1 && room) {  // no call and no branch on the count
     for (int64_t i = 0; i < count; i += kCopied)
@@ -63,20 +63,21 @@ inline void copy_lanes(const float* from, int64_t stride, int64_t count, bool ro
 }
 
 // The panel [channels x kernel][width] of the windows of outputs [first, first + live): row (c, i)
-// is channel c from tap i on. Only rows of channels [begin, end); `line` is a thread's own.
+// is channel c from tap i on. Writes only rows of channels [begin, end); `line` is the line buffer
+// of the calling thread.
 void pack_windows(const Conv1d& c, int64_t first, int64_t live, int64_t begin, int64_t end,
                   int64_t width, float* line, float* panel) {
   if (begin == end) return;
-  const Pieces pieces(c, first, live);
+  const Segments segments(c, first, live);
   float* row = panel + begin * c.kernel * width;
   float* last = panel + (end * c.kernel - 1) * width;
   for (int64_t channel = begin; channel < end; ++channel) {
-    for (const Piece& p : pieces)
+    for (const Segment& p : segments)
       copy_padded(c.x + p.sequence * c.x_sequence + channel * c.x_channel, c.length,
                   p.step * c.stride - c.left, (p.count - 1) * c.stride + reach(c), line + p.at);
     for (int64_t tap = 0; tap < c.kernel; ++tap, row += width) {
-      // What is written too much is written over by what follows.
-      for (const Piece& p : pieces)
+      // Floats written past a segment are overwritten by the next segment or row.
+      for (const Segment& p : segments)
         copy_lanes(line + p.at + tap * c.dilation, c.stride, p.count, row != last, row + p.lane);
       if (live < width) std::fill(row + live, row + width, 0.0f);
     }
@@ -85,9 +86,9 @@ void pack_windows(const Conv1d& c, int64_t first, int64_t live, int64_t begin, i
 
 void store_steps(const Conv1d& c, const float* rows, int64_t width, int64_t first, int64_t live,
                  int64_t row0, int64_t count) {
-  const Pieces pieces(c, first, live);
+  const Segments segments(c, first, live);
   for (int64_t r = 0; r < count; ++r, rows += width)
-    for (const Piece& p : pieces)
+    for (const Segment& p : segments)
       std::memcpy(c.y + p.sequence * c.y_sequence + (row0 + r) * c.y_channel + p.step,
                   rows + p.lane, p.count * sizeof(float));
 }
@@ -100,7 +101,8 @@ void conv1d_on_panels(const Work& work, const Conv1d& c, Capabilities caps, int 
   const float* row_scales = work.row_scales();
   const bool int8 = row_scales != nullptr;
   const int64_t most = std::min(kPanelsPerPass, ceil_div(outputs, widest));
-  // All memory is taken before the threads start: nothing may throw inside a parallel region.
+  // All memory is allocated before the threads start: an exception must not leave a parallel
+  // region.
   const int64_t sums_size = work.sums() * widest;
   float* all_sums = sum_memory.get<float>(threads * 2 * sums_size);
   float* windows = window_memory.get<float>(most * depth * widest);
@@ -114,7 +116,7 @@ void conv1d_on_panels(const Work& work, const Conv1d& c, Capabilities caps, int 
     const auto width_of = [&](int64_t p) {
       return panel_width(live_of(p), work.min_tokens(), widest);
     };
-    // A few panels are cut, so that all threads pack them.
+    // With fewer panels than threads, the channels of each panel are divided among the threads.
     const int64_t cuts = count >= threads ? 1 : threads;
     const int64_t slice = ceil_div(c.channels, cuts);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -163,7 +165,7 @@ void conv1d(const PackedWeight& w, const Conv1d& c, Capabilities caps) {
   const Runs* runs = std::get_if<Runs>(&w);
   const int64_t entries =
       runs ? RunsWork::entries(*runs) : StripsWork::entries(std::get<Strips>(w));
-  // Copies of windows are work too.
+  // Copying windows counts as work.
   const int threads = threads_for((entries + c.channels * c.kernel) * c.batch * c.steps);
   with_panel_work(w, caps, threads,
                   [&](const auto& work) { conv1d_on_panels(work, c, caps, threads); });

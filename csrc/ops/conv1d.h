@@ -1,4 +1,4 @@
-// conv1d: convolution over time on channels-first activations, by the products of panels.
+// conv1d: convolution over time on channels-first activations, as products with panels of windows.
 #pragma once
 
 #include "ops/linear.h"
@@ -6,8 +6,8 @@
 namespace se {
 
 // y[b][o][t] = act(sum over c, i of W[o, c kernel + i] x[b][c][t stride + i dilation - left] +
-// bias[o]), with zeros for what lies outside of x. Times are contiguous; the strides of sequences
-// and channels count floats, so that x and y may be slices: the channels of a group.
+// bias[o]), where x is zero outside its length. Times are contiguous. The strides of sequences and
+// channels count floats, so that x and y may be slices, e.g. the channels of one group.
 struct Conv1d {
   const float* x;  // [batch][channels][length]
   int64_t batch, channels, length, x_sequence, x_channel;

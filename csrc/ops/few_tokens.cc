@@ -1,5 +1,5 @@
-// Up to four tokens at a time: rows of W are split over the threads, each thread's share the same
-// at every call, so that it stays in that core's cache.
+// linear for a few tokens. Rows of W are divided among the threads in the same way at every call,
+// so that each thread's weights stay in the cache of its core.
 #include <omp.h>
 
 #include <cstring>

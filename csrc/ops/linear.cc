@@ -12,7 +12,8 @@
 namespace se {
 namespace {
 
-// Results that nobody finds in a cache any more when they are all written.
+// Bytes of results above which they bypass the caches: the first would be evicted before the last
+// are written.
 constexpr int64_t kCached = int64_t{8} << 20;
 thread_local Workspace panel_memory, accumulator_memory, scale_memory;
 
@@ -25,7 +26,8 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
   const int64_t element = work.kernel.panel == DType::bf16 ? 2 : 4;
   const int64_t depth = quads ? ceil_div(a.features, 4) : a.features;
   const int64_t widest = work.max_tokens(), chunks = work.chunks();
-  // All memory is taken before the threads start: nothing may throw inside a parallel region.
+  // All memory is allocated before the threads start: an exception must not leave a parallel
+  // region.
   const int64_t sums_size = work.sums() * widest;
   float* sums = accumulator_memory.get<float>(threads * sums_size);
   float* scales = quads ? scale_memory.get<float>(kPanelsPerPass * widest) : nullptr;
@@ -33,15 +35,15 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
   for (int64_t t0 = 0; t0 < a.tokens; t0 += kPanelsPerPass * widest) {
     const int64_t pass = std::min(a.tokens - t0, kPanelsPerPass * widest);
     const int64_t count = ceil_div(pass, widest);
-    // At least one K-block deep, so that a kernel may form the address of an empty one.
+    // At least one feature, so that kernels may form the address of an empty K-block.
     const int64_t panel_size = widest * std::max<int64_t>(depth, 1) * element;
     char* packed = panel_memory.get<char>(count * panel_size);
     const auto live_of = [&](int64_t p) { return std::min(pass - p * widest, widest); };
     const auto width_of = [&](int64_t p) {
       return panel_width(live_of(p), work.min_tokens(), widest);
     };
-    // A panel is cut too, so that one is packed by all threads: its features, or its tokens where
-    // one scale spans all features.
+    // With fewer panels than threads, each panel is divided among the threads: by features, or by
+    // tokens where one scale spans all features.
     const int64_t cuts = count >= threads ? 1 : threads;
     const int64_t slice = ceil_div(ceil_div(a.features, cuts), 16) * 16;
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -69,7 +71,7 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
         panel.store({acc, width, quads ? scales + p * widest : nullptr}, live_of(p), work.row0(c),
                     work.rows(c), at_token(epilogue, t0 + p * widest));
       }
-      // Stores past the caches are ordered by nothing else.
+      // Orders the non-temporal stores before whatever follows the region.
       std::atomic_thread_fence(std::memory_order_seq_cst);
     }
   }
@@ -85,7 +87,7 @@ int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Capabilities c
 void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Capabilities caps) {
   const int threads = omp_get_max_threads();
   const LayerPanelKernels& lane = layer_panels(caps);
-  const auto all = [&](const auto& work) {
+  const auto multiply = [&](const auto& work) {
     const float* row_scales = work.row_scales();
     const int64_t chunks = work.chunks(), in = work.w.in, out = work.w.out;
     float* sums = accumulator_memory.get<float>(threads * work.sums() * p.width);
@@ -114,7 +116,7 @@ void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Capabilities
       }
     }
   };
-  with_panel_work(w, caps, threads, all);
+  with_panel_work(w, caps, threads, multiply);
 }
 
 int threads_for(int64_t work) { return work < kSerialWork ? 1 : omp_get_max_threads(); }

@@ -24,13 +24,14 @@ struct Activations {
   }
 };
 
-// The epilogue says where y goes; y must not overlap x. `features` are W's columns. Runs on
-// omp_get_max_threads() threads (torch.set_num_threads governs it: both share one OpenMP). The
-// result does not depend on the number of threads: one thread computes each output, in one order.
+// y = act(x W^T + bias) + residual. The epilogue holds y, bias and residual; y must not overlap x.
+// x.features equals the columns of W. Runs on omp_get_max_threads() threads, which
+// torch.set_num_threads sets, since both use one OpenMP runtime. The result does not depend on the
+// number of threads: each output is computed by one thread, in one order.
 void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 
-// Made for a few tokens, right for any number.
+// Fast for a few tokens, correct for any number.
 void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 void linear(const Bits& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
@@ -45,8 +46,8 @@ constexpr int64_t kStripsRowTokens = 8;
 // of `w` matter. Throws std::invalid_argument where there is none.
 const char* linear_kernel(const PackedWeight& w, int64_t tokens, Capabilities caps);
 
-// The same on panels of floats, as blocks hold them: x [panels][in][width] to y
-// [panels][out][width], with width from linear_panel_width. Runs and strips only.
+// y = act(x W^T + bias) on panels of floats, as the native layers hold them: x [panels][in][width]
+// to y [panels][out][width], with width from linear_panel_width. Runs and strips only.
 struct LinearPanels {
   const float* x;
   int64_t panels, in, width;
@@ -55,10 +56,10 @@ struct LinearPanels {
   float* y;
 };
 void linear_on_panels(const PackedWeight& w, const LinearPanels& panels, Capabilities caps);
-// The width of panels that hold `tokens`: the narrowest that holds all, or the widest there is.
+// The width of panels for `tokens` tokens: the narrowest that holds them all, or the widest one.
 int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Capabilities caps);
 
-// The epilogue for results that begin at `token`.
+// `e` with y and residual advanced to `token`.
 Epilogue at_token(const Epilogue& e, int64_t token);
 
 }  // namespace se

@@ -1,5 +1,5 @@
-// How a packed weight that panels are multiplied with is cut into chunks of rows, and its kernel:
-// what the op on row-major activations and the native blocks share.
+// Products with panels: the division of a packed weight into chunks of rows, and its kernel. Used
+// by the op on row-major activations and by the native layers.
 #pragma once
 
 #include <algorithm>
@@ -12,14 +12,13 @@
 
 namespace se {
 
-// Panels packed at a time: bounds the working memory, and one pass over the weights serves them
-// all.
+// Panels packed at a time. Bounds the working memory; one pass over the weights serves them all.
 constexpr int64_t kPanelsPerPass = 8;
 
 struct StripsWork {
   const Strips& w;
   const SpmmStripsKernel& kernel;
-  int64_t step;  // strips of a chunk: enough chunks that the threads finish together
+  int64_t step;  // strips of a chunk, small enough to balance the threads
 
   // Chunks are multiples of `row_group` rows.
   StripsWork(const Strips& weight, Capabilities caps, int threads, int64_t row_group = 1)
@@ -33,7 +32,7 @@ struct StripsWork {
     const int64_t group = std::max<int64_t>(1, row_group / w.height);
     return ceil_div(std::max<int64_t>(1, rows / w.height), group) * group;
   }
-  static int64_t entries(const Strips& w) { return w.pointers[w.blocks * w.strips] * w.height; }
+  static int64_t entries(const Strips& w) { return w.pointers[w.k_blocks * w.strips] * w.height; }
 
   const float* row_scales() const { return nullptr; }
   int64_t chunks() const { return ceil_div(w.strips, step); }
@@ -57,11 +56,11 @@ struct RunsWork {
   RunsWork(const Runs& weight, Capabilities caps)
       : w(weight), kernel(spmm_runs(weight.dtype, caps)) {}
 
-  static int64_t entries(const Runs& w) { return w.starts[w.chunks * w.blocks].value; }
+  static int64_t entries(const Runs& w) { return w.starts[w.chunks * w.k_blocks].value; }
 
   const float* row_scales() const { return w.scales; }  // int8 only
   int64_t chunks() const { return w.chunks; }
-  int64_t entries_before(int64_t c) const { return w.starts[c * w.blocks].value; }
+  int64_t entries_before(int64_t c) const { return w.starts[c * w.k_blocks].value; }
   int64_t row0(int64_t c) const { return c * w.chunk; }
   int64_t rows(int64_t c) const { return std::min(w.chunk, w.out - row0(c)); }
   int64_t sums() const { return w.chunk + 1; }
@@ -72,7 +71,7 @@ struct RunsWork {
   }
 };
 
-// The narrowest panel that holds `tokens`.
+// The narrowest panel that holds `tokens`, or `widest`.
 inline int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
   int64_t width = narrowest;
   while (width < widest && width < tokens) width *= 2;
@@ -90,8 +89,8 @@ auto with_panel_work(const PackedWeight& w, Capabilities caps, int threads, F f,
   return f(StripsWork(std::get<Strips>(w), caps, threads, row_group));
 }
 
-// Chunk c of one panel: x, or its quads and their scales, times the rows that the chunk holds.
-// `epilogue` is that of the weight's row 0, sums a thread's own memory.
+// Multiplies the rows of chunk c with one panel x (floats, or quads with their scales). `epilogue`
+// is that of the weight's row 0; `sums` is scratch memory of the calling thread.
 template <class Work>
 void multiply_chunk(const Work& work, const LayerPanelKernels& lanes, int64_t c, const void* x,
                     const float* token_scales, int64_t width, PanelEpilogue epilogue, float* sums) {

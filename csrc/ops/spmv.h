@@ -1,5 +1,5 @@
-// How a packed weight that rows are multiplied with is split over threads, and its kernel: what the
-// op for a few tokens and the native blocks share.
+// Products with single rows of activations: the division of a packed weight among threads, and its
+// kernel. Used by the op for a few tokens and by the native layers.
 #pragma once
 
 #include <algorithm>
@@ -15,29 +15,32 @@
 
 namespace se {
 
-constexpr int64_t kTokens = 8;  // that some kernel takes at once, no work more
+constexpr int64_t kTokens = 8;  // the largest kAtOnce of the structs below
 
 inline int64_t padded(int64_t in) { return ceil_div(in, 64) * 64; }
 
-// The x of all but int8 bits: floats, zeros past `in`.
+// Prepares x for every kernel but those of int8 and bf16 bits: floats, zeros past `in`.
 inline float copy_row(const float* x, int64_t in, void* prepared) {
   std::memcpy(prepared, x, in * sizeof(float));
   std::memset(static_cast<float*>(prepared) + in, 0, (padded(in) + 64 - in) * sizeof(float));
   return 1.0f;
 }
 
-// Bytes of a prepared row, which `prepare` makes of x [in].
+// Bytes of the row that `prepare` makes from x [in].
 inline int64_t prepared_bytes(int64_t in) { return (padded(in) + 64) * 4; }
 
-// Each says its work in multiply-adds that run one by one, and which units thread i of n takes.
+// One struct per packing. work() counts sequential multiply-adds; part(i, n) is the first of the
+// units (rows, groups or strips) of thread i of n; kAtOnce is the most tokens of one call of run().
 struct SellPWork {
   const SellP& w;
   const SpmvSellPKernel& kernel;
   static constexpr int64_t kAtOnce = 4;
 
-  int64_t work() const { return int64_t{w.starts[w.groups]} * 4; }  // 16 at once
+  int64_t work() const {
+    return int64_t{w.starts[w.groups]} * 4;
+  }  // 16 entries per step, 4 in sequence
   int64_t sums() const { return w.out + 1; }
-  int64_t part(int64_t i, int64_t n) const {  // balanced by steps
+  int64_t part(int64_t i, int64_t n) const {  // equal numbers of steps
     const int64_t step = w.starts[w.groups] * i / n;
     return i == n ? w.groups : std::lower_bound(w.starts, w.starts + w.groups, step) - w.starts;
   }
@@ -55,7 +58,9 @@ struct BitsWork {
 
   int64_t work() const { return w.out * w.in / 8; }
   int64_t sums() const { return w.out; }
-  int64_t part(int64_t i, int64_t n) const { return w.out * i / n; }  // a zero costs as much
+  int64_t part(int64_t i, int64_t n) const {
+    return w.out * i / n;
+  }  // zeros cost as much as values
   float prepare(const float* x, void* prepared) const { return kernel.prepare(x, w.in, prepared); }
   void run(int64_t begin, int64_t end, const char* x, int64_t stride, int64_t tokens, float* y,
            int64_t y_stride) const {
@@ -83,7 +88,7 @@ struct RowStripsWork {
   const SpmvStripsKernel& kernel;
   static constexpr int64_t kAtOnce = 8;
 
-  int64_t work() const { return w.pointers[w.blocks * w.strips] * w.height; }
+  int64_t work() const { return w.pointers[w.k_blocks * w.strips] * w.height; }
   int64_t sums() const { return w.strips * w.height; }
   int64_t part(int64_t i, int64_t n) const { return w.strips * i / n; }
   float prepare(const float* x, void* prepared) const { return copy_row(x, w.in, prepared); }
@@ -106,7 +111,7 @@ inline RowStripsWork work_on_rows(const Strips& w, Capabilities caps) {
   return {w, spmv_strips(w.dtype, caps)};
 }
 
-// f of the work of a weight that multiplies rows: any but Runs.
+// Calls f with the struct of a weight that multiplies single rows: any packing but Runs.
 template <class F>
 auto with_row_work(const PackedWeight& w, Capabilities caps, F f) {
   if (const SellP* sellp = std::get_if<SellP>(&w)) return f(work_on_rows(*sellp, caps));

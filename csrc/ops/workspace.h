@@ -1,4 +1,4 @@
-// Memory that a thread keeps between calls.
+// Scratch memory that a thread keeps between calls, and the smallest work worth a second thread.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +38,11 @@ constexpr int64_t kSerialWork = 1 << 16;
 int threads_for(int64_t work);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t rounded(int64_t floats) { return ceil_div(floats, 16) * 16; }  // to whole lines
+// Up to whole cache lines.
+inline int64_t rounded(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
-// Stretches of one allocation, 64-byte aligned: measured first, with a null pointer, then handed
-// out.
+// Divides one allocation into 64-byte aligned parts. A first pass with a null pointer measures the
+// total in `used`; a second pass over the allocation returns the parts.
 struct Arena {
   float* next;
   int64_t used = 0;

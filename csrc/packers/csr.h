@@ -1,4 +1,4 @@
-// What packers start from.
+// The input of the packers, and a parallel loop that passes exceptions on.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@ struct CsrView {
   int64_t element;
 };
 
-// body(i) for i in [0, count) on all threads; the first exception comes out when all are done,
-// since none may leave a parallel region.
+// Runs body(i) for i in [0, count) on all threads, then rethrows the first exception: none may
+// leave a parallel region.
 template <class Body>
 void in_parallel(int64_t count, Body body) {
   std::exception_ptr failed;

@@ -8,11 +8,11 @@
 namespace se {
 namespace {
 
-// How many rows ahead a partner is looked for. In a random pattern of 3072 x 768, 55 % of the
-// non-zeros share their column at 50 % zeros, 23 % at 90 %.
+// Candidates considered as the partner of a row. In a random pattern of 3072 x 768, 55 % of the
+// non-zeros then share their column at 50 % zeros, and 23 % at 90 %.
 constexpr size_t kLookAhead = 64;
-// `shared` is a multiple of this, unless all columns are shared: fewer different lengths, so longer
-// stretches. Short rows have few different lengths anyway, and can spare less.
+// `shared` is rounded down to a multiple of this, unless all columns are shared: fewer different
+// lengths make longer stretches. Short rows have few different lengths anyway.
 int grain(int count) { return count < 20 ? 2 : 4; }
 
 // One row inside one K-block.
@@ -64,8 +64,8 @@ class ChunkPacker {
   RunsBuffers out;
 
  private:
-  // The rows that have something in K-block b; in the first one all rows, so that every result is
-  // written. A place that nobody reads makes their number even.
+  // Collects the rows with entries in K-block b, and in the first K-block every row, so that every
+  // result is initialised. The discarded row `chunk` makes their number even.
   void collect(int64_t b) {
     rows_.clear();
     for (size_t r = 0; r < cursors_.size(); ++r) {

@@ -17,10 +17,11 @@ struct RunsBuffers {
   std::vector<RunsStart> starts;
 };
 
-// Rows of a (chunk, K-block) are sorted by their number of non-zeros; among rows with the same
-// number each takes the partner, of the next few, that shares most columns with it. Pairs are then
-// ordered so that equal lengths follow each other. Runs on omp_get_max_threads() threads; the
-// result does not depend on them. Throws std::length_error when a buffer outgrows int32.
+// Rows of a (chunk, K-block) are sorted by their number of non-zeros. Each row is paired with the
+// row, of the next few with as many non-zeros, that shares most columns with it. Pairs are then
+// sorted by their lengths, so that equal lengths are adjacent. Runs on omp_get_max_threads()
+// threads; the result does not depend on them. Throws std::length_error when a buffer outgrows
+// int32.
 RunsBuffers pack_runs(const CsrView& w, int64_t chunk, int64_t block);
 
 }  // namespace se

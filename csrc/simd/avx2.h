@@ -1,4 +1,4 @@
-// Eight floats in a ymm register. Every simd/<target>.h offers the same names; see simd/scalar.h.
+// Eight floats in a ymm register. The names are documented in simd/scalar.h.
 #pragma once
 
 #include <immintrin.h>
@@ -95,7 +95,7 @@ using Picks = __m256i;
 inline Picks load_picks(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
 }
-// Four permutations and three blends would take as long.
+// A gather; four permutations and three blends are no faster.
 inline vf pick(const float* window, Picks which) { return _mm256_i32gather_ps(window, which, 4); }
 
 // r[i][j] <-> r[j][i]: unpack pairs, then quads, then swap 128-bit halves.

@@ -1,4 +1,4 @@
-// Sixteen floats in a zmm register. Every simd/<target>.h offers the same names; see simd/scalar.h.
+// Sixteen floats in a zmm register. The names are documented in simd/scalar.h.
 #pragma once
 
 #include <immintrin.h>
@@ -21,7 +21,7 @@ inline vf zero() { return _mm512_setzero_ps(); }
 inline vf set1(float a) { return _mm512_set1_ps(a); }
 inline vf load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
-// Past the caches where p is aligned to a line.
+// Bypasses the caches where p is aligned to a cache line.
 inline void stream(float* p, vf a) {
   if (reinterpret_cast<uintptr_t>(p) % 64 == 0)
     _mm512_stream_ps(p, a);

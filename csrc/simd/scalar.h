@@ -1,6 +1,6 @@
-// The vector layer in plain C++: the meaning of every function that simd/<target>.h offers, and the
-// ISA of every machine without a file of its own. Four floats, so that a compiler may use its
-// baseline.
+// The vector layer in plain C++. It defines what every function in simd/<target>.h computes, and it
+// serves machines without a file of their own. A vector holds four floats, so that the compiler can
+// use baseline instructions.
 #pragma once
 
 #include <cmath>
@@ -60,7 +60,7 @@ inline vf mul(vf a, vf b) {
 inline vf div(vf a, vf b) {
   return each([&](int i) { return a.lane[i] / b.lane[i]; });
 }
-// max(bound, a) and min(bound, a); a NaN in `a` comes through.
+// max(bound, a) and min(bound, a); a NaN in `a` is returned.
 inline vf at_least(vf bound, vf a) {
   return each([&](int i) { return bound.lane[i] > a.lane[i] ? bound.lane[i] : a.lane[i]; });
 }
@@ -81,7 +81,7 @@ inline vf copy_sign(vf magnitude, vf sign) {
   return each([&](int i) { return std::copysign(magnitude.lane[i], sign.lane[i]); });
 }
 
-// Whole numbers as floats.
+// Integers as floats.
 inline vf load(const int32_t* p) {
   return each([=](int i) { return static_cast<float>(p[i]); });
 }
@@ -89,7 +89,7 @@ inline vf load(const int32_t* p) {
 inline void store_offset_bytes(uint8_t* p, vf a) {
   for (int i = 0; i < 4; ++i) p[i] = static_cast<uint8_t>(std::nearbyintf(a.lane[i]) + 128.0f);
 }
-// Lane i becomes the four bytes of a, b, c and d, as store_offset_bytes makes them.
+// Lane i holds the bytes of a, b, c and d in that order, each as in store_offset_bytes.
 inline void store_offset_quads(float* p, vf a, vf b, vf c, vf d) {
   const vf* parts[4] = {&a, &b, &c, &d};
   for (int i = 0; i < 4; ++i) {
@@ -104,7 +104,7 @@ inline vf load(const int8_t* p) {
   return each([=](int i) { return static_cast<float>(p[i]); });
 }
 
-// Lane i becomes window[which[i]], which < 32; 32 floats of the window are readable.
+// Lane i is window[which[i]], where which[i] < 32; 32 floats of the window must be readable.
 using Picks = const uint8_t*;
 inline Picks load_picks(const uint8_t* p) { return p; }
 inline vf pick(const float* window, Picks which) {

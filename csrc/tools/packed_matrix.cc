@@ -155,9 +155,9 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     RunsBuffers b = pack_runs(pattern, kRunsChunk, kRunsBlock);
     Runs w = describe(Runs{});
     w.chunk = kRunsChunk;
-    w.block = kRunsBlock;
+    w.k_block = kRunsBlock;
     w.chunks = (w.out + w.chunk - 1) / w.chunk;
-    w.blocks = std::max<int64_t>(1, (w.in + w.block - 1) / w.block);
+    w.k_blocks = std::max<int64_t>(1, (w.in + w.k_block - 1) / w.k_block);
     w.values = keep(std::move(b.values));
     w.columns = keep(std::move(b.columns));
     w.rows = keep(std::move(b.rows));
@@ -173,9 +173,9 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     StripsBuffers b = pack_strips(pattern, options.height, kStripsBlock);
     Strips w = describe(Strips{});
     w.height = options.height;
-    w.block = kStripsBlock;
+    w.k_block = kStripsBlock;
     w.strips = (w.out + w.height - 1) / w.height;
-    w.blocks = std::max<int64_t>(1, (w.in + w.block - 1) / w.block);
+    w.k_blocks = std::max<int64_t>(1, (w.in + w.k_block - 1) / w.k_block);
     w.values = keep(std::move(b.values));
     w.columns = keep(std::move(b.columns));
     w.pointers = keep(std::move(b.pointers));

@@ -1,11 +1,11 @@
-// Attention over the vector layer: queries lie in the lanes, keys and values are broadcast. Scores
-// of 64 keys at a time stay in L1; the running maximum and sum of each query are lanes, too.
+// Attention over the vector layer. Queries lie in the lanes; keys and values are broadcast. Scores
+// of 64 keys at a time stay in L1. The running maximum and sum of each query are lanes, too.
 
 namespace se {
 namespace SE_TARGET {
 
 constexpr int64_t kKeys = 64;
-constexpr float kMasked = -1e30f;  // finite: the difference of two is no NaN
+constexpr float kMasked = -1e30f;  // finite, so that differences are not NaN
 
 // acc[r][v] += sum over n of a[r * a_row + i * a_step] x b[i][v].
 template <int R, int V>
@@ -47,12 +47,12 @@ inline void values_of(const KeySpan& span, const float* v, const float* p, int64
   for (int i = 0; i < R * V; ++i) store(sums + i * kLanes, acc[i / V][i % V]);
 }
 
-// Bias and mask of scores [keys][V vectors], whose first key is at position `key`.
+// Adds the bias to scores [keys][V vectors] and masks them; the first key is at position `key`.
 template <int V>
 inline void adjust(const Attention& a, int64_t key, int64_t keys, float* s) {
   constexpr int64_t T = V * kLanes;
   for (int64_t j = 0; j < keys; ++j) {
-    const int64_t ahead = a.first_query - key - j;  // of query 0
+    const int64_t ahead = a.first_query - key - j;  // distance of query 0 from this key
     if (a.bias)
       for (int64_t i = 0; i < a.queries; ++i) s[j * T + i] += a.bias[ahead + i];
     if (!a.causal || (ahead >= 0 && (!a.window || ahead + a.queries - 1 < a.window))) continue;
@@ -61,7 +61,7 @@ inline void adjust(const Attention& a, int64_t key, int64_t keys, float* s) {
   }
 }
 
-// The same keys and values as floats: broadcasting from bf16 would cost a shift each.
+// The span with keys and values as floats: a broadcast from bf16 would cost a shift each.
 inline KeySpan widened(KeySpan span, int64_t head, float* wide) {
   const int64_t keys = head * kKeys;
   span.v = widen(static_cast<const bf16*>(span.v), span.keys * span.v_position, wide + keys);
@@ -79,8 +79,8 @@ inline void attend_tile(const Attention& a, float* q, float* s, float* sums, flo
     store(q + d * T + v * kLanes, mul(load(a.q + d * a.stride + v * kLanes), set1(a.scale)));
     store(sums + d * T + v * kLanes, zero());
   }
-  vf most[V], total[V];
-  for (int v = 0; v < V; ++v) most[v] = set1(kMasked), total[v] = zero();
+  vf maximum[V], total[V];
+  for (int v = 0; v < V; ++v) maximum[v] = set1(kMasked), total[v] = zero();
   int64_t position = 0;
   for (int64_t i = 0; i < a.count; ++i) {
     const KeySpan span =
@@ -95,10 +95,10 @@ inline void attend_tile(const Attention& a, float* q, float* s, float* sums, flo
       adjust<V>(a, position + j0, keys, s);
       vf factor[V];
       for (int v = 0; v < V; ++v) {
-        vf top = most[v];
+        vf top = maximum[v];
         for (j = 0; j < keys; ++j) top = at_least(top, load(s + j * T + v * kLanes));
-        factor[v] = exponential(sub(most[v], top));
-        most[v] = top;
+        factor[v] = exponential(sub(maximum[v], top));
+        maximum[v] = top;
         total[v] = mul(total[v], factor[v]);
         for (j = 0; j < keys; ++j) {
           float* at = s + j * T + v * kLanes;
@@ -136,7 +136,7 @@ inline void attend_tile(const Attention& a, float* q, float* s, float* sums, flo
 inline void attend(const Attention& a) {
   float *q = a.scratch, *sums = q + a.head * kQueries, *s = sums + a.head * kQueries;
   float* wide = s + kKeys * kQueries;
-  // Wider than four vectors: in turns, each over all keys.
+  // More queries than four vectors hold are processed in turn, each part over all keys.
   for (int64_t i = 0; i < a.queries; i += 4 * kLanes) {
     Attention part = a;
     part.q += i;

@@ -1,4 +1,4 @@
-// Epilogue and norm over the vector layer.
+// Epilogue, norm, rotation and quantisation of panels over the vector layer.
 
 namespace se {
 namespace SE_TARGET {
@@ -31,7 +31,7 @@ inline vf square_root(vf a) {
   return load(lane);
 }
 
-// Two passes, so that a mean far from zero costs no digits; four partial sums hide the latency.
+// Sum of f(x) over the features. Four partial sums hide the latency of the addition.
 template <class F>
 inline vf sum_features(const float* x, int64_t stride, int64_t features, F f) {
   vf sum[4] = {zero(), zero(), zero(), zero()};
@@ -42,6 +42,7 @@ inline vf sum_features(const float* x, int64_t stride, int64_t features, F f) {
   return add(add(sum[0], sum[1]), add(sum[2], sum[3]));
 }
 
+// Mean and variance take a pass each, so that a mean far from zero costs no precision.
 inline void norm_panel(const float* x, int64_t stride, int64_t features, int64_t lanes,
                        const Norm& norm, float* y) {
   const vf share = set1(1.0f / static_cast<float>(features));
@@ -75,19 +76,21 @@ inline void rotate_panel(float* x, int64_t stride, int64_t half, int64_t lanes,
     }
 }
 
-// Symmetric, one scale a lane; a lane with an Inf or NaN gets the scale NaN (0 x Inf is NaN).
+// Symmetric, one scale per lane. A lane with an Inf or NaN gets the scale NaN, since 0 x Inf and
+// 0 x NaN are NaN.
 inline void quantize_lanes(const float* x, int64_t stride, int64_t features, int64_t lanes,
                            float* quads, float* scales) {
   for (int64_t t = 0; t < lanes; t += kLanes) {
-    vf most = zero(), poison = zero();
+    vf maximum = zero(), nan = zero();
     for (int64_t k = 0; k < features; ++k) {
       const vf a = load(x + k * stride + t);
-      most = at_least(most, abs(a));
-      poison = fmadd(a, zero(), poison);
+      maximum = at_least(maximum, abs(a));
+      nan = fmadd(a, zero(), nan);
     }
-    store(scales + t, add(div(most, set1(127.0f)), poison));
+    store(scales + t, add(div(maximum, set1(127.0f)), nan));
     float inverse[kLanes];
-    // Below the smallest normal number the inverse would overflow: such tokens count as zero.
+    // The inverse of a scale below the smallest normal number would overflow: such tokens become
+    // zero.
     for (int i = 0; i < kLanes; ++i)
       inverse[i] = scales[t + i] > 1.2e-38f ? 1.0f / scales[t + i] : 0.0f;
     const vf scale = load(inverse);

@@ -1,5 +1,5 @@
-// What a block does to panels between its products: every lane is a token of its own, so sums run
-// down the features and nothing is ever transposed.
+// Operations of a Transformer layer on panels, between its products. Every lane holds one token, so
+// sums run over the rows of a panel and nothing is transposed.
 #pragma once
 
 #include <cstdint>
@@ -10,18 +10,18 @@
 
 namespace se {
 
-// y = act(sums x scales + bias) + other, or x other: rows of one panel to rows of another.
+// y = act(sums * scales + bias) + other, or * other: rows of one panel to rows of another.
 struct PanelEpilogue {
   Activation activation;
   const float* row_scales;  // [rows]: int8 weights only
   const float* bias;        // [rows], may be null
   const float* other;       // [rows][width], may be null; may be y
-  bool multiply;            // with other, instead of adding it: gated feed-forwards
+  bool multiply;            // by `other` instead of adding it: gated feed-forward layers
   float* y;                 // [rows][width]
 };
 
-// y = (x - mean) / sqrt(variance + epsilon) x gamma + beta (Ba, Kiros, Hinton 2016); `rms` leaves
-// out the mean (Zhang, Sennrich 2019).
+// y = (x - mean) / sqrt(variance + epsilon) x gamma + beta (Ba, Kiros, Hinton 2016); `rms` omits
+// the mean (Zhang, Sennrich 2019).
 struct Norm {
   const float* gamma;  // [features], null for ones
   const float* beta;   // [features], null for zeros
@@ -30,8 +30,8 @@ struct Norm {
 };
 
 // Keys and values of consecutive positions: k of position j at feature d is k[d * k_feature + j].
-// Those in bf16 are the at most 64 of a block of a cache: k_feature is 64, v_feature 1, v_position
-// the head rounded up to 16.
+// A span in bf16 holds at most the 64 positions of a page of the cache: k_feature is 64, v_feature
+// is 1 and v_position is the head rounded up to 16.
 struct KeySpan {
   const void *k, *v;
   DType dtype;
@@ -39,7 +39,7 @@ struct KeySpan {
   int64_t keys;
 };
 
-// One head of up to 64 queries that lie side by side in one panel, against all spans in turn.
+// One head of up to 64 queries, in adjacent lanes of one panel, against all spans in turn.
 struct Attention {
   const float* q;  // [head][stride]; 64 floats are readable from every q[d * stride]
   float* y;        // [head][stride]: only the lanes of the queries are written
@@ -47,9 +47,9 @@ struct Attention {
   float scale;
   const KeySpan* spans;
   int64_t count;
-  bool causal;          // key j is seen by query i if j <= i
-  int64_t first_query;  // its position among the keys
-  int64_t window;       // and if j > i - window; 0 for no limit
+  bool causal;          // query i attends to key j only if j <= i
+  int64_t first_query;  // position of query 0 among the keys
+  int64_t window;       // and only if j > i - window; 0 for no limit
   const float* bias;    // added to scores: bias[i - j]; null for none
   float* scratch;       // attention_scratch(head) floats, 64-byte aligned
 };
@@ -61,19 +61,19 @@ constexpr int64_t attention_scratch(int64_t head) {
 struct LayerPanelKernels {
   CompileTarget target;
   void (*finish)(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue);
-  // x, y [features][stride]; `lanes` of them, a multiple of 16. y may be x.
+  // x, y [features][stride], of which the first `lanes`, a multiple of 16. y may be x.
   void (*norm)(const float* x, int64_t stride, int64_t features, int64_t lanes, const Norm& norm,
                float* y);
   // (x[i], x[half + i]) <- (x[i] c - x[half + i] s, x[half + i] c + x[i] s) for i < half, with
   // cosines and sines [half][stride] of each lane. x [2 half][stride].
   void (*rotate)(float* x, int64_t stride, int64_t half, int64_t lanes, const float* cosines,
                  const float* sines);
-  // x [features][stride] -> quads [ceil(features / 4)][stride] and scales [lanes], as
-  // PanelIoKernels' quantize makes them from row-major activations. `lanes` of them, a multiple
-  // of 16.
+  // x [features][stride] -> quads [ceil(features / 4)][stride] and scales [lanes], in the format of
+  // PanelIoKernels::quantize, for the first `lanes`, a multiple of 16.
   void (*quantize)(const float* x, int64_t stride, int64_t features, int64_t lanes, float* quads,
                    float* scales);
-  // Softmax over the keys, in one pass over them (Milakov, Gimelshein 2018; Dao et al. 2022).
+  // Attention with an online softmax: one pass over the keys (Milakov, Gimelshein 2018; Dao et al.
+  // 2022).
   void (*attend)(const Attention& attention);
 };
 

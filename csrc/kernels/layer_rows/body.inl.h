@@ -10,15 +10,15 @@ inline float sum_lanes(vf a) {
   return sum;
 }
 
-inline float most_lanes(vf a) {
+inline float max_lanes(vf a) {
   float lane[kLanes];
   store(lane, a);
-  float most = lane[0];
-  for (int i = 1; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
-  return most;
+  float maximum = lane[0];
+  for (int i = 1; i < kLanes; ++i) maximum = lane[i] > maximum ? lane[i] : maximum;
+  return maximum;
 }
 
-// sum of f(x); four partial sums hide the latency.
+// Sum of f(x). Four partial sums hide the latency of the addition.
 template <class F>
 inline float sum_row(const float* x, int64_t n, F f) {
   vf sum[4] = {zero(), zero(), zero(), zero()};
@@ -75,8 +75,8 @@ inline void rotate_row(float* x, int64_t half, const float* cosines, const float
   }
 }
 
-constexpr int64_t kBlock = 64;
-constexpr float kUnseen = -1e30f;  // finite: the difference of two is no NaN
+constexpr int64_t kPage = 64;
+constexpr float kMasked = -1e30f;  // finite, so that differences are not NaN
 
 // acc[r][v] += sum over i < n of a[r * a_row + i * a_step] x row i of b, from column 0.
 template <int R, int V, class T>
@@ -95,78 +95,78 @@ inline void rows_times(const float* a, int64_t a_row, int64_t a_step, const T* b
   }
 }
 
-// s[r][64] = scale x q_r . k for a block of keys.
+// s[r][64] = scale * q_r . k for a page of keys.
 template <int R, int V, class T>
-inline void block_scores(const RowAttention& a, const float* q, const T* keys, float* s) {
-  for (int64_t j = 0; j < kBlock; j += V * kLanes) {
+inline void page_scores(const RowAttention& a, const float* q, const T* keys, float* s) {
+  for (int64_t j = 0; j < kPage; j += V * kLanes) {
     vf acc[R][V];
     SE_UNROLL
     for (int i = 0; i < R * V; ++i) acc[i / V][i % V] = zero();
-    rows_times<R, V>(q, a.head, 1, keys + j, kBlock, a.head, acc);
+    rows_times<R, V>(q, a.head, 1, keys + j, kPage, a.head, acc);
     SE_UNROLL
     for (int i = 0; i < R * V; ++i)
-      store(s + i / V * kBlock + j + i % V * kLanes, mul(acc[i / V][i % V], set1(a.scale)));
+      store(s + i / V * kPage + j + i % V * kLanes, mul(acc[i / V][i % V], set1(a.scale)));
   }
 }
 
-// sums[r] = sums[r] x factor[r] + p_r x values [keys][width], V vectors of features from d on.
+// sums[r] = sums[r] * factor[r] + p_r values [keys][width], for V vectors of features from d on.
 template <int R, int V, class T>
-inline void block_values(const RowAttention& a, const float* p, const T* values, int64_t keys,
-                         const float* factor, int64_t d, float* sums) {
+inline void page_values(const RowAttention& a, const float* p, const T* values, int64_t keys,
+                        const float* factor, int64_t d, float* sums) {
   vf acc[R][V];
   SE_UNROLL
   for (int i = 0; i < R * V; ++i)
     acc[i / V][i % V] = mul(load(sums + i / V * a.width + d + i % V * kLanes), set1(factor[i / V]));
-  rows_times<R, V>(p, kBlock, 1, values + d, a.width, keys, acc);
+  rows_times<R, V>(p, kPage, 1, values + d, a.width, keys, acc);
   SE_UNROLL
   for (int i = 0; i < R * V; ++i)
     store(sums + i / V * a.width + d + i % V * kLanes, acc[i / V][i % V]);
 }
 
-// Scores that are not seen, and the bias of those that are.
+// Adds the bias to the scores of a page and masks those of positions that are not visible.
 inline void mask_row(const RowAttention& a, int64_t query, int64_t position, int64_t keys,
                      float* s) {
   if (a.bias)
     for (int64_t j = 0; j < keys; ++j) s[j] += a.bias[query * a.bias_query - position - j];
-  for (int64_t j = keys; j < kBlock; ++j) s[j] = kUnseen;
-  for (int64_t j = 0; position + j < a.begin && j < kBlock; ++j) s[j] = kUnseen;
+  for (int64_t j = keys; j < kPage; ++j) s[j] = kMasked;
+  for (int64_t j = 0; position + j < a.begin && j < kPage; ++j) s[j] = kMasked;
 }
 
 template <int R, class T>
 inline void attend_heads(const RowAttention& a, int64_t first) {
-  constexpr int kMost = static_cast<int>(kBlock) / kLanes;
-  constexpr int V = kAccumulators / R < kMost ? kAccumulators / R : kMost;
-  float *s = a.scratch, *sums = s + R * kBlock;
-  float most[R], total[R], factor[R];
-  for (int r = 0; r < R; ++r) most[r] = kUnseen, total[r] = 0.0f;
+  constexpr int kMaxVectors = static_cast<int>(kPage) / kLanes;
+  constexpr int V = kAccumulators / R < kMaxVectors ? kAccumulators / R : kMaxVectors;
+  float *s = a.scratch, *sums = s + R * kPage;
+  float maximum[R], total[R], factor[R];
+  for (int r = 0; r < R; ++r) maximum[r] = kMasked, total[r] = 0.0f;
   for (int64_t i = 0; i < R * a.width; i += kLanes) store(sums + i, zero());
-  for (int64_t at = a.begin / kBlock * kBlock; at < a.end; at += kBlock) {
-    const int64_t keys = a.end - at < kBlock ? a.end - at : kBlock;
-    block_scores<R, V>(a, a.q + first * a.head, static_cast<const T*>(a.keys[at / kBlock]), s);
+  for (int64_t at = a.begin / kPage * kPage; at < a.end; at += kPage) {
+    const int64_t keys = a.end - at < kPage ? a.end - at : kPage;
+    page_scores<R, V>(a, a.q + first * a.head, static_cast<const T*>(a.keys[at / kPage]), s);
     for (int r = 0; r < R; ++r) {
-      float* row = s + r * kBlock;
+      float* row = s + r * kPage;
       mask_row(a, first + r, at, keys, row);
-      vf top = set1(most[r]);
-      for (int64_t j = 0; j < kBlock; j += kLanes) top = at_least(top, load(row + j));
-      const float now = most_lanes(top);
+      vf top = set1(maximum[r]);
+      for (int64_t j = 0; j < kPage; j += kLanes) top = at_least(top, load(row + j));
+      const float now = max_lanes(top);
       vf sum = zero();
-      for (int64_t j = 0; j < kBlock; j += kLanes) {
+      for (int64_t j = 0; j < kPage; j += kLanes) {
         const vf p = exponential(sub(load(row + j), set1(now)));
         sum = add(sum, p);
         store(row + j, p);
       }
       float lane[kLanes];
-      store(lane, exponential(set1(most[r] - now)));
+      store(lane, exponential(set1(maximum[r] - now)));
       factor[r] = lane[0];
-      // What is not seen counts e^-87 each, which is nothing beside the 1 of the largest.
+      // Each masked score adds e^-87, which is negligible beside the 1 of the largest.
       total[r] = total[r] * factor[r] + sum_lanes(sum);
-      most[r] = now;
+      maximum[r] = now;
     }
-    const T* values = static_cast<const T*>(a.values[at / kBlock]);
+    const T* values = static_cast<const T*>(a.values[at / kPage]);
     int64_t d = 0;
     for (; d + V * kLanes <= a.width; d += V * kLanes)
-      block_values<R, V>(a, s, values, keys, factor, d, sums);
-    for (; d < a.width; d += kLanes) block_values<R, 1>(a, s, values, keys, factor, d, sums);
+      page_values<R, V>(a, s, values, keys, factor, d, sums);
+    for (; d < a.width; d += kLanes) page_values<R, 1>(a, s, values, keys, factor, d, sums);
   }
   for (int r = 0; r < R; ++r) {
     const float inverse = 1.0f / total[r];
@@ -176,7 +176,7 @@ inline void attend_heads(const RowAttention& a, int64_t first) {
 }
 
 template <class T>
-inline void attend_blocks(const RowAttention& a) {
+inline void attend_pages(const RowAttention& a) {
   int64_t i = 0;
   for (; i + 4 <= a.queries; i += 4) attend_heads<4, T>(a, i);
   for (; i + 2 <= a.queries; i += 2) attend_heads<2, T>(a, i);
@@ -184,7 +184,7 @@ inline void attend_blocks(const RowAttention& a) {
 }
 
 inline void attend_row(const RowAttention& a) {
-  a.dtype == DType::f32 ? attend_blocks<float>(a) : attend_blocks<bf16>(a);
+  a.dtype == DType::f32 ? attend_pages<float>(a) : attend_pages<bf16>(a);
 }
 
 }  // namespace SE_TARGET

@@ -1,5 +1,5 @@
-// What a block does to a few row-major tokens between its products: lanes hold features, and in
-// attention positions first and features then.
+// Operations of a Transformer layer on a few row-major tokens, between its products. Lanes hold
+// features; in attention they hold positions for the scores and features for the sums.
 #pragma once
 
 #include <cstdint>
@@ -10,17 +10,17 @@
 
 namespace se {
 
-// One token's query heads that share a key head, against blocks of 64 positions of a cache.
+// The query heads of one token that share a key head, against pages of 64 positions of a cache.
 struct RowAttention {
   const float* q;  // [queries][head]
   float* y;        // [queries][head]
   int64_t queries, head;
   float scale;
-  const void* const* keys;    // a block each: [head][64]
-  const void* const* values;  // a block each: [64][width], zeros past head
+  const void* const* keys;    // one page each: [head][64]
+  const void* const* values;  // one page each: [64][width], zeros past `head`
   DType dtype;                // of both, f32 or bf16
   int64_t width;              // of a row of values, a multiple of 16
-  int64_t begin, end;         // positions that are seen, counted from the first block
+  int64_t begin, end;         // visible positions, counted from the first page
   const float* bias;          // added to scores: bias[query * bias_query - position]; null for none
   int64_t bias_query;
   float* scratch;  // row_attention_scratch(width) floats
@@ -36,7 +36,7 @@ struct LayerRowKernels {
   // (x[i], x[half + i]) <- (x[i] c - x[half + i] s, x[half + i] c + x[i] s) for i < half, with
   // cosines and sines [half].
   void (*rotate)(float* x, int64_t half, const float* cosines, const float* sines);
-  // Softmax over the keys, in one pass over them (Milakov, Gimelshein 2018).
+  // Attention with an online softmax: one pass over the keys (Milakov, Gimelshein 2018).
   void (*attend)(const RowAttention& attention);
 };
 

@@ -1,4 +1,4 @@
-// Activations over the vector layer. Absolute error below 3e-7 for inputs of order one.
+// Activation functions over the vector layer. Absolute error below 3e-7 for inputs of order one.
 
 namespace se {
 namespace SE_TARGET {

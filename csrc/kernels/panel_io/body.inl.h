@@ -3,7 +3,7 @@
 namespace se {
 namespace SE_TARGET {
 
-// The first `n` of kLanes, or all of them.
+// Loads min(n, kLanes) elements; the other lanes are zero.
 template <class T>
 inline vf load_some(const T* p, int64_t n) {
   if (n >= kLanes) return load(p);
@@ -28,9 +28,9 @@ inline void gather_tile(const T* x, int64_t stride, int64_t tokens, int64_t n, v
   transpose(tile);
 }
 
-// The first `n` vectors of a tile, `stride` apart. Indices are constants, or the tile would have to
-// lie in memory.
-inline void put_rows(const vf (&tile)[kLanes], int64_t n, float* p, int64_t stride) {
+// Stores the first `n` vectors of a tile, `stride` apart. Indices are constants; otherwise the tile
+// would be kept in memory.
+inline void store_rows_of_tile(const vf (&tile)[kLanes], int64_t n, float* p, int64_t stride) {
   SE_UNROLL
   for (int i = 0; i < kLanes; ++i)
     if (i < n) store(p + i * stride, tile[i]);
@@ -39,19 +39,19 @@ inline void put_rows(const vf (&tile)[kLanes], int64_t n, float* p, int64_t stri
 template <class T>
 inline void pack_f32(const T* x, int64_t stride, int64_t tokens, int64_t features, int64_t width,
                      float* panel) {
-  // Four lines of a token in a row, so that the processor fetches ahead; the part of the panel that
-  // they go to stays in L1.
+  // Four adjacent cache lines of a token in a row, so that the hardware prefetcher follows; the
+  // part of the panel that they are written to stays in L1.
   constexpr int64_t kRun = 64;
   for (int64_t k0 = 0; k0 < features; k0 += kRun)
     for (int64_t t = 0; t < width; t += kLanes)
       for (int64_t k = k0; k < features && k < k0 + kRun; k += kLanes) {
         vf tile[kLanes];
         gather_tile(x + t * stride + k, stride, tokens - t, features - k, tile);
-        put_rows(tile, features - k, panel + k * width + t, width);
+        store_rows_of_tile(tile, features - k, panel + k * width + t, width);
       }
 }
 
-// Token t's 4 kLanes features from k on as quads, in row t of `tile`; zeros (byte 128) past `n`.
+// The first 4 kLanes of x as bytes round(x * inverse) + 128; zeros (byte 128) past `n`.
 template <class T>
 inline void quantize_row(const T* x, int64_t n, float inverse, uint8_t* bytes) {
   const vf scale = set1(inverse);
@@ -64,26 +64,26 @@ inline void quantize_row(const T* x, int64_t n, float inverse, uint8_t* bytes) {
 
 template <class T>
 inline float token_scale(const T* x, int64_t features) {
-  vf most = zero(), poison = zero();  // 0 x Inf and 0 x NaN are NaN
+  vf maximum = zero(), nan = zero();  // 0 x Inf and 0 x NaN are NaN
   int64_t k = 0;
   for (; k + kLanes <= features; k += kLanes) {
     const vf a = load(x + k);
-    most = at_least(most, abs(a));
-    poison = fmadd(a, zero(), poison);
+    maximum = at_least(maximum, abs(a));
+    nan = fmadd(a, zero(), nan);
   }
   if (k < features) {
     const vf a = load_some(x + k, features - k);
-    most = at_least(most, abs(a));
-    poison = fmadd(a, zero(), poison);
+    maximum = at_least(maximum, abs(a));
+    nan = fmadd(a, zero(), nan);
   }
-  float lanes[kLanes], bad[kLanes], top = 0, sick = 0;
-  store(lanes, most);
-  store(bad, poison);
+  float maxima[kLanes], nans[kLanes], top = 0, nan_or_zero = 0;
+  store(maxima, maximum);
+  store(nans, nan);
   for (int i = 0; i < kLanes; ++i) {
-    top = lanes[i] > top ? lanes[i] : top;
-    sick += bad[i];
+    top = maxima[i] > top ? maxima[i] : top;
+    nan_or_zero += nans[i];
   }
-  return top / 127.0f + sick;
+  return top / 127.0f + nan_or_zero;
 }
 
 template <class T>
@@ -94,7 +94,8 @@ inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t fe
     float inverse[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
       scales[t + i] = t + i < tokens ? token_scale(x + (t + i) * stride, features) : 0.0f;
-      // Below the smallest normal number the inverse would overflow: such tokens count as zero.
+      // The inverse of a scale below the smallest normal number would overflow: such tokens become
+      // zero.
       inverse[i] = scales[t + i] > 1.2e-38f ? 1.0f / scales[t + i] : 0.0f;
     }
     for (int64_t q = 0; q < quads; q += kLanes) {
@@ -108,20 +109,21 @@ inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t fe
       SE_UNROLL
       for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(bytes[i]));
       transpose(tile);
-      put_rows(tile, quads - q, panel + q * width + t, width);
+      store_rows_of_tile(tile, quads - q, panel + q * width + t, width);
     }
   }
 }
 
-// A row of a tile of sums as scaled floats.
+// One vector of sums as floats, scaled if they are int32.
 inline vf scaled(const float* acc, const Epilogue&, int64_t, const float*) { return load(acc); }
 inline vf scaled(const int32_t* acc, const Epilogue& e, int64_t row, const float* token_scales) {
   return mul(mul(load(acc), set1(e.row_scales[row])), load(token_scales));
 }
 
-// Half a line, as a bf16 vector is, is better kept in the caches until the other half comes.
-inline void put_whole(float* p, vf a) { stream(p, a); }
-inline void put_whole(bf16* p, vf a) { store(p, a); }
+// A bf16 vector fills half a cache line: it is stored through the caches, where the other half
+// joins it.
+inline void store_vector(float* p, vf a) { stream(p, a); }
+inline void store_vector(bf16* p, vf a) { store(p, a); }
 
 template <class T, class A>
 inline void store_tile(const A* acc, int64_t width, const float* token_scales, int64_t tokens,
@@ -145,7 +147,7 @@ inline void store_tile(const A* acc, int64_t width, const float* token_scales, i
   }
   if (e.stream && rows >= kLanes && tokens >= kLanes) {
     SE_UNROLL
-    for (int i = 0; i < kLanes; ++i) put_whole(y + i * e.y_stride, tile[i]);
+    for (int i = 0; i < kLanes; ++i) store_vector(y + i * e.y_stride, tile[i]);
     return;
   }
   SE_UNROLL
@@ -159,7 +161,7 @@ inline void store_rows(const PanelSums& sums, int64_t tokens, int64_t row0, int6
   const A* acc = static_cast<const A*>(sums.acc);
   const T* residual = static_cast<const T*>(e.residual);
   T* y = static_cast<T*>(e.y);
-  // Tokens outside: their rows of y lie on pages of their own, and few of those are open at a time.
+  // Tokens are the outer loop: each row of y lies on another page of memory, and the TLB holds few.
   for (int64_t t = 0; t < tokens; t += kLanes)
     for (int64_t r = 0; r < rows; r += kLanes) {
       const int64_t live = tokens - t < kLanes ? tokens - t : kLanes;

@@ -1,5 +1,5 @@
-// Into and out of panels: row-major activations to token panels, and results back with the
-// epilogue.
+// Conversion into and out of panels: row-major activations to panels of tokens, and results back,
+// with the epilogue.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace se {
 
-// y = act(sum x scales + bias) + residual, all row-major [token][out]; pointers may be null but
-// y's.
+// y = act(sum * scales + bias) + residual, all row-major [token][out]. Every pointer but y may be
+// null.
 struct Epilogue {
   Activation activation;
   const float* row_scales;  // [out]: int8 weights only
@@ -20,10 +20,10 @@ struct Epilogue {
   void* y;  // [tokens][y_stride]
   int64_t y_stride;
   DType dtype;  // of y and residual
-  bool stream;  // y is larger than the caches: write past them
+  bool stream;  // y is larger than the caches: bypass them
 };
 
-// What a kernel leaves behind: [rows][width] floats; int32 where token_scales [width] is given.
+// The sums of a product: [rows][width] floats, or int32 where token_scales [width] is given.
 struct PanelSums {
   const void* acc;
   int64_t width;
@@ -34,19 +34,19 @@ struct PanelIoKernels {
   CompileTarget target;
   // x [tokens][stride] -> panel [features][width], float or bf16; lanes past `tokens` become zero.
   // A float panel is in token order. A bf16 panel orders each 32 tokens as
-  // 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31, which unpacklo/unpackhi undo for free.
+  // 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31, which unpacklo and unpackhi undo at no cost.
   void (*pack)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
                int64_t width, void* panel, DType panel_dtype);
   // x [tokens][stride] -> panel [ceil(features / 4)][width] of quads of bytes round(x / scale) +
-  // 128 with scales[token] = max |x| / 127: symmetric, one scale a token. Bytes past `features` and
-  // `tokens` stand for zero. A token with an Inf or NaN gets the scale NaN. Writes `lanes` of the
-  // panel's `width` tokens, so that threads may share a panel; a multiple of 16.
+  // 128 with scales[token] = max |x| / 127: symmetric, one scale per token. Bytes past `features`
+  // and `tokens` represent zero. A token with an Inf or NaN gets the scale NaN. Writes `lanes`, a
+  // multiple of 16, of the panel's `width` tokens, so that threads may share a panel.
   void (*quantize)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
                    int64_t lanes, int64_t width, void* panel, float* scales);
   // sums [rows][width] -> y[token][row0 + row] for token < tokens, with the epilogue.
   void (*store)(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
                 const Epilogue& epilogue);
-  // acc [rows] of one token -> y[row0 + row], with the epilogue; `scale` belongs to row_scales.
+  // acc [rows] of one token -> y[row0 + row], with the epilogue; `scale` multiplies row_scales.
   void (*store_token)(const float* acc, float scale, int64_t row0, int64_t rows,
                       const Epilogue& epilogue);
 };

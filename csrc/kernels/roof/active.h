@@ -13,7 +13,7 @@ struct ForcedIsaError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// What was detected, but without bf16 where vdpbf16ps is so slow that widening to float pays
+// The detected capabilities, without bf16 where vdpbf16ps is so slow that widening to float pays
 // (Sapphire and Emerald Rapids: a quarter of the rate that Zen 4 has per cycle). Measured once, in
 // microseconds.
 Capabilities native_capabilities();

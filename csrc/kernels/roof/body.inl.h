@@ -1,9 +1,9 @@
-// Register-only multiply-adds, and a sum that only reads.
+// The loops that measure peak rates: multiply-adds on registers, and a sum that only reads memory.
 
 namespace se {
 namespace SE_TARGET {
 
-// Ten chains cover a latency of 4 at two multiply-adds per cycle.
+// Ten independent chains cover a latency of 4 cycles at two multiply-adds per cycle.
 inline float fma_loop(int64_t rounds) {
   vf acc[10];
   for (int i = 0; i < 10; ++i) acc[i] = set1(static_cast<float>(i));

@@ -15,13 +15,13 @@ void se::spmm_runs_bf16_avx2(const Runs& w, int64_t chunk, const void* x, int64_
 namespace se {
 namespace avx2 {
 
-// A quad is four bytes x + 128 against four int8 weights. vpmaddubsw saturates unless one side
-// stays within 127: |x| times the weight with the sign of x does, exactly (2 x 127 x 127 < 2^15).
+// Multiplies quads: four bytes x + 128 with four int8 weights. vpmaddubsw saturates at 2^15, which
+// |x| times (weight with the sign of x) never reaches: 2 x 127 x 127 < 2^15.
 struct Quads {
   using vec = __m256i;
   using element = int32_t;
   using weight = int32_t;
-  static vec nothing() { return _mm256_setzero_si256(); }
+  static vec zeros() { return _mm256_setzero_si256(); }
   static vec add(vec a, vec b) { return _mm256_add_epi32(a, b); }
   static vec start(const int32_t*, int64_t) { return _mm256_setzero_si256(); }
   static vec load(const int32_t* p) { return _mm256_loadu_si256((const __m256i*)p); }

@@ -7,13 +7,14 @@
 namespace se {
 namespace avx512_vnni {
 
-// vpdpbusd wants one unsigned side: activations come as x + 128, and the sum of a row's weights
-// times -128, where the accumulator starts, takes the offset off again. No step saturates.
+// Multiplies quads. vpdpbusd requires one unsigned operand: activations are bytes x + 128, and the
+// accumulator starts at -128 times the sum of the row's weights, which cancels the offset. No step
+// saturates.
 struct Quads {
   using vec = __m512i;
   using element = int32_t;
   using weight = int32_t;
-  static vec nothing() { return _mm512_setzero_si512(); }
+  static vec zeros() { return _mm512_setzero_si512(); }
   static vec add(vec a, vec b) { return _mm512_add_epi32(a, b); }
   static vec start(const int32_t* corrections, int64_t row) {
     return _mm512_set1_epi32(corrections[row]);

@@ -1,31 +1,32 @@
-// The algorithm of spmm_runs over the vector layer and one arithmetic; included once per ISA, after
-// simd/<target>.h. Tokens lie in the lanes. Two rows are in flight, so that eight independent sums
-// hide the latency of the multiply-add, and a shared column is loaded once for both.
+// The algorithm of spmm_runs over the vector layer and an arithmetic A; included once per compile
+// target, after simd/<target>.h. Tokens lie in the lanes. Two rows are computed at a time, so that
+// eight independent sums hide the latency of the multiply-add, and a shared column is loaded once
+// for both.
 //
-// The loops are bound by loads where nothing is shared (V + 1 for V multiply-adds) and by
-// multiply-adds where everything is.
+// The loops are bound by loads where no column is shared (V + 1 for V multiply-adds), and by
+// multiply-adds where all are.
 
 namespace se {
 namespace SE_TARGET {
 
-// The weights of a pair as the arithmetic multiplies them: floats and quads as they lie in memory,
-// bf16 widened into a buffer that stays in L1.
+// Reads the weights of a pair. Floats and quads are used in place; WideWeights widens bf16 into a
+// buffer that stays in L1.
 template <class A>
 struct Weights {
-  const typename A::weight* take(const void* values, int64_t first, int64_t) {
+  const typename A::weight* read(const void* values, int64_t first, int64_t) {
     return static_cast<const typename A::weight*>(values) + first;
   }
 };
 
 struct WideWeights {
   alignas(64) float wide[2 * 256 + kLanes];
-  const float* take(const void* values, int64_t first, int64_t count) {
+  const float* read(const void* values, int64_t first, int64_t count) {
     return widen(static_cast<const bf16*>(values) + first, count, wide);
   }
 };
 
-// A row's sums. Narrow panels have too few vectors to hide the latency of the multiply-add, so U
-// steps in a row go to sums of their own.
+// The sums of a row. A narrow panel has too few vectors to hide the latency of the multiply-add, so
+// U consecutive steps add to separate sums.
 template <class A, int V, int U>
 struct Sums {
   typename A::vec acc[U][V];
@@ -42,7 +43,7 @@ struct Sums {
   }
   void clear_rest() {
     SE_UNROLL
-    for (int i = V; i < U * V; ++i) acc[i / V][i % V] = A::nothing();
+    for (int i = V; i < U * V; ++i) acc[i / V][i % V] = A::zeros();
   }
   void add(int u, typename A::vec w, const typename A::vec (&x)[V]) {
     SE_UNROLL
@@ -63,15 +64,15 @@ struct Sums {
 };
 
 template <int64_t T, class E>
-inline void look_ahead(const E* y) {
+inline void prefetch_results(const E* y) {
   SE_UNROLL
   for (int64_t i = 0; i < T; i += 16) __builtin_prefetch(y + i, 1, 3);
 }
 
 template <class A, class W, int V>
-inline void block(const Runs& m, const RunsStart& start, const RunsStart& end,
-                  const typename A::element* x, typename A::element* y, const int32_t* corrections,
-                  bool first) {
+inline void multiply_k_block(const Runs& m, const RunsStart& start, const RunsStart& end,
+                             const typename A::element* x, typename A::element* y,
+                             const int32_t* corrections, bool first) {
   constexpr int64_t T = V * kLanes;
   constexpr int U = 4 / V;
   W weights;
@@ -83,9 +84,9 @@ inline void block(const Runs& m, const RunsStart& start, const RunsStart& end,
     const int64_t count = 2 * (n.shared + n.own) + n.rest;
     for (int64_t pair = 0; pair < n.pairs; ++pair, rows += 2, value += count) {
       typename A::element *ya = y + rows[0] * T, *yb = y + rows[1] * T;
-      look_ahead<T>(y + rows[2] * T);
-      look_ahead<T>(y + rows[3] * T);
-      const auto* w = weights.take(m.values, value, count);
+      prefetch_results<T>(y + rows[2] * T);
+      prefetch_results<T>(y + rows[3] * T);
+      const auto* w = weights.read(m.values, value, count);
       Sums<A, V, U> a, b;
       if (first) {
         a.start(corrections, rows[0]);
@@ -132,13 +133,14 @@ inline void chunk_times_panel(const Runs& m, int64_t chunk, const void* x, void*
   using E = typename A::element;
   const E* panel = static_cast<const E*>(x);
   const int32_t* corrections = m.corrections ? m.corrections + chunk * m.chunk : nullptr;
-  for (int64_t b = 0; b < m.blocks; ++b, panel += m.block * V * kLanes) {
-    const RunsStart* start = m.starts + chunk * m.blocks + b;
-    block<A, W, V>(m, start[0], start[1], panel, static_cast<E*>(y), corrections, b == 0);
+  for (int64_t b = 0; b < m.k_blocks; ++b, panel += m.k_block * V * kLanes) {
+    const RunsStart* start = m.starts + chunk * m.k_blocks + b;
+    multiply_k_block<A, W, V>(m, start[0], start[1], panel, static_cast<E*>(y), corrections,
+                              b == 0);
   }
 }
 
-// Panels of 1, 2 or 4 vectors a feature.
+// Panels of 1, 2 or 4 vectors per feature.
 template <class A, class W>
 inline void spmm_runs(const Runs& m, int64_t chunk, const void* x, int64_t tokens, void* y) {
   if (tokens == 4 * kLanes) return chunk_times_panel<A, W, 4>(m, chunk, x, y);
@@ -150,7 +152,7 @@ struct Floats {
   using vec = vf;
   using element = float;
   using weight = float;
-  static vec nothing() { return zero(); }
+  static vec zeros() { return zero(); }
   static vec start(const int32_t*, int64_t) { return zero(); }
   static vec add(vec a, vec b) { return SE_TARGET::add(a, b); }
   static vec load(const float* p) { return SE_TARGET::load(p); }

@@ -18,8 +18,8 @@ struct SpmmRunsKernel {
   const char* name;
   DType weight;
   CompileTarget target;
-  DType panel;         // what x holds
-  int64_t max_tokens;  // widest panel that the registers hold
+  DType panel;         // of x
+  int64_t max_tokens;  // widest panel whose sums fit the registers
   SpmmRunsFn run;
 };
 

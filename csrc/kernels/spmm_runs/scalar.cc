@@ -17,14 +17,14 @@ void se::spmm_runs_bf16_scalar(const Runs& w, int64_t chunk, const void* x, int6
 namespace se {
 namespace scalar {
 
-// What the other ISAs compute with vectors: four bytes x + 128 against four int8 weights.
+// Multiplies quads, lane by lane: four bytes x + 128 with four int8 weights.
 struct Quads {
   struct vec {
     int32_t lane[4];
   };
   using element = int32_t;
   using weight = int32_t;
-  static vec nothing() { return {{0, 0, 0, 0}}; }
+  static vec zeros() { return {{0, 0, 0, 0}}; }
   static vec add(vec a, vec b) {
     for (int i = 0; i < 4; ++i) a.lane[i] += b.lane[i];
     return a;

@@ -1,6 +1,7 @@
-// vdpbf16ps takes pairs of columns: entries are taken two at a time and the two slices of the panel
-// are interleaved on the fly, once for all rows of the strip. The panel's token order (see
-// kernels/panel_io/kernel.h) makes unpacklo the first and unpackhi the last 16 of 32 tokens.
+// spmm_strips with vdpbf16ps, which multiplies pairs of columns. Two entries are processed at a
+// time; their slices of the panel are interleaved once for all rows of the strip. With the token
+// order of bf16 panels (kernels/panel_io/kernel.h), unpacklo yields the first and unpackhi the last
+// 16 of 32 tokens.
 #define SE_TARGET avx512_bf16
 #include "simd/avx512.h"
 #include "kernels/spmm_strips/kernel.h"
@@ -14,8 +15,9 @@ struct Sums {
   vf acc[R][2 * V];
 };
 
-// acc += pair of weights x pair of columns; `second` 0 stands for an odd last column, which meets
-// zeros on both sides, so that no Inf or NaN is multiplied by a zero.
+// acc += pair of weights x pair of columns. For the last of an odd number of columns `second` is
+// false: both the weight and the activations of the missing column are zero, so that no Inf or NaN
+// is multiplied by zero.
 template <int R, int V>
 inline void multiply(Sums<R, V>& sums, const uint16_t* wa, const uint16_t* wb, const uint16_t* xa,
                      const uint16_t* xb, bool second) {
@@ -67,7 +69,7 @@ inline void rows(const Strips& m, int64_t begin, int64_t end, int64_t r0, const 
   constexpr int V = R <= 4 ? T / 32 : 1;
   const uint16_t* values = static_cast<const uint16_t*>(m.values) + r0;
   y += r0 * T;
-  for (int64_t b = 0; b < m.blocks; ++b, x += m.block * T) {
+  for (int64_t b = 0; b < m.k_blocks; ++b, x += m.k_block * T) {
     const int32_t* pointers = m.pointers + b * m.strips;
     for (int64_t s = begin; s < end; ++s) {
       const int64_t e = pointers[s], entries = pointers[s + 1] - e;

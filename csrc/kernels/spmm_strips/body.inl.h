@@ -1,11 +1,11 @@
-// The algorithm of spmm_strips over the vector layer; included once per ISA, after simd/<target>.h.
-// Tokens lie in the lanes: an entry is one broadcast weight times unit-stride loads, whatever the
-// pattern. Nothing is gathered, scattered or transposed.
+// The algorithm of spmm_strips over the vector layer; included once per compile target, after
+// simd/<target>.h. Tokens lie in the lanes: an entry is one broadcast weight times unit-stride
+// loads, whatever the pattern. Nothing is gathered, scattered or transposed.
 
 namespace se {
 namespace SE_TARGET {
 
-// R rows x V vectors of accumulators stay in registers over the entries of one (K-block, strip).
+// R x V vectors of accumulators stay in registers over the entries of one (K-block, strip).
 template <int T, int R, int V>
 inline void tile(const float* w, const uint16_t* columns, int64_t entries, int64_t height,
                  const float* x, float* y, bool first) {
@@ -34,8 +34,8 @@ inline void tile(const float* w, const uint16_t* columns, int64_t entries, int64
   }
 }
 
-// Rows r0 .. r0 + R of every strip, over a panel of T tokens. Sizes are constants here, outside the
-// loops: short segments leave no time to choose them inside.
+// Rows r0 .. r0 + R of every strip, over a panel of T tokens. Sizes are template
+// arguments: the loops are too short to choose sizes inside them.
 template <class W, int T, int R>
 inline void rows(const Strips& m, int64_t begin, int64_t end, int64_t r0, const float* x,
                  float* y) {
@@ -46,7 +46,7 @@ inline void rows(const Strips& m, int64_t begin, int64_t end, int64_t r0, const 
   constexpr int64_t kBuffer = 4096;  // floats: 16 KiB of widened weights at a time stay in L1
   alignas(64) float buffer[kBuffer + kLanes];
   const int64_t at_once = kBuffer / m.height > 1 ? kBuffer / m.height : 1;
-  for (int64_t b = 0; b < m.blocks; ++b, x += m.block * T) {
+  for (int64_t b = 0; b < m.k_blocks; ++b, x += m.k_block * T) {
     const int32_t* pointers = m.pointers + b * m.strips;
     for (int64_t s = begin; s < end; ++s) {
       const int64_t last = pointers[s + 1];
@@ -66,7 +66,7 @@ inline void rows(const Strips& m, int64_t begin, int64_t end, int64_t r0, const 
 // Strips of any height.
 template <class W, int T>
 inline void panel(const Strips& m, int64_t begin, int64_t end, const float* x, float* y) {
-  // As many rows as leave room for whole panels: their loads are shared by most rows.
+  // As many rows as leave room for the vectors of a whole panel, whose loads most rows then share.
   constexpr int kRows = kAccumulators * kLanes / T > 4 ? kAccumulators * kLanes / T : 4;
   int64_t r = 0;
   for (; r + kRows <= m.height; r += kRows) rows<W, T, kRows>(m, begin, end, r, x, y);

@@ -7,9 +7,9 @@
 namespace se {
 
 // y[r][t] = sum over k of W[begin * height + r, k] * x[k][t]
-//   x  panel [in][tokens], 64-byte aligned; float, or bf16 in the order of
-//   kernels/panel_io/kernel.h y  [(end - begin) * height][tokens] floats, 64-byte aligned,
-//   overwritten; must not overlap x tokens  16, 32 or 64
+//   x  panel [in][tokens], 64-byte aligned: float, or bf16 in the order of panel_io/kernel.h
+//   y  [(end - begin) * height][tokens] floats, 64-byte aligned, overwritten; must not overlap x
+//   tokens  16, 32 or 64, at least kernel.min_tokens
 // Accumulates in float, K-block by K-block, so that the slice of x in use stays in L1 or L2.
 // Safe from any number of threads.
 using SpmmStripsFn = void (*)(const Strips& w, int64_t begin, int64_t end, const void* x,
@@ -19,8 +19,8 @@ struct SpmmStripsKernel {
   const char* name;
   DType weight;
   CompileTarget target;
-  DType panel;         // what x holds
-  int64_t min_tokens;  // narrowest panel that the kernel takes
+  DType panel;         // of x
+  int64_t min_tokens;  // narrowest panel that the kernel accepts
   SpmmStripsFn run;
 };
 

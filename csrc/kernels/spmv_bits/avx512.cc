@@ -1,13 +1,13 @@
 #define SE_TARGET avx512
 #include "simd/avx512.h"
 #include "kernels/spmv_bits/kernel.h"
-#include "kernels/ahead.inl.h"
+#include "kernels/prefetch.inl.h"
 #include "kernels/spmv_bits/body.inl.h"
 
 namespace se {
 namespace avx512 {
 
-// 16 columns; a zero never meets its activation.
+// 16 columns. Activations of zeros are masked, so an Inf or NaN reaches only rows that use it.
 struct Floats {
   using value = float;
   using Mask = uint16_t;

@@ -1,12 +1,13 @@
-// The algorithm of spmv_bits over one kind of step; included once per ISA. A step takes as many
-// columns as a register holds values: their bits, the values expanded to their places, one
-// multiply-add. Where the next values begin is the sum of the bits so far, which does not wait for
-// the multiply-adds.
+// The algorithm of spmv_bits over one kind of step; included once per compile target. A step covers
+// as many columns as a register holds values: it loads their bits, expands the values to their
+// columns and multiplies once. The position of the next values depends on the bits alone, so it
+// does not wait for the multiply-adds.
 
 namespace se {
 namespace SE_TARGET {
 
-// Step: `kColumns` a step, `Mask` their bits, `value` and `acc`; expand, start, multiply_add, sum.
+// Step has kColumns and kBytes (of x) per step, the types Mask, value, expanded and acc, and the
+// functions start, expand, multiply_add and sum.
 template <class Step, int T>
 inline void rows(const Bits& m, int64_t begin, int64_t end, const char* x, int64_t x_stride,
                  float* y, int64_t y_stride) {
@@ -17,9 +18,9 @@ inline void rows(const Bits& m, int64_t begin, int64_t end, const char* x, int64
     typename Step::acc acc[T];
     SE_UNROLL
     for (int t = 0; t < T; ++t) acc[t] = Step::start();
-    for (int64_t i = 0; i < m.stride; i += 64) ask_ahead(mask + i, kAhead / 4);
+    for (int64_t i = 0; i < m.stride; i += 64) prefetch(mask + i, kPrefetchDistance / 4);
     for (int64_t s = 0; s < steps; ++s) {
-      ask_ahead(value);
+      prefetch(value);
       typename Step::Mask bits;
       __builtin_memcpy(&bits, mask + s * sizeof bits, sizeof bits);
       const typename Step::expanded w = Step::expand(bits, value);
@@ -44,15 +45,15 @@ inline void spmv_bits(const Bits& m, int64_t begin, int64_t end, const void* x, 
   rows<Step, 4>(m, begin, end, p, x_stride, y, y_stride);
 }
 
-// max |x| / 127, or NaN.
+// max |x| / 127, or NaN if x holds an Inf or NaN.
 inline float scale_of(const float* x, int64_t in) {
-  float most = 0, poison = 0;  // 0 x Inf and 0 x NaN are NaN
+  float maximum = 0, nan = 0;  // 0 x Inf and 0 x NaN are NaN
   for (int64_t k = 0; k < in; ++k) {
     const float a = __builtin_fabsf(x[k]);
-    most = a > most ? a : most;
-    poison += a * 0.0f;
+    maximum = a > maximum ? a : maximum;
+    nan += a * 0.0f;
   }
-  return most / 127.0f + poison;
+  return maximum / 127.0f + nan;
 }
 
 inline int64_t padded(int64_t in) { return (in + 63) / 64 * 64; }

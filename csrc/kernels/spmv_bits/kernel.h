@@ -10,18 +10,20 @@ struct SpmvBitsKernel {
   const char* name;
   DType weight;
   CompileTarget target;
-  // x [in] as `run` wants it: `prepared` has room for 4 bytes an input, rounded up to 64 inputs,
-  // and reads as zero past `in`. Returns the token's scale: 1, or for int8 max |x| / 127 (NaN for a
+  // Converts x [in] for `run`: `prepared` has 4 bytes per input, rounded up to 64 inputs; inputs
+  // past `in` become zero. Returns the token's scale: 1, or for int8 max |x| / 127 (NaN for a
   // token with an Inf or NaN).
   float (*prepare)(const float* x, int64_t in, void* prepared);
   // y[t][r] = sum over k of W[r, k] * x[t][k] for rows [begin, end), int8 sums not scaled yet.
   //   x  [tokens][x_stride bytes], prepared;  y  [tokens][y_stride] floats;  tokens  1 to 4
   // The weights are read once for all tokens. f32 and bf16 accumulate in float, int8 exactly. A
-  // zero may meet the activation of its column: Inf and NaN in x may reach rows that do not use it.
+  // zero may be multiplied with the activation of its column, so Inf and NaN in x may reach rows
+  // that do not use the column.
   void (*run)(const Bits& w, int64_t begin, int64_t end, const void* x, int64_t x_stride,
               int64_t tokens, float* y, int64_t y_stride);
 };
 
+// The first row of kernels.inc for `weight` that `caps` covers.
 const SpmvBitsKernel& spmv_bits(DType weight, Capabilities caps);
 
 #define SE_SPMV_BITS(weight, target)                                                           \

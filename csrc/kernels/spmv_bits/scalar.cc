@@ -1,7 +1,7 @@
 #define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/spmv_bits/kernel.h"
-#include "kernels/ahead.inl.h"
+#include "kernels/prefetch.inl.h"
 #include "kernels/spmv_bits/body.inl.h"
 
 namespace se {
@@ -13,7 +13,7 @@ inline int32_t number(int8_t a) { return a; }
 inline float number_of_x(float x) { return x; }
 inline int32_t number_of_x(uint8_t x) { return x - 128; }
 
-// Eight columns, bit by bit.
+// Eight columns, one set bit at a time.
 template <class V, class X, class Sum>
 struct Each {
   using value = V;

@@ -1,14 +1,15 @@
 #define SE_TARGET avx512
 #include "simd/avx512.h"
 #include "kernels/spmv_groups/kernel.h"
-#include "kernels/ahead.inl.h"
+#include "kernels/prefetch.inl.h"
 #include "kernels/spmv_groups/body.inl.h"
 
 namespace se {
 namespace avx512 {
 
-// Lane i's bits begin `bits` x i after the first: two broadcasts of 32 bits hold eight lanes each.
-// A span of 32 columns is two registers, which one permutation picks from; 64 take two and a blend.
+// The position of lane i begins at bit `bits` * i: two broadcasts of 32 bits hold eight lanes each.
+// A span of 32 columns fits two registers, from which one permutation selects; 64 columns need two
+// permutations and a blend.
 template <int Span>
 struct Registers {
   __m512i shift, mask, base;
@@ -32,7 +33,7 @@ struct Registers {
     const __m512i both = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xFF00, high);
     return _mm512_add_epi32(_mm512_and_si512(_mm512_srlv_epi32(both, shift), mask), base);
   }
-  vf take(const float* x, __m512i where, int) const {
+  vf select(const float* x, __m512i where, int) const {
     const vf first = _mm512_permutex2var_ps(load(x), where, load(x + 16));
     if (Span == 32) return first;
     const __mmask16 upper = _mm512_test_epi32_mask(where, _mm512_set1_epi32(32));

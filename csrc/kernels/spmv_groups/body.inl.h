@@ -1,12 +1,12 @@
-// The algorithm of spmv_groups over one way to find the activations of a step's 16 values; included
-// once per ISA, after simd/<target>.h. Positions are relative to a group, so nothing but a few bits
-// a value is read besides the values themselves.
+// The algorithm of spmv_groups over a Picker, which finds the activations of the 16 values of a
+// step; included once per compile target, after simd/<target>.h. Positions are relative to a group,
+// so a few bits per value are read besides the values.
 
 namespace se {
 namespace SE_TARGET {
 
-// Picker(const Groups&): where(positions of a step), then take(x, where, p): vector p of the
-// activations; sum of lanes.
+// Picker(const Groups&) has where(positions of a step), select(x, where, p) for vector p of the
+// activations, and sum(vector).
 template <class W, class Picker, int T>
 inline void rows(const Groups& m, int64_t begin, int64_t end, const float* x, int64_t x_stride,
                  float* y, int64_t y_stride) {
@@ -19,15 +19,15 @@ inline void rows(const Groups& m, int64_t begin, int64_t end, const float* x, in
     SE_UNROLL
     for (int i = 0; i < T * P; ++i) acc[i / P][i % P] = zero();
     for (int64_t s = 0; s < m.steps; ++s) {
-      ask_ahead(values + s * 16);
-      ask_ahead(positions + s * 2 * m.bits, kAhead / 4);
+      prefetch(values + s * 16);
+      prefetch(positions + s * 2 * m.bits, kPrefetchDistance / 4);
       const auto where = picker.where(positions + s * 2 * m.bits);
       SE_UNROLL
       for (int p = 0; p < P; ++p) {
         const vf w = load(values + s * 16 + p * kLanes);
         SE_UNROLL
         for (int t = 0; t < T; ++t)
-          acc[t][p] = fmadd(w, picker.take(x + t * x_stride + s * m.span(), where, p), acc[t][p]);
+          acc[t][p] = fmadd(w, picker.select(x + t * x_stride + s * m.span(), where, p), acc[t][p]);
       }
     }
     SE_UNROLL

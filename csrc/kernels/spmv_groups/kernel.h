@@ -9,8 +9,9 @@ namespace se {
 // y[t][r] = sum over k of W[r, k] * x[t][k] for the rows r in [begin, end)
 //   x  [tokens][x_stride] floats, zero past `in` up to whole spans of 64
 //   y  [tokens][y_stride] floats;  tokens  1 to 4; the weights are read once for all of them
-// Accumulates in float; int8 sums are not scaled yet. A stored zero meets the activation of its
-// column: Inf and NaN in x may reach rows whose value there is zero. Safe from any threads.
+// Accumulates in float; int8 sums are not scaled yet. A stored zero is multiplied with the
+// activation of its column, so Inf and NaN in x may reach rows whose value there is zero. Safe from
+// any number of threads.
 using SpmvGroupsFn = void (*)(const Groups& w, int64_t begin, int64_t end, const float* x,
                               int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
 
@@ -21,6 +22,7 @@ struct SpmvGroupsKernel {
   SpmvGroupsFn run;
 };
 
+// The first row of kernels.inc for `weight` that `caps` covers.
 const SpmvGroupsKernel& spmv_groups(DType weight, Capabilities caps);
 
 #define SE_SPMV_GROUPS(weight, target)                                                             \

@@ -1,7 +1,7 @@
 #define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/spmv_groups/kernel.h"
-#include "kernels/ahead.inl.h"
+#include "kernels/prefetch.inl.h"
 #include "kernels/spmv_groups/body.inl.h"
 
 namespace se {
@@ -24,7 +24,7 @@ struct Memory {
     }
     return places;
   }
-  vf take(const float* x, const Places& where, int p) const {
+  vf select(const float* x, const Places& where, int p) const {
     return each([&](int i) { return x[where.column[p * kLanes + i]]; });
   }
 };

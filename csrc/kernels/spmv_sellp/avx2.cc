@@ -1,7 +1,7 @@
 #define SE_TARGET avx2
 #include "simd/avx2.h"
 #include "kernels/spmv_sellp/kernel.h"
-#include "kernels/ahead.inl.h"
+#include "kernels/prefetch.inl.h"
 #include "kernels/spmv_sellp/body.inl.h"
 
 void se::spmv_sellp_f32_avx2(const SellP& w, int64_t begin, int64_t end, const float* x,

@@ -1,7 +1,7 @@
-// The algorithm of spmv_sellp over the vector layer; included once per ISA, after simd/<target>.h.
-// Rows lie in the lanes: no sums across lanes, no branches inside a group, and where a window fits
-// two registers no gathers either. Even and odd steps have sums of their own, to hide the latency
-// of the multiply-add.
+// The algorithm of spmv_sellp over the vector layer; included once per compile target, after
+// simd/<target>.h. Rows lie in the lanes: there are no sums across lanes, no branches inside a
+// group and, where a window fits two registers, no gathers. Even and odd steps add to separate
+// sums, which hides the latency of the multiply-add.
 
 namespace se {
 namespace SE_TARGET {
@@ -15,8 +15,8 @@ inline void group(const W* values, const uint8_t* picks, const uint16_t* offsets
   for (int i = 0; i < 2 * T * P; ++i) acc[i / (T * P)][i / P % T][i % P] = zero();
   const auto step = [&](int64_t s, vf(&into)[T][P]) __attribute__((always_inline)) {
     const float* window = x + offsets[s];
-    ask_ahead(values + s * 16);
-    ask_ahead(picks + s * 16, kAhead / 2);
+    prefetch(values + s * 16);
+    prefetch(picks + s * 16, kPrefetchDistance / 2);
     SE_UNROLL
     for (int p = 0; p < P; ++p) {
       const vf w = load(values + s * 16 + p * kLanes);

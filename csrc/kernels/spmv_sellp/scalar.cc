@@ -1,7 +1,7 @@
 #define SE_TARGET scalar
 #include "simd/scalar.h"
 #include "kernels/spmv_sellp/kernel.h"
-#include "kernels/ahead.inl.h"
+#include "kernels/prefetch.inl.h"
 #include "kernels/spmv_sellp/body.inl.h"
 
 void se::spmv_sellp_f32_scalar(const SellP& w, int64_t begin, int64_t end, const float* x,

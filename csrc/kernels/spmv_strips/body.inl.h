@@ -1,6 +1,6 @@
-// The algorithm of spmv_strips over the vector layer. With few tokens there is nothing to put into
-// the lanes but output rows: tall strips run in vectors, whose weights serve all tokens, single
-// rows in four independent scalar sums.
+// The algorithm of spmv_strips over the vector layer. With few tokens, output rows lie in the
+// lanes: tall strips are computed by vectors, whose weights serve all tokens, and single rows by
+// four independent scalar sums.
 
 namespace se {
 namespace SE_TARGET {
@@ -25,8 +25,7 @@ inline float row(const W* w, const uint16_t* columns, int64_t entries, const flo
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// kLanes rows of a strip at once, added to y; two sums a token hide the latency of the
-// multiply-add.
+// Adds kLanes rows of a strip to y. Two sums per token hide the latency of the multiply-add.
 template <class W, int T>
 inline void lanes_of_rows(const W* w, const uint16_t* columns, int64_t entries, int64_t height,
                           const float* x, int64_t x_stride, float* y, int64_t y_stride) {
@@ -63,7 +62,7 @@ inline void few_rows(const W* w, const uint16_t* columns, int64_t entries, int64
   for (int r = 0; r < R; ++r) y[r] += sum[r];
 }
 
-// What is left of a strip's height, from row r on, for one token.
+// The remaining rows of a strip, from row r on, for one token.
 template <class W>
 inline void last_rows(const W* w, const uint16_t* columns, int64_t entries, int64_t height,
                       int64_t r, const float* x, float* y) {
@@ -83,7 +82,7 @@ inline void strips(const Strips& m, int64_t begin, int64_t end, const float* x, 
   const int64_t height = m.height;
   for (int t = 0; t < T; ++t)
     for (int64_t i = begin * height; i < end * height; ++i) y[t * y_stride + i] = 0;
-  for (int64_t b = 0; b < m.blocks; ++b, x += m.block) {
+  for (int64_t b = 0; b < m.k_blocks; ++b, x += m.k_block) {
     const int32_t* pointers = m.pointers + b * m.strips;
     for (int64_t s = begin; s < end; ++s) {
       const int64_t e = pointers[s], entries = pointers[s + 1] - e;

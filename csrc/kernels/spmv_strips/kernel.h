@@ -20,6 +20,7 @@ struct SpmvStripsKernel {
   SpmvStripsFn run;
 };
 
+// The first row of kernels.inc for `weight` that `caps` covers.
 const SpmvStripsKernel& spmv_strips(DType weight, Capabilities caps);
 
 #define SE_SPMV_STRIPS(weight, target)                                                             \
