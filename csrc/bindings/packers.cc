@@ -120,13 +120,13 @@ py::tuple rows_of_runs_py(const py::array& values, const py::array_t<uint8_t>& c
   w.out = out;
   w.in = in;
   w.chunk = chunk;
-  w.block = block;
+  w.k_block = block;
   w.chunks = (out + chunk - 1) / chunk;
-  w.blocks = std::max<int64_t>(1, (in + block - 1) / block);
+  w.k_blocks = std::max<int64_t>(1, (in + block - 1) / block);
   require(contiguous(values) && (values.itemsize() == 2 || values.itemsize() == 4) &&
               contiguous(columns) && contiguous(rows) && contiguous(stretches) &&
               contiguous(starts) && stretches.size() % 4 == 0 &&
-              starts.size() == 4 * (w.chunks * w.blocks + 1),
+              starts.size() == 4 * (w.chunks * w.k_blocks + 1),
           "runs: buffers do not fit each other");
   w.values = values.data();
   w.columns = columns.data();

@@ -21,12 +21,12 @@ class ChunkReader {
         element_(element),
         first_(chunk * w.chunk),
         rows_(std::min(w.chunk, w.out - chunk * w.chunk)),
-        starts_(w.starts + chunk * w.blocks),
+        starts_(w.starts + chunk * w.k_blocks),
         counts_(rows_) {}
 
   // Checks the chunk, and counts the elements of each row.
   void count() {
-    for (int64_t b = 0; b < w_.blocks; ++b) {
+    for (int64_t b = 0; b < w_.k_blocks; ++b) {
       check_starts(starts_[b], starts_[b + 1]);
       std::vector<bool> seen(w_.chunk + 1);
       int64_t found = 0;
@@ -55,7 +55,7 @@ class ChunkReader {
   // Writes each row's elements from ends[row] on, and moves ends[row] past them. Rows that are not
   // wanted have ends[row] < 0.
   void fill(std::vector<int64_t>& ends, RowsBuffers& to) {
-    for (int64_t b = 0; b < w_.blocks; ++b)
+    for (int64_t b = 0; b < w_.k_blocks; ++b)
       each_pair(b, [&](const Stretch& s, const uint16_t* row, int64_t column, int64_t value) {
         emit(b, s, row, column, value, ends, to);
       });
@@ -69,7 +69,7 @@ class ChunkReader {
     int64_t row = from.row, column = from.column, value = from.value;
     for (int64_t i = from.stretch; i < to.stretch; ++i) {
       const Stretch& s = w_.stretches[i];
-      require(s.shared + s.own + s.rest <= w_.block,
+      require(s.shared + s.own + s.rest <= w_.k_block,
               "runs stretches: a row has more columns than a K-block");
       row += int64_t{2} * s.pairs;
       column += int64_t{s.pairs} * (s.shared + 2 * s.own + s.rest);
@@ -110,9 +110,9 @@ class ChunkReader {
       if (i)
         for (int k = 0; k < s.rest; ++k)
           put(columns[s.shared + 2 * s.own + k], value + 2 * (s.shared + s.own) + k);
-      const int64_t left = w_.in - b * w_.block;
-      require(last_ < std::min(left, w_.block), "runs columns: a column lies outside the matrix");
-      if (ends[row[i]] >= 0) take(b * w_.block, ends[row[i]], to);
+      const int64_t left = w_.in - b * w_.k_block;
+      require(last_ < std::min(left, w_.k_block), "runs columns: a column lies outside the matrix");
+      if (ends[row[i]] >= 0) take(b * w_.k_block, ends[row[i]], to);
     }
   }
 
