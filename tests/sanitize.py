@@ -1,7 +1,7 @@
-"""Build the native library with AddressSanitizer and UBSan; run the kernel tests and mutated packages on it.
+"""Run the kernel tests and mutated packages on a build with AddressSanitizer and UBSan.
 
-python tests/sanitize.py                              (or: make sanitize)
-python tests/sanitize.py --mutations 300 tests/nn/test_recurrent_steps.py      these tests only
+python tests/sanitize.py                                  (or: make sanitize)
+python tests/sanitize.py --mutations 300 tests/nn/test_recurrent_steps.py     (only these tests)
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TESTS = (
     "tests/models/test_seq2seq_models.py",
 )
 MUTATIONS = 2000
-SECONDS = 2 * 3600  # of the tests, and of the mutations: several times what two cores need
+SECONDS = 2 * 3600  # limit for the tests, and for the mutations
 
 
 def build() -> None:
-    """Install the project into a folder of its own, sanitizers on."""
+    """Install the project with sanitizers into build/sanitize."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
     command += ["--target", str(SITE), "-C", "cmake.define.SE_SANITIZE=ON"]
     command += ["-C", f"build-dir={ROOT / 'build' / 'sanitize-objects'}", str(ROOT)]
@@ -49,7 +49,7 @@ def library(name: str) -> str:
 
 
 def run(tests: list[str], mutations: int) -> int:
-    """Run the tests in a process that loads the sanitizers first; their reports fail it."""
+    """Run the tests in a process that preloads the sanitizers; a report of theirs fails it."""
     code = (
         "import sys, pytest\n"
         "editable = 'ScikitBuildRedirectingFinder'\n"
@@ -62,7 +62,7 @@ def run(tests: list[str], mutations: int) -> int:
     env = {
         **os.environ,
         "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks by design
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python does not free everything at exit
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "OMP_NUM_THREADS": "2",
     }
@@ -72,7 +72,7 @@ def run(tests: list[str], mutations: int) -> int:
         try:
             status = subprocess.run(command, cwd=ROOT, env=env, timeout=SECONDS).returncode
         except subprocess.TimeoutExpired:
-            print(f"{' '.join(arguments[:1])}: not done after {SECONDS} s", file=sys.stderr)
+            print(f"{' '.join(arguments[:1])}: still running after {SECONDS} s", file=sys.stderr)
             status = 1
         if status:
             return status

@@ -1,4 +1,4 @@
-"""Every row of the kernel tables against float64, on every ISA that this machine has."""
+"""Every row of the kernel tables that this machine supports, against float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROWS = [k for k in _core.kernels() if k["supported"]]
 SHAPES = [(1, 1), (7, 13), (16, 16), (17, 31), (33, 193), (128, 192), (61, 500), (257, 1031)]
 HEIGHTS = (1, 2, 3, 4, 8, 16, 21)
 SPARSITIES = (0.9, 0.5, 0.0, 1.0)
-# Packings that multiply a stored zero with an activation: NaN may spread to rows without the column.
+# Packings that multiply stored zeros with activations: NaN may reach rows without the column.
 PADDED = (PackedSellP, SellP8, Bits8, QuadRuns, Groups, Groups8)
 KINDS = ("1:2", "2:4", "1:4", "4:8", "2:8", "8:16", "4:16")
 
@@ -54,7 +54,7 @@ def thinned(weight: Tensor, keep: int, of: int) -> Tensor:
 
 
 def packers(kernel: dict[str, str]) -> list[Callable[[Tensor], Format]]:
-    """Ways to pack a weight for a kernel: default sizes, and small ones with many seams."""
+    """Ways to pack a weight for a kernel: default sizes, and small ones with many boundaries."""
     int8 = kernel["dtype"] == "int8"
     if kernel["packing"] == "runs":
         cls = QuadRuns if int8 else Runs
@@ -73,7 +73,7 @@ def packers(kernel: dict[str, str]) -> list[Callable[[Tensor], Format]]:
 
 
 def run(packed: Format, x: Tensor, isa: str, **kwargs: object) -> Tensor:
-    """The kernel's output, written over NaN."""
+    """The output of the kernel; elements that it does not write are NaN."""
     y = torch.full((x.shape[0], packed.shape[0]), float("nan"), dtype=x.dtype)
     residual = kwargs.pop("residual", None)
     bias = kwargs.pop("bias", None)
@@ -92,7 +92,7 @@ def run(packed: Format, x: Tensor, isa: str, **kwargs: object) -> Tensor:
 
 
 def quantised_tokens(x: Tensor) -> Tensor:
-    """What int8 kernels read of x, in float64: symmetric, max |token| / 127."""
+    """x as int8 kernels quantise it, in float64: symmetric, scale max |token| / 127."""
     x = x.float()
     scale = x.abs().amax(1, keepdim=True) / 127 if x.shape[1] else x.new_ones(len(x), 1)
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
@@ -105,7 +105,7 @@ def truth_of(packed: Format, x: Tensor, *args: object) -> Tensor:
 
 
 def tolerance(kernel: dict[str, str], x_dtype: torch.dtype = torch.float32) -> float:
-    """float32 sums; only the kernel that multiplies bf16 by bf16 rounds the activations."""
+    """Sums are float32; only the kernel that multiplies bf16 by bf16 rounds the activations."""
     rounds = kernel["name"] == "spmm_strips_bf16_avx512_bf16" or x_dtype == torch.bfloat16
     return 2e-2 if rounds else 1e-5
 
@@ -119,7 +119,7 @@ def relative_error(y: Tensor, truth: Tensor) -> float:
 
 
 def tokens_of(kernel: dict[str, str]) -> tuple[int, ...]:
-    """A few where a packing has a kernel for them alone; any number elsewhere."""
+    """Few tokens for kernels that are only used for few; other kernels get any number."""
     if kernel["packing"] == "strips":
         return (*range(1, 9),) if kernel["op"] == "spmv" else (9, 16, 17, 33, 64, 65, 131)
     return (1, 2, 3, 4, 7, 9) if kernel["op"] == "spmv" else (1, 5, 16, 17, 33, 64, 65, 131)
@@ -222,11 +222,11 @@ def test_nan_and_inf_go_where_the_pattern_says(kernel: dict[str, str]) -> None:
     )
     for tokens in tokens_of(kernel):
         x = torch.ones(tokens, 40)
-        x[0, 3], x[0, 11] = float("inf"), float("nan")  # column 11 is stored nowhere
+        x[0, 3], x[0, 11] = float("inf"), float("nan")  # no row stores column 11
         y = run(packed, x, kernel["isa"])
         if exact:
             assert y[0].tolist() == [float("inf"), 2.0, float("-inf"), 0.0, 0.0]
-        else:  # it may reach more rows, never fewer
+        else:  # it may reach more rows, but not fewer
             assert not y[0, [0, 2]].isfinite().any()
         expected = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0])
         torch.testing.assert_close(y[1:], expected.expand(tokens - 1, 5), rtol=1e-5, atol=1e-5)
@@ -237,7 +237,7 @@ def test_nan_and_inf_go_where_the_pattern_says(kernel: dict[str, str]) -> None:
 @pytest.mark.parametrize("cls", [QuadRuns, Bits8])
 @pytest.mark.parametrize("isa", sorted({k["isa"] for k in ROWS}))
 def test_int8_never_saturates(cls: type[QuadRuns | Bits8], isa: str) -> None:
-    """All magnitudes at their ends: 16-bit steps in between would overflow."""
+    """All magnitudes are maximal: 16-bit intermediate sums would overflow."""
     signs = torch.where(torch.rand(16, 512) > 0.5, 1.0, -1.0)
     signs[0], signs[1] = 1.0, -1.0
     for x in (torch.ones(17, 512), -torch.ones(17, 512), signs[:1].expand(17, 512).contiguous()):

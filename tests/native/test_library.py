@@ -1,4 +1,4 @@
-"""The native library as a file: one OpenMP in the process, and no ISA code outside its objects."""
+"""The extension in a process: one OpenMP runtime, and no symbols that leak a target's code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def python(code: str, **env: str) -> str:
 
 
 def test_one_openmp_runtime_in_the_process() -> None:
-    """Two runtimes would keep two pools of spinning threads: on two cores ten times slower."""
+    """Two runtimes would have two pools of spinning threads: ten times slower on two cores."""
     mapped = python(
         "import sparse_engine as se, torch\n"
         "w = torch.randn(512, 512)\n"
@@ -41,10 +41,10 @@ def test_import_is_cheap() -> None:
         assert heavy not in loaded
 
 
-def test_isa_objects_export_only_kernels() -> None:
-    """A weak template built with AVX-512 flags could be linked in for the whole program (SIGILL)."""
+def test_target_objects_export_only_kernels() -> None:
+    """The linker could use a weak template built with AVX-512 flags for the whole program."""
     nm = shutil.which("nm")
-    # Not those of `make sanitize`: the sanitizers bring symbols of their own.
+    # Objects of `make sanitize` contain the symbols of the sanitizers.
     found = (ROOT / "build").rglob("se_*.dir/**/*.o")
     objects = [path for path in found if "sanitize-objects" not in path.parts]
     if nm is None or not objects:
@@ -81,9 +81,9 @@ def test_isa_objects_export_only_kernels() -> None:
             kind, name = line.split(maxsplit=2)[1:]
             if kind == "T":
                 assert name.startswith(tuple(f"se::{p}" for p in prefixes)), f"{path.name}: {line}"
-            else:  # a template of our own that was not inlined: it lives in the ISA's namespace
-                isa = path.name.removesuffix(".cc.o")
-                assert f"se::{isa}::" in name.split("(")[0], f"{path.name}: {line}"
+            else:  # a template of the project that was not inlined
+                target = path.name.removesuffix(".cc.o")
+                assert f"se::{target}::" in name.split("(")[0], f"{path.name}: {line}"
 
 
 def test_more_threads_than_cores_and_python_threads() -> None:
@@ -104,7 +104,7 @@ def test_more_threads_than_cores_and_python_threads() -> None:
 
 
 def test_a_forked_child_computes_on_one_thread() -> None:
-    """docs/layers.md: OpenMP's threads do not survive a fork, but one thread is enough."""
+    """OpenMP's threads do not survive a fork, but one thread works (docs/layers.md)."""
     out = python(
         "import os, signal, torch, sparse_engine as se\n"
         "w = torch.randn(512, 512); p = se.ops.pack(se.CSR.from_dense(w))\n"
