@@ -30,7 +30,6 @@ struct Capabilities {
 constexpr Capabilities operator|(Capabilities a, Capabilities b) { return {a.bits | b.bits}; }
 constexpr Capabilities operator-(Capabilities a, Capabilities b) { return {a.bits & ~b.bits}; }
 constexpr bool operator==(Capabilities a, Capabilities b) { return a.bits == b.bits; }
-constexpr bool operator!=(Capabilities a, Capabilities b) { return a.bits != b.bits; }
 
 // The capabilities by name. Each includes its prerequisites: cap::vnni is {avx2, avx512, vnni}.
 namespace cap {

@@ -15,7 +15,7 @@
 namespace se {
 namespace {
 
-constexpr int64_t kStripsBlock = 192, kRunsBlock = 128, kRunsChunk = 64;
+constexpr int64_t kStripsKBlock = 192, kRunsKBlock = 128, kRunsChunk = 64;
 
 uint16_t bf16_bits(float value) {
   uint32_t bits;
@@ -152,10 +152,10 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     return w;
   };
   if (runs) {
-    RunsBuffers b = pack_runs(pattern, kRunsChunk, kRunsBlock);
+    RunsBuffers b = pack_runs(pattern, kRunsChunk, kRunsKBlock);
     Runs w = describe(Runs{});
     w.chunk = kRunsChunk;
-    w.k_block = kRunsBlock;
+    w.k_block = kRunsKBlock;
     w.chunks = (w.out + w.chunk - 1) / w.chunk;
     w.k_blocks = std::max<int64_t>(1, (w.in + w.k_block - 1) / w.k_block);
     w.values = keep(std::move(b.values));
@@ -170,10 +170,10 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     }
     view_ = w;
   } else if (packing == Strips::kPacking) {
-    StripsBuffers b = pack_strips(pattern, options.height, kStripsBlock);
+    StripsBuffers b = pack_strips(pattern, options.height, kStripsKBlock);
     Strips w = describe(Strips{});
     w.height = options.height;
-    w.k_block = kStripsBlock;
+    w.k_block = kStripsKBlock;
     w.strips = (w.out + w.height - 1) / w.height;
     w.k_blocks = std::max<int64_t>(1, (w.in + w.k_block - 1) / w.k_block);
     w.values = keep(std::move(b.values));
