@@ -10,7 +10,9 @@
 namespace se {
 namespace {
 
-constexpr int64_t kLayers = 2, kHeads = 3, kHead = 20;
+constexpr int64_t kPage = KvCache::kPagePositions;
+
+std::vector<KvHeads> uneven_layers() { return {{3, 20}, {1, 7}}; }
 
 // Value of a feature of a key at a position; values are the negative of keys.
 float element(int64_t layer, int64_t head, int64_t position, int64_t feature, float tag) {
@@ -20,10 +22,11 @@ float element(int64_t layer, int64_t head, int64_t position, int64_t feature, fl
 void append(KvCache& cache, int64_t sequence, int64_t tokens, float tag) {
   const int64_t first = cache.length(sequence);
   cache.reserve(sequence, tokens);
-  std::vector<float> k(kHead * tokens), v(kHead * tokens);
-  for (int64_t l = 0; l < kLayers; ++l)
-    for (int64_t h = 0; h < kHeads; ++h) {
-      for (int64_t d = 0; d < kHead; ++d)
+  for (int64_t l = 0; l < cache.layers(); ++l)
+    for (int64_t h = 0; h < cache.heads(l).key_heads; ++h) {
+      const int64_t size = cache.heads(l).head_size;
+      std::vector<float> k(size * tokens), v(size * tokens);
+      for (int64_t d = 0; d < size; ++d)
         for (int64_t j = 0; j < tokens; ++j) {
           k[d * tokens + j] = element(l, h, first + j, d, tag);
           v[d * tokens + j] = -k[d * tokens + j];
@@ -35,23 +38,23 @@ void append(KvCache& cache, int64_t sequence, int64_t tokens, float tag) {
 
 // Whether positions [begin, end) hold what `append` wrote under `tag`.
 bool holds(const KvCache& cache, int64_t sequence, int64_t begin, int64_t end, float tag) {
-  for (int64_t l = 0; l < kLayers; ++l)
-    for (int64_t h = 0; h < kHeads; ++h)
+  for (int64_t l = 0; l < cache.layers(); ++l)
+    for (int64_t h = 0; h < cache.heads(l).key_heads; ++h)
       for (int64_t p = begin; p < end; ++p) {
-        const int64_t page = p / KvCache::kBlock, j = p % KvCache::kBlock;
+        const int64_t page = p / kPage, j = p % kPage;
         const float* k = static_cast<const float*>(cache.keys(l, h, sequence, page));
         const float* v = static_cast<const float*>(cache.values(l, h, sequence, page));
-        for (int64_t d = 0; d < kHead; ++d) {
+        for (int64_t d = 0; d < cache.heads(l).head_size; ++d) {
           const float truth = element(l, h, p, d, tag);
-          if (k[d * KvCache::kBlock + j] != truth) return false;
-          if (v[j * cache.head_width() + d] != -truth) return false;
+          if (k[d * kPage + j] != truth) return false;
+          if (v[j * cache.value_stride(l) + d] != -truth) return false;
         }
       }
   return true;
 }
 
 void test_append_and_crop() {
-  KvCache cache(kLayers, kHeads, kHead, 2, DType::f32);
+  KvCache cache(uneven_layers(), 2, DType::f32);
   append(cache, 0, 1, 0.5f);
   append(cache, 0, 130, 0.5f);
   append(cache, 1, 64, 0.25f);
@@ -64,7 +67,7 @@ void test_append_and_crop() {
 }
 
 void test_select_copies_before_it_writes() {
-  KvCache cache(kLayers, kHeads, kHead, 2, DType::f32);
+  KvCache cache(uneven_layers(), 2, DType::f32);
   append(cache, 0, 70, 0.5f);
   append(cache, 1, 10, 0.25f);
   const int64_t before = cache.bytes();
@@ -79,7 +82,7 @@ void test_select_copies_before_it_writes() {
 }
 
 void test_bf16_rounds_to_nearest_even() {
-  KvCache cache(1, 1, 1, 1, DType::bf16);
+  KvCache cache({{1, 1}}, 1, DType::bf16);
   cache.reserve(0, 3);
   const float k[] = {1.0f, 1.00390625f, 1.01171875f}, v[] = {-1.0f, -2.0f, -4.0f};
   cache.write(0, 0, 0, 0, 3, k, v, 3);
