@@ -124,7 +124,7 @@ class Worker:
         )
         assert self.process.stdout is not None
         if self.process.stdout.readline() != "ready\n":
-            raise SystemExit(f"the child does not start:\n{self.last_words()}")
+            raise RuntimeError(f"the child does not start:\n{self.last_words()}")
         return self.process
 
     def ask(self, index: int) -> str:
@@ -240,6 +240,9 @@ def main() -> int:
         indices = range(options.first, options.first + options.mutations)
         fuzz(command, indices, options.jobs, SECONDS + 10, tell)
         print(", ".join(f"{counts[kind]} {kind}" for kind in ("ran", "refused", "finding")))
+        if counts.total() < options.mutations:
+            print(f"{options.mutations - counts.total()} mutations did not run", file=sys.stderr)
+            return 1
     return 1 if counts["finding"] else 0
 
 
