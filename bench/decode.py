@@ -101,8 +101,8 @@ def torch_engine(job: Job) -> Callable[[list[int]], object]:
     model = random_llama(job)
     if job.engine == "sparse_engine":
         report = sparsify_(model, SparseConfig(job.format, job.dtype))
-        if "natively" not in report.blocks:
-            raise SparseEngineError(report.blocks)
+        if "natively" not in report.native:
+            raise SparseEngineError(report.native)
     cache: dict[str, Any] = {}
 
     def call(ids: list[int]) -> object:

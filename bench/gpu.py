@@ -2,14 +2,14 @@
 
     python bench/gpu.py --out gpu.jsonl                  # minutes on an H100 or H200
     python bench/gpu.py --skip-checks --only M=8192      # some rows of the table
-    TRITON_INTERPRET=1 python bench/gpu.py --tiny        # no GPU: shows that it works, measures nothing
+    TRITON_INTERPRET=1 python bench/gpu.py --tiny  # without a GPU: a check, no figures
 
 Times are medians of CUDA graphs in turn; 256 MB are written before each, so that weights and x come
 from memory and not from L2. `ratio` is the time of `against` over ours in the same run. GB/s are
-bytes of the packed weight over time. `bandwidth_share` is relative to the faster of a sum and a copy
-of 2 GiB in the same run. `overhead` is the packed weight over its values and indices alone: the cost
-of padding, pointers and plans. A worker process does the work: a kernel that crashes or hangs it
-loses only its own row.
+bytes of the packed weight over time. `bandwidth_share` is relative to the faster of a sum and a
+copy of 2 GiB in the same run. `overhead` is the packed weight over its values and indices alone:
+the cost of padding, pointers and plans. A worker process does the work: a kernel that crashes or
+hangs it loses only its own row.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def filled(point: Point, answer: dict[str, Any], facts: Mapping[str, Any]) -> Ro
 
 
 def run(given: argparse.Namespace, options: Sequence[str]) -> None:
-    """Do everything, print the tables, write JSON lines; raises VerificationError for wrong results."""
+    """Do everything, print the tables, write JSON lines; raises VerificationError for wrong
+    results.
+    """
     jobs = jobs_of(given)
     until = time() + 60 * given.minutes
     facts: dict[str, Any] = {}

@@ -21,7 +21,8 @@ SUMS = 4e-6
 
 
 def in_tolerances(y: Tensor, expected: Tensor, size: Tensor) -> float:
-    """The largest error over what is allowed: one rounding to the dtype of y, float32 sums before it.
+    """The largest error over what is allowed: one rounding to the dtype of y, float32 sums before
+    it.
 
     size: what errors of the sums are relative to.
     """
@@ -154,7 +155,9 @@ class StepCheck:
 
 
 def checks(tiny: bool) -> list[Check | StepCheck]:
-    """Every kernel in every dtype that it has, and bfloat16 in all shapes of blocks that are measured."""
+    """Every kernel in every dtype that it has, and bfloat16 in all shapes of blocks that are
+    measured.
+    """
     # Tails on all sides, but rows of x at multiples of 16 bytes, for the tensor memory accelerator.
     shape, wide = ((72, 200), (48, 3208)) if tiny else ((1032, 776), (264, 6152))
     many = 130 if tiny else 300

@@ -22,8 +22,8 @@ from sparse_engine.nn.recurrent.cuda import step_kernel
 from sparse_engine.ops import linear_kernel, reference, run_linear
 
 SPARSITIES = (0.5, 0.8, 0.9)
-# Limits of the largest error over the largest magnitude: bfloat16 has 8 bits, and an LSTM rounds its
-# state at every step.
+# Limits of the largest error over the largest magnitude: bfloat16 has 8 bits, and an LSTM rounds
+# its state at every step.
 LIMIT, LSTM_LIMIT = 1e-2, 5e-2
 
 
@@ -139,7 +139,9 @@ Calls = Mapping[str, Callable[[], object]]
 
 
 def in_turn(calls: Calls, at: Setting) -> tuple[Any, dict[str, float], list[str]]:
-    """Result of "ours", microseconds of each call, and remarks on calls that failed or fit no graph."""
+    """Result of "ours", microseconds of each call, and remarks on calls that failed or fit no
+    graph.
+    """
     sound, once, remarks = dict(calls), {}, []
     y: Any = None
     for name, call in calls.items():
@@ -269,7 +271,9 @@ def measure_lstm(point: Point, at: Setting) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Facts:
-    """The device, its bandwidth, the rate of cuBLAS, and the time of a graph of one short kernel."""
+    """The device, its bandwidth, the rate of cuBLAS, and the time of a graph of one short
+    kernel.
+    """
 
     name: str = "device"
 

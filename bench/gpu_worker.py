@@ -24,7 +24,8 @@ from sparse_engine.errors import SparseEngineError, UsageError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 READY = "ready\n"
-# Exit code of a worker that lost its GPU context; limits of one job in seconds, and once time is up.
+# Exit code of a worker that lost its GPU context; limits of one job in seconds, and once time is
+# up.
 LOST, PATIENCE, LAST_PATIENCE = 17, 120, 20
 
 

@@ -4,8 +4,9 @@
     python bench/suite.py --out quick.jsonl --quick
     python bench/suite.py --out part.jsonl --shapes 768x768 --only dtype=int8 --only tokens=1,16
 
-One JSON line a point, and a line of conditions a run. A second run continues where the first one stopped.
-Every point is a ratio inside one run: the dense engines are timed in turn with each sparse layer.
+One JSON line a point, and a line of conditions a run. A second run continues where the first one
+stopped. Every point is a ratio inside one run: the dense engines are timed in turn with each sparse
+layer.
 """
 
 from __future__ import annotations

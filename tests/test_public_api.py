@@ -7,7 +7,8 @@ import inspect
 import sparse_engine as se
 
 NAMES = (
-    "prune load save sparsify_ densify_ SparseConfig CSR BSR Bitmask NM Element Block nn ops formats"
+    "prune load save sparsify_ densify_ SparseConfig CSR BSR Bitmask NM Element Block nn ops "
+    "formats"
 ).split()
 
 

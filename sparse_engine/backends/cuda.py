@@ -99,7 +99,9 @@ class CUDABackend(Backend):
         return whole, list(whole.split(blocks))
 
     def recurrent_format(self, weight: Tensor, gate_rows: int) -> str | None:
-        """Blocks of `gate_rows` rows, the widest that fit, for which a step is one kernel; or csr."""
+        """Blocks of `gate_rows` rows, the widest that fit, for which a step is one kernel;
+        or csr.
+        """
         fits = (c for c in STEP_COLS if block_fill(weight, gate_rows, c) >= MIN_FILL)
         return next((f"bsr:{gate_rows}x{cols}" for cols in fits), "csr")
 

@@ -78,7 +78,8 @@ class BusyMeter:
         if max(self.before, self.most) < BUSY:
             return None
         return (
-            f"the machine is busy: other programs used {self.before:.0%} of the time before the run "
+            f"the machine is busy: other programs used {self.before:.0%} of the time "
+            "before the run "
             f"and up to {self.most:.0%} between measurements; stop it, or trust ratios only"
         )
 

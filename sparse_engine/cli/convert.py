@@ -67,8 +67,8 @@ def convert(
     if result.left:
         show(reasons_table("left", [(left.reason, left.name) for left in result.left]))
     say(result.summary)
-    if result.blocks:
-        say(result.blocks)
+    if result.native:
+        say(result.native)
     if verify:
         try:
             with progress_bar("verifying") as report:

@@ -70,7 +70,7 @@ class SparsifyReport:
 
     Attributes:
         rows: one for each layer.
-        blocks: whether the layers of a Transformer run natively, and if not, why.
+        native: whether the layers of a Transformer run natively, and if not, why.
         left: modules for which there is no sparse layer (embeddings, norms, routers, 2-d
             convolutions), and containers whose parts were replaced one by one.
         zeros: share of all parameters that are zeros of a weight, 0..1.
@@ -78,7 +78,7 @@ class SparsifyReport:
     """
 
     rows: tuple[SparsifyRow, ...]
-    blocks: str = ""
+    native: str = ""
     left: tuple[Left, ...] = ()
     zeros: float = 0.0
     skipped: float = 0.0
@@ -115,7 +115,7 @@ class SparsifyReport:
         for module in self.left:
             by_reason.setdefault(module.reason, []).append(module.name)
         left = [f"left: {_shortened(names)}: {reason}" for reason, names in by_reason.items()]
-        end = [self.summary, *([self.blocks] if self.blocks else [])]
+        end = [self.summary, *([self.native] if self.native else [])]
         return "\n".join([head, *lines, *left, *end])
 
 

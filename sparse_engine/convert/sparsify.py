@@ -94,7 +94,7 @@ def sparsify_(
     if dtype not in (None, torch.float32):  # sparse layers store float32 by default
         setattr(model, DENSE_DTYPE, dtype)
     report = describe(model, _with_folded(rows, folded), targets)
-    return replace(report, blocks=install_native(model))
+    return replace(report, native=install_native(model))
 
 
 def densify_(model: nn.Module) -> nn.Module:

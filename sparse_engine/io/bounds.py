@@ -62,7 +62,8 @@ def check_values(config: Any, tensors: int) -> None:
 
 
 def check_checkpoint(cls: type[nn.Module], plain: dict[str, Any], slots: Sequence[Slot]) -> None:
-    """Raise InvalidFileError where a checkpoint's config needs far more weights than its files hold.
+    """Raise InvalidFileError where a checkpoint's config needs far more weights than its files
+    hold.
 
     The model is built on the meta device. Missing tensors and other shapes are found later.
     """

@@ -22,8 +22,8 @@ from sparse_engine.io.folder import read_inside
 from sparse_engine.io.tensorfile import MAX_DIMS, parse_json, repeated
 
 MANIFEST = "sparse_engine.json"
-# Not a name that other tools look for: beside config.json they would take it for a dense checkpoint,
-# find none of its tensors, and go on with random ones.
+# Not a name that other tools look for: beside config.json they would take it for a dense
+# checkpoint, find none of its tensors, and go on with random ones.
 WEIGHTS = "sparse_engine.safetensors"
 # What packages called it before; such packages are read as they are.
 OLD_WEIGHTS = "model.safetensors"
@@ -138,7 +138,8 @@ class Manifest(Entry):
     machine: Machine | None
     choices: tuple[ChoiceEntry, ...]
     skipped: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of the multiply-adds for one token that the sparse layers skip; older packages lack it."""
+    """Share of the multiply-adds for one token that the sparse layers skip; older packages lack it.
+    """
 
     def to_bytes(self) -> bytes:
         """The file, with its own hash filled in."""
@@ -217,7 +218,8 @@ def _check_layer(layer: LayerEntry, where: str) -> None:
     kinds = {kind.name: kind for kind in stored_as(spec, layer.dtype)}
     if layer.stored not in kinds:
         raise InvalidFileError(
-            f"{where}: format {layer.format} is stored as {' or '.join(kinds)}, not as {layer.stored}"
+            f"{where}: format {layer.format} is stored as {' or '.join(kinds)}, "
+            f"not as {layer.stored}"
         )
     stored = kinds[layer.stored]
     own = stored is format_class or set(params) == set(stored.param_names)

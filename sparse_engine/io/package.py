@@ -75,7 +75,9 @@ def read_listed(folder: Path, entry: FileEntry) -> bytes:
 
 
 def weights_name(folder: Path) -> str:
-    """What the weights file of a package is called; old packages have the name of a checkpoint's."""
+    """What the weights file of a package is called; old packages have the name of a
+    checkpoint's.
+    """
     old = os.path.lexists(folder / OLD_WEIGHTS) and not os.path.lexists(folder / WEIGHTS)
     return OLD_WEIGHTS if old else WEIGHTS
 

@@ -81,8 +81,8 @@ def _read_generation_config(model: Any, package: Package) -> None:
 
 
 def fold_as_stored_(model: nn.Module, package: Package) -> None:
-    """Make weights of `model` that are computed before each call plain, where the package has no more
-    of what they are computed from: `sparsify_` folded them.
+    """Make weights of `model` that are computed before each call plain, where the package has no
+    more of what they are computed from: `sparsify_` folded them.
     """
     stored = _dense(package).keys()
 
@@ -98,11 +98,11 @@ def fold_as_stored_(model: nn.Module, package: Package) -> None:
 def check_fit(model: nn.Module, package: Package) -> None:
     """Raise InvalidFileError unless the package holds exactly the state of `model`."""
     layers = _layers(package)
-    twins = _twins(model, package)
+    sparse = _sparse_modules(model, package)
     inside = {
         f"{path}.{name}".rstrip("."): module
-        for path, twin in twins.items()
-        for name, module in twin.named_modules(remove_duplicate=False)
+        for path, replacement in sparse.items()
+        for name, module in replacement.named_modules(remove_duplicate=False)
     }
     for name, entry in layers.items():
         _check_layer(model, inside, name, entry, package)
@@ -110,7 +110,7 @@ def check_fit(model: nn.Module, package: Package) -> None:
     outside = [
         (path, module)
         for path, module in model.named_modules(remove_duplicate=False)
-        if twins.keys().isdisjoint(prefixes(path))
+        if sparse.keys().isdisjoint(prefixes(path))
     ]
     for path, module in (*outside, *inside.items()):
         if path not in layers:
@@ -131,10 +131,11 @@ def check_fit(model: nn.Module, package: Package) -> None:
             )
 
 
-def _twins(model: nn.Module, package: Package) -> dict[str, nn.Module]:
-    """Twins, without weights of their own, of the modules that the package holds as twins.
+def _sparse_modules(model: nn.Module, package: Package) -> dict[str, nn.Module]:
+    """Sparse modules without weights, for the modules that the package holds as sparse ones.
 
-    A package says so by the names of its tensors: those of a twin differ from its module's.
+    The names of the package's tensors show which these are: a sparse module has other names than
+    the torch module that it replaces.
     """
     layers = _layers(package)
     names = {part for name in (*layers, *_dense(package)) for part in prefixes(name)}
@@ -146,13 +147,13 @@ def _twins(model: nn.Module, package: Package) -> dict[str, nn.Module]:
         if not found.keys().isdisjoint(prefixes(name)):
             continue
         try:
-            twin = kind.unpacked(module)
+            replacement = kind.unpacked(module)
         except UsageError as error:
             raise InvalidFileError(f"{package.path}: {name}: {error}") from None
-        for part, child in twin.named_modules():
+        for part, child in replacement.named_modules():
             if kind.packed_whole and is_linear(child) and f"{name}.{part}" not in layers:
                 raise InvalidFileError(f"{package.path}: layer {name}.{part} is missing")
-        found[name] = twin
+        found[name] = replacement
     return found
 
 
@@ -196,9 +197,9 @@ def fill(model: nn.Module, package: Package) -> None:
 
     Raises InvalidFileError if a non-persistent buffer of `model` has no data.
     """
-    for name, twin in _twins(model, package).items():
+    for name, replacement in _sparse_modules(model, package).items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, twin)
+        setattr(model.get_submodule(parent), child, replacement)
     for entry in package.manifest.layers:
         weight, bias = package.layers[entry.name], package.bias(entry)
         layer = SparseLinear.from_format(weight, bias, entry.spec)

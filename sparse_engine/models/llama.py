@@ -90,7 +90,9 @@ class Llama(Family):
 
 
 def _windows(model: nn.Module, layers: int) -> list[int]:
-    """The sliding window of each layer, or 0; families differ in which option of the config has it."""
+    """The sliding window of each layer, or 0; families differ in which option of the config
+    has it.
+    """
     config: Any = model.config
     if model_type(model) == "llama":
         return [0] * layers

@@ -44,7 +44,7 @@ def prune(
     """Set a fraction of the weights of a model's linear layers to zero, in place.
 
     The weights of recurrent networks and cells, nn.MultiheadAttention, nn.Conv1d and fused experts
-    are pruned as linear layers, named as in the sparse twins: lstm.ih_l0, cell.hh,
+    are pruned as linear layers, named as in the sparse modules: lstm.ih_l0, cell.hh,
     self_attn.q_proj, conv.linears.0 (one for each group of channels), experts.gate_up_proj.3 (of
     expert 3). Heads, routers and weights that are tied to an embedding are left alone (see
     `make_plan`); the report names them.

@@ -128,7 +128,9 @@ def read_prompts(given: Any) -> list[str]:
 
 
 def read_sampling(body: dict[str, Any]) -> Sampling:
-    """The sampling that a body asks for; RequestError for values out of range and unsupported fields."""
+    """The sampling that a body asks for; RequestError for values out of range and unsupported
+    fields.
+    """
     for name, neutral in UNSUPPORTED.items():
         if body.get(name) not in (None, neutral):
             raise RequestError(400, f"{name} is {shown(body[name])}: that is not supported here")

@@ -55,7 +55,9 @@ class Connection(H11Protocol):
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """Close without an answer if the request has one already: the rest of its body is malformed."""
+        """Close without an answer if the request has one already: the rest of its body is
+        malformed.
+        """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:

@@ -55,7 +55,9 @@ def error_response(error: RequestError, path: str) -> Response:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a request body; RequestError for anything else, NaN and Infinity included."""
+    """The JSON object in a request body; RequestError for anything else, NaN and Infinity
+    included.
+    """
     if containers(body) > MAX_CONTAINERS:
         reason = f"the body has more than {MAX_CONTAINERS} lists and objects"
         raise RequestError(400, reason, "invalid_json")

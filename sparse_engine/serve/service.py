@@ -53,7 +53,9 @@ class Service:
     """Seconds since 1970."""
 
     def find(self, name: Any) -> Served:
-        """The model called `name`; the only one when `name` is None. RequestError when there is none."""
+        """The model called `name`; the only one when `name` is None. RequestError when there is
+        none.
+        """
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
         if name is None:

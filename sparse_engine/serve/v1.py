@@ -82,7 +82,9 @@ def read_items(given: Any) -> Items:
 
 
 def read_encoding(body: dict[str, Any], hidden: int) -> str:
-    """`encoding_format`; RequestError for an unknown one, or for `dimensions` other than the model's."""
+    """`encoding_format`; RequestError for an unknown one, or for `dimensions` other than the
+    model's.
+    """
     encoding = body.get("encoding_format")
     if encoding is None:
         encoding = "float"

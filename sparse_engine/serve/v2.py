@@ -4,7 +4,7 @@ https://github.com/kserve/open-inference-protocol. A model takes token ids or te
     input_ids, attention_mask  INT64 [n, seq]  ->  last_hidden_state  FP32 [n, seq, hidden]
     text                       BYTES [n]       ->  embedding          FP32 [n, hidden]
 and one with a head
-    text [, question]          BYTES [n]       ->  answer             BYTES [n], JSON: labels or spans
+    text [, question]          BYTES [n]       ->  answer             BYTES [n], each JSON
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class _Headed(TextModel):
 
     @torch.inference_mode()
     def outputs(self, encodings: Sequence[Any]) -> list[tuple[Any, dict[str, Tensor]]]:
-        """The model's outputs for each encoding of the tokenizer, float32 on the CPU, one row each."""
+        """The model's outputs for each encoding of the tokenizer, float32 on the CPU, one
+        row each.
+        """
         rows = [list(encoding.ids) for encoding in encodings]
         self.check_ids(rows)
         if self.config.get("pad_token_id") is None:

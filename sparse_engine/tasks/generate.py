@@ -100,7 +100,9 @@ class Generator(TextModel):
 
 
 class Rewriter(Generator):
-    """An encoder-decoder model, which writes a text for the one it reads: translation, summaries."""
+    """An encoder-decoder model, which writes a text for the one it reads: translation,
+    summaries.
+    """
 
     task = "text2text-generation"
 

@@ -18,7 +18,8 @@ NAME = "token_type_ids"
 def has_token_types(folder: Path, config: dict[str, Any]) -> bool:
     """Whether tokenizer_config.json in `folder`, else the tokenizer class of the model, has them.
 
-    True for models without a tokenizer class in transformers. Raises InvalidFileError for damaged files.
+    True for models without a tokenizer class in transformers. Raises InvalidFileError for damaged
+    files.
     """
     config_file = ModelFiles(folder).json("tokenizer_config.json") or {}
     names = config_file.get("model_input_names")

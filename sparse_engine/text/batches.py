@@ -22,7 +22,9 @@ def batches_by_length(lengths: Sequence[Any], batch_size: int) -> Iterator[list[
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and their mask, int64 [rows, longest]; the mask is zero for padding on the right."""
+    """Token ids and their mask, int64 [rows, longest]; the mask is zero for padding on the
+    right.
+    """
     ids = torch.full((len(rows), max(map(len, rows))), pad)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):

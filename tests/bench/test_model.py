@@ -1,5 +1,5 @@
-"""Whole models in dense engines: every engine of the table runs, computes what torch computes, and is
-refused where it cannot; no test looks at a time's size.
+"""Whole models in dense engines: every engine of the table runs, computes what torch computes, and
+is refused where it cannot; no test looks at a time's size.
 """
 
 from __future__ import annotations

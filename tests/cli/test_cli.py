@@ -1,4 +1,6 @@
-"""The command line end to end on a tiny model, and one line with the right exit code for bad input."""
+"""The command line end to end on a tiny model, and one line with the right exit code for
+bad input.
+"""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ def test_shares() -> None:
     assert counted.zeros_of_parameters == 10 / 84
     assert counted.zeros_of_multiply_adds == 10 / 40
     assert counted.summary(["1"]) == (
-        "zeros: 50.0% of these layers, 11.9% of all parameters, 25.0% of multiply-adds for one token"
+        "zeros: 50.0% of these layers, 11.9% of all parameters, "
+        "25.0% of multiply-adds for one token"
     )
 
 

@@ -48,7 +48,7 @@ def test_sparsify_swaps_networks_and_back(kind: str) -> None:
     assert rows["network.hh_l0_reverse"].format == "csr"
     assert rows["network.ih_l0"].sparsity == pytest.approx(0.6, abs=0.05)
     assert rows["head"].format == "dense"
-    assert "recurrent networks run natively" in report.blocks
+    assert "recurrent networks run natively" in report.native
     se.densify_(model)
     assert type(model.network) is type(network)
     assert (model(ids) - expected).abs().max() < 1e-5

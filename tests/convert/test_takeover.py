@@ -109,7 +109,7 @@ def test_changed_models_run_layer_by_layer_and_give_what_they_gave(change: str) 
     assert change in WITHOUT_EFFECT or (expected - plain).abs().max() > 0.01
     report = se.sparsify_(model, "csr")
     assert not is_native(model)
-    assert f"one by one: {name} " in report.blocks, report.blocks
+    assert f"one by one: {name} " in report.native, report.native
     assert torch.allclose(states(model), expected, atol=1e-5)
 
 
@@ -220,7 +220,7 @@ def test_one_narrower_layer_runs_layer_by_layer(cut: Callable[[Any], None]) -> N
     cut(model)
     expected = states(model)
     report = se.sparsify_(model, "csr")
-    assert "one by one: encoder.layer.1" in report.blocks
+    assert "one by one: encoder.layer.1" in report.native
     assert torch.allclose(states(model), expected, atol=1e-5)
 
 
@@ -228,7 +228,7 @@ def test_dropped_layers_stay_native() -> None:
     model = bert()
     model.encoder.layer = model.encoder.layer[:1]
     expected = states(model)
-    assert "encoder: 1 bert layers run natively" in se.sparsify_(model, "csr").blocks
+    assert "encoder: 1 bert layers run natively" in se.sparsify_(model, "csr").native
     assert torch.allclose(states(model), expected, atol=1e-5)
 
 
@@ -242,7 +242,7 @@ def test_a_subclass_of_the_stack_is_called() -> None:
     model = bert()
     model.encoder.__class__ = Own
     expected = states(model)
-    assert "encoder is a Own" in se.sparsify_(model, "csr").blocks
+    assert "encoder is a Own" in se.sparsify_(model, "csr").native
     assert torch.allclose(states(model), expected, atol=1e-5)
 
 
@@ -252,7 +252,7 @@ def test_a_forward_replaced_in_the_class_is_called(monkeypatch: pytest.MonkeyPat
     old = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, x, residual: old(self, x, residual) * 1.5)
     expected = states(model)
-    assert "whose forward was replaced" in se.sparsify_(model, "csr").blocks
+    assert "whose forward was replaced" in se.sparsify_(model, "csr").native
     assert torch.allclose(states(model), expected, atol=1e-5)
 
 
@@ -266,7 +266,7 @@ def test_attention_of_ones_own_is_called() -> None:
     model = bert()
     model.config._attn_implementation = "averaged"
     expected = states(model)
-    assert "computes attention by 'averaged'" in se.sparsify_(model, "csr").blocks
+    assert "computes attention by 'averaged'" in se.sparsify_(model, "csr").native
     assert torch.allclose(states(model), expected, atol=1e-5)
 
 
@@ -276,7 +276,7 @@ def test_decoders_are_looked_at_too(make: Callable[[], Any]) -> None:
     first = model.get_submodule("model.layers.0.mlp" if make is llama else "transformer.h.0.mlp")
     first.register_forward_hook(louder_output)
     expected = states(model)
-    assert "mlp has forward hooks" in se.sparsify_(model, "csr").blocks
+    assert "mlp has forward hooks" in se.sparsify_(model, "csr").native
     assert torch.allclose(states(model), expected, atol=1e-4)
 
 
@@ -301,7 +301,7 @@ def test_adapters_count() -> None:
         bare = states(model)
     assert (adapted - bare).abs().max() > 0.01
     report = se.sparsify_(model, "csr")
-    assert "query is a Linear" in report.blocks
+    assert "query is a Linear" in report.native
     assert torch.allclose(states(model), adapted, atol=1e-5)
     with model.disable_adapter():
         assert torch.allclose(states(model), bare, atol=1e-5)

@@ -1,4 +1,6 @@
-"""Pages of the documentation: links lead somewhere, lines are short, figures are the measured ones."""
+"""Pages of the documentation: links lead somewhere, lines are short, figures are the
+measured ones.
+"""
 
 from __future__ import annotations
 

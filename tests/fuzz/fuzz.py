@@ -3,8 +3,8 @@
 python tests/fuzz/fuzz.py --mutations 2000 --seed 0     (or: make fuzz MUTATIONS=2000 SEED=0)
 python tests/fuzz/fuzz.py --seed 0 --only 1234          one of them, here, with its traceback
 
-A mutation may be refused by one line of ours, or compute whatever it says. What is a finding: any other
-error, a crash, a hang, more memory than LIMIT. The same seed gives the same mutations.
+A mutation may be refused by one line of ours, or compute whatever it says. What is a finding: any
+other error, a crash, a hang, more memory than LIMIT. The same seed gives the same mutations.
 """
 
 from __future__ import annotations

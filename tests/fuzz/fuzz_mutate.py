@@ -1,7 +1,7 @@
 """Mutations of packages with all hashes made right again: read by fuzz.py.
 
-A package is taken apart into its manifest, tensors and files; a mutation changes some of that; what is
-written has right sizes, offsets and hashes, unless just they were the mutation.
+A package is taken apart into its manifest, tensors and files; a mutation changes some of that; what
+is written has right sizes, offsets and hashes, unless just they were the mutation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ FORMATS = (
 STORED = ("runs", "quad_runs", "strips", "sellp", "sellp8", "bits8", "groups8", "bitmask", "nm")
 # Names that a config may or may not have, and that models read.
 KEYS = (
-    "layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_parameters", "head_dim",
+    "layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_parameters",
+    "head_dim",
     "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "num_layers", "n_head",
     "max_position_embeddings", "n_positions", "sliding_window", "layer_types", "use_sliding_window",
     "num_labels", "id2label", "problem_type", "pad_token_id", "eos_token_id", "bos_token_id",
@@ -45,7 +46,8 @@ KEYS = (
     "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj",
     "chunk_size_feed_forward", "torch_dtype", "dtype", "initializer_range", "attention_bias",
     "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "forced_bos_token_id", "cell",
-    "cutoffs", "inner_sizes", "bidirectional", "scale_attn_weights", "mlp_bias", "partial_rotary_factor",
+    "cutoffs", "inner_sizes", "bidirectional", "scale_attn_weights", "mlp_bias",
+    "partial_rotary_factor",
 )  # fmt: skip
 ROPES = tuple(
     {"rope_type": kind, "rope_theta": theta, "factor": factor}
@@ -343,7 +345,9 @@ def _scalar(old: Any, random: Random) -> Any:
 
 
 def change_json(root: Any, random: Random) -> str:
-    """One place anywhere below `root`: another value, a key or entry less, one more, two swapped."""
+    """One place anywhere below `root`: another value, a key or entry less, one more, two
+    swapped.
+    """
     where, node = "", root
     if not isinstance(root, dict | list):
         return "nothing"

@@ -112,7 +112,7 @@ def test_merged_models_become_packages_that_are_verified(tmp_path: Path) -> None
     model, _ = load_pretrained(source)
     se.prune(model, 0.5)
     pruned = logits(model)
-    assert "2 bert layers run natively" in se.sparsify_(model, "csr").blocks
+    assert "2 bert layers run natively" in se.sparsify_(model, "csr").native
     se.save(model, package, source=source)
     assert torch.allclose(logits(se.load(package)), pruned, atol=1e-5)
     assert not list(package.glob("adapter*"))

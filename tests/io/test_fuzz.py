@@ -1,4 +1,6 @@
-"""Mutated packages with right hashes are refused in one line or compute; and what watches them sees."""
+"""Mutated packages with right hashes are refused in one line or compute; and what watches them
+sees.
+"""
 
 from __future__ import annotations
 

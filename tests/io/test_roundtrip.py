@@ -42,7 +42,9 @@ class Net(nn.Module):
 
 
 def pruned(spec: str, seed: int = 0) -> Net:
-    """A net whose linear weights have the pattern that `spec` needs; one row and one layer empty."""
+    """A net whose linear weights have the pattern that `spec` needs; one row and one layer
+    empty.
+    """
     torch.manual_seed(seed)
     net = Net().eval().requires_grad_(False)
     for linear in (net.wide, net.narrow, net.one):

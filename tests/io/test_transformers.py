@@ -1,4 +1,6 @@
-"""Packages of transformers models: rebuilt from config.json alone, no code and no names from files."""
+"""Packages of transformers models: rebuilt from config.json alone, no code and no names
+from files.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def lstm() -> tuple[nn.LSTM, nn.Module]:
 
 
 def test_a_shape_that_comes_again_replays_a_graph() -> None:
-    """With other inputs and states, in and out of inference mode, and past the number that is kept."""
+    """With other inputs and states, in and out of inference mode, and past the number that
+    is kept.
+    """
     network, twin = lstm()
     for modes in ((torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)):
         for turn in range(6):

@@ -17,7 +17,9 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 def gate_rows(rows: Tensor, gates: int, height: int) -> Tensor:
-    """Rows [gates x units, ...] as the kernel has them: blocks of `height` units, gate after gate."""
+    """Rows [gates x units, ...] as the kernel has them: blocks of `height` units, gate
+    after gate.
+    """
     parts = rows.unflatten(0, (gates, -1))
     units = parts.shape[1]
     padded = rows.new_zeros(gates, -(-units // height) * height, *rows.shape[1:])

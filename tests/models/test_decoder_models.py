@@ -94,7 +94,7 @@ def batch(padding: str, lengths: tuple[int, ...] = (70, 30, 1, 64)) -> dict[str,
 
 def sparse(model: Any, spec: str = "csr", dtype: str = "float32") -> Any:
     report = se.sparsify_(model, se.SparseConfig(spec, dtype))
-    assert "natively" in report.blocks
+    assert "natively" in report.native
     assert any(isinstance(m, NativeDecoder) for m in model.modules())
     return model
 
@@ -252,8 +252,8 @@ def test_models_without_native_layers_say_why() -> None:
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("qwen2", {"layer_types": ["full_attention"] * 2 + ["chunked_attention"]}, "chunked"),
     ):
-        assert why in se.sparsify_(hugging(kind, **more), "csr").blocks
-    assert "bare decoder" in se.sparsify_(hugging("llama", "Model"), "csr").blocks
+        assert why in se.sparsify_(hugging(kind, **more), "csr").native
+    assert "bare decoder" in se.sparsify_(hugging("llama", "Model"), "csr").native
 
 
 def test_each_layer_has_the_window_of_its_type() -> None:
@@ -261,10 +261,10 @@ def test_each_layer_has_the_window_of_its_type() -> None:
     assert [layer.window for layer in model.model.stack.geometry] == [0, 9, 9]
     few = hugging("qwen2, alternating windows")
     few.config.layer_types = [SLIDING]
-    assert "1 entries for 3 layers" in se.sparsify_(few, "csr").blocks
+    assert "1 entries for 3 layers" in se.sparsify_(few, "csr").native
     other = hugging("qwen2, alternating windows")  # built with windows that its config lost
     other.config.layer_types = [FULL, SLIDING, FULL]
-    assert "layers.0.self_attn has" in se.sparsify_(other, "csr").blocks
+    assert "layers.0.self_attn has" in se.sparsify_(other, "csr").native
 
 
 def test_bad_input_is_refused() -> None:

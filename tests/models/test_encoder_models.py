@@ -66,7 +66,7 @@ def test_families_agree_with_transformers(
     names = list(model.state_dict())
     expected = copy.deepcopy(model).double()(**inputs).last_hidden_state
     report = se.sparsify_(model, "csr")
-    assert "natively" in report.blocks
+    assert "natively" in report.native
     assert "natively" in str(report)
     y = model(**inputs).last_hidden_state
     seen = inputs["attention_mask"].bool()
@@ -86,7 +86,7 @@ def test_families_agree_with_transformers(
 def test_any_format_runs_natively(spec: str, dtype: str) -> None:
     model, inputs = hugging("Bert"), batch("right")
     expected = model(**inputs).last_hidden_state
-    assert "natively" in se.sparsify_(model, se.SparseConfig(spec, dtype)).blocks
+    assert "natively" in se.sparsify_(model, se.SparseConfig(spec, dtype)).native
     seen = inputs["attention_mask"].bool()
     error = (model(**inputs).last_hidden_state - expected)[seen].abs().max() / expected.abs().max()
     assert error < {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}[dtype]
@@ -96,7 +96,7 @@ def test_heads_and_packages(tmp_path: Any) -> None:
     model, inputs = hugging("Roberta", "ForSequenceClassification", num_labels=3), batch("right")
     expected = model(**inputs).logits
     model.save_pretrained(tmp_path / "dense")
-    assert "roberta.encoder" in se.sparsify_(model, "csr").blocks
+    assert "roberta.encoder" in se.sparsify_(model, "csr").native
     torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
     se.save(model, tmp_path / "package", source=tmp_path / "dense")
     loaded = se.load(tmp_path / "package")
@@ -161,11 +161,11 @@ def test_compiled_models_run_layer_by_layer() -> None:
 
 def test_models_without_a_native_encoder_say_why() -> None:
     decoder = hugging("Bert", is_decoder=True)
-    assert "is_decoder" in se.sparsify_(decoder, "csr").blocks
-    assert "tanh" in se.sparsify_(hugging("Bert", hidden_act="tanh"), "csr").blocks
+    assert "is_decoder" in se.sparsify_(decoder, "csr").native
+    assert "tanh" in se.sparsify_(hugging("Bert", hidden_act="tanh"), "csr").native
     plain = torch.nn.Sequential(torch.nn.Linear(8, 8))
     plain[0].weight.data[:, :6] = 0
-    assert "no family" in se.sparsify_(plain, "csr").blocks
+    assert "no family" in se.sparsify_(plain, "csr").native
 
 
 def test_masks_that_are_refused() -> None:

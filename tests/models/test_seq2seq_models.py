@@ -79,7 +79,7 @@ def batch(padding: str) -> dict[str, Tensor]:
 
 
 def sparse(model: Any, spec: str = "csr", dtype: str = "float32") -> Any:
-    assert "natively" in se.sparsify_(model, se.SparseConfig(spec, dtype)).blocks
+    assert "natively" in se.sparsify_(model, se.SparseConfig(spec, dtype)).native
     return model
 
 
@@ -120,7 +120,7 @@ def test_encoders_alone_and_packages(tmp_path: Any) -> None:
     model, inputs = hugging("t5", "EncoderModel"), batch("right")
     del inputs["decoder_input_ids"]
     expected = copy.deepcopy(model).double()(**inputs).last_hidden_state
-    assert "encoder" in se.sparsify_(model, "csr").blocks
+    assert "encoder" in se.sparsify_(model, "csr").native
     seen = inputs["attention_mask"].bool()
     y = model(**inputs).last_hidden_state
     assert (y - expected)[seen].abs().max() < 1e-5 * expected.abs().max()

@@ -279,7 +279,7 @@ def test_masked_encoders_run_natively() -> None:
             prune.l1_unstructured(module, "weight", 0.8)
     expected = pooled(model)
     report = se.sparsify_(model, "csr")
-    assert "2 bert layers run natively" in report.blocks
+    assert "2 bert layers run natively" in report.native
     assert torch.allclose(pooled(model), expected, atol=1e-5)
 
 

@@ -21,8 +21,9 @@ from sparse_engine.ops.reference import ACTIVATIONS
 from sparse_engine.packings import QuadRuns, Runs, Strips
 
 KERNELS = [k for k in _core.kernels() if k["supported"] and k["op"] == "spmm"]
-# batch, channels in and out, length, kernel, options: single steps, a kernel longer than the sequence,
-# sequences that share panels, fill them and take several, panels of every width, several passes.
+# batch, channels in and out, length, kernel, options: single steps, a kernel longer than the
+# sequence, sequences that share panels, fill them and take several, panels of every width, several
+# passes.
 CASES: list[tuple[int, int, int, int, int, dict[str, int]]] = [
     (1, 1, 1, 1, 1, {}),
     (1, 3, 5, 1, 7, {"padding": 3}),

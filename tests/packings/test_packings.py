@@ -168,7 +168,9 @@ def test_damage_is_refused_or_harmless(cls: type[Format]) -> None:
 def test_low_blocks_that_meet_a_few_tokens(
     spec: str, dtype: str, isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows lie in the lanes; the layer stays what it is by name, in copies, state dicts and packages."""
+    """Rows lie in the lanes; the layer stays what it is by name, in copies, state dicts and
+    packages.
+    """
     monkeypatch.setenv("SPARSE_ENGINE_ISA", isa)
     torch.manual_seed(0)
     linear = torch.nn.Linear(37, 51).requires_grad_(False)

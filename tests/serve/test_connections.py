@@ -65,7 +65,9 @@ def get(address: Address, path: str) -> tuple[int, str]:
 
 
 def until_closed(peer: socket.socket, trickle: bytes = b"") -> bytes:
-    """What comes until the server closes; `trickle` is sent byte by byte meanwhile, over and over."""
+    """What comes until the server closes; `trickle` is sent byte by byte meanwhile, over
+    and over.
+    """
     peer.settimeout(0.05)
     got, end = b"", time.monotonic() + 20
     while time.monotonic() < end:

@@ -132,7 +132,8 @@ def test_metrics_count_what_happened(send: Send) -> None:
         'se_request_seconds_count{route="/v1/embeddings"} 2.0',
         'se_batch_rows_bucket{le="4.0"} 1.0',
         "se_batch_rows_sum 3.0",
-        f'se_model_info{{format="dense",hidden="{HIDDEN}",model="tiny",pooling="mean",task="embedding"}} 1.0',
+        f'se_model_info{{format="dense",hidden="{HIDDEN}",model="tiny",pooling="mean",'
+        'task="embedding"} 1.0',
         'se_queue_depth{model="tiny"} 0.0',
     ):
         assert line in text.splitlines()

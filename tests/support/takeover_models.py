@@ -23,7 +23,9 @@ IDS = torch.arange(14).view(2, 7) % 50
 
 
 def thinned(model: nn.Module) -> nn.Module:
-    """Three of four weights of every linear layer are zero; the others are large enough to matter."""
+    """Three of four weights of every linear layer are zero; the others are large enough to
+    matter.
+    """
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if type(module).__name__ in ("Linear", "Conv1D"):

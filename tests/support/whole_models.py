@@ -11,7 +11,9 @@ Inputs = dict[str, Any]
 
 
 class TextCnn(nn.Module):
-    """Kim 2014: an embedding, convolutions of three widths, the maximum over time, a linear layer."""
+    """Kim 2014: an embedding, convolutions of three widths, the maximum over time, a linear
+    layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -37,10 +37,10 @@ class NativeCacheLayer(CacheLayerMixin):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NativeCacheLayer:
         """A copy that goes on from the same tokens; pages are shared until one writes to them."""
-        twin = NativeCacheLayer(self.native.copy(), self.owner)
-        twin.kept = self.kept.clone()
-        twin.memory = None if self.memory is None else self.memory.copy()
-        return twin
+        copy = NativeCacheLayer(self.native.copy(), self.owner)
+        copy.kept = self.kept.clone()
+        copy.memory = None if self.memory is None else self.memory.copy()
+        return copy
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: there are no tensors."""

@@ -1,7 +1,7 @@
 """Inputs and states of recurrent networks: checks, and conversion from and to torch.nn's shapes.
 
-Internally, states are a tuple: (h,) or (h, c), [layers x directions, batch, features] each, with the
-longest sequence first; () for zeros.
+Internally, states are a tuple: (h,) or (h, c), [layers x directions, batch, features] each, with
+the longest sequence first; () for zeros.
 """
 
 from __future__ import annotations
