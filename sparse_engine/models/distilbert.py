@@ -6,29 +6,17 @@ from typing import Any
 
 from torch import nn
 
-from sparse_engine.models.base import (
-    AttentionNames,
-    Family,
-    FeedForwardNames,
-    LayerGeometry,
-    LayerNames,
-    LayerStack,
-    Residual,
-    activation_of,
-    layers_in,
-    model_type,
-    uniform,
-)
+from sparse_engine.models import base
 
-LAYER = LayerNames(
-    attention=AttentionNames(
+LAYER = base.LayerNames(
+    attention=base.AttentionNames(
         query="attention.q_lin",
         key="attention.k_lin",
         value="attention.v_lin",
         output="attention.out_lin",
         sum_norm="sa_layer_norm",
     ),
-    feed_forward=FeedForwardNames(
+    feed_forward=base.FeedForwardNames(
         up="ffn.lin1",
         down="ffn.lin2",
         sum_norm="output_layer_norm",
@@ -36,7 +24,7 @@ LAYER = LayerNames(
 )
 
 
-class DistilBert(Family):
+class DistilBert(base.Family):
     """`transformer.layer.N` with `attention.{q,k,v,out}_lin`, `sa_layer_norm`, `ffn.lin1`,
     `ffn.lin2` and `output_layer_norm`; the sums are computed between the modules.
     """
@@ -45,19 +33,23 @@ class DistilBert(Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "distilbert" and bool(layers_in(model, "transformer.layer"))
+        return base.model_type(model) == "distilbert" and bool(
+            base.layers_in(model, "transformer.layer")
+        )
 
     def layers(self, model: nn.Module) -> list[str]:
-        return layers_in(model, "transformer.layer")
+        return base.layers_in(model, "transformer.layer")
 
-    def residuals(self, model: nn.Module) -> dict[str, Residual]:
-        return {f"{layer}.attention.out_lin": Residual(layer, 0) for layer in self.layers(model)}
+    def residuals(self, model: nn.Module) -> dict[str, base.Residual]:
+        return {
+            f"{layer}.attention.out_lin": base.Residual(layer, 0) for layer in self.layers(model)
+        }
 
-    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
+    def stacks(self, model: nn.Module) -> tuple[base.LayerStack, ...]:
         config: Any = model.config
-        geometry = LayerGeometry(
+        geometry = base.LayerGeometry(
             head_size=config.dim // config.n_heads,
-            activation=activation_of(config.activation),
+            activation=base.activation_of(config.activation),
         )
         layers = tuple(self.layers(model))
-        return (LayerStack(layers, LAYER, uniform(geometry, layers), config.dim),)
+        return (base.LayerStack(layers, LAYER, base.uniform(geometry, layers), config.dim),)

@@ -7,27 +7,15 @@ from typing import Any
 from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
-from sparse_engine.models.base import (
-    AttentionNames,
-    Family,
-    FeedForwardNames,
-    LayerGeometry,
-    LayerNames,
-    LayerStack,
-    Residual,
-    activation_of,
-    layers_in,
-    model_type,
-    uniform,
-)
+from sparse_engine.models import base
 
-LAYER = LayerNames(
-    attention=AttentionNames(
+LAYER = base.LayerNames(
+    attention=base.AttentionNames(
         query="attn.c_attn",
         output="attn.c_proj",
         input_norm="ln_1",
     ),
-    feed_forward=FeedForwardNames(
+    feed_forward=base.FeedForwardNames(
         up="mlp.c_fc",
         down="mlp.c_proj",
         input_norm="ln_2",
@@ -35,7 +23,7 @@ LAYER = LayerNames(
 )
 
 
-class GPT2(Family):
+class GPT2(base.Family):
     """`h.N` with `attn.c_attn` for queries, keys and values at once, `attn.c_proj`, `mlp.c_fc`,
     `mlp.c_proj`, `ln_1` and `ln_2`; its linear layers are Conv1D.
     """
@@ -44,29 +32,29 @@ class GPT2(Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "gpt2" and bool(layers_in(model, "h"))
+        return base.model_type(model) == "gpt2" and bool(base.layers_in(model, "h"))
 
     def layers(self, model: nn.Module) -> list[str]:
-        return layers_in(model, "h")
+        return base.layers_in(model, "h")
 
-    def residuals(self, model: nn.Module) -> dict[str, Residual]:
-        return {f"{layer}.attn.c_proj": Residual(layer, 0) for layer in self.layers(model)}
+    def residuals(self, model: nn.Module) -> dict[str, base.Residual]:
+        return {f"{layer}.attn.c_proj": base.Residual(layer, 0) for layer in self.layers(model)}
 
-    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
+    def stacks(self, model: nn.Module) -> tuple[base.LayerStack, ...]:
         config: Any = model.config
         for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
             if getattr(config, option, False):
                 raise UnsupportedModelError(f"{option} is not native")
-        geometry = LayerGeometry(
+        geometry = base.LayerGeometry(
             head_size=config.n_embd // config.n_head,
-            activation=activation_of(config.activation_function),
+            activation=base.activation_of(config.activation_function),
             scale=None if config.scale_attn_weights else 1.0,
         )
         layers = tuple(self.layers(model))
-        stack = LayerStack(
+        stack = base.LayerStack(
             layers,
             LAYER,
-            uniform(geometry, layers),
+            base.uniform(geometry, layers),
             hidden=config.n_embd,
             causal=True,
             reach=config.n_positions,

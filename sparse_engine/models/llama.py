@@ -12,28 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError
-from sparse_engine.models.base import (
-    AttentionNames,
-    Family,
-    FeedForwardNames,
-    LayerGeometry,
-    LayerNames,
-    LayerStack,
-    Residual,
-    activation_of,
-    layers_in,
-    model_type,
-)
+from sparse_engine.models import base
 
-LAYER = LayerNames(
-    attention=AttentionNames(
+LAYER = base.LayerNames(
+    attention=base.AttentionNames(
         query="self_attn.q_proj",
         key="self_attn.k_proj",
         value="self_attn.v_proj",
         output="self_attn.o_proj",
         input_norm="input_layernorm",
     ),
-    feed_forward=FeedForwardNames(
+    feed_forward=base.FeedForwardNames(
         gate="mlp.gate_proj",
         up="mlp.up_proj",
         down="mlp.down_proj",
@@ -49,7 +38,7 @@ QWEN3_LAYER = replace(
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
 
 
-class Llama(Family):
+class Llama(base.Family):
     """`layers.N` with `self_attn.{q,k,v,o}_proj`, `mlp.{gate,up,down}_proj`, `input_layernorm` and
     `post_attention_layernorm`; residuals are added between the modules.
     """
@@ -59,26 +48,28 @@ class Llama(Family):
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         types = ("llama", "mistral", "qwen2", "qwen3")
-        return model_type(model) in types and bool(layers_in(model, "layers"))
+        return base.model_type(model) in types and bool(base.layers_in(model, "layers"))
 
     def layers(self, model: nn.Module) -> list[str]:
-        return layers_in(model, "layers")
+        return base.layers_in(model, "layers")
 
-    def residuals(self, model: nn.Module) -> dict[str, Residual]:
-        return {f"{layer}.self_attn.o_proj": Residual(layer, 0) for layer in self.layers(model)}
+    def residuals(self, model: nn.Module) -> dict[str, base.Residual]:
+        return {
+            f"{layer}.self_attn.o_proj": base.Residual(layer, 0) for layer in self.layers(model)
+        }
 
-    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
+    def stacks(self, model: nn.Module) -> tuple[base.LayerStack, ...]:
         config: Any = model.config
         layers = tuple(self.layers(model))
-        geometry = LayerGeometry(
+        geometry = base.LayerGeometry(
             head_size=getattr(config, "head_dim", None)
             or config.hidden_size // config.num_attention_heads,
-            activation=activation_of(config.hidden_act),
+            activation=base.activation_of(config.hidden_act),
             rotary=_rotary(model, layers[0].split(".")[:-2]),
         )
-        stack = LayerStack(
+        stack = base.LayerStack(
             layers,
-            QWEN3_LAYER if model_type(model) == "qwen3" else LAYER,
+            QWEN3_LAYER if base.model_type(model) == "qwen3" else LAYER,
             tuple(replace(geometry, window=w) for w in _windows(model, len(layers))),
             hidden=config.hidden_size,
             causal=True,
@@ -94,14 +85,14 @@ def _windows(model: nn.Module, layers: int) -> list[int]:
     has it.
     """
     config: Any = model.config
-    if model_type(model) == "llama":
+    if base.model_type(model) == "llama":
         return [0] * layers
     window = getattr(config, "sliding_window", None) or 0
     if type(window) is not int or window < 0:
         raise UnsupportedModelError(f"sliding_window {window!s:.40} is not native")
     if window >= config.max_position_embeddings:
         window = 0  # no key is ever that far away
-    if model_type(model) == "mistral":
+    if base.model_type(model) == "mistral":
         return [window] * layers
     kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * layers)
     for kind in kinds:

@@ -7,29 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.models.base import (
-    AttentionNames,
-    Family,
-    FeedForwardNames,
-    LayerGeometry,
-    LayerNames,
-    LayerStack,
-    Residual,
-    activation_of,
-    layers_in,
-    model_type,
-    uniform,
-)
+from sparse_engine.models import base
 
-LAYER = LayerNames(
-    attention=AttentionNames(
+LAYER = base.LayerNames(
+    attention=base.AttentionNames(
         query="attention.attn.q",
         key="attention.attn.k",
         value="attention.attn.v",
         output="attention.attn.o",
         sum_norm="attention.LayerNorm",
     ),
-    feed_forward=FeedForwardNames(
+    feed_forward=base.FeedForwardNames(
         up="intermediate.dense",
         down="output.dense",
         sum_norm="output.LayerNorm",
@@ -37,7 +25,7 @@ LAYER = LayerNames(
 )
 
 
-class MPNet(Family):
+class MPNet(base.Family):
     """`encoder.layer.N` with `attention.attn.{q,k,v,o}`, `attention.LayerNorm`, `intermediate` and
     `output`; every layer adds the same bias by distance to its scores.
     """
@@ -46,30 +34,30 @@ class MPNet(Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "mpnet" and bool(layers_in(model, "encoder.layer"))
+        return base.model_type(model) == "mpnet" and bool(base.layers_in(model, "encoder.layer"))
 
     def layers(self, model: nn.Module) -> list[str]:
-        return layers_in(model, "encoder.layer")
+        return base.layers_in(model, "encoder.layer")
 
-    def residuals(self, model: nn.Module) -> dict[str, Residual]:
+    def residuals(self, model: nn.Module) -> dict[str, base.Residual]:
         found = {}
         for layer in self.layers(model):
-            found[f"{layer}.attention.attn.o"] = Residual(f"{layer}.attention", argument=0)
-            found[f"{layer}.output.dense"] = Residual(f"{layer}.output", argument=1)
+            found[f"{layer}.attention.attn.o"] = base.Residual(f"{layer}.attention", argument=0)
+            found[f"{layer}.output.dense"] = base.Residual(f"{layer}.output", argument=1)
         return found
 
-    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
+    def stacks(self, model: nn.Module) -> tuple[base.LayerStack, ...]:
         config: Any = model.config
-        geometry = LayerGeometry(
+        geometry = base.LayerGeometry(
             head_size=config.hidden_size // config.num_attention_heads,
-            activation=activation_of(config.hidden_act),
+            activation=base.activation_of(config.hidden_act),
             position_bias=_position_bias,
         )
         layers = tuple(self.layers(model))
-        stack = LayerStack(
+        stack = base.LayerStack(
             layers,
             LAYER,
-            uniform(geometry, layers),
+            base.uniform(geometry, layers),
             hidden=config.hidden_size,
             reach=config.max_position_embeddings,
         )

@@ -8,41 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.models.base import (
-    AttentionNames,
-    Family,
-    FeedForwardNames,
-    LayerGeometry,
-    LayerNames,
-    LayerStack,
-    Residual,
-    activation_of,
-    model_type,
-    uniform,
-)
+from sparse_engine.models import base
 
-ENCODER = LayerNames(
-    attention=AttentionNames(
+ENCODER = base.LayerNames(
+    attention=base.AttentionNames(
         query="layer.0.SelfAttention.q",
         key="layer.0.SelfAttention.k",
         value="layer.0.SelfAttention.v",
         output="layer.0.SelfAttention.o",
         input_norm="layer.0.layer_norm",
     ),
-    feed_forward=FeedForwardNames(
+    feed_forward=base.FeedForwardNames(
         up="layer.1.DenseReluDense.wi",
         down="layer.1.DenseReluDense.wo",
         input_norm="layer.1.layer_norm",
     ),
 )
-DECODER = LayerNames(
+DECODER = base.LayerNames(
     attention=ENCODER.attention,
-    feed_forward=FeedForwardNames(
+    feed_forward=base.FeedForwardNames(
         up="layer.2.DenseReluDense.wi",
         down="layer.2.DenseReluDense.wo",
         input_norm="layer.2.layer_norm",
     ),
-    cross_attention=AttentionNames(
+    cross_attention=base.AttentionNames(
         query="layer.1.EncDecAttention.q",
         key="layer.1.EncDecAttention.k",
         value="layer.1.EncDecAttention.v",
@@ -54,32 +43,32 @@ DECODER = LayerNames(
 REACH = 4096
 
 
-class T5(Family):
+class T5(base.Family):
     """`encoder.block.N` and `decoder.block.N` with `layer.M` of attention or feed-forward each."""
 
     name = "t5"
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return model_type(model) == "t5" and bool(_layers(model, "encoder"))
+        return base.model_type(model) == "t5" and bool(_layers(model, "encoder"))
 
     def layers(self, model: nn.Module) -> list[str]:
         return _layers(model, "encoder") + _layers(model, "decoder")
 
-    def residuals(self, model: nn.Module) -> dict[str, Residual]:
+    def residuals(self, model: nn.Module) -> dict[str, base.Residual]:
         """Every linear that writes to the stream does so in a `layer.M` that gets the stream."""
         found = {}
         for name, _ in model.named_modules():
             parent, _, child = name.rpartition(".")
             if child in ("o", "wo") and ".layer." in name:
-                found[name] = Residual(parent.rpartition(".")[0], 0)
+                found[name] = base.Residual(parent.rpartition(".")[0], 0)
         return found
 
-    def stacks(self, model: nn.Module) -> tuple[LayerStack, ...]:
+    def stacks(self, model: nn.Module) -> tuple[base.LayerStack, ...]:
         config: Any = model.config
-        geometry = LayerGeometry(
+        geometry = base.LayerGeometry(
             head_size=config.d_kv,
-            activation=activation_of(config.dense_act_fn),
+            activation=base.activation_of(config.dense_act_fn),
             scale=1.0,
             position_bias=distance_bias,
         )
@@ -93,10 +82,10 @@ class T5(Family):
                 gated = replace(names.feed_forward, gate=f"{up}_0", up=f"{up}_1")
                 names = replace(names, feed_forward=gated)
             stacks.append(
-                LayerStack(
+                base.LayerStack(
                     layers,
                     names,
-                    uniform(geometry, layers),
+                    base.uniform(geometry, layers),
                     hidden=config.d_model,
                     causal=part == "decoder",
                     reach=REACH,
