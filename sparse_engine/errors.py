@@ -18,13 +18,13 @@ class UsageError(SparseEngineError, ValueError):
 
 
 class InvalidFileError(SparseEngineError, ValueError):
-    """A package, checkpoint or set of format buffers is damaged or not what it says it is."""
+    """A package, checkpoint or set of format buffers is damaged or not as described."""
 
     exit_code = 3
 
 
 class UnsupportedModelError(SparseEngineError):
-    """The model, or where it lies, is not something that sparse_engine can read."""
+    """The model, or its storage, is not supported."""
 
     exit_code = 4
 

@@ -1,6 +1,6 @@
 """Backend: what a kind of device reads, computes and measures, as one value.
 
-Everything else in the engine asks the backend of a tensor or of a packing, and never what kind of
+All other code uses the backend of a tensor or of a packing, and never tests for the kind of
 device it is. A new packing is a file in `packings/` and a row in the backend's table.
 """
 

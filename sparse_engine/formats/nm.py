@@ -130,7 +130,7 @@ class NM(Format):
         self._validate_positions()
 
     def rises(self) -> bool:
-        """Whether positions rise strictly within every group, as `validate` asks."""
+        """Whether positions rise strictly within every group, as `validate` requires."""
         parts = (self.unpacked_positions(*span) for span in self.ranges())
         return all(bool((part[:, :, 1:] > part[:, :, :-1]).all()) for part in parts)
 

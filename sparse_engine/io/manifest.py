@@ -158,9 +158,9 @@ def read_manifest(raw: bytes, what: str) -> Manifest:
     """Read and check sparse_engine.json; raises InvalidFileError."""
     version = parse_json(raw, what).get("package_version")
     if type(version) is int and version != VERSION:
-        told = "update it" if version > VERSION else "convert the model again"
+        advice = "update it" if version > VERSION else "convert the model again"
         raise InvalidFileError(
-            f"{what}: package version {version}, this sparse_engine reads {VERSION}: {told}"
+            f"{what}: package version {version}, this sparse_engine reads {VERSION}: {advice}"
         )
     try:
         manifest = Manifest.model_validate_json(raw)

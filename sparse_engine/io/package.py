@@ -116,7 +116,7 @@ def open_package(folder: Path, progress: Progress | None = None) -> Package:
 
 
 def _check_unlisted(folder: Path, manifest: Manifest) -> None:
-    """No file that a model is read from lies there without a hash: it would change the answers."""
+    """Refuse files without a hash that a model is read from: they would change its outputs."""
     known: set[str] = {weights_name(folder), *(entry.name for entry in manifest.files)}
     for name in (*companions.COMPANIONS, OLD_WEIGHTS):
         if name not in known and os.path.lexists(folder / name):
@@ -133,10 +133,10 @@ def _check_table(path: Path, manifest: Manifest, slots: dict[str, Slot]) -> None
     for name, slot in named.items():
         if name not in entries:
             raise InvalidFileError(f"{path}: tensor {name!r} is not in {MANIFEST}")
-        told = f"{dtype_name(slot.dtype)} {list(slot.shape)}"
+        found = f"{dtype_name(slot.dtype)} {list(slot.shape)}"
         expected = f"{entries[name].dtype} {list(entries[name].shape)}"
-        if told != expected:
-            raise InvalidFileError(f"{path}: tensor {name!r} is {told}, {MANIFEST} says {expected}")
+        if found != expected:
+            raise InvalidFileError(f"{path}: tensor {name!r} is {found}, {MANIFEST} has {expected}")
         if slot.start % ALIGNMENT:
             raise InvalidFileError(f"{path}: tensor {name!r} is not on a {ALIGNMENT}-byte boundary")
     if list(named) != list(entries):

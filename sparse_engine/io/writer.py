@@ -57,7 +57,7 @@ def save(
     """Write `model` to a new folder; returns its path.
 
     report: from `sparsify_`, for what was measured and why each format was chosen.
-    recipe: how the weights were pruned, JSON-able; by default what `source` says, if it does.
+    recipe: how the weights were pruned, JSON-able; by default that of `source`, if it has one.
     source: the Hugging Face folder that the model came from; config and tokenizer files are copied
     from it as they are. Without it the config is written from `model.config`, if there is one.
     progress: called as (done, total, tensor name).

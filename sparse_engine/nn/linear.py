@@ -225,7 +225,7 @@ class SparseLinear(nn.Module):
         state = state_dict.get(prefix + "_extra_state")
         buffers = {prefix + name for cls in WEIGHT_CLASSES for name in cls.buffer_names}
         if not isinstance(state, Tensor) and buffers & state_dict.keys():
-            raise InvalidFileError(f"{prefix}_extra_state is missing: it says what the buffers are")
+            raise InvalidFileError(f"{prefix}_extra_state is missing: it describes the buffers")
         if isinstance(state, Tensor):
             self._hold(self._read_state(state_dict, prefix, state))
             # The base class then finds the layer's own tensors under the buffers' names.

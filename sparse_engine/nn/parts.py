@@ -29,7 +29,7 @@ class ComposedModule(nn.Module):
 
     @classmethod
     def from_dense(cls, module: Any, config: SparseConfig | str | None = None) -> Self:
-        """Store the weights of `module` as `config` says; `module` stays as it is.
+        """Store the weights of `module` by `config`; `module` stays as it is.
 
         Args:
             module: of the class that this one replaces.

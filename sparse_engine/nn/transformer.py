@@ -34,7 +34,7 @@ FEED_FORWARD = FeedForwardNames(up="linear1", down="linear2")
 
 
 def _layer_names(norm_first: bool) -> LayerNames:
-    """Names inside a torch.nn.TransformerEncoderLayer, whose option says where its norms are."""
+    """Names inside a torch.nn.TransformerEncoderLayer, whose options place its norms."""
     place = "input_norm" if norm_first else "sum_norm"
     return LayerNames(
         replace(ATTENTION, **{place: "norm1"}), replace(FEED_FORWARD, **{place: "norm2"})

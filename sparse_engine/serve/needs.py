@@ -8,7 +8,7 @@ from sparse_engine.errors import UsageError
 
 
 def need(*packages: str) -> None:
-    """Import each package; raise UsageError that says how to install the first missing one."""
+    """Import each package; raise UsageError with the install command of the first missing one."""
     for package in packages:
         try:
             importlib.import_module(package)

@@ -106,9 +106,9 @@ class FusedProjections:
         y = run_linear(fused[0], x, fused[1], "none", None)
         parts = y.split([one.out_features for one in self.weights.layers], -1)
         results = {id(one): p for one, p in zip(self.weights.layers, parts, strict=True)}
-        mine = results.pop(id(layer))
+        own = results.pop(id(layer))
         self._ready = (weakref.ref(x), version(x), x.data_ptr(), results)
-        return mine
+        return own
 
 
 class SparseGatedMLP(Proxy):

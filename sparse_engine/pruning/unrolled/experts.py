@@ -12,7 +12,7 @@ from sparse_engine.pruning.unrolled.base import Kind, NumberedLayers, ParameterV
 
 
 class RoutedLinear(nn.Linear):
-    """A linear layer of an expert; an argument says which tokens are the rows of its input."""
+    """A linear layer of an expert; an argument selects the tokens of its input."""
 
     def forward(self, input: Tensor, routed: Tensor | None = None) -> Tensor:
         """The result of torch.nn.Linear; `routed`, bool [tokens], is read only by hooks."""
