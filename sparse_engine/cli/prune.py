@@ -26,7 +26,9 @@ def prune(
     recovery: Annotated[
         str | None, typer.Option(help="least_squares (or lsq); none. Default: as possible.")
     ] = None,
-    scope: Annotated[str, typer.Option(help="local: each layer alike; global.")] = "local",
+    allocator: Annotated[
+        str, typer.Option(help="uniform: each layer alike; lamp: layers compete.")
+    ] = "uniform",
     samples: Annotated[int, typer.Option(min=1, help="Calibration texts to use.")] = 512,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration text.")] = 128,
     seed: Annotated[int, typer.Option(help="For random choices.")] = 0,
@@ -59,7 +61,7 @@ def prune(
     criterion = criterion or ("sparsegpt" if calibration else "magnitude")
     recovery = recovery or ("least_squares" if calibration else "none")
     # Wrong options are refused before the model is loaded.
-    make_method(sparsity, granularity, criterion, recovery, scope, calibration is not None)
+    make_method(sparsity, granularity, criterion, recovery, allocator, calibration is not None)
     texts = read_texts(calibration)[:samples] if calibration else None
     with progress_bar("loading") as report:
         loaded, folder = load_pretrained(model, report)
@@ -75,7 +77,7 @@ def prune(
             criterion=criterion,
             recovery=recovery,
             calibration=batches,
-            scope=scope,
+            allocator=allocator,
             seed=seed,
             progress=report,
         )

@@ -1,4 +1,4 @@
-"""Pruning = criterion x granularity x scope x recovery.
+"""Pruning = criterion x granularity x allocator x recovery.
 
 A criterion scores weights, a granularity turns scores into masks, an allocator distributes the
 sparsity over the layers, and a recovery adjusts the weights that are kept. Each is a folder of

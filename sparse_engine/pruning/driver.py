@@ -12,21 +12,20 @@ from torch import nn
 
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
+from sparse_engine.pruning.allocators import Allocator
 from sparse_engine.pruning.calibration import Batch, merge_batches, read_calibration
 from sparse_engine.pruning.coverage import add_coverage
 from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.granularity import Granularity
+from sparse_engine.pruning.loop import prune_layers
 from sparse_engine.pruning.method import Method, make_method
-from sparse_engine.pruning.plan import Filter, Layer, Plan, make_plan
+from sparse_engine.pruning.plan import Filter, Plan, make_plan
 from sparse_engine.pruning.progress import Progress, ProgressCallback
-from sparse_engine.pruning.prune_layer import prune_layer, score_layer
+from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.report import PruneReport
-from sparse_engine.pruning.statistics.collector import Collection, Collector
+from sparse_engine.pruning.source import ModelSource
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
-from sparse_engine.pruning.statistics.input_statistics import InputStatistics
 from sparse_engine.pruning.unrolled import left_alone, unrolled
-
-Groups = Iterator[tuple[list[Layer], InputStatistics]]
 
 
 def prune(
@@ -34,9 +33,9 @@ def prune(
     sparsity: float | None = None,
     granularity: str | Granularity = "element",
     criterion: str | Criterion = "magnitude",
-    recovery: str | None = None,
+    recovery: str | Recovery | None = None,
     calibration: Iterable[Any] | None = None,
-    scope: str = "local",
+    allocator: str | Allocator = "uniform",
     filter_fn: Filter | None = None,
     seed: int = 0,
     progress: ProgressCallback | None = None,
@@ -59,13 +58,15 @@ def prune(
         model: any module.
         sparsity: fraction of groups to remove, 0 <= sparsity < 1; NM fixes its own.
         granularity: Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "2:4".
-        criterion: "random", "magnitude", "wanda", "sparsegpt", or a Criterion.
+        criterion: "random", "magnitude", "wanda", "sparsegpt", or a Criterion. Options follow a
+            name in brackets, as "name(option=1)"; so do those of recoveries and allocators.
         recovery: "least_squares" (alias "lsq") refits the kept weights, and the biases; None or
             "none" leaves them as they are.
         calibration: model inputs, each a dict of keyword arguments, a tuple or a tensor (or a
             numpy array, or a list of numbers). Needed by wanda, sparsegpt and least_squares, not
             read otherwise. Tokens whose attention_mask is 0 are left out.
-        scope: "local" removes the same fraction from every layer; with "global" layers compete.
+        allocator: "uniform" (alias "local") removes the same fraction from every layer; with "lamp"
+            (alias "global") the groups of all layers compete.
         filter_fn: filter_fn(module, name) decides whether a linear layer is pruned, heads and tied
             weights included.
         seed: of the random numbers of the criterion.
@@ -85,7 +86,9 @@ def prune(
         )
         print(report)
     """
-    method = make_method(sparsity, granularity, criterion, recovery, scope, calibration is not None)
+    method = make_method(
+        sparsity, granularity, criterion, recovery, allocator, calibration is not None
+    )
     check_readable(model)
     fold_(model)
     not_unrolled = left_alone(model)
@@ -94,12 +97,12 @@ def prune(
         batches: list[Batch] = []
         if calibration is not None and method.needs:
             batches = read_calibration(model, calibration)
-        report = _prune_layers(model, method, plan, batches, seed, progress)
+        report = _prune(model, method, plan, batches, seed, progress)
     add_coverage(report, model, plan.left | not_unrolled)
     return report
 
 
-def _prune_layers(
+def _prune(
     model: nn.Module,
     method: Method,
     plan: Plan,
@@ -111,52 +114,23 @@ def _prune_layers(
     started = time.perf_counter()
     report = PruneReport(
         str(method.granularity),
-        method.criterion.name,
-        method.recovery.name if method.recovery.name != "none" else None,
-        method.allocator.scope,
+        str(method.criterion),
+        str(method.recovery) if method.recovery.name != "none" else None,
+        str(method.allocator),
     )
     dense = DenseWeights(plan.layers)
     with _evaluation_mode(model), torch.no_grad():
         progress = Progress(progress_callback, len(plan.layers))
         progress.working("grouping calibration batches")
         batches = merge_batches(model, batches)
-
-        def groups(collection: Collection) -> Groups:
-            if not batches:
-                yield from (([layer], InputStatistics(None)) for layer in plan.layers)
-                return
-            collector = Collector(model, plan, batches, dense, collection, progress)
-            for group, collected in collector.groups():
-                yield group.layers, InputStatistics(collected)
-
-        scores = {}
-        if method.allocator.needs_scores:
-            method.generator.manual_seed(seed)
-            scores = _group_scores(groups(method.scoring_collection), method)
-        amounts = method.allocator.allocate(plan.layers, scores, method.sparsity)
-        method.generator.manual_seed(seed)
+        source = ModelSource(model, plan, batches, dense, progress)
         try:
-            for layers, statistics in groups(method.collection):
-                if batches and statistics.are_missing:
-                    report.unseen += [layer.name for layer in layers]
-                for layer in layers:
-                    row = prune_layer(layer, statistics, amounts[layer.name], method)
-                    report.layers.append(row)
-                    progress.finished(layer.name)
+            prune_layers(source, method, seed, report, progress)
         except BaseException:
             dense.restore()
             raise
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _group_scores(groups: Groups, method: Method) -> dict[str, torch.Tensor]:
-    """By layer, the score of each group of weights in the dense model."""
-    return {
-        layer.name: method.granularity.group_scores(score_layer(layer, statistics, method))
-        for layers, statistics in groups
-        for layer in layers
-    }
 
 
 @contextmanager

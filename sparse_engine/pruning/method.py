@@ -37,24 +37,31 @@ class Method:
     @property
     def needs(self) -> set[Statistic]:
         """The statistics that calibration has to collect."""
+        return {*self.layer_needs, *self.allocator.needs}
+
+    @property
+    def layer_needs(self) -> set[Statistic]:
+        """The statistics that are read while a layer is pruned."""
         return {*self.criterion.needs, *self.recovery.needs}
 
     @property
     def collection(self) -> Collection:
         """What is collected while layers are pruned."""
-        return Collection("hessian" in self.needs, self.recovery.fits_dense_model)
+        return Collection("hessian" in self.layer_needs, self.recovery.fits_dense_model)
 
     @property
     def scoring_collection(self) -> Collection:
         """What is collected to score the layers of the dense model."""
-        return Collection("hessian" in self.criterion.needs, pruned_inputs=False)
+        return Collection(
+            "hessian" in {*self.criterion.needs, *self.allocator.needs}, pruned_inputs=False
+        )
 
     def without_statistics(self) -> Method:
         """The method for an expert that no calibration token reaches.
 
         It has no recovery, and scores by magnitude if the criterion needs statistics.
         """
-        if not self.needs:
+        if not self.layer_needs:
             return self
         blind = not self.criterion.needs
         return replace(
@@ -70,8 +77,8 @@ def make_method(
     sparsity: float | None,
     granularity: str | Granularity,
     criterion: str | Criterion,
-    recovery: str | None,
-    scope: str,
+    recovery: str | Recovery | None,
+    allocator: str | Allocator,
     has_calibration: bool,
 ) -> Method:
     """Validate the arguments of `prune`, each by itself and with the others.
@@ -85,12 +92,15 @@ def make_method(
         pattern,
         find_criterion(criterion),
         find_recovery(recovery),
-        find_allocator(scope),
+        find_allocator(allocator),
     )
-    if method.allocator.needs_scores and pattern.fixed_sparsity is not None:
-        raise UsageError(f"scope {scope!r} has nothing to share out: {pattern} fixes every row")
+    if pattern.fixed_sparsity is not None and not method.allocator.is_uniform:
+        raise UsageError(
+            f"allocator {method.allocator} has nothing to share out: {pattern} fixes every row"
+        )
     if method.needs and not has_calibration:
-        needing = method.criterion if method.criterion.needs else method.recovery
+        parts = (method.criterion, method.recovery, method.allocator)
+        needing = next(part for part in parts if part.needs)
         raise UsageError(
             f"{needing.name} needs calibration inputs; pass calibration=, an iterable of model "
             "inputs (dicts of keyword arguments, tuples or tensors)"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
+from sparse_engine.pruning.allocators import Setting
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Layer
 from sparse_engine.pruning.recovery.base import PrunedLayer
@@ -17,15 +18,15 @@ from sparse_engine.pruning.statistics.input_statistics import InputStatistics
 
 
 def prune_layer(
-    layer: Layer, statistics: InputStatistics, sparsity: float, method: Method
+    layer: Layer, statistics: InputStatistics, setting: Setting, method: Method
 ) -> LayerReport:
     """Prune a layer in place.
 
     Args:
         layer: the layer; its weight and bias are overwritten.
         statistics: of its input.
-        sparsity: fraction of its groups to remove.
-        method: how.
+        setting: its granularity, and the fraction of its groups to remove.
+        method: criterion and recovery.
 
     Raises:
         UsageError: if a score is NaN, or a new weight or bias is not finite.
@@ -43,8 +44,8 @@ def prune_layer(
     pruned, keep = method.criterion.prune(
         problem.target * nonzero,
         statistics.inputs(centred),
-        method.granularity,
-        sparsity,
+        setting.granularity,
+        setting.sparsity,
         method.generator,
     )
     keep &= nonzero
@@ -56,6 +57,7 @@ def prune_layer(
     return LayerReport(
         layer.name,
         layer.shape,
+        str(setting.granularity),
         int((weight == 0).sum()) / weight.numel(),
         system.error(dense * keep, problem.target) if system else None,
         system.error(weight.float(), problem.target) if system else None,

@@ -18,6 +18,7 @@ class LayerReport:
     Attributes:
         name: its dotted name.
         shape: (out, in).
+        granularity: the text form of its granularity.
         sparsity: fraction of its weights that are zero.
         error_before: |V X - Y| / |Y| with the mask alone; None if no second moments were collected.
         error_after: the same with the final weights.
@@ -27,6 +28,7 @@ class LayerReport:
 
     name: str
     shape: tuple[int, int]
+    granularity: str
     sparsity: float
     error_before: float | None
     error_after: float | None
@@ -57,9 +59,9 @@ class PruneReport:
 
     Attributes:
         granularity: its text form.
-        criterion: its name.
-        recovery: its name, or None.
-        scope: "local" or "global".
+        criterion: its text form.
+        recovery: its text form, or None.
+        allocator: its text form.
         layers: the pruned layers, in the order in which they were pruned.
         left: modules that were left, those with the most multiply-adds first.
         unseen: layers of experts that no calibration token reached: pruned by magnitude.
@@ -72,7 +74,7 @@ class PruneReport:
     granularity: str
     criterion: str
     recovery: str | None
-    scope: str
+    allocator: str
     layers: list[LayerReport] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
@@ -143,7 +145,7 @@ class PruneReport:
     @property
     def summary(self) -> str:
         """Lines: number of layers, method and time; shares of the whole model; warnings."""
-        method = f"{self.criterion}, {self.granularity}, {self.scope}"
+        method = f"{self.criterion}, {self.granularity}, {self.allocator}"
         if self.recovery:
             method += f", {self.recovery}"
         lines = [

@@ -109,8 +109,8 @@ def test_layers_of_a_model() -> None:
     text = "\n".join(fits(*layer_tables(rows)))
     assert "0.50" in text
     assert text.count("time over dense") == 1  # two layers, one reason
-    report = PruneReport("element", "sparsegpt", "least_squares", "local")
-    report.layers.append(LayerReport(NAME, large, 0.9, 0.123, None, 123.4))
+    report = PruneReport("element", "sparsegpt", "least_squares", "uniform")
+    report.layers.append(LayerReport(NAME, large, "element", 0.9, 0.123, None, 123.4))
     report.left = [Left(f"{NAME}.{i}", 500_000, 0.25, "a head") for i in range(4)]
     text = "\n".join(fits(*prune_tables(report)))
     assert "100.0%" in text

@@ -1,4 +1,4 @@
-"""prune(): exact counts, masks and seeds, recovery, scopes, and the report."""
+"""prune(): exact counts, masks and seeds, recovery, allocators, and the report."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_bert_recovery_keeps_the_outputs_closer() -> None:
     assert error("least_squares") < 0.8 * error(None)
 
 
-def test_global_scope_shares_out_the_same_total() -> None:
+def test_lamp_shares_out_the_same_total() -> None:
     model = mlp()
     with torch.no_grad():
         model[2].weight.pow_(5)
     for criterion in ("magnitude", "sparsegpt", "wanda"):
         copied = copy.deepcopy(model)
-        report = prune(copied, 0.5, criterion=criterion, calibration=batches(), scope="global")
+        report = prune(copied, 0.5, criterion=criterion, calibration=batches(), allocator="lamp")
         assert report.sparsity == pytest.approx(0.5)
         assert report.layers[1].sparsity > report.layers[0].sparsity + 0.1
 

@@ -151,15 +151,15 @@ class Row(Granularity):
         return kept[:, None].repeat(1, score.shape[1])
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("allocator", ["uniform", "lamp"])
 @pytest.mark.parametrize("recovery", [None, "least_squares"])
 @pytest.mark.parametrize("criterion", [known.name for known in CRITERIA])
 def test_an_own_granularity_works_with_every_criterion(
-    criterion: str, recovery: str | None, scope: str
+    criterion: str, recovery: str | None, allocator: str
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(300, 20), nn.Linear(20, 8))  # more columns than one slice
-    prune(model, 0.5, Row(), criterion, recovery, [torch.randn(40, 300)], scope)
+    prune(model, 0.5, Row(), criterion, recovery, [torch.randn(40, 300)], allocator)
     removed = [(layer.weight == 0).all(1) for layer in model]
     assert sum(int(rows.sum()) for rows in removed) == 14
     for layer, rows in zip(model, removed, strict=True):

@@ -31,8 +31,8 @@ from sparse_engine.pruning.recovery import RECOVERIES, find_recovery
         ({"sparsity": 0.5, "criterion": "sparsegpt"}, "sparsegpt needs calibration"),
         ({"sparsity": 0.5, "recovery": "least_squares"}, "least_squares needs calibration"),
         ({"sparsity": 0.5, "recovery": "luck"}, "recovery 'luck'"),
-        ({"sparsity": 0.5, "scope": "wide"}, "scope 'wide'"),
-        ({"granularity": "2:4", "scope": "global"}, "nothing to share out"),
+        ({"sparsity": 0.5, "allocator": "wide"}, "allocator 'wide'"),
+        ({"granularity": "2:4", "allocator": "global"}, "nothing to share out"),
         ({"sparsity": 0.5, "filter_fn": lambda m, n: False}, "filter_fn leaves out every layer"),
         ({"sparsity": 0.5, "recovery": "least_squares", "calibration": []}, "calibration is empty"),
         (

@@ -199,8 +199,8 @@ def test_an_expert_may_run_first_in_a_later_batch() -> None:
     assert report.unseen == []
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
-def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(scope: str) -> None:
+@pytest.mark.parametrize("allocator", ["uniform", "lamp"])
+def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(allocator: str) -> None:
     torch.manual_seed(0)
     model = Mixture()
     by_magnitude = copy.deepcopy(model)
@@ -212,12 +212,12 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(scope:
         recovery="least_squares",
         calibration=batches,
         filter_fn=everything,
-        scope=scope,
+        allocator=allocator,
     )
     assert report.unseen == ["experts.2"]
     assert report.warnings == ["no calibration token reached experts.2: pruned by magnitude alone"]
     assert report.sparsity == pytest.approx(0.5)
-    if scope == "local":
+    if allocator == "uniform":
         prune(by_magnitude, 0.5, filter_fn=everything)
         assert torch.equal(model.experts[2].weight, by_magnitude.experts[2].weight)
         assert not torch.equal(model.experts[1].weight, by_magnitude.experts[1].weight)

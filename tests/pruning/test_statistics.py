@@ -89,13 +89,15 @@ def test_padding_may_hold_anything() -> None:
 
 
 @pytest.mark.parametrize("power", [-70, 60, 100])
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("allocator", ["uniform", "lamp"])
 @pytest.mark.parametrize("method", METHODS, ids=IDS)
-def test_the_unit_of_inputs_does_not_matter(method: dict[str, Any], scope: str, power: int) -> None:
+def test_the_unit_of_inputs_does_not_matter(
+    method: dict[str, Any], allocator: str, power: int
+) -> None:
     """Squares of 2^60 overflow float32, those of 2^-70 underflow; masks and fits are the same."""
     expected, model = mlp(bias=False), mlp(bias=False)
     for net, unit in ((expected, 1.0), (model, 2.0**power)):
-        prune(net, 0.5, calibration=[x * unit for x in batches()], scope=scope, **method)
+        prune(net, 0.5, calibration=[x * unit for x in batches()], allocator=allocator, **method)
     assert int((expected[0].weight == 0).sum()) + int((expected[2].weight == 0).sum()) == 190
     for got, wanted in zip(weights(model), weights(expected), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

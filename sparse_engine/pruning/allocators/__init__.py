@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from sparse_engine.errors import UsageError
-from sparse_engine.pruning.allocators.base import Allocator
+from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting
 from sparse_engine.pruning.allocators.lamp import Lamp
 from sparse_engine.pruning.allocators.uniform import Uniform
+from sparse_engine.pruning.named import find
 
 ALLOCATORS: tuple[type[Allocator], ...] = (Uniform, Lamp)
 
 
-def find_allocator(scope: str) -> Allocator:
-    """Return the allocator of a scope, "local" or "global".
+def find_allocator(allocator: str | Allocator) -> Allocator:
+    """Return the allocator of a text form; an instance is returned as it is.
+
+    Args:
+        allocator: such as "uniform", or its alias "local".
 
     Raises:
-        UsageError: if the scope is unknown.
+        UsageError: if the text is unknown.
     """
-    for known in ALLOCATORS:
-        if known.scope == scope:
-            return known()
-    names = " or ".join(repr(known.scope) for known in ALLOCATORS)
-    raise UsageError(f"scope {scope!r} is not known; choose {names}")
+    return allocator if isinstance(allocator, Allocator) else find(allocator, ALLOCATORS)
+
+
+__all__ = ["ALLOCATORS", "Allocator", "DenseModel", "Setting", "find_allocator"]

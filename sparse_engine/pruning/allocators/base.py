@@ -1,40 +1,69 @@
-"""The interface of an allocator: the sparsity of each layer, from that of the whole model."""
+"""The interface of an allocator: how much of each layer is removed, and in which groups."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from sparse_engine.pruning.criteria import Inputs
+from sparse_engine.pruning.granularity.base import Granularity
+from sparse_engine.pruning.named import Named
 from sparse_engine.pruning.plan import Layer
+from sparse_engine.pruning.statistics.needs import Statistic
 
 
-class Allocator(ABC):
+@dataclass(frozen=True)
+class Setting:
+    """How one layer is pruned.
+
+    Attributes:
+        granularity: which of its weights are removed together.
+        sparsity: fraction of its groups to remove, 0 <= sparsity < 1.
+    """
+
+    granularity: Granularity
+    sparsity: float
+
+
+class DenseModel(Protocol):
+    """The layers before they are pruned, as an allocator reads them."""
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """All layers to prune."""
+
+    def scores(self) -> dict[str, Tensor]:
+        """By layer, the score of each group of weights by the criterion."""
+
+    def inputs(self) -> Iterator[tuple[Layer, Inputs]]:
+        """Each layer with the statistics of its input that the allocator and the criterion need."""
+
+
+class Allocator(Named):
     """Distributes the sparsity of a model over its layers.
 
     Attributes:
-        scope: the name in reports and on the command line.
-        needs_scores: whether `allocate` reads the scores of the criterion. If not, the layers are
-            not scored before they are pruned.
+        needs: the statistics that `allocate` reads, besides those of the criterion.
+        is_uniform: whether all layers get the sparsity of the model, which is the only possibility
+            if the granularity fixes it.
     """
 
-    scope: ClassVar[str]
-    needs_scores: ClassVar[bool] = False
+    kind = "allocator"
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+    is_uniform: ClassVar[bool] = False
 
     @abstractmethod
-    def allocate(
-        self, layers: Sequence[Layer], scores: Mapping[str, Tensor], sparsity: float
-    ) -> dict[str, float]:
-        """Compute the sparsity of each layer.
+    def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
+        """Compute the setting of each layer.
 
         Args:
-            layers: the layers to prune, dense.
-            scores: by layer, the score of each group in the dense model; empty without
-                `needs_scores`.
-            sparsity: fraction of all groups to remove, 0 <= sparsity < 1.
+            dense: the layers and the statistics of their inputs.
+            requested: the granularity, and the sparsity of the whole model.
 
         Returns:
-            By layer, the fraction of its groups to remove.
+            By the name of the layer, how it is pruned.
         """

@@ -5,13 +5,12 @@ Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning", arXi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from sparse_engine.pruning.allocators.base import Allocator
-from sparse_engine.pruning.plan import Layer
+from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting
 
 MAX_SPARSITY = 0.98  # of one layer, unless the sparsity of the whole model is higher
 
@@ -23,28 +22,35 @@ class Lamp(Allocator):
     1 - max(MAX_SPARSITY, sparsity), and at least one.
     """
 
-    scope = "global"
-    needs_scores = True
+    name = "lamp"
+    aliases = ("global",)
 
-    def allocate(
-        self, layers: Sequence[Layer], scores: Mapping[str, Tensor], sparsity: float
-    ) -> dict[str, float]:
-        cap = max(MAX_SPARSITY, sparsity)
-        guarded = []
-        for layer_scores in scores.values():
-            normalised = lamp(layer_scores)
-            protected = max(normalised.numel() - int(cap * normalised.numel()), 1)
-            normalised[normalised.topk(protected).indices] = torch.inf
-            guarded.append(normalised)
-        everything = torch.cat(guarded)
-        removable = int(everything.isfinite().sum())
-        drop = min(round(sparsity * everything.numel()), removable)
-        removed = torch.zeros_like(everything, dtype=torch.bool)
-        removed[everything.topk(drop, largest=False).indices] = True
-        parts = removed.split([normalised.numel() for normalised in guarded])
-        return {
-            name: int(part.sum()) / part.numel() for name, part in zip(scores, parts, strict=True)
-        }
+    def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
+        amounts = shares(dense.scores(), requested.sparsity)
+        return {name: Setting(requested.granularity, amount) for name, amount in amounts.items()}
+
+
+def shares(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, float]:
+    """The fraction of the groups of each layer to remove.
+
+    Args:
+        scores: by layer, the score of each group in the dense model.
+        sparsity: fraction of all groups to remove, 0 <= sparsity < 1.
+    """
+    cap = max(MAX_SPARSITY, sparsity)
+    guarded = []
+    for layer_scores in scores.values():
+        normalised = lamp(layer_scores)
+        protected = max(normalised.numel() - int(cap * normalised.numel()), 1)
+        normalised[normalised.topk(protected).indices] = torch.inf
+        guarded.append(normalised)
+    everything = torch.cat(guarded)
+    removable = int(everything.isfinite().sum())
+    drop = min(round(sparsity * everything.numel()), removable)
+    removed = torch.zeros_like(everything, dtype=torch.bool)
+    removed[everything.topk(drop, largest=False).indices] = True
+    parts = removed.split([normalised.numel() for normalised in guarded])
+    return {name: int(part.sum()) / part.numel() for name, part in zip(scores, parts, strict=True)}
 
 
 def lamp(scores: Tensor) -> Tensor:

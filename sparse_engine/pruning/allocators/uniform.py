@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
-
-from sparse_engine.pruning.allocators.base import Allocator
-from sparse_engine.pruning.plan import Layer
+from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting
 
 
 class Uniform(Allocator):
     """The sparsity of the model in every layer."""
 
-    scope = "local"
+    name = "uniform"
+    aliases = ("local",)
+    is_uniform = True
 
-    def allocate(
-        self, layers: Sequence[Layer], scores: Mapping[str, Tensor], sparsity: float
-    ) -> dict[str, float]:
-        return {layer.name: sparsity for layer in layers}
+    def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
+        return {layer.name: requested for layer in dense.layers}

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from sparse_engine.errors import UsageError
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.criteria.random import Random
 from sparse_engine.pruning.criteria.sparsegpt import SparseGPT
 from sparse_engine.pruning.criteria.wanda import Wanda
+from sparse_engine.pruning.named import find
 from sparse_engine.pruning.statistics.needs import check_needs
 
 CRITERIA: tuple[type[Criterion], ...] = (Random, Magnitude, Wanda, SparseGPT)
 
 
 def find_criterion(criterion: str | Criterion) -> Criterion:
-    """Return the criterion of a name such as "wanda"; an instance is returned as it is.
+    """Return the criterion of a text form; an instance is returned as it is.
+
+    Args:
+        criterion: such as "wanda" or "obs(ratio=0.7)".
 
     Raises:
-        UsageError: if the name is unknown, or the instance needs statistics that do not exist.
+        UsageError: if the text is unknown, or the instance needs statistics that do not exist.
     """
     if isinstance(criterion, Criterion):
         check_needs(f"criterion {criterion.name}", criterion.needs)
         return criterion
-    for known in CRITERIA:
-        if known.name == criterion:
-            return known()
-    names = ", ".join(known.name for known in CRITERIA)
-    raise UsageError(f"criterion {criterion!r} is not known; choose one of {names}")
+    return find(criterion, CRITERIA)
 
 
 __all__ = ["CRITERIA", "Criterion", "Inputs", "find_criterion"]

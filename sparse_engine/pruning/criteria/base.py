@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity.base import Granularity
+from sparse_engine.pruning.named import Named
 from sparse_engine.pruning.statistics.needs import Statistic
 
 
@@ -27,19 +29,19 @@ class Inputs:
     hessian: Tensor | None = None
 
 
-class Criterion(ABC):
+class Criterion(Named):
     """Scores weights; a granularity turns the scores into a mask.
 
     Scores are energies (squares), so that the scores of the elements of a group add up. A criterion
-    whose loss of a group is not a sum over elements overrides `prune`.
+    whose loss of a group is not a sum over elements overrides `prune`. Options are the fields of a
+    frozen dataclass.
 
     Attributes:
-        name: the name in `CRITERIA`, reports and the command line.
         needs: fields of `Inputs` that `score` and `prune` read; calibration collects exactly these.
         per_row: whether weights are compared within an output row instead of within the layer.
     """
 
-    name: ClassVar[str]
+    kind = "criterion"
     needs: ClassVar[tuple[Statistic, ...]] = ()
     per_row: ClassVar[bool] = False
 
@@ -87,3 +89,29 @@ class Criterion(ABC):
             raise UsageError(f"criterion {self.name} gives NaN as a score, which cannot be ordered")
         keep = granularity.mask(scores, drop, self.per_row)
         return weight * keep, keep
+
+    def trace(
+        self,
+        weight: Tensor,
+        inputs: Inputs,
+        granularity: Granularity,
+        sparsities: Sequence[float],
+        generator: torch.Generator,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Prune one weight to several sparsities; what an allocator compares.
+
+        A criterion that removes groups step by step overrides this method, so that all sparsities
+        come from one pass. The last result is that of `prune` with the last sparsity.
+
+        Args:
+            weight: [out, in], float32; it is not changed.
+            inputs: the statistics that `needs` names.
+            granularity: which weights are removed together.
+            sparsities: fractions of groups to remove, ascending.
+            generator: the source of random numbers, on the CPU.
+
+        Yields:
+            For each sparsity, what `prune` returns.
+        """
+        for sparsity in sparsities:
+            yield self.prune(weight, inputs, granularity, sparsity, generator)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from sparse_engine.errors import UsageError
+from sparse_engine.pruning.named import find
 from sparse_engine.pruning.recovery.base import Recovery
 from sparse_engine.pruning.recovery.least_squares import LeastSquares
 from sparse_engine.pruning.recovery.none import NoRecovery
+from sparse_engine.pruning.statistics.needs import check_needs
 
 RECOVERIES: tuple[type[Recovery], ...] = (NoRecovery, LeastSquares)
 
 
-def find_recovery(recovery: str | None) -> Recovery:
-    """Return the recovery of a name or alias; None is "none".
+def find_recovery(recovery: str | Recovery | None) -> Recovery:
+    """Return the recovery of a text form; None is "none", and an instance is returned as it is.
 
     Raises:
-        UsageError: if the name is unknown.
+        UsageError: if the text is unknown, or the instance needs statistics that do not exist.
     """
-    for known in RECOVERIES:
-        if (recovery or "none") in (known.name, *known.aliases):
-            return known()
-    names = ", ".join(known.name for known in RECOVERIES)
-    raise UsageError(f"recovery {recovery!r} is not known; choose one of {names}")
+    if isinstance(recovery, Recovery):
+        check_needs(f"recovery {recovery.name}", recovery.needs)
+        return recovery
+    return find(recovery or "none", RECOVERIES)
 
 
 __all__ = ["RECOVERIES", "LeastSquares", "NoRecovery", "Recovery", "find_recovery"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from sparse_engine.pruning.named import Named
 from sparse_engine.pruning.statistics.needs import Statistic
 from sparse_engine.pruning.statistics.system import System
 
@@ -42,19 +43,16 @@ class PrunedLayer:
     keep: Tensor
 
 
-class Recovery(ABC):
+class Recovery(Named):
     """Makes up for the weights that a criterion removes, one layer at a time.
 
     Attributes:
-        name: the name in `RECOVERIES`, reports and the command line.
-        aliases: other names that are accepted.
         needs: the statistics that calibration collects for it.
         fits_dense_model: whether the statistics compare the inputs of the model that has been
             pruned so far with those of the dense model.
     """
 
-    name: ClassVar[str]
-    aliases: ClassVar[tuple[str, ...]] = ()
+    kind = "recovery"
     needs: ClassVar[tuple[Statistic, ...]] = ()
     fits_dense_model: ClassVar[bool] = False
 

@@ -1,0 +1,35 @@
+"""The loop over layers: allocate the sparsity, then prune each layer where its inputs are known."""
+
+from __future__ import annotations
+
+from sparse_engine.pruning.allocators import Setting
+from sparse_engine.pruning.method import Method
+from sparse_engine.pruning.progress import Progress
+from sparse_engine.pruning.prune_layer import prune_layer
+from sparse_engine.pruning.report import PruneReport
+from sparse_engine.pruning.source import DenseSource, LayerSource
+
+
+def prune_layers(
+    source: LayerSource, method: Method, seed: int, report: PruneReport, progress: Progress
+) -> None:
+    """Prune all layers of a source in place, and add a row for each to the report.
+
+    Args:
+        source: the layers.
+        method: how they are pruned.
+        seed: of the random numbers of the criterion.
+        report: receives the rows, and the layers that no calibration token reached.
+        progress: is called after every layer.
+    """
+    method.generator.manual_seed(seed)
+    settings = method.allocator.allocate(
+        DenseSource(source, method), Setting(method.granularity, method.sparsity)
+    )
+    method.generator.manual_seed(seed)
+    for layers, statistics in source.groups(method.collection):
+        if method.layer_needs and statistics.are_missing:
+            report.unseen += [layer.name for layer in layers]
+        for layer in layers:
+            report.layers.append(prune_layer(layer, statistics, settings[layer.name], method))
+            progress.finished(layer.name)

@@ -1,0 +1,112 @@
+"""The layers of a model in the order in which they are pruned, with the statistics of their inputs.
+
+The loop over layers and the allocators read this interface, so that neither depends on where the
+weights of a layer come from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from sparse_engine.pruning.calibration import Batch
+from sparse_engine.pruning.criteria import Inputs
+from sparse_engine.pruning.method import Method
+from sparse_engine.pruning.plan import Layer, Plan
+from sparse_engine.pruning.progress import Progress
+from sparse_engine.pruning.prune_layer import score_layer
+from sparse_engine.pruning.statistics.collector import Collection, Collector
+from sparse_engine.pruning.statistics.dense_weights import DenseWeights
+from sparse_engine.pruning.statistics.input_statistics import InputStatistics
+
+LayerGroups: TypeAlias = Iterator[tuple[list[Layer], InputStatistics]]
+
+
+class LayerSource(ABC):
+    """The layers to prune.
+
+    Attributes:
+        layers: all of them.
+    """
+
+    layers: list[Layer]
+
+    @abstractmethod
+    def groups(self, collection: Collection) -> LayerGroups:
+        """Yield the layers that share an input, and its statistics, in the order of the model.
+
+        If `collection.pruned_inputs` is set, the caller prunes a group before it requests the next.
+        """
+
+
+class DenseSource:
+    """The layers of a source before they are pruned: a `DenseModel` of the allocators.
+
+    Args:
+        source: the layers.
+        method: its criterion scores them.
+    """
+
+    def __init__(self, source: LayerSource, method: Method) -> None:
+        self._source = source
+        self._method = method
+
+    @property
+    def layers(self) -> list[Layer]:
+        """All layers to prune."""
+        return self._source.layers
+
+    def scores(self) -> dict[str, Tensor]:
+        """By layer, the score of each group of weights by the criterion."""
+        granularity = self._method.granularity
+        return {
+            layer.name: granularity.group_scores(score_layer(layer, statistics, self._method))
+            for layers, statistics in self._source.groups(self._method.scoring_collection)
+            for layer in layers
+        }
+
+    def inputs(self) -> Iterator[tuple[Layer, Inputs]]:
+        """Each layer with the statistics of its input that the allocator and the criterion need."""
+        for layers, statistics in self._source.groups(self._method.scoring_collection):
+            for layer in layers:
+                yield layer, statistics.inputs()
+
+
+class ModelSource(LayerSource):
+    """The layers of a model in memory.
+
+    Args:
+        model: the unrolled model, in evaluation mode.
+        plan: the layers to prune.
+        batches: calibration inputs; without any the statistics are empty.
+        dense: copies of the dense weights.
+        progress: receives what is being computed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        batches: list[Batch],
+        dense: DenseWeights,
+        progress: Progress,
+    ) -> None:
+        self.model = model
+        self.layers = plan.layers
+        self.batches = batches
+        self._plan = plan
+        self._dense = dense
+        self._progress = progress
+
+    def groups(self, collection: Collection) -> LayerGroups:
+        if not self.batches:
+            yield from (([layer], InputStatistics(None)) for layer in self.layers)
+            return
+        collector = Collector(
+            self.model, self._plan, self.batches, self._dense, collection, self._progress
+        )
+        for group, collected in collector.groups():
+            yield group.layers, InputStatistics(collected)
