@@ -19,6 +19,7 @@ from sparse_engine.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.adapters import CONFIG as ADAPTER
 from sparse_engine.io.adapters import adapter_only, has_adapter, merge_adapter
 from sparse_engine.io.bounds import check_checkpoint, check_numbers
@@ -29,15 +30,13 @@ from sparse_engine.io.manifest import MANIFEST
 from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Progress, is_package
 from sparse_engine.io.reader import load
+from sparse_engine.io.shards import INDEX, WEIGHTS, StoredDtypes, weight_files
 from sparse_engine.io.statedict import is_plain, plain_state
 from sparse_engine.io.tensorfile import Slot, parse_json, read_header
 from sparse_engine.io.writer import RECIPE
 from sparse_engine.modules.effective import fold_
 from sparse_engine.nn import SparseLinear
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -71,7 +70,7 @@ def load_pretrained(
     plain = parse_json(path.read_bytes(), str(path))
     names: set[str] = set()
     slots: list[Slot] = []
-    files = _weight_files(folder)
+    files = weight_files(folder)
     for weights in files:
         with open(weights, "rb") as file:
             header = read_header(file.fileno(), weights)
@@ -110,30 +109,6 @@ def _find(path_or_id: str | Path) -> Path:
             f"{text} is neither a folder nor a Hugging Face id that can be reached: "
             f"{(reason or [type(error).__name__])[0][:300]}"
         ) from None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder; raises InvalidFileError if there are none."""
-    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
-        where = folder / INDEX
-        names = parse_json(where.read_bytes(), str(where)).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-            raise InvalidFileError(f"{where}: has no weight_map")
-        for name in sorted(set(names.values())):
-            if "/" in name or name.startswith(".") or not name.endswith(".safetensors"):
-                raise InvalidFileError(f"{where}: {name[:80]!r} is no bare safetensors file name")
-            if not (folder / name).is_file():
-                raise InvalidFileError(f"{folder / name}: is missing")
-        return [folder / name for name in sorted(set(names.values()))]
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise InvalidFileError(
-            f"{folder / pickles[0]}: pickle is never read, since it can run code: convert to "
-            "safetensors first, on a machine you can lose (model.save_pretrained writes them)"
-        )
-    raise InvalidFileError(f"{folder}: has no weights: expected {WEIGHTS} or {INDEX}")
 
 
 def _build(
@@ -176,7 +151,7 @@ def _build(
     except Exception as error:  # transformers raises exceptions of many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidFileError(f"{folder}: {reason[0][:300]}") from None
-    _fill_folded(model, info, _weight_files(folder) if files is None else files)
+    _fill_folded(model, info, weight_files(folder) if files is None else files)
     _check_complete(folder, cls.__name__, info)
     return model.eval().requires_grad_(False)
 
@@ -286,17 +261,20 @@ def save_checkpoint(
 ) -> Path:
     """Write a pruned model as a Hugging Face checkpoint, zeros and all; returns its folder.
 
-    Any tool that reads such folders reads this one. The folder appears only when it is complete.
+    Any tool that reads such folders reads this one. Floating-point tensors have the dtype that they
+    have in `source`. The folder appears only when it is complete.
 
     Args:
         model: The pruned model, dense.
         folder: The folder to write; must not exist.
-        source: The folder that config.json and tokenizer files are copied from.
+        source: The folder that the model was loaded from. Its config.json and tokenizer files are
+            copied.
         pruning: The report of `prune` as plain values; written to pruning.json.
         progress: Called as (done, total, file name).
 
     Raises:
-        UsageError: `folder` exists, or the model is sparse or not of transformers.
+        UsageError: `folder` exists, the model is sparse or not of transformers, or a weight is too
+            large for its dtype in `source`.
         SparseEngineError: The files cannot be written.
     """
     target = Path(folder)
@@ -310,9 +288,10 @@ def save_checkpoint(
         recipe = json.dumps(dict(pruning), indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise UsageError(f"pruning is not plain JSON: {error}") from None
+    dtypes = None if is_package(Path(source)) else StoredDtypes(Path(source))
     with new_folder(target) as draft:
         with _quiet():
-            _write_weights(model, draft)
+            _write_weights(model, draft, dtypes)
         for name in os.listdir(draft):
             if not name.startswith("model"):
                 (draft / name).unlink()
@@ -325,10 +304,29 @@ def save_checkpoint(
     return target
 
 
-def _write_weights(model: Any, draft: Path) -> None:
+def _write_weights(model: Any, draft: Path, dtypes: StoredDtypes | None) -> None:
     from safetensors import SafetensorError
 
+    state = None if dtypes is None else _cast_state(model, dtypes)
     try:
-        model.save_pretrained(str(draft))
+        model.save_pretrained(str(draft), state_dict=state)
     except SafetensorError as error:  # a full disk
         raise OSError(None, str(error).splitlines()[0]) from None
+
+
+def _cast_state(model: nn.Module, dtypes: StoredDtypes) -> dict[str, torch.Tensor]:
+    """The state dict in the dtypes of the source; tied weights stay one tensor."""
+    state: dict[str, torch.Tensor] = {}
+    made: dict[tuple[Any, ...], torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        dtype = dtypes.of(name) if tensor.is_floating_point() else tensor.dtype
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if key not in made:
+            made[key] = tensor.to(dtype)
+            if dtype != tensor.dtype and not made[key].isfinite().all():
+                raise UsageError(
+                    f"{name} holds a value too large for {dtype_name(dtype)}, its dtype in the "
+                    "checkpoint: prune a copy in float32 or bfloat16"
+                )
+        state[name] = made[key]
+    return state

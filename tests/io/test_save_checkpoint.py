@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from safetensors.torch import load_file
 from tiny_bert import build, output
 from transformers import AutoModel, BertForMaskedLM
 
@@ -84,4 +85,28 @@ def test_save_checkpoint_on_a_full_disk(folder: Path, tmp_path: Path) -> None:
             save_checkpoint(model, tmp_path / "out", folder, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    source = tmp_path / "hf"
+    build(BertForMaskedLM).to(dtype).save_pretrained(source)
+    model, folder = load_pretrained(source)
+    assert model.dtype == torch.float32
+    out = save_checkpoint(model, tmp_path / "out", folder, {})
+    before, after = (load_file(path / "model.safetensors") for path in (source, out))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # dtypes too
+    assert {tensor.dtype for tensor in after.values()} == {dtype}
+
+
+def test_weights_too_large_for_float16_are_refused(tmp_path: Path) -> None:
+    build().half().save_pretrained(tmp_path / "hf")
+    model, folder = load_pretrained(tmp_path / "hf")
+    model.encoder.layer[0].output.dense.weight[0, 0] = 7e4
+    with pytest.raises(
+        UsageError, match="dense.weight holds a value too large for float16"
+    ):
+        save_checkpoint(model, tmp_path / "out", folder, {})
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
