@@ -105,8 +105,6 @@ def test_weights_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     build().half().save_pretrained(tmp_path / "hf")
     model, folder = load_pretrained(tmp_path / "hf")
     model.encoder.layer[0].output.dense.weight[0, 0] = 7e4
-    with pytest.raises(
-        UsageError, match="dense.weight holds a value too large for float16"
-    ):
+    with pytest.raises(UsageError, match="weight holds a value too large for float16"):
         save_checkpoint(model, tmp_path / "out", folder, {})
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
