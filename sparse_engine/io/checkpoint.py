@@ -25,14 +25,15 @@ from sparse_engine.io.adapters import adapter_only, has_adapter, merge_adapter
 from sparse_engine.io.bounds import check_checkpoint, check_numbers
 from sparse_engine.io.companions import COMPANIONS, write_companions
 from sparse_engine.io.folder import check_free, new_folder
+from sparse_engine.io.foreign import Layout, layout_of
 from sparse_engine.io.hugging import model_class, read_config, transformers_module
 from sparse_engine.io.manifest import MANIFEST
 from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Progress, is_package
 from sparse_engine.io.reader import load
-from sparse_engine.io.shards import INDEX, WEIGHTS, StoredDtypes, weight_files
+from sparse_engine.io.shards import INDEX, WEIGHTS, StoredDtypes, read_headers, weight_files
 from sparse_engine.io.statedict import is_plain, plain_state
-from sparse_engine.io.tensorfile import Slot, parse_json, read_header
+from sparse_engine.io.tensorfile import parse_json
 from sparse_engine.io.writer import RECIPE
 from sparse_engine.modules.effective import fold_
 from sparse_engine.nn import SparseLinear
@@ -47,7 +48,8 @@ def load_pretrained(
 
     The model is float32, in eval mode, of the class that config.json names. A LoRA adapter in the
     folder is merged into the weights. State dicts of torch.compile (`_orig_mod.`), DataParallel
-    (`module.`) and torch.nn.utils.prune (`weight_orig` times `weight_mask`) are read too.
+    (`module.`) and torch.nn.utils.prune (`weight_orig` times `weight_mask`) are read too, and the
+    layouts of `sparse_engine.io.foreign`.
 
     Args:
         path_or_id: A folder, or an id of the hub such as "org/name".
@@ -68,16 +70,7 @@ def load_pretrained(
     if not path.is_file():
         raise InvalidFileError(f"{folder}: has no config.json: is it a Hugging Face model folder?")
     plain = parse_json(path.read_bytes(), str(path))
-    names: set[str] = set()
-    slots: list[Slot] = []
-    files = weight_files(folder)
-    for weights in files:
-        with open(weights, "rb") as file:
-            header = read_header(file.fileno(), weights)
-        names |= header.keys()
-        slots += header.values()
-    # transformers would look for the base model that an adapter names.
-    model = _build(folder, plain, slots, None if is_plain(names) and not adapted else files)
+    model = _build(folder, plain, adapted)
     if adapted:
         model = merge_adapter(model, folder).requires_grad_(False)
     _check_finite(model, folder, progress)
@@ -111,26 +104,30 @@ def _find(path_or_id: str | Path) -> Path:
         ) from None
 
 
-def _build(
-    folder: Path, plain: dict[str, Any], slots: list[Slot], files: list[Path] | None
-) -> nn.Module:
+def _build(folder: Path, plain: dict[str, Any], adapted: bool) -> nn.Module:
     """The model with its weights; raises if any would be left random.
 
     Args:
         folder: The folder.
         plain: config.json as parsed.
-        slots: The tensors of its files.
-        files: Weights to read here, because transformers does not read their names; else None.
+        adapted: Whether the folder has an adapter too; transformers would look for the base model
+            that it names, so the weights are read here.
     """
-    names = plain.get("architectures")
-    named = isinstance(names, list) and bool(names) and isinstance(names[0], str)
+    slots = {name: slot for name, (_, slot) in read_headers(folder).items()}
+    files = weight_files(folder)
     try:
+        layout = layout_of(plain)
+        read_here = adapted or layout is not None or not is_plain(slots)
+        held = slots if layout is None else layout.plain_slots(slots)
+        plain = plain if layout is None else layout.config
+        names = plain.get("architectures")
+        named = isinstance(names, list) and bool(names) and isinstance(names[0], str)
         cls: Any = model_class(plain, names[0] if named else None)  # type: ignore[index]
-        check_checkpoint(cls, plain, slots)
+        check_checkpoint(cls, plain, list(held.values()))
         with _quiet():
             model, info = cls.from_pretrained(
-                str(folder) if files is None else None,
-                state_dict=None if files is None else _read_state(files),
+                None if read_here else str(folder),
+                state_dict=_read_state(files, layout) if read_here else None,
                 config=read_config(plain),
                 dtype=torch.float32,
                 local_files_only=True,
@@ -140,7 +137,7 @@ def _build(
                 ignore_mismatched_sizes=True,  # _check_complete refuses them by name
             )
         generation = folder / "generation_config.json"
-        if files is not None and generation.is_file() and hasattr(model, "generation_config"):
+        if read_here and generation.is_file() and hasattr(model, "generation_config"):
             options = parse_json(generation.read_bytes(), str(generation))
             model.generation_config = transformers_module().GenerationConfig.from_dict(options)
         check_numbers(model)
@@ -151,21 +148,23 @@ def _build(
     except Exception as error:  # transformers raises exceptions of many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidFileError(f"{folder}: {reason[0][:300]}") from None
-    _fill_folded(model, info, weight_files(folder) if files is None else files)
+    _fill_folded(model, info, files, layout)
     _check_complete(folder, cls.__name__, info)
     return model.eval().requires_grad_(False)
 
 
-def _read_state(files: list[Path]) -> dict[str, torch.Tensor]:
+def _read_state(files: list[Path], layout: Layout | None) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     state: dict[str, torch.Tensor] = {}
     for file in files:
         state |= load_file(str(file))
-    return plain_state(state, files[0].parent)
+    return plain_state(state if layout is None else layout.plain_state(state))
 
 
-def _fill_folded(model: nn.Module, info: dict[str, Any], files: list[Path]) -> None:
+def _fill_folded(
+    model: nn.Module, info: dict[str, Any], files: list[Path], layout: Layout | None
+) -> None:
     """Read plain weights into a model that computes them from parts, such as weight norm's.
 
     `prune` writes such checkpoints, because it folds the parts into one weight.
@@ -179,7 +178,7 @@ def _fill_folded(model: nn.Module, info: dict[str, Any], files: list[Path]) -> N
     if not parts:
         return
     fold_(model, parts.__contains__)
-    state = _read_state(files)
+    state = _read_state(files, layout)
     for name, computed in parts.items():
         weight = model.get_parameter(name)
         if state[name].shape == weight.shape:

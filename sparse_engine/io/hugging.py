@@ -33,7 +33,13 @@ DROPPED = frozenset(
     }
 )
 # Keys of models that cannot be rebuilt; null and false are allowed.
-REFUSED = ("quantization_config", "use_pretrained_backbone", "use_timm_backbone", "backbone")
+REFUSED = (
+    "quantization_config",
+    "compression_config",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
+    "backbone",
+)
 MAX_DEPTH = 16
 # Infinite bounds, which transformers writes as {"__float__": ...}.
 INFINITE = ("Infinity", "-Infinity")

@@ -14,9 +14,12 @@ from typing import Any
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.io.companions import COMPANIONS, MAX_BYTES, Companion
 from sparse_engine.io.folder import read_regular
+from sparse_engine.io.foreign import plain_config
 from sparse_engine.io.manifest import MANIFEST, FileEntry, read_folder_manifest
 from sparse_engine.io.package import read_listed
 from sparse_engine.io.tensorfile import read_json
+
+CONFIG: Companion = "config.json"
 
 
 class ModelFiles:
@@ -52,7 +55,7 @@ class ModelFiles:
 
 
 def read_companions(source: Path) -> dict[Companion, bytes]:
-    """All companion files of a model folder.
+    """All companion files of a model folder; config.json as a plain checkpoint has it.
 
     Raises:
         UsageError: `source` is not a folder.
@@ -62,4 +65,7 @@ def read_companions(source: Path) -> dict[Companion, bytes]:
         raise UsageError(f"source {source} is not a folder")
     files = ModelFiles(source)
     found = {name: files.read(name) for name in COMPANIONS}
-    return {name: data for name, data in found.items() if data is not None}
+    present = {name: data for name, data in found.items() if data is not None}
+    if files.listed is None and CONFIG in present:
+        present[CONFIG] = plain_config(present[CONFIG], str(source / CONFIG))
+    return present

@@ -7,7 +7,6 @@ torch.nn.utils.prune stores `weight_orig` and `weight_mask`, whose product is th
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 from torch import Tensor
 
@@ -26,8 +25,8 @@ def is_plain(names: Collection[str]) -> bool:
     )
 
 
-def plain_state(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The state dict of a folder under plain names, masks multiplied in.
+def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under plain names, masks multiplied in.
 
     Raises InvalidFileError for a name twice, or a mask that does not fit.
     """
@@ -36,7 +35,7 @@ def plain_state(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
         plain = name.replace(f".{COMPILED}", ".").removeprefix(COMPILED)
         plain = plain.removeprefix(PARALLEL).removeprefix(COMPILED) if wrapped else plain
         if plain in found:
-            raise InvalidFileError(f"{folder}: tensor {name!r}: {plain!r} exists twice")
+            raise InvalidFileError(f"tensor {name!r}: {plain!r} exists twice")
         found[plain] = tensor
     for name in list(found):
         stem = _stem(name)
@@ -47,7 +46,7 @@ def plain_state(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
         del found[f"{stem}{MASK}"]
         if stem in found or mask.shape != original.shape:
             raise InvalidFileError(
-                f"{folder}: tensor {name!r} does not fit its mask or has a {stem!r} beside"
+                f"tensor {name!r} does not fit its mask or has a {stem!r} beside"
             )
         found[stem] = original.masked_fill(mask == 0, 0)
     return found
