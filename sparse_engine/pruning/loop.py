@@ -6,6 +6,7 @@ from sparse_engine.pruning.allocators import Setting
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.progress import Progress
 from sparse_engine.pruning.prune_layer import prune_layer
+from sparse_engine.pruning.recovery.base import Block
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.source import DenseSource, LayerSource
 
@@ -27,9 +28,18 @@ def prune_layers(
         DenseSource(source, method), Setting(method.granularity, method.sparsity)
     )
     method.generator.manual_seed(seed)
-    for layers, statistics in source.groups(method.collection):
+
+    tuned: set[str] = set()
+
+    def on_block(block: Block) -> None:
+        tuned.update(layer.name for layer in block.layers)
+        report.blocks.append(method.recovery.tune(block, method.generator, progress.working))
+
+    for layers, statistics in source.groups(method.collection, on_block):
         if method.layer_needs and statistics.are_missing:
             report.unseen += [layer.name for layer in layers]
         for layer in layers:
             report.layers.append(prune_layer(layer, statistics, settings[layer.name], method))
             progress.finished(layer.name)
+    if method.recovery.tunes_blocks:
+        report.outside_blocks = [layer.name for layer in source.layers if layer.name not in tuned]

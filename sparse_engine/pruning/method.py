@@ -47,7 +47,11 @@ class Method:
     @property
     def collection(self) -> Collection:
         """What is collected while layers are pruned."""
-        return Collection("hessian" in self.layer_needs, self.recovery.fits_dense_model)
+        return Collection(
+            "hessian" in self.layer_needs,
+            self.recovery.fits_dense_model,
+            self.recovery.tunes_blocks,
+        )
 
     @property
     def scoring_collection(self) -> Collection:

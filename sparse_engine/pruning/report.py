@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparse_engine.pruning.plan import DID_NOT_RUN
+from sparse_engine.pruning.recovery.base import BlockReport
 
 FEW = 0.5
 """Share of the multiply-adds below which the report warns that pruning saves little."""
@@ -63,6 +64,8 @@ class PruneReport:
         recovery: its text form, or None.
         allocator: its text form.
         layers: the pruned layers, in the order in which they were pruned.
+        blocks: modules of stacks that were fitted as a whole; none unless the recovery does so.
+        outside_blocks: layers in no stack, if the recovery fits blocks.
         left: modules that were left, those with the most multiply-adds first.
         unseen: layers of experts that no calibration token reached: pruned by magnitude.
         zeros_of_parameters: fraction of zeros in all parameters of the model.
@@ -76,6 +79,8 @@ class PruneReport:
     recovery: str | None
     allocator: str
     layers: list[LayerReport] = field(default_factory=list)
+    blocks: list[BlockReport] = field(default_factory=list)
+    outside_blocks: list[str] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     zeros_of_parameters: float = 0.0
@@ -112,6 +117,9 @@ class PruneReport:
         if self.unseen:
             names = _and_more(self.unseen)
             messages.append(f"no calibration token reached {names}: pruned by magnitude alone")
+        if self.outside_blocks:
+            names = _and_more(self.outside_blocks)
+            messages.append(f"{names}: in no stack, so refitted one layer at a time")
         if not_run := [left.name for left in self.left if left.reason == DID_NOT_RUN]:
             messages.append(f"{_and_more(not_run)} {DID_NOT_RUN}: left as it was")
         return messages

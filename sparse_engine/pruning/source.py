@@ -7,7 +7,7 @@ weights of a layer come from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Layer, Plan
 from sparse_engine.pruning.progress import Progress
 from sparse_engine.pruning.prune_layer import score_layer
+from sparse_engine.pruning.recovery.base import Block
 from sparse_engine.pruning.statistics.collector import Collection, Collector
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
 from sparse_engine.pruning.statistics.input_statistics import InputStatistics
@@ -35,10 +36,15 @@ class LayerSource(ABC):
     layers: list[Layer]
 
     @abstractmethod
-    def groups(self, collection: Collection) -> LayerGroups:
+    def groups(
+        self, collection: Collection, on_block: Callable[[Block], None] | None = None
+    ) -> LayerGroups:
         """Yield the layers that share an input, and its statistics, in the order of the model.
 
-        If `collection.pruned_inputs` is set, the caller prunes a group before it requests the next.
+        Args:
+            collection: what to collect. If `pruned_inputs` is set, the caller prunes a group before
+                it requests the next one.
+            on_block: with `collection.blocks`, called after the layers of a module of a stack.
         """
 
 
@@ -101,12 +107,14 @@ class ModelSource(LayerSource):
         self._dense = dense
         self._progress = progress
 
-    def groups(self, collection: Collection) -> LayerGroups:
+    def groups(
+        self, collection: Collection, on_block: Callable[[Block], None] | None = None
+    ) -> LayerGroups:
         if not self.batches:
             yield from (([layer], InputStatistics(None)) for layer in self.layers)
             return
         collector = Collector(
-            self.model, self._plan, self.batches, self._dense, collection, self._progress
+            self.model, self._plan, self.batches, self._dense, collection, self._progress, on_block
         )
         for group, collected in collector.groups():
             yield group.layers, InputStatistics(collected)

@@ -71,7 +71,7 @@ def test_weights_that_something_unknown_computes_are_refused() -> None:
 
 
 def test_names_and_aliases_find_every_recovery() -> None:
-    assert [known.name for known in RECOVERIES] == ["none", "least_squares"]
+    assert [known.name for known in RECOVERIES] == ["none", "least_squares", "blocks"]
     for known in RECOVERIES:
         for name in (known.name, *known.aliases):
             assert isinstance(find_recovery(name), known)

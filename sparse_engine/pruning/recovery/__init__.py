@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from sparse_engine.pruning.named import find
 from sparse_engine.pruning.recovery.base import Recovery
+from sparse_engine.pruning.recovery.blocks import Blocks
 from sparse_engine.pruning.recovery.least_squares import LeastSquares
 from sparse_engine.pruning.recovery.none import NoRecovery
 from sparse_engine.pruning.statistics.needs import check_needs
 
-RECOVERIES: tuple[type[Recovery], ...] = (NoRecovery, LeastSquares)
+RECOVERIES: tuple[type[Recovery], ...] = (NoRecovery, LeastSquares, Blocks)
 
 
 def find_recovery(recovery: str | Recovery | None) -> Recovery:

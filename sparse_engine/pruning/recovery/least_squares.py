@@ -15,6 +15,7 @@ defined in statistics/moments.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class LeastSquares(Recovery):
     """
 
     name = "least_squares"
-    aliases = ("lsq",)
+    aliases: ClassVar[tuple[str, ...]] = ("lsq",)
     needs = ("hessian",)
     fits_dense_model = True
 

@@ -6,7 +6,7 @@ module runs on its own, and the whole model runs only once for each stack.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.plan import Layer, Plan
 from sparse_engine.pruning.progress import Progress
+from sparse_engine.pruning.recovery.base import Block
 from sparse_engine.pruning.statistics.capture import (
     Captured,
     CapturePoint,
@@ -44,10 +45,12 @@ class Collection:
         moments: collect second moments; only norms if False.
         pruned_inputs: read the inputs from the model that has been pruned so far, and compare them
             with those of the dense model. If False, the dense model alone is run.
+        blocks: give the inputs and the outputs of every module of a stack to a callback.
     """
 
     moments: bool
     pruned_inputs: bool
+    blocks: bool = False
 
 
 class Collector:
@@ -64,12 +67,14 @@ class Collector:
         dense: DenseWeights,
         collection: Collection,
         progress: Progress,
+        on_block: Callable[[Block], None] | None = None,
     ) -> None:
         self._modules = dict(model.named_modules())
         self._batches = batches
         self._dense = dense
         self._collection = collection
         self._progress = progress
+        self._on_block = on_block
         self._segments = find_segments(model, plan, batches)
 
     def groups(self) -> Iterator[tuple[Group, Moments | InputNorms | None]]:
@@ -88,15 +93,24 @@ class Collector:
             passes_on = i + 1 < len(self._segments) and self._segments[i + 1].follows
             # One run of a module captures the dense inputs of all its groups.
             captured, following = self._capture_all(
-                segment, segment.groups, dense, to_end=passes_on
+                segment, segment.groups, dense, to_end=passes_on or self._collection.blocks
             )
             for group, of_group in zip(segment.groups, captured, strict=True):
                 yield group, self._collect(segment, group, of_group, pruned)
+            if self._on_block is not None and self._collection.blocks:
+                self._on_block(self._block(segment, pruned, following))
             dense = following
             if self._collection.pruned_inputs and passes_on:
                 pruned = [
                     _next_batch(segment, b, self._run(segment.module, b, False)) for b in pruned
                 ]
+
+    def _block(self, segment: Segment, pruned: list[Batch], following: list[Batch]) -> Block:
+        """A module of a stack whose layers have all been pruned."""
+        name = segment.module
+        layers = [layer for group in segment.groups for layer in group.layers]
+        outputs = (batch.token_rows(_entering(segment, batch), name) for batch in following)
+        return Block(name, self._modules[name], layers, pruned, list(outputs))
 
     def _entrance(self, name: str, is_dense: bool) -> list[Batch]:
         """The arguments of the first module of a stack, for each batch."""
@@ -195,6 +209,14 @@ def _next_batch(segment: Segment, batch: Batch, output: Any) -> Batch:
     if isinstance(argument, int):
         return replace(batch, args=(*batch.args[:argument], x, *batch.args[argument + 1 :]))
     return replace(batch, kwargs={**batch.kwargs, str(argument): x})
+
+
+def _entering(segment: Segment, batch: Batch) -> Tensor:
+    """The hidden states at the entrance of the next module of a stack."""
+    argument = segment.argument
+    states = batch.args[argument] if isinstance(argument, int) else batch.kwargs[str(argument)]
+    assert isinstance(states, Tensor)
+    return states
 
 
 def _token_rows(batch: Batch, captured: Captured, layer: Layer) -> Captured:
