@@ -35,6 +35,7 @@ from sparse_engine.pruning.statistics.segments import (
     hidden_states,
     is_expert,
 )
+from sparse_engine.pruning.statistics.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,37 @@ class Collection:
     blocks: bool = False
 
 
+@dataclass(frozen=True)
+class States:
+    """The calibration batches at the entrance of a module of a stack, as `Storage` keeps them.
+
+    Attributes:
+        dense: in the dense model.
+        pruned: in the model that has been pruned so far.
+    """
+
+    dense: list[Batch]
+    pruned: list[Batch]
+
+
 class Collector:
     """Yields each group of layers with the statistics of its input.
 
     With `collection.pruned_inputs` the caller prunes a group before it requests the next one.
+
+    Args:
+        model: the unrolled model.
+        plan: the layers to prune.
+        batches: calibration inputs.
+        dense: copies of the dense weights, where they are no longer those of the model.
+        collection: what to collect.
+        progress: receives what is being computed.
+        on_block: with `collection.blocks`, called after the layers of a module of a stack.
+        segments: as `find_segments` returns them; found with the first batches by default.
+        storage: where tensors are kept from one run of a module to the next.
+
+    Attributes:
+        states: the batches at the entrance of the next module.
     """
 
     def __init__(
@@ -68,6 +96,8 @@ class Collector:
         collection: Collection,
         progress: Progress,
         on_block: Callable[[Block], None] | None = None,
+        segments: list[Segment] | None = None,
+        storage: Storage | None = None,
     ) -> None:
         self._modules = dict(model.named_modules())
         self._batches = batches
@@ -75,11 +105,12 @@ class Collector:
         self._collection = collection
         self._progress = progress
         self._on_block = on_block
-        self._segments = find_segments(model, plan, batches)
+        self._segments = find_segments(model, plan, batches) if segments is None else segments
+        self._storage = storage or Storage()
+        self.states = States([], [])
 
     def groups(self) -> Iterator[tuple[Group, Moments | InputNorms | None]]:
         """Groups in the order in which they run; None for those that no token reaches."""
-        dense = pruned = self._batches
         for i, segment in enumerate(self._segments):
             if segment.module == "":
                 for group in segment.groups:
@@ -87,30 +118,64 @@ class Collector:
                     yield group, self._collect(segment, group, captured[0], self._batches)
                 continue
             if not segment.follows:
-                dense = pruned = self._entrance(segment.module, is_dense=True)
-                if i and self._collection.pruned_inputs:
-                    pruned = self._entrance(segment.module, is_dense=False)
+                self.enter(segment.module, is_pruned=i > 0)
             passes_on = i + 1 < len(self._segments) and self._segments[i + 1].follows
-            # One run of a module captures the dense inputs of all its groups.
-            captured, following = self._capture_all(
-                segment, segment.groups, dense, to_end=passes_on or self._collection.blocks
-            )
-            for group, of_group in zip(segment.groups, captured, strict=True):
-                yield group, self._collect(segment, group, of_group, pruned)
-            if self._on_block is not None and self._collection.blocks:
-                self._on_block(self._block(segment, pruned, following))
-            dense = following
-            if self._collection.pruned_inputs and passes_on:
-                pruned = [
-                    _next_batch(segment, b, self._run(segment.module, b, False)) for b in pruned
-                ]
+            yield from self.module_groups(segment, passes_on)
+
+    def enter(self, module: str, is_pruned: bool) -> None:
+        """Set `states` to those at the entrance of the first module of a stack.
+
+        Args:
+            module: its dotted name.
+            is_pruned: whether layers before it have been pruned.
+        """
+        dense = pruned = self._entrance(module, is_dense=True)
+        if is_pruned and self._collection.pruned_inputs:
+            pruned = self._entrance(module, is_dense=False)
+        self.states = States(dense, pruned)
+
+    def module_groups(
+        self, segment: Segment, passes_on: bool
+    ) -> Iterator[tuple[Group, Moments | InputNorms | None]]:
+        """The groups of one module of a stack, run from `states`.
+
+        Args:
+            segment: the module.
+            passes_on: set `states` to those at the entrance of the next module afterwards.
+        """
+        dense, pruned = self.states.dense, self.states.pruned
+        # One run of a module captures the dense inputs of all its groups.
+        captured, dense = self._capture_all(
+            segment, segment.groups, dense, to_end=passes_on or self._collection.blocks
+        )
+        for group, of_group in zip(segment.groups, captured, strict=True):
+            yield group, self._collect(segment, group, of_group, pruned)
+        if self._on_block is not None and self._collection.blocks:
+            self._on_block(self._block(segment, pruned, dense))
+        if self._collection.pruned_inputs and passes_on:
+            pruned = [self._following(segment, batch) for batch in pruned]
+        self.states = States(dense, pruned)
+
+    def _following(self, segment: Segment, batch: Batch) -> Batch:
+        """The batch at the entrance of the next module, of the model as it is."""
+        output = self._run(segment.module, self._storage.fetch(batch), False)
+        return self._next_batch(segment, batch, output)
+
+    def _next_batch(self, segment: Segment, batch: Batch, output: Any) -> Batch:
+        """The batch at the entrance of the next module of a stack."""
+        argument, x = segment.argument, self._storage.keep(hidden_states(output))
+        if isinstance(argument, int):
+            return replace(batch, args=(*batch.args[:argument], x, *batch.args[argument + 1 :]))
+        return replace(batch, kwargs={**batch.kwargs, str(argument): x})
 
     def _block(self, segment: Segment, pruned: list[Batch], following: list[Batch]) -> Block:
         """A module of a stack whose layers have all been pruned."""
         name = segment.module
         layers = [layer for group in segment.groups for layer in group.layers]
-        outputs = (batch.token_rows(_entering(segment, batch), name) for batch in following)
-        return Block(name, self._modules[name], layers, pruned, list(outputs))
+        inputs = [self._storage.fetch(batch) for batch in pruned]
+        fetched = map(self._storage.fetch, following)
+        outputs = (batch.token_rows(_entering(segment, batch), name) for batch in fetched)
+        return Block(name, self._modules[name], layers, inputs, list(outputs))
 
     def _entrance(self, name: str, is_dense: bool) -> list[Batch]:
         """The arguments of the first module of a stack, for each batch."""
@@ -119,7 +184,7 @@ class Collector:
             self._progress.working(f"batch {i} of {len(self._batches)}, to {name}")
 
             def callback(_: str, args: Any, kwargs: Any, batch: Batch = batch) -> None:
-                entering.append(replace(batch, args=args, kwargs=kwargs))
+                entering.append(self._storage.keep(replace(batch, args=args, kwargs=kwargs)))
                 raise StopForward
 
             with pre_forward_hooks({name: self._modules[name]}, callback), suppress(StopForward):
@@ -146,10 +211,11 @@ class Collector:
         for i, batch in enumerate(batches, 1):
             where = segment.module or "whole model"
             self._progress.working(f"batch {i} of {len(batches)}, {where}")
-            captured, output = self._capture(segment, groups, batch, True, to_end)
-            by_batch.append(captured)
+            fetched = self._storage.fetch(batch)
+            captured, output = self._capture(segment, groups, fetched, True, to_end)
+            by_batch.append(self._storage.keep(captured))
             if to_end:
-                following.append(_next_batch(segment, batch, output))
+                following.append(self._next_batch(segment, batch, output))
         return [list(captured) for captured in zip(*by_batch, strict=True)], following
 
     def _capture(
@@ -182,14 +248,16 @@ class Collector:
         """Sum statistics over all batches; the pruned model runs on `batches` if it is needed."""
         sums = Moments() if self._collection.moments else InputNorms()
         name = group.layers[0].name
-        for captured, batch in zip(dense, batches, strict=True):
+        for kept, batch in zip(dense, batches, strict=True):
+            captured = self._storage.fetch(kept)
             if not isinstance(sums, Moments) or not self._collection.pruned_inputs:
                 for x in captured.inputs:
                     if len(x):
                         sums.add(x)
                 continue
             self._progress.working(f"inputs of {name}, pruned so far")
-            (pruned,), _ = self._capture(segment, [group], batch, is_dense=False)
+            fetched = self._storage.fetch(batch)
+            (pruned,), _ = self._capture(segment, [group], fetched, is_dense=False)
             streams = zip(captured.streams, pruned.streams, strict=True)
             drifts = [a.float() - b.float() for a, b in streams]
             for i, x in enumerate(pruned.inputs):
@@ -201,14 +269,6 @@ class Collector:
                 f"no token of the calibration inputs reaches {name}; check attention_mask"
             )
         return sums if sums.count else None
-
-
-def _next_batch(segment: Segment, batch: Batch, output: Any) -> Batch:
-    """The batch at the entrance of the next module of a stack."""
-    argument, x = segment.argument, hidden_states(output)
-    if isinstance(argument, int):
-        return replace(batch, args=(*batch.args[:argument], x, *batch.args[argument + 1 :]))
-    return replace(batch, kwargs={**batch.kwargs, str(argument): x})
 
 
 def _entering(segment: Segment, batch: Batch) -> Tensor:

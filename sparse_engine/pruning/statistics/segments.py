@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,12 @@ from sparse_engine.errors import UsageError
 from sparse_engine.models import Residual
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.plan import DID_NOT_RUN, Layer, Plan
-from sparse_engine.pruning.statistics.capture import forward_hooks, linear_input, pre_forward_hooks
+from sparse_engine.pruning.statistics.capture import (
+    StopForward,
+    forward_hooks,
+    linear_input,
+    pre_forward_hooks,
+)
 
 Argument = int | str  # position or name of an argument of forward
 
@@ -96,6 +102,7 @@ def find_segments(model: nn.Module, plan: Plan, batches: list[Batch]) -> list[Se
             pre_forward_hooks({name: layer.linear for name, layer in layers.items()}, on_linear),
             forward_hooks({} if calls else stacked, on_stacked),
             batch.naming_errors(model),
+            suppress(StopForward),
         ):
             model(*batch.args, **batch.kwargs)
         groups += _group_by_input(plan, layers, inputs)
