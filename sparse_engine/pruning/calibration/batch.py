@@ -25,12 +25,15 @@ class Batch:
         masks: bool [batch, tokens] each, False at padding: of the encoder, of the decoder.
         items: the calibration item that each row [batch] comes from; a single number if all rows
             come from one item.
+        item: the calibration item in the form in which it was given, its arrays as tensors on the
+            device of the model; None for merged batches.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     masks: tuple[Tensor, ...] = ()
     items: tuple[int, ...] = (0,)
+    item: Any = None
 
     def __str__(self) -> str:
         """ "calibration batch 3"; of merged batches the first, and how many there are."""
@@ -43,6 +46,21 @@ class Batch:
         lacking = has_decoder(model) and "decoder_input_ids" not in self.kwargs
         detail = ", which has no decoder_input_ids" if lacking else ""
         return one_line(f"{self}: {type(model).__name__} fails on it{detail}")
+
+    def mask_of(self, x: Tensor, routed: Tensor | None = None) -> Tensor | None:
+        """Which tokens of an activation are none of padding; None if all are to be used.
+
+        Args:
+            x: [..., features].
+            routed: of an expert's input, bool [tokens]: which tokens are its rows.
+
+        Returns:
+            bool, the shape of `x` without its last dimension.
+        """
+        if routed is not None:
+            mask = next((m.flatten() for m in self.masks if m.numel() == len(routed)), None)
+            return None if mask is None else mask[routed]
+        return next((m for m in self.masks if x.ndim == 3 and x.shape[:2] == m.shape), None)
 
     def token_rows(self, x: Tensor, layer: str, features: int | None = None) -> Tensor:
         """Rows of an activation, without those of padding.
@@ -60,7 +78,7 @@ class Batch:
         """
         if features not in (None, x.shape[-1]):
             raise UsageError(f"{self}: {layer} gets {x.shape[-1]} features and takes {features}")
-        mask = next((m for m in self.masks if x.ndim == 3 and x.shape[:2] == m.shape), None)
+        mask = self.mask_of(x)
         rows = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
         if not rows.isfinite().all():
             bad = ~x.isfinite().all(-1)

@@ -57,6 +57,7 @@ def _concatenate(batches: list[Batch]) -> Batch:
         kwargs={key: _cat(tuple(b.kwargs[key] for b in batches)) for key in first.kwargs},
         masks=tuple(torch.cat(masks) for masks in zip(*(b.masks for b in batches), strict=True)),
         items=tuple(item for batch in batches for item in batch.items * rows),
+        item=None,
     )
 
 

@@ -15,7 +15,9 @@ from sparse_engine.models.inputs import check_ids, has_decoder
 from sparse_engine.pruning.calibration.batch import IGNORED, Batch, token_masks
 
 
-def read_calibration(model: nn.Module, calibration: Iterable[Any]) -> list[Batch]:
+def read_calibration(
+    model: nn.Module, calibration: Iterable[Any], has_loss: bool = False
+) -> list[Batch]:
     """Make batches on the device of the model.
 
     Arrays and lists of numbers become tensors, floats in the dtype of the model. For a model of
@@ -25,6 +27,8 @@ def read_calibration(model: nn.Module, calibration: Iterable[Any]) -> list[Batch
         model: the model that is calibrated.
         calibration: items, each a dict of keyword arguments, a tuple of positional ones, or the
             one input itself as a tensor, an array or a list of numbers.
+        has_loss: whether a function of the caller computes a loss from the items. Then they may
+            hold more than the model reads: other names, or positional arguments at the end.
 
     Raises:
         UsageError: if there are no items, or one has another type or does not fit the model.
@@ -43,9 +47,16 @@ def read_calibration(model: nn.Module, calibration: Iterable[Any]) -> list[Batch
         label = f"calibration item {index}"
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if isinstance(item, Mapping):
             kwargs = {key: _tensor(v, device, dtype, f"{label}: {key}") for key, v in item.items()}
-            _check_names(model, signature, kwargs, label)
+            for key in _unknown_names(model, signature, kwargs):
+                if not has_loss:
+                    raise UsageError(
+                        f"{label} has {key!r}, which {type(model).__name__}.forward does not take; "
+                        f"it takes {', '.join(_names(signature))}"
+                    )
+                extra[key] = kwargs.pop(key)
         elif isinstance(item, Tensor | np.ndarray) or _is_numbers(item):
             args = (_tensor(item, device, dtype, label),)
         elif isinstance(item, tuple | list):
@@ -55,6 +66,9 @@ def read_calibration(model: nn.Module, calibration: Iterable[Any]) -> list[Batch
                 f"{label} is a {type(item).__name__}; "
                 "expected a dict of keyword arguments, a tuple or a tensor"
             )
+        surplus: tuple[Any, ...] = ()
+        if has_loss:
+            args, surplus = _split_surplus(args, signature)
         if getattr(model, "main_input_name", None) == "input_ids":
             args, kwargs = _as_batch_of_one(args, kwargs)
         try:
@@ -66,7 +80,10 @@ def read_calibration(model: nn.Module, calibration: Iterable[Any]) -> list[Batch
         if has_decoder(model):
             kwargs = _pad_decoder(kwargs)
         masks = token_masks(arguments | kwargs, has_decoder(model))
-        batches.append(Batch(args, kwargs, masks, (index,)))
+        whole: Any = kwargs | extra if isinstance(item, Mapping) else (*args, *surplus)
+        if isinstance(item, Tensor | np.ndarray) or _is_numbers(item):
+            whole = args[0]
+        batches.append(Batch(args, kwargs, masks, (index,), whole))
     if not batches:
         raise UsageError("calibration is empty; give at least one batch of model inputs")
     return batches
@@ -102,30 +119,37 @@ def _tensor(value: Any, device: torch.device, dtype: torch.dtype, label: str) ->
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _check_names(
-    model: nn.Module, signature: inspect.Signature, kwargs: dict[str, Any], label: str
-) -> None:
-    """Refuse names that forward does not have, even if its **kwargs would accept a tensor."""
-    names, var_keyword = [], None
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            var_keyword = parameter
-        else:
-            names.append(parameter.name)
-    accepted: set[str] = set()
-    if var_keyword is not None:
+def _unknown_names(
+    model: nn.Module, signature: inspect.Signature, kwargs: dict[str, Any]
+) -> list[str]:
+    """Names that forward does not have, even if its **kwargs would accept a tensor."""
+    variable = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    accepted = set(_names(signature))
+    if variable:
         if not hasattr(model, "main_input_name"):
-            return
+            return []
         # transformers lists the other names in an annotation: Unpack[TransformersKwargs].
-        for annotation in get_args(var_keyword.annotation):
+        for annotation in get_args(variable[0].annotation):
             accepted |= set(getattr(annotation, "__annotations__", ()))
         accepted |= {key for key, value in kwargs.items() if not isinstance(value, Tensor)}
-    for key in kwargs:
-        if key not in names and key not in accepted:
-            raise UsageError(
-                f"{label} has {key!r}, which {type(model).__name__}.forward does not take; "
-                f"it takes {', '.join(names)}"
-            )
+    return [key for key in kwargs if key not in accepted]
+
+
+def _names(signature: inspect.Signature) -> list[str]:
+    """The arguments of forward, without **kwargs."""
+    return [name for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
+
+
+def _split_surplus(
+    args: tuple[Any, ...], signature: inspect.Signature
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Positional arguments that forward takes, and those after them."""
+    kinds = [p.kind for p in signature.parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return args, ()
+    keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    count = sum(kind not in keyword for kind in kinds)
+    return args[:count], args[count:]
 
 
 def _as_batch_of_one(

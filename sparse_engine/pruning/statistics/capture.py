@@ -37,14 +37,17 @@ def pre_forward_hooks(
 @contextmanager
 def forward_hooks(
     modules: dict[str, nn.Module],
-    callback: Callable[[str, tuple[Any, ...], dict[str, Any], Any], None],
+    callback: Callable[[str, tuple[Any, ...], dict[str, Any], Any], Any],
 ) -> Iterator[None]:
-    """Call callback(name, args, kwargs, output) after each run of a module."""
+    """Call callback(name, args, kwargs, output) after each run of a module.
+
+    A result of the callback other than None takes the place of the output.
+    """
     with ExitStack() as stack:
         for name, module in modules.items():
 
-            def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-                callback(name, args, kwargs, output)
+            def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> Any:
+                return callback(name, args, kwargs, output)
 
             handle = module.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)

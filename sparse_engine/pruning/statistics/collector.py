@@ -286,9 +286,9 @@ def _token_rows(batch: Batch, captured: Captured, layer: Layer) -> Captured:
     for x, tokens in zip(captured.inputs, captured.routed, strict=True):
         rows = batch.token_rows(x, layer.name, layer.shape[1])
         if tokens is not None:
-            mask = next((m.flatten() for m in batch.masks if m.numel() == len(tokens)), None)
-            if mask is not None:
-                rows, tokens = rows[mask[tokens]], tokens & mask
+            kept = batch.mask_of(x, tokens)
+            if kept is not None:
+                rows, tokens = rows[kept], tokens.masked_scatter(tokens, kept)
         inputs.append(rows)
         routed.append(tokens)
     streams = [batch.token_rows(x, layer.name) for x in captured.streams]

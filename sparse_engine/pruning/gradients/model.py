@@ -1,0 +1,118 @@
+"""A model as a differentiable function of the dense weights of its layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sparse_engine.errors import UsageError
+from sparse_engine.modules.linears import is_conv1d
+from sparse_engine.pruning.calibration import Batch
+from sparse_engine.pruning.gradients.loss import Loss
+from sparse_engine.pruning.plan import Layer
+from sparse_engine.pruning.statistics.dense_weights import DenseWeights
+
+
+class DifferentiableModel:
+    """The loss of the dense model, with gradients for the weights of some layers.
+
+    For the time of a run the dense weights take the place of the parameters, as tensors that
+    require gradients. So the parameters, their gradients and `requires_grad` stay as they are.
+
+    Args:
+        model: the unrolled model, in evaluation mode.
+        layers: those whose weights get gradients.
+        dense: copies of the dense weights.
+        loss: what is differentiated.
+        seed: of the random numbers of the loss. Those of a batch depend on its position alone, so
+            that every pass draws the same.
+
+    Raises:
+        UsageError: if a weight is in float16, in which small gradients vanish.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: list[Layer], dense: DenseWeights, loss: Loss, seed: int
+    ) -> None:
+        for layer in layers:
+            if layer.weight.dtype == torch.float16:
+                raise UsageError(
+                    f"{layer.name} is in float16, in which small gradients become zero; convert "
+                    "the model with .float() or .bfloat16() first"
+                )
+        self._loss = _LossOfModel(model, loss)
+        self._seed = seed
+        values = dense.of(model)
+        self._weights = {
+            layer.name: values[f"{layer.name}.weight"].detach().requires_grad_() for layer in layers
+        }
+        leaves = {id(values[f"{name}.weight"]): weight for name, weight in self._weights.items()}
+        self._values = {f"model.{name}": leaves.get(id(x), x) for name, x in values.items()}
+        self._transposed = {layer.name for layer in layers if is_conv1d(layer.linear)}
+
+    def loss(self, batch: Batch, index: int) -> Tensor:
+        """The loss of a batch, which can be differentiated.
+
+        Args:
+            batch: inputs of the model.
+            index: the position of the batch.
+        """
+        generator = torch.Generator().manual_seed(self._seed + index)
+        with torch.enable_grad():
+            loss: Tensor = functional_call(self._loss, self._values, (batch, generator))
+        return loss
+
+    def weight_gradients(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """The gradient of the loss of a batch for the weight of each layer.
+
+        Args:
+            batch: inputs of the model.
+            index: the position of the batch.
+
+        Returns:
+            By layer, float32 [out, in]. Layers that the loss does not depend on are missing.
+        """
+        gradients = differentiate(self.loss(batch, index), self._weights, batch)
+        return {
+            name: (gradient.t() if name in self._transposed else gradient).float()
+            for name, gradient in gradients.items()
+        }
+
+
+class _LossOfModel(nn.Module):
+    """The loss as a module that holds the model, so that its parameters can be replaced."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return self.loss(self.model, batch, generator)
+
+
+def differentiate(loss: Tensor, by_layer: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The gradients of a loss for a tensor of each layer.
+
+    Args:
+        loss: a scalar.
+        by_layer: the tensors.
+        batch: the loss is that of this batch, for messages.
+
+    Returns:
+        By layer, in the shapes of the tensors; those that the loss does not depend on are missing.
+
+    Raises:
+        UsageError: if a gradient is NaN or infinite.
+    """
+    names = list(by_layer)
+    gradients = torch.autograd.grad(loss, list(by_layer.values()), allow_unused=True)
+    found = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
+    for name, gradient in found.items():
+        if not gradient.isfinite().all():
+            raise UsageError(
+                f"{batch}: the gradient of the loss is NaN or infinite at {name}; leave that batch "
+                "out, or find what makes the model overflow"
+            )
+    return found
