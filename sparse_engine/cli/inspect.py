@@ -1,4 +1,4 @@
-"""sparse-engine inspect and verify: the contents of a package, and whether it is intact."""
+"""sparse-engine inspect and verify: what a package or a checkpoint holds, and if it is intact."""
 
 from __future__ import annotations
 
@@ -15,24 +15,59 @@ Package = Annotated[Path, typer.Argument(help="A package, as `convert` writes it
 Output = Annotated[str, typer.Option("-o", "--output", help="table or json.")]
 
 
-def inspect(package: Package, output: Output = "table") -> None:
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A package, or a checkpoint that has zeros.")],
+    output: Output = "table",
+) -> None:
     """Show what a package holds: sizes, sparsity, format, kernel and measured choice of each layer.
 
-    Example:
+    Of a checkpoint, whoever pruned it, show the blocks that the zeros of each layer are made of:
+    the largest block that is filled to 98 %, and N:M as kept of how many.
+
+    Examples:
 
       sparse-engine inspect package -o json
+
+      sparse-engine inspect ./pruned-elsewhere  # next: sparse-engine convert
     """
-    from sparse_engine.cli.tables import heading, layer_tables, show
-    from sparse_engine.io import inspect as read
+    from sparse_engine.io.package import is_package
 
     if output not in ("table", "json"):
         raise UsageError(f"output {output!r}: use table or json")
-    found = read(package)
+    if not is_package(folder) and (folder / "config.json").is_file():
+        _inspect_checkpoint(folder, output)
+    else:
+        _inspect_package(folder, output)
+
+
+def _inspect_package(folder: Path, output: str) -> None:
+    from sparse_engine.cli.tables import heading, layer_tables, show
+    from sparse_engine.io import inspect as read
+
+    found = read(folder)
     if output == "json":
         print(json.dumps(found.to_dict(), indent=1))
     else:
         show(heading(found.title()), *layer_tables(found.rows))
         say("\n".join((found.totals(), found.kernels())))
+
+
+def _inspect_checkpoint(folder: Path, output: str) -> None:
+    from sparse_engine.cli.tables import heading, pattern_table, show
+    from sparse_engine.io import load_pretrained
+    from sparse_engine.io.foreign import describe
+    from sparse_engine.pruning import find_patterns
+
+    title = describe(folder)
+    with progress_bar("loading") as report:
+        model, _ = load_pretrained(folder, report)
+    with progress_bar("measuring") as report:
+        found = find_patterns(model, report)
+    if output == "json":
+        print(json.dumps({"title": title, **found.to_dict()}, indent=1))
+    else:
+        show(heading(title), pattern_table(found))
+        say(found.summary)
 
 
 def verify(

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from sparse_engine.pruning import PruneReport
+    from sparse_engine.pruning import PatternReport, PruneReport
 
 WIDTH = 80
 NAME_WIDTH = 36
@@ -161,6 +161,26 @@ def prune_tables(report: PruneReport) -> Iterator[Table]:
     yield table
     if report.left:
         yield _left_table(report)
+
+
+def pattern_table(report: PatternReport) -> Table:
+    """A row for each layer of `find_patterns`: its zeros, and what they are made of."""
+    cells = [
+        (
+            f"{row.shape[0]}x{row.shape[1]}",
+            f"{row.sparsity:.1%}",
+            row.block,
+            f"{row.fill:.1%}" if row.block not in ("dense", "zero", "element") else "",
+            row.nm,
+        )
+        for row in report.layers
+    ]
+    table = new_table(tight=True)
+    add_columns(table, "layer", "shape|zeros|block|filled|keep:of")
+    width = _left_for_names(cells, ("shape", "zeros", "block", "filled", "keep:of"))
+    for row, values in zip(report.layers, cells, strict=True):
+        table.add_row(Text(fold(row.name, width)), *values)
+    return table
 
 
 def _left_table(report: PruneReport) -> Table:

@@ -10,6 +10,7 @@ from sparse_engine.formats.bitmask import Bitmask
 from sparse_engine.formats.bsr import BSR, block_fill
 from sparse_engine.formats.csr import CSR
 from sparse_engine.formats.nm import NM, most_in_group
+from sparse_engine.formats.pattern import Pattern
 from sparse_engine.formats.sellp import SellP
 from sparse_engine.formats.spec import FORMATS, FormatSpec
 
@@ -21,6 +22,7 @@ __all__ = [
     "Bitmask",
     "Format",
     "FormatSpec",
+    "Pattern",
     "SellP",
     "block_fill",
     "most_in_group",

@@ -144,12 +144,12 @@ def block_fill(weight: Tensor, rows: int, cols: int) -> float:
         raise UsageError(problem)
     occupied = occupied_tiles(tiled(weight, rows, cols))
     sides = ((weight.shape[0], rows), (weight.shape[1], cols))
-    heights, widths = (_block_sides(size, side, weight.device) for size, side in sides)
+    heights, widths = (block_sides(size, side, weight.device) for size, side in sides)
     covered = float(heights @ occupied.double() @ widths)
     return float(weight.count_nonzero()) / covered if covered else 1.0
 
 
-def _block_sides(size: int, side: int, device: torch.device) -> Tensor:
+def block_sides(size: int, side: int, device: torch.device) -> Tensor:
     """How many of the `side` elements of each block lie inside the matrix, float64 [blocks]."""
     starts = torch.arange(0, size, side, dtype=torch.float64, device=device)
     return (size - starts).clamp(max=side)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sparse_engine.pruning.criteria import CRITERIA, Criterion, Inputs
 from sparse_engine.pruning.driver import prune
 from sparse_engine.pruning.granularity import NM, Block, Element, Granularity, parse_granularity
+from sparse_engine.pruning.patterns import LayerPattern, PatternReport, find_patterns
 from sparse_engine.pruning.report import LayerReport, PruneReport
 
 __all__ = [
@@ -20,8 +21,11 @@ __all__ = [
     "Element",
     "Granularity",
     "Inputs",
+    "LayerPattern",
     "LayerReport",
+    "PatternReport",
     "PruneReport",
+    "find_patterns",
     "parse_granularity",
     "prune",
 ]
