@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, NamedTuple
 
-from sparse_engine.bench.plot import load_pyplot
+from sparse_engine.reporting.pyplot import load_pyplot
 
 HERE = Path(__file__).parent
 EMERALD, GRANITE = "suite-emerald-rapids.jsonl", "suite-granite-rapids.jsonl"

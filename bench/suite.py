@@ -29,10 +29,11 @@ from sparse_engine.bench.machine import conditions
 from sparse_engine.bench.output import reasons
 from sparse_engine.bench.patterns import random_weight
 from sparse_engine.bench.peer_hosts import PeerSet
-from sparse_engine.bench.plot import PANELS, Chart, draw_speedups, load_pyplot
+from sparse_engine.bench.plot import PANELS, Chart, draw_speedups
 from sparse_engine.cli.common import console, progress_bar, run_script, set_threads, split
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import NM, FormatSpec
+from sparse_engine.reporting.pyplot import load_pyplot
 
 # Outputs x inputs.
 SHAPES = (

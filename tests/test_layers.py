@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # sparse_engine.
 ALLOWED = {
     "errors": set(),
+    "reporting": {"errors"},
     "formats": {"_core", "errors"},
     "packings": {"_core", "errors", "formats", "kernels"},
     "config": {"errors", "formats"},
@@ -37,7 +38,7 @@ ALLOWED = {
         "packings",
     },
     "convert": {"auto", "backends", "config", "errors", "models", "modules", "nn"},
-    "pruning": {"convert", "errors", "formats", "models", "modules", "ops"},
+    "pruning": {"convert", "errors", "formats", "models", "modules", "ops", "reporting"},
     "io": {
         "_core",
         "backends",
@@ -52,7 +53,7 @@ ALLOWED = {
     },
     "text": {"errors", "io", "models"},
     "generation": {"errors"},
-    "tasks": {"errors", "generation", "io", "models", "text"},
+    "tasks": {"errors", "generation", "io", "models", "reporting", "text"},
     "bench": {
         "_core",
         "auto",
@@ -66,6 +67,7 @@ ALLOWED = {
         "nn",
         "ops",
         "packings",
+        "reporting",
         "tasks",
     },
     "serve": {"errors", "generation", "io", "nn", "tasks"},
@@ -77,6 +79,7 @@ ALLOWED = {
         "errors",
         "io",
         "pruning",
+        "reporting",
         "tasks",
         "text",
     },

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.bench.rows import LinearRow
-from sparse_engine.errors import UsageError
+from sparse_engine.reporting.pyplot import load_pyplot
 
 PANELS = " on panels"
 """Marks the op as native layers call it, without row-major tensors: a dashed line."""
@@ -140,24 +140,3 @@ def _part(row: LinearRow, name: str) -> str:
     if name == "format":
         return row.format.partition(":")[0] if row.format.startswith("auto") else row.format
     return str(getattr(row, name))
-
-
-def check_chart(path: Path) -> None:
-    """Refuse, before anything is measured, a chart that could not be written afterwards."""
-    load_pyplot()
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"--plot {path}: name a .png, .pdf or .svg file")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot {path}: {path.absolute().parent} is not a folder")
-
-
-def load_pyplot() -> Any:
-    """matplotlib.pyplot without a display, or a UsageError naming the extra."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UsageError("plots need matplotlib: pip install sparse-engine[bench]") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

@@ -113,12 +113,13 @@ def kernel(
     """
     from sparse_engine.bench.isa import isa_levels
     from sparse_engine.bench.kernel import KernelBench
-    from sparse_engine.bench.plot import check_chart, plot_kernels
+    from sparse_engine.bench.plot import plot_kernels
     from sparse_engine.cli.bench_grid import kernel_grid
+    from sparse_engine.reporting.pyplot import check_output
 
     output = checked_output(output)
     if plot is not None:
-        check_chart(plot)
+        check_output(plot, "--plot", (".png", ".pdf", ".svg"))
     set_threads(threads)
     lists = {"n": n, "k": k, "m": m, "sparsity": sparsity}
     lists |= {"format": format, "dtype": dtype, "against": against}

@@ -29,6 +29,12 @@ def prune(
     allocator: Annotated[
         str, typer.Option(help="uniform: each layer alike; lamp: layers compete.")
     ] = "uniform",
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page to write: charts, density maps, tables.")
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="Text file; its lines before and after, for --report.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration texts to use.")] = 512,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration text.")] = 128,
     seed: Annotated[int, typer.Option(help="For random choices.")] = 0,
@@ -46,7 +52,10 @@ def prune(
       sparse-engine prune ./all-MiniLM-L6-v2 pruned --sparsity 0.9 --calibration texts.txt
 
       sparse-engine prune ./model pruned --sparsity 0.8 --granularity 4x1 --calibration texts.txt
+
+      sparse-engine prune ./model pruned --sparsity 0.8 --report report.html --examples lines.txt
     """
+    from sparse_engine.cli.reports import compare, read_examples
     from sparse_engine.cli.tables import prune_tables, show
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained, save_checkpoint
@@ -58,18 +67,20 @@ def prune(
 
     set_threads(threads)
     check_free(out)
+    example_texts = read_examples(report, examples)
     criterion = criterion or ("sparsegpt" if calibration else "magnitude")
     recovery = recovery or ("least_squares" if calibration else "none")
     # Wrong options are refused before the model is loaded.
     make_method(sparsity, granularity, criterion, recovery, allocator, calibration is not None)
     texts = read_texts(calibration)[:samples] if calibration else None
-    with progress_bar("loading") as report:
-        loaded, folder = load_pretrained(model, report)
+    with progress_bar("loading") as bar:
+        loaded, folder = load_pretrained(model, bar)
     densify_(loaded)
     batches = None
     if texts is not None:
         batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
-    with progress_bar("pruning") as report:
+    comparison = compare(loaded, folder, example_texts)
+    with progress_bar("pruning") as bar:
         result = prune_model(
             loaded,
             sparsity=sparsity,
@@ -79,10 +90,14 @@ def prune(
             calibration=batches,
             allocator=allocator,
             seed=seed,
-            progress=report,
+            progress=bar,
         )
-    with progress_bar("writing") as report:
-        save_checkpoint(loaded, out, folder, result.to_dict(), report)
+    if comparison is not None:
+        result.examples = comparison.examples()
+    with progress_bar("writing") as bar:
+        save_checkpoint(loaded, out, folder, result.to_dict(), bar)
+    if report is not None:
+        result.to_html(report, f"{Path(model).name}, pruned")
     show(*prune_tables(result))
     say(result.summary)
     if batches is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sparse_engine.bench.plot import load_pyplot
+from sparse_engine.reporting.pyplot import load_pyplot
 
 
 @dataclass(frozen=True)

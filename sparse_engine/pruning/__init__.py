@@ -10,8 +10,9 @@ from __future__ import annotations
 from sparse_engine.pruning.criteria import CRITERIA, Criterion, Inputs
 from sparse_engine.pruning.driver import prune
 from sparse_engine.pruning.granularity import NM, Block, Element, Granularity, parse_granularity
+from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.patterns import LayerPattern, PatternReport, find_patterns
-from sparse_engine.pruning.report import LayerReport, PruneReport
+from sparse_engine.pruning.report import PruneReport
 
 __all__ = [
     "CRITERIA",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from sparse_engine.convert.census import Row, census
+from sparse_engine.pruning.layer_report import Left
 from sparse_engine.pruning.plan import reason_by_name
-from sparse_engine.pruning.report import Left, PruneReport
+from sparse_engine.pruning.report import PruneReport
 
 UNROLLED = ("conv", "recurrent", "cell", "attention", "experts")
 """Kinds of modules that are several linear layers while they are pruned."""

@@ -17,6 +17,7 @@ from sparse_engine.pruning.calibration import Batch, merge_batches, read_calibra
 from sparse_engine.pruning.coverage import add_coverage
 from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.granularity import Granularity
+from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import prune_layers
 from sparse_engine.pruning.method import Method, make_method
 from sparse_engine.pruning.plan import Filter, Plan, make_plan
@@ -99,6 +100,7 @@ def prune(
             batches = read_calibration(model, calibration)
         report = _prune(model, method, plan, batches, seed, progress)
     add_coverage(report, model, plan.left | not_unrolled)
+    report.heads = heads_of(model)
     return report
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.allocators import Setting
+from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Layer
 from sparse_engine.pruning.recovery.base import PrunedLayer
-from sparse_engine.pruning.report import LayerReport
 from sparse_engine.pruning.statistics.input_statistics import InputStatistics
+from sparse_engine.reporting.density_map import DensityMap
 
 
 def prune_layer(
@@ -54,15 +55,19 @@ def prune_layer(
     if new_bias is not None:
         _write(bias, new_bias, layer.name)
     _write(weight, repaired * keep, layer.name)
+    kept = weight != 0
     return LayerReport(
         layer.name,
         layer.shape,
         str(setting.granularity),
-        int((weight == 0).sum()) / weight.numel(),
+        int((~kept).sum()) / weight.numel(),
         system.error(dense * keep, problem.target) if system else None,
         system.error(weight.float(), problem.target) if system else None,
         time.perf_counter() - started,
         method.note,
+        int(kept.any(1).sum()),
+        int(kept.any(0).sum()),
+        DensityMap.of(kept.cpu().numpy()),
     )
 
 

@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from sparse_engine.errors import InvalidFileError
+from sparse_engine.pruning.density_section import DensityChart, density_section
+from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
 from sparse_engine.pruning.plan import DID_NOT_RUN
 from sparse_engine.pruning.recovery.base import BlockReport
+from sparse_engine.pruning.sections import (
+    examples_section,
+    layers_section,
+    left_section,
+    percent,
+    units_section,
+)
+from sparse_engine.reporting.example import Example
+from sparse_engine.reporting.page import Page, footer, write_charts
 
 FEW = 0.5
 """Share of the multiply-adds below which the report warns that pruning saves little."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One pruned layer.
-
-    Attributes:
-        name: its dotted name.
-        shape: (out, in).
-        granularity: the text form of its granularity.
-        sparsity: fraction of its weights that are zero.
-        error_before: |V X - Y| / |Y| with the mask alone; None if no second moments were collected.
-        error_after: the same with the final weights.
-        seconds: time spent on this layer, without running the model.
-        note: how the method differs from the one that was requested, or "".
-    """
-
-    name: str
-    shape: tuple[int, int]
-    granularity: str
-    sparsity: float
-    error_before: float | None
-    error_after: float | None
-    seconds: float
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Left:
-    """A module that was left as it was.
-
-    Attributes:
-        name: its dotted name.
-        weights: number of elements of its weights.
-        multiply_adds: its share of the model's multiply-adds for one token, 0..1.
-        reason: why it was left.
-    """
-
-    name: str
-    weights: int
-    multiply_adds: float
-    reason: str
 
 
 @dataclass
@@ -72,6 +44,9 @@ class PruneReport:
         zeros_of_multiply_adds: fraction of the multiply-adds for one token whose weight is zero.
         pruned_multiply_adds: share of the pruned layers in the multiply-adds for one token.
         seconds: the whole time, running the model included.
+        heads: what is left of each attention head, for known model families and torch's attention.
+        examples: what the model makes of some texts before and after, for the page; see
+            `se.tasks.Comparison`.
     """
 
     granularity: str
@@ -87,6 +62,8 @@ class PruneReport:
     zeros_of_multiply_adds: float = 0.0
     pruned_multiply_adds: float = 0.0
     seconds: float = 0.0
+    heads: list[HeadsReport] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
@@ -128,6 +105,70 @@ class PruneReport:
         """Plain values for JSON."""
         return {**asdict(self), "sparsity": self.sparsity}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruneReport:
+        """The report whose `to_dict` this is, such as the contents of a pruning.json.
+
+        Raises:
+            InvalidFileError: if a field is missing or has another type.
+
+        Example:
+            se.PruneReport.from_dict(json.loads(Path("pruned/pruning.json").read_text()))
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_python(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise InvalidFileError(f"this is no report of prune: {place}: {first['msg']}") from None
+
+    def to_html(self, path: str | Path, title: str = "Pruned model") -> Path:
+        """Write one HTML file with charts, density maps and tables; returns its path.
+
+        The file reads nothing from elsewhere and has no script. It needs matplotlib: pip install
+        sparse-engine[plot].
+
+        Args:
+            path: of the file, which is replaced if it exists.
+            title: the heading of the page, such as the name of the model.
+
+        Example:
+            report = se.prune(model, 0.9)
+            report.to_html("report.html")
+        """
+        return self.page(title).write(path)
+
+    def to_png(self, folder: str | Path) -> list[Path]:
+        """Write the charts of `to_html` as PNG files into a folder; returns their paths."""
+        charts = self.page().charts
+        if any(layer.density for layer in self.layers):
+            charts.append(DensityChart(tuple(self.layers)))
+        return write_charts(charts, folder)
+
+    def page(self, title: str = "Pruned model") -> Page:
+        """The page of `to_html`, before it is written."""
+        return Page(
+            title,
+            self.method,
+            (
+                (percent(self.sparsity), f"zeros of the {len(self.layers)} pruned layers"),
+                (percent(self.zeros_of_parameters), "zeros of all parameters"),
+                (percent(self.zeros_of_multiply_adds), "of the multiply-adds have a zero weight"),
+                (f"{self.seconds:.1f} s", "for pruning"),
+            ),
+            tuple(self.warnings),
+            (
+                layers_section(self.layers),
+                density_section(self.layers),
+                units_section(self.layers, self.heads),
+                examples_section(self.examples),
+                left_section(self.left),
+            ),
+            footer(),
+        )
+
     def to_markdown(self) -> str:
         """Table with a row for each pruned layer."""
         lines = [
@@ -151,13 +192,16 @@ class PruneReport:
         return "\n".join(lines)
 
     @property
+    def method(self) -> str:
+        """Criterion, granularity, allocator and recovery, in one line."""
+        parts = (self.criterion, self.granularity, self.allocator, self.recovery)
+        return ", ".join(filter(None, parts))
+
+    @property
     def summary(self) -> str:
         """Lines: number of layers, method and time; shares of the whole model; warnings."""
-        method = f"{self.criterion}, {self.granularity}, {self.allocator}"
-        if self.recovery:
-            method += f", {self.recovery}"
         lines = [
-            f"{len(self.layers)} layers ({method}), {self.seconds:.1f} s",
+            f"{len(self.layers)} layers ({self.method}), {self.seconds:.1f} s",
             self.shares,
             *(f"warning: {line}" for line in self.warnings),
         ]

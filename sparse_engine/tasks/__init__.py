@@ -10,6 +10,7 @@ from torch import nn
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.generation.sampling import Sampling
 from sparse_engine.tasks.classify import Answerer, Classifier, TokenClassifier
+from sparse_engine.tasks.comparison import Comparison
 from sparse_engine.tasks.embed import Embedder
 from sparse_engine.tasks.generate import Generator, Rewriter
 from sparse_engine.tasks.pooling import Pooling
@@ -72,6 +73,7 @@ def open_task(model: nn.Module, folder: str | Path) -> Task:
 __all__ = [
     "Answerer",
     "Classifier",
+    "Comparison",
     "Embedder",
     "Generator",
     "InputError",

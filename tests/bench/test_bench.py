@@ -22,11 +22,12 @@ from sparse_engine.bench.linear_grid import LinearGrid
 from sparse_engine.bench.machine import BusyMeter, conditions
 from sparse_engine.bench.output import render, summary
 from sparse_engine.bench.patterns import random_weight
-from sparse_engine.bench.plot import load_pyplot, plot_kernels
+from sparse_engine.bench.plot import plot_kernels
 from sparse_engine.bench.rows import LinearRow
 from sparse_engine.bench.timing import Samples, time_in_turn
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import block_fill
+from sparse_engine.reporting.pyplot import load_pyplot
 
 FIELDS = (
     "op n k m sparsity format dtype isa threads time_us dense_time_us speedup gflops roof_fraction "

@@ -1,0 +1,165 @@
+"""The sections of the page of a pruning report; every number comes from the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
+from sparse_engine.reporting.by_block import Values, charts_by_block
+from sparse_engine.reporting.chart import Chart, Table
+from sparse_engine.reporting.example import Example, example_table
+from sparse_engine.reporting.heat_map import HeatMap
+from sparse_engine.reporting.page import Section
+
+EVEN = 0.005
+"""Layers whose sparsities differ by at most this have one sparsity."""
+NEARLY_ALL = 0.95
+"""A chart of the units that keep a weight is drawn where some layer has no more than this."""
+
+
+def percent(share: float) -> str:
+    """A share as "80.0 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def layers_section(layers: Sequence[LayerReport]) -> Section:
+    """Sparsity and error of each layer: lines over the blocks, and a table of all layers."""
+    text: list[str] = []
+    charts: list[Chart] = []
+    sparsity = {layer.name: layer.sparsity for layer in layers}
+    least, most = min(sparsity.values(), default=0), max(sparsity.values(), default=0)
+    if most - least <= EVEN:
+        text.append(f"Every layer has {percent(most)} zeros.")
+    else:
+        text.append(f"The layers have from {percent(least)} to {percent(most)} zeros.")
+        title = "Zeros of each layer"
+        charts += charts_by_block(Values("sparsity", title, "zeros", sparsity, {}, percent=True))
+    after = {row.name: row.error_after for row in layers if row.error_after is not None}
+    before = {row.name: row.error_before for row in layers if row.error_before is not None}
+    if after:
+        changed = any(abs(before[name] - error) > 1e-6 for name, error in after.items())
+        text.append(
+            "The error of a layer is |V X - Y| / |Y|: of its outputs on the calibration inputs, "
+            "relative to their target."
+            + (
+                " A dotted line is the error with the mask alone, before recovery."
+                if changed
+                else ""
+            )
+        )
+        title = "Error of each layer"
+        shown = before if changed else {}
+        charts += charts_by_block(Values("error", title, "relative error", after, shown))
+    else:
+        text.append("Without calibration inputs the errors of layers are not measured.")
+    return Section(
+        "Layers", tuple(text), tuple(charts), table=layer_table(layers), table_title="All layers"
+    )
+
+
+def layer_table(layers: Sequence[LayerReport]) -> Table:
+    """A row for each layer, in the order in which they were pruned."""
+    head = ("layer", "shape", "pattern", "zeros", "rows kept", "columns kept", "error before")
+    rows = tuple(
+        (
+            row.name,
+            f"{row.shape[0]} x {row.shape[1]}",
+            row.granularity,
+            percent(row.sparsity),
+            "" if row.rows_kept is None else str(row.rows_kept),
+            "" if row.columns_kept is None else str(row.columns_kept),
+            _error(row.error_before),
+            _error(row.error_after),
+            f"{row.seconds:.2f}",
+            row.note,
+        )
+        for row in layers
+    )
+    return Table((*head, "error after", "seconds", "note"), rows)
+
+
+def units_section(layers: Sequence[LayerReport], heads: Sequence[HeadsReport]) -> Section:
+    """Heads, and the rows and columns of each layer that keep a weight."""
+    text: list[str] = []
+    charts: list[Chart] = []
+    if heads:
+        charts.append(heads_chart(heads))
+    counted = [row for row in layers if row.rows_kept is not None and row.columns_kept is not None]
+    rows = {row.name: (row.rows_kept or 0) / row.shape[0] for row in counted}
+    columns = {row.name: (row.columns_kept or 0) / row.shape[1] for row in counted}
+    for name, title, shares, word in (
+        ("rows", "Outputs that keep a weight", rows, "output"),
+        ("columns", "Inputs that keep a weight", columns, "input"),
+    ):
+        least = min(shares.values(), default=1.0)
+        if least == 1:
+            text.append(f"Every {word} of every layer keeps at least one weight.")
+        elif least > NEARLY_ALL:
+            text.append(f"Of the {word}s of each layer at least {percent(least)} keep a weight.")
+        else:
+            charts += charts_by_block(Values(name, title, "kept", shares, {}, percent=True))
+    if heads:
+        text.append(
+            "The share of a head counts the weights of its queries and those by which the output "
+            "projection reads it."
+        )
+    return Section("Heads and units kept", tuple(text) if counted or heads else (), tuple(charts))
+
+
+def heads_chart(heads: Sequence[HeadsReport]) -> HeatMap:
+    """The share of weights kept, by attention and head."""
+    width = max(len(row.kept) for row in heads)
+    shares = [share for row in heads for share in row.kept]
+    return HeatMap(
+        "heads",
+        "Weights kept by each head",
+        f"A row for each attention, a column for each head: from {percent(min(shares))} to "
+        f"{percent(max(shares))} of a head's weights are kept. The table has the numbers.",
+        "head",
+        "",
+        tuple(str(head) for head in range(width)),
+        tuple(_attention(row.name) for row in heads),
+        tuple((*row.kept, *(None,) * (width - len(row.kept))) for row in heads),
+        0.0,
+        max(*shares, 0.01),
+        lambda share: f"{100 * share:.0f}%",
+    )
+
+
+def examples_section(examples: Sequence[Example]) -> Section:
+    """What the model makes of some texts, before and after."""
+    if not examples:
+        return Section("")
+    return Section(
+        "Before and after",
+        ("Answers of the dense model and of the pruned one.",),
+        table=example_table(examples),
+        table_title=f"{len(examples)} texts",
+    )
+
+
+def left_section(left: Sequence[Left]) -> Section:
+    """The modules that were left as they were."""
+    if not left:
+        return Section("")
+    rows = tuple(
+        (item.name, item.reason, f"{item.weights:,}", percent(item.multiply_adds)) for item in left
+    )
+    head = ("module", "why", "weights", "of the multiply-adds")
+    return Section(
+        "Left alone",
+        ("Modules that pruning did not change, those with the most multiply-adds first.",),
+        table=Table(head, rows, left=2),
+        table_title=f"{len(left)} modules",
+    )
+
+
+def _attention(name: str) -> str:
+    """The name of an attention up to its block number, or the whole of it."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else name
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f"{error:.3f}"
