@@ -16,18 +16,20 @@ def prune(
     sparsity: Annotated[
         float | None, typer.Option(help="Fraction of zeros, e.g. 0.9; 2:4 implies its own.")
     ] = None,
-    granularity: Annotated[str, typer.Option(help="element, 4x1 (rows x cols), 2:4.")] = "element",
+    granularity: Annotated[
+        str, typer.Option(help="element, 4x1 (rows x cols), 1xall, 2:4.")
+    ] = "element",
     criterion: Annotated[
-        str | None, typer.Option(help="random, magnitude, wanda, sparsegpt.")
+        str | None, typer.Option(help="random, magnitude, activation, wanda, sparsegpt.")
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Text file, one text a line: keeps far more quality.")
     ] = None,
     recovery: Annotated[
-        str | None, typer.Option(help="least_squares (or lsq); none. Default: as possible.")
+        str | None, typer.Option(help="none, bias, least_squares, blocks. Default: as possible.")
     ] = None,
     allocator: Annotated[
-        str, typer.Option(help="uniform: each layer alike; lamp: layers compete.")
+        str, typer.Option(help="uniform: each layer alike; erk: by shape; lamp: layers compete.")
     ] = "uniform",
     report: Annotated[
         Path | None, typer.Option(help="HTML page to write: charts, density maps, tables.")
@@ -54,6 +56,8 @@ def prune(
       sparse-engine prune ./model pruned --sparsity 0.8 --granularity 4x1 --calibration texts.txt
 
       sparse-engine prune ./model pruned --sparsity 0.8 --report report.html --examples lines.txt
+
+      sparse-engine prune ./model pruned --criterion "magnitude(sigma=1.5)"
     """
     from sparse_engine.cli.reports import compare, read_examples
     from sparse_engine.cli.tables import prune_tables, show

@@ -57,17 +57,20 @@ def prune(
 
     Args:
         model: any module.
-        sparsity: fraction of groups to remove, 0 <= sparsity < 1; NM fixes its own.
-        granularity: Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "2:4".
-        criterion: "random", "magnitude", "wanda", "sparsegpt", or a Criterion. Options follow a
-            name in brackets, as "name(option=1)"; so do those of recoveries and allocators.
-        recovery: "least_squares" (alias "lsq") refits the kept weights, and the biases; None or
-            "none" leaves them as they are.
+        sparsity: fraction of groups to remove, 0 <= sparsity < 1; NM fixes its own, and with a
+            threshold of magnitude the weights decide.
+        granularity: Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "1xall",
+            "2:4".
+        criterion: "random", "magnitude", "activation", "wanda", "sparsegpt", or a Criterion.
+            Options follow a name in brackets, as "magnitude(p=1)"; so do those of recoveries and
+            allocators.
+        recovery: "least_squares" (alias "lsq") refits the kept weights, and the biases; "bias"
+            shifts the biases alone; None or "none" leaves them as they are.
         calibration: model inputs, each a dict of keyword arguments, a tuple or a tensor (or a
-            numpy array, or a list of numbers). Needed by wanda, sparsegpt and least_squares, not
-            read otherwise. Tokens whose attention_mask is 0 are left out.
-        allocator: "uniform" (alias "local") removes the same fraction from every layer; with "lamp"
-            (alias "global") the groups of all layers compete.
+            numpy array, or a list of numbers). Needed by all criteria but random and magnitude,
+            and by recoveries; not read otherwise. Tokens whose attention_mask is 0 are left out.
+        allocator: "uniform" (alias "local") removes the same fraction from every layer, "erk" more
+            from large ones; with "lamp" (alias "global") the groups of all layers compete.
         filter_fn: filter_fn(module, name) decides whether a linear layer is pruned, heads and tied
             weights included.
         seed: of the random numbers of the criterion.

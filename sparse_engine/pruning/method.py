@@ -9,6 +9,7 @@ import torch
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.allocators import find_allocator
 from sparse_engine.pruning.allocators.base import Allocator
+from sparse_engine.pruning.allocators.uniform import Uniform
 from sparse_engine.pruning.criteria import Criterion, find_criterion
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.granularity import Granularity, parse_granularity
@@ -90,14 +91,25 @@ def make_method(
     Raises:
         UsageError: if an argument is unknown or out of range, or does not fit another one.
     """
-    pattern = parse_granularity(granularity)
+    pattern, scoring = parse_granularity(granularity), find_criterion(criterion)
+    if scoring.needs_whole_rows and not pattern.has_whole_rows:
+        raise UsageError(
+            f"criterion {scoring} scores whole output rows, not {pattern}; give granularity 1xall, "
+            "or 64xall for 64 rows"
+        )
     method = Method(
-        _check_sparsity(sparsity, pattern),
+        _check_sparsity(sparsity, pattern, scoring),
         pattern,
-        find_criterion(criterion),
+        scoring,
         find_recovery(recovery),
         find_allocator(allocator),
     )
+    if scoring.decides_sparsity and str(method.allocator) != Uniform.name:
+        raise UsageError(
+            f"allocator {method.allocator} has nothing to share out: {scoring} decides how much of "
+            "each layer is removed"
+        )
+    method.allocator.check(method.sparsity)
     if pattern.fixed_sparsity is not None and not method.allocator.is_uniform:
         raise UsageError(
             f"allocator {method.allocator} has nothing to share out: {pattern} fixes every row"
@@ -112,9 +124,16 @@ def make_method(
     return method
 
 
-def _check_sparsity(sparsity: float | None, granularity: Granularity) -> float:
-    """The sparsity to prune to; that of the pattern if it fixes one."""
+def _check_sparsity(
+    sparsity: float | None, granularity: Granularity, criterion: Criterion
+) -> float:
+    """The sparsity to prune to; that of the pattern if it fixes one, 0 if the criterion decides."""
     fixed = granularity.fixed_sparsity
+    if criterion.decides_sparsity:
+        given = f"granularity {granularity}" if fixed is not None else f"sparsity {sparsity}"
+        if fixed is not None or sparsity is not None:
+            raise UsageError(f"criterion {criterion} decides what is removed; leave out {given}")
+        return 0.0
     if fixed is None:
         if sparsity is None:
             raise UsageError("no sparsity given; give a fraction of zeros such as 0.9")

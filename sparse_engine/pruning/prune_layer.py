@@ -64,7 +64,7 @@ def prune_layer(
         system.error(dense * keep, problem.target) if system else None,
         system.error(weight.float(), problem.target) if system else None,
         time.perf_counter() - started,
-        method.note,
+        method.note or method.recovery.note(has_bias=bias is not None),
         int(kept.any(1).sum()),
         int(kept.any(0).sum()),
         DensityMap.of(kept.cpu().numpy()),

@@ -99,6 +99,9 @@ class PruneReport:
             messages.append(f"{names}: in no stack, so refitted one layer at a time")
         if not_run := [left.name for left in self.left if left.reason == DID_NOT_RUN]:
             messages.append(f"{_and_more(not_run)} {DID_NOT_RUN}: left as it was")
+        notes = {layer.name: layer.note for layer in self.layers if layer.name not in self.unseen}
+        for note in dict.fromkeys(filter(None, notes.values())):
+            messages.append(f"{_and_more([n for n in notes if notes[n] == note])}: {note}")
         return messages
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Allocators: LAMP scores, the common threshold, and the uniform one."""
+"""Allocators against their definitions: uniform, ERK and LAMP."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from dense_models import FakeDense, counts, layers_of
 from torch import nn
 
-from sparse_engine.pruning import prune
+from sparse_engine.pruning import Block, prune
 from sparse_engine.pruning.allocators import ALLOCATORS, find_allocator
-from sparse_engine.pruning.allocators.lamp import MAX_SPARSITY, lamp, shares
+from sparse_engine.pruning.allocators.bounds import MAX_SPARSITY
+from sparse_engine.pruning.allocators.lamp import lamp
 
 
 def test_lamp_against_its_definition() -> None:
@@ -23,35 +25,72 @@ def test_all_zero_layer_gives_finite_scores() -> None:
     assert lamp(torch.zeros(2, 3)).isfinite().all()
 
 
+def of_scores(**scores: torch.Tensor) -> FakeDense:
+    shapes = {name: (len(score), score.shape[1]) for name, score in scores.items()}
+    return FakeDense(layers_of(**shapes), scores)
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.8, 0.97])
-def test_total_is_exact(sparsity: float) -> None:
+def test_lamp_is_one_threshold_for_all_layers(sparsity: float) -> None:
     torch.manual_seed(0)
     scores = {"a": torch.rand(20, 50), "b": torch.rand(7, 11).square(), "c": torch.rand(30, 30)}
-    amounts = shares(scores, sparsity)
+    removed = counts(find_allocator("lamp(max_sparsity=1.0)"), of_scores(**scores), sparsity)
     total = sum(score.numel() for score in scores.values())
-    lost = sum(amounts[name] * score.numel() for name, score in scores.items())
-    assert round(lost) == round(sparsity * total)
+    assert sum(removed.values()) == round(sparsity * total)
+    everything = torch.cat([lamp(score) for score in scores.values()]).sort().values
+    threshold = everything[round(sparsity * total)]
+    for name, score in scores.items():
+        assert removed[name] == int((lamp(score) < threshold).sum())
 
 
 def test_layers_with_a_heavy_tail_lose_more() -> None:
     torch.manual_seed(0)
     flat, tailed = torch.rand(100, 10) + 1, torch.rand(100, 10) ** 8
-    amounts = shares({"flat": flat, "tailed": tailed}, 0.5)
-    assert amounts["tailed"] > amounts["flat"] + 0.1
-    assert amounts == shares({"flat": 1000 * flat, "tailed": tailed}, 0.5)
+    removed = counts(find_allocator("lamp"), of_scores(flat=flat, tailed=tailed), 0.5)
+    assert removed["tailed"] > removed["flat"] + 100
+    scaled = counts(find_allocator("lamp"), of_scores(flat=1000 * flat, tailed=tailed), 0.5)
+    assert removed == scaled
 
 
 def test_no_layer_is_emptied() -> None:
     spike = torch.full((100, 10), 1e-12)
     spike[0, 0] = 1
-    amounts = shares({"spike": spike, "flat": torch.ones(100, 10)}, 0.6)
-    assert amounts["spike"] == MAX_SPARSITY
-    beyond = shares({"a": torch.rand(10, 10), "b": torch.rand(1, 2)}, 0.995)
-    assert all(amount < 1 for amount in beyond.values())
+    removed = counts(find_allocator("lamp"), of_scores(spike=spike, flat=torch.ones(100, 10)), 0.6)
+    assert removed["spike"] == MAX_SPARSITY * 1000
+    beyond = of_scores(a=torch.rand(10, 10), b=torch.rand(1, 2))
+    assert counts(find_allocator("lamp"), beyond, 0.995) == {"a": 99, "b": 1}
+
+
+SHAPES = {"wide": (64, 256), "tall": (256, 64), "small": (16, 16), "narrow": (2, 40)}
+
+
+@pytest.mark.parametrize("granularity", [None, Block(4, 1)], ids=["element", "4x1"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.7, 0.9])
+def test_erk_density_follows_the_shape(sparsity: float, granularity: Block | None) -> None:
+    dense = FakeDense(layers_of(**SHAPES))
+    removed = counts(find_allocator("erk(max_sparsity=1.0)"), dense, sparsity, granularity)
+    size = 4 if granularity else 1
+    groups = {name: -(-rows // size) * columns for name, (rows, columns) in SHAPES.items()}
+    assert sum(removed.values()) == round(sparsity * sum(groups.values()))
+    # The paper's loop: layers whose density would exceed 1 become dense, the others share the rest.
+    raw = {name: (rows + columns) / (rows * columns) for name, (rows, columns) in SHAPES.items()}
+    full: set[str] = set()
+    while True:
+        budget = (1 - sparsity) * sum(groups.values()) - sum(groups[name] for name in full)
+        scale = budget / sum(raw[name] * groups[name] for name in SHAPES if name not in full)
+        beyond = {name for name in SHAPES if name not in full and scale * raw[name] > 1}
+        if not beyond:
+            break
+        full |= beyond
+    for name in SHAPES:
+        density = 1.0 if name in full else scale * raw[name]
+        assert removed[name] == pytest.approx((1 - density) * groups[name], abs=1)
 
 
 def test_names_and_aliases_find_every_allocator() -> None:
-    assert [known.name for known in ALLOCATORS] == ["uniform", "lamp"]
+    names = [known.name for known in ALLOCATORS]
+    assert {"uniform", "erk", "lamp"} <= set(names)
+    assert len(set(names)) == len(names)
     for known in ALLOCATORS:
         for name in (known.name, *known.aliases):
             assert isinstance(find_allocator(name), known)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,15 @@ from sparse_engine.pruning import (
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("element", Element()), ("4x1", Block(4, 1)), ("16x16", Block(16, 16)), ("2:4", NM(2, 4))],
+    [
+        ("element", Element()),
+        ("4x1", Block(4, 1)),
+        ("16x16", Block(16, 16)),
+        ("1xall", Block(1, "all")),
+        ("64xall", Block(64, "all")),
+        ("allx1", Block("all", 1)),
+        ("2:4", NM(2, 4)),
+    ],
 )
 def test_text_form_goes_both_ways(text: str, expected: object) -> None:
     assert parse_granularity(text) == expected
@@ -29,7 +39,7 @@ def test_text_form_goes_both_ways(text: str, expected: object) -> None:
     assert parse_granularity(parse_granularity(text)) == expected
 
 
-@pytest.mark.parametrize("text", ["", "4", "4x", "x1", "elements", "2:", "-1x2", "1x1x1"])
+@pytest.mark.parametrize("text", ["", "4", "4x", "x1", "elements", "2:", "-1x2", "1x1x1", "1xal"])
 def test_unknown_text_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="granularity"):
         parse_granularity(text)
@@ -39,6 +49,12 @@ def test_unknown_text_is_refused(text: str) -> None:
 def test_impossible_sizes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         parse_granularity(text)
+
+
+@pytest.mark.parametrize("block", [("all", "all"), ("every", 1), (1.5, 1)])
+def test_blocks_without_a_size_or_a_remainder_are_refused(block: tuple[Any, Any]) -> None:
+    with pytest.raises(UsageError, match="block"):
+        Block(*block)
 
 
 @pytest.mark.parametrize("per_row", [False, True])
@@ -55,11 +71,45 @@ def test_mask_drops_exactly_the_quota(
     keep = granularity.mask(torch.rand(shape), drop, per_row)
     assert keep.shape == shape
     assert keep.dtype == torch.bool
-    corners = keep[:: granularity.rows, :: granularity.cols]
+    rows, cols = granularity.size(*shape)
+    corners = keep[::rows, ::cols]
     assert corners.numel() == groups
     assert int((~corners).sum()) == drop
-    tiled = corners.repeat_interleave(granularity.rows, 0).repeat_interleave(granularity.cols, 1)
+    tiled = corners.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
     assert torch.equal(keep, tiled[: shape[0], : shape[1]])
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("shape", [(2, 13), (13, 2), (7, 11), (17, 31)])
+@pytest.mark.parametrize("text", ["1xall", "3xall", "allx1", "allx4"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9])
+def test_all_is_the_size_of_the_weight(
+    text: str, shape: tuple[int, int], sparsity: float, per_row: bool
+) -> None:
+    torch.manual_seed(0)
+    granularity = parse_granularity(text)
+    assert isinstance(granularity, Block)
+    rows, columns = granularity.rows, granularity.cols
+    same = Block(shape[0] if rows == "all" else rows, shape[1] if columns == "all" else columns)
+    assert granularity.groups(*shape) == same.groups(*shape)
+    assert granularity.span(shape[1]) == same.span(shape[1])
+    drop = granularity.quota(*shape, sparsity)
+    assert drop < granularity.groups(*shape)
+    score = torch.rand(shape)
+    torch.testing.assert_close(granularity.group_scores(score), same.group_scores(score))
+    keep = granularity.mask(score, drop, per_row)
+    assert torch.equal(keep, same.mask(score, drop, per_row))
+    lines = keep if columns == "all" else keep.T  # every row or column is kept or removed whole
+    assert torch.equal(lines.any(1), lines.all(1))
+    assert granularity.has_whole_rows == (columns == "all")
+
+
+def test_a_layer_that_is_one_group_is_left() -> None:
+    assert Block(1, "all").fits(2, 5)
+    assert not Block(1, "all").fits(1, 5)
+    assert not Block("all", 1).fits(5, 1)
+    assert not Block(64, "all").fits(64, 5)
+    assert not Block(64, "all").fits(3, 5)
 
 
 def test_per_row_spreads_evenly_and_takes_the_lowest_of_each_row() -> None:
@@ -132,6 +182,8 @@ class Row(Granularity):
     @classmethod
     def parse(cls, text: str) -> Row | None:
         return cls() if text == "row" else None
+
+    has_whole_rows = True
 
     def span(self, in_features: int) -> int:
         return in_features

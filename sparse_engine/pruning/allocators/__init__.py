@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting
+from sparse_engine.pruning.allocators.erk import ERK
 from sparse_engine.pruning.allocators.lamp import Lamp
 from sparse_engine.pruning.allocators.uniform import Uniform
 from sparse_engine.pruning.named import find
 
-ALLOCATORS: tuple[type[Allocator], ...] = (Uniform, Lamp)
+ALLOCATORS: tuple[type[Allocator], ...] = (
+    Uniform,
+    ERK,
+    Lamp,
+)
 
 
 def find_allocator(allocator: str | Allocator) -> Allocator:

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from sparse_engine.pruning.allocators.bounds import Bounds, check_bounds
 from sparse_engine.pruning.criteria import Inputs
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.named import Named
@@ -43,8 +44,16 @@ class DenseModel(Protocol):
         """Each layer with the statistics of its input that the allocator and the criterion need."""
 
 
+@dataclass(frozen=True)
 class Allocator(Named):
     """Distributes the sparsity of a model over its layers.
+
+    Every allocator has the options of this class.
+
+    Args:
+        min_sparsity: the lowest fraction of its groups that a layer loses.
+        max_sparsity: the highest; None for 0.98, or the sparsity of the model if that is higher. At
+            least one group of every layer remains in any case.
 
     Attributes:
         needs: the statistics that `allocate` reads, besides those of the criterion.
@@ -55,6 +64,16 @@ class Allocator(Named):
     kind = "allocator"
     needs: ClassVar[tuple[Statistic, ...]] = ()
     is_uniform: ClassVar[bool] = False
+    min_sparsity: float = 0.0
+    max_sparsity: float | None = None
+
+    def check(self, sparsity: float) -> None:
+        """Refuse a sparsity of the model that the bounds of the layers put out of reach.
+
+        Raises:
+            UsageError: if it is, or a bound is no fraction.
+        """
+        check_bounds(str(self), sparsity, self.min_sparsity, self.max_sparsity)
 
     @abstractmethod
     def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
@@ -67,3 +86,23 @@ class Allocator(Named):
         Returns:
             By the name of the layer, how it is pruned.
         """
+
+    def bounds(self, layers: Sequence[Layer], requested: Setting) -> Bounds:
+        """The bounds of layers, which all have the requested granularity."""
+        groups = [requested.granularity.groups(*layer.shape) for layer in layers]
+        return Bounds.of(groups, requested.sparsity, self.min_sparsity, self.max_sparsity)
+
+
+def settings(layers: Sequence[Layer], requested: Setting, removed: Tensor) -> dict[str, Setting]:
+    """The setting of each layer.
+
+    Args:
+        layers: all layers.
+        requested: its granularity is that of every layer.
+        removed: int64 [layers], how many groups each layer loses.
+    """
+    granularity = requested.granularity
+    return {
+        layer.name: Setting(granularity, count / granularity.groups(*layer.shape))
+        for layer, count in zip(layers, removed.tolist(), strict=True)
+    }

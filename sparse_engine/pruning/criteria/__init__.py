@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparse_engine.pruning.criteria.activation import Activation
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.criteria.random import Random
@@ -10,7 +11,13 @@ from sparse_engine.pruning.criteria.wanda import Wanda
 from sparse_engine.pruning.named import find
 from sparse_engine.pruning.statistics.needs import check_needs
 
-CRITERIA: tuple[type[Criterion], ...] = (Random, Magnitude, Wanda, SparseGPT)
+CRITERIA: tuple[type[Criterion], ...] = (
+    Random,
+    Magnitude,
+    Activation,
+    Wanda,
+    SparseGPT,
+)
 
 
 def find_criterion(criterion: str | Criterion) -> Criterion:

@@ -39,11 +39,19 @@ class Criterion(Named):
     Attributes:
         needs: fields of `Inputs` that `score` and `prune` read; calibration collects exactly these.
         per_row: whether weights are compared within an output row instead of within the layer.
+        needs_whole_rows: whether all weights of a row have one score, so that only granularities of
+            whole rows make sense.
     """
 
     kind = "criterion"
     needs: ClassVar[tuple[Statistic, ...]] = ()
     per_row: ClassVar[bool] = False
+    needs_whole_rows: ClassVar[bool] = False
+
+    @property
+    def decides_sparsity(self) -> bool:
+        """Whether `quota` follows from the weights alone, so that no sparsity is given."""
+        return False
 
     @abstractmethod
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
@@ -57,6 +65,19 @@ class Criterion(Named):
         Returns:
             [out, in], not negative.
         """
+
+    def quota(
+        self, weight: Tensor, scores: Tensor, granularity: Granularity, sparsity: float
+    ) -> int:
+        """Number of groups to remove.
+
+        Args:
+            weight: [out, in].
+            scores: [out, in].
+            granularity: which weights are removed together.
+            sparsity: fraction of groups to remove.
+        """
+        return granularity.quota(weight.shape[0], weight.shape[1], sparsity)
 
     def prune(
         self,
@@ -83,10 +104,10 @@ class Criterion(Named):
         Raises:
             UsageError: if a score is NaN.
         """
-        drop = granularity.quota(weight.shape[0], weight.shape[1], sparsity)
         scores = self.score(weight, inputs, generator)
         if scores.isnan().any():
             raise UsageError(f"criterion {self.name} gives NaN as a score, which cannot be ordered")
+        drop = self.quota(weight, scores, granularity, sparsity)
         keep = granularity.mask(scores, drop, self.per_row)
         return weight * keep, keep
 

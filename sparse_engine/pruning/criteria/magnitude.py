@@ -1,21 +1,73 @@
-"""Magnitude: w^2.
+"""Magnitude: |w|^p of each weight; a group has the mean of its weights.
 
 Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks",
-arXiv:1506.02626.
+arXiv:1506.02626: the threshold of a layer is a quality parameter times the standard deviation of
+its weights. L1 and L2 norms of filters: Li et al. 2017, "Pruning Filters for Efficient ConvNets",
+arXiv:1608.08710.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from sparse_engine.errors import UsageError
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.granularity.base import Granularity
 
 
+@dataclass(frozen=True)
 class Magnitude(Criterion):
-    """Removes small weights; the score of a tile is the sum of its w^2."""
+    """Removes small weights: the lowest share, or all groups below a threshold.
+
+    Below means that the norm of a group, (mean |w|^p)^(1/p), is less than the threshold. Then the
+    criterion decides how many groups of each layer are removed, and no sparsity is given.
+
+    Args:
+        p: 1 or 2. It makes a difference to groups of several weights: with 2 one large weight saves
+            a group, with 1 the sum of all counts.
+        threshold: the same for all layers.
+        sigma: the threshold of a layer is `sigma` times the standard deviation of its weights that
+            are not zero.
+    """
 
     name = "magnitude"
+    p: int = 2
+    threshold: float | None = None
+    sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.p not in (1, 2):
+            raise UsageError(f"criterion magnitude: p={self.p} is not 1 or 2")
+        for option in ("threshold", "sigma"):
+            value = getattr(self, option)
+            if value is not None and not (0 < value < math.inf):
+                raise UsageError(f"criterion magnitude: {option}={value} is not above 0 and finite")
+        if self.threshold is not None and self.sigma is not None:
+            raise UsageError("criterion magnitude: give threshold or sigma, not both")
+
+    @property
+    def decides_sparsity(self) -> bool:
+        return self.threshold is not None or self.sigma is not None
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
-        return weight.square()
+        return weight.abs() if self.p == 1 else weight.square()
+
+    def quota(
+        self, weight: Tensor, scores: Tensor, granularity: Granularity, sparsity: float
+    ) -> int:
+        if not self.decides_sparsity:
+            return super().quota(weight, scores, granularity, sparsity)
+        groups = granularity.group_scores(scores)
+        below = int((groups < self._threshold_of(weight) ** self.p).sum())
+        return min(below, groups.numel() - 1)
+
+    def _threshold_of(self, weight: Tensor) -> float:
+        if self.sigma is None:
+            assert self.threshold is not None
+            return self.threshold
+        nonzero = weight[weight != 0]
+        return self.sigma * float(nonzero.std(correction=0)) if nonzero.numel() else 0.0

@@ -20,8 +20,9 @@ def parse_granularity(text: str | Granularity) -> Granularity:
     """Return the granularity of a text form; `str()` of the result gives the text back.
 
     Args:
-        text: "element", "4x1" (rows x columns), "2:4" (keep:of), or a granularity, which is
-            returned as it is. A matrix that is stored as N:M gives its pattern.
+        text: "element", "4x1" (rows x columns), "1xall" (whole rows), "2:4" (keep:of), or
+            a granularity, which is returned as it is. A matrix that is stored as N:M gives its
+            pattern.
 
     Raises:
         UsageError: if no granularity has this text form.

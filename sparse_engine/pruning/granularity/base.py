@@ -29,6 +29,11 @@ class Granularity(ABC):
         """The sparsity that the pattern fixes, or None if any sparsity is possible."""
         return None
 
+    @property
+    def has_whole_rows(self) -> bool:
+        """Whether every group consists of whole output rows."""
+        return False
+
     @abstractmethod
     def span(self, in_features: int) -> int:
         """Number of input columns that one group covers in a weight [out, in]."""

@@ -7,32 +7,51 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.granularity.tiles import Tiles
+from sparse_engine.pruning.granularity.tiles import Size, Tiles
 
 
 @dataclass(frozen=True)
 class Block(Tiles):
     """Tiles of `rows` outputs x `cols` inputs; the text form is "4x1".
 
+    With "all" a tile covers the whole layer in that direction: Block(1, "all") is an output row (a
+    unit, or a filter), Block(64, "all") the rows of a head of 64 features, and Block("all", 1) a
+    column, which is one input of the layer.
+
     If the shape of a layer is not a multiple of the block, the weight has partial blocks at its
     edges. They are scored by the mean of the elements that they have.
 
     Raises:
-        UsageError: if `rows` or `cols` is less than 1.
+        UsageError: if `rows` or `cols` is less than 1, or both are "all".
     """
 
-    text_form: ClassVar[str] = "ROWSxCOLS such as 4x1"
-    rows: int
-    cols: int
+    text_form: ClassVar[str] = "ROWSxCOLS such as 4x1 or 1xall"
+    rows: Size
+    cols: Size
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.cols < 1:
-            raise UsageError(f"block {self.rows}x{self.cols}: rows and cols must be at least 1")
+        sizes = [size for size in (self.rows, self.cols) if size != "all"]
+        if not sizes:
+            raise UsageError(f"block {self} is a whole layer; at least one group has to remain")
+        if not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise UsageError(f'block {self}: rows and cols must be at least 1, or "all"')
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        match = re.fullmatch(r"(\d+)x(\d+)", text)
-        return cls(int(match[1]), int(match[2])) if match else None
+        match = re.fullmatch(r"(\d+|all)x(\d+|all)", text)
+        if match is None:
+            return None
+        rows, cols = match.groups()
+        return cls("all" if rows == "all" else int(rows), "all" if cols == "all" else int(cols))
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.cols}"
+
+    @property
+    def has_whole_rows(self) -> bool:
+        return self.cols == "all"
+
+    def fits(self, out_features: int, in_features: int) -> bool:
+        # A single group would never be removed.
+        is_whole = "all" in (self.rows, self.cols) and self.groups(out_features, in_features) == 1
+        return super().fits(out_features, in_features) and not is_whole

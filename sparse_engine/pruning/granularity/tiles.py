@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine.pruning.granularity.base import Granularity
 
+Size: TypeAlias = int | Literal["all"]
+"""The height or width of a tile; "all" is that of the weight."""
+
 
 class Tiles(Granularity):
     """Tiles of `rows` outputs x `cols` inputs; the tiles of a weight form a grid."""
 
-    rows: int
-    cols: int
+    rows: Size
+    cols: Size
+
+    def size(self, out_features: int, in_features: int) -> tuple[int, int]:
+        """Height and width of a tile in a weight [out, in]."""
+        rows = out_features if self.rows == "all" else self.rows
+        return rows, self.span(in_features)
 
     def span(self, in_features: int) -> int:
-        return self.cols
+        return in_features if self.cols == "all" else self.cols
 
     def groups(self, out_features: int, in_features: int) -> int:
-        return ceil_div(out_features, self.rows) * ceil_div(in_features, self.cols)
+        rows, cols = self.size(out_features, in_features)
+        return ceil_div(out_features, rows) * ceil_div(in_features, cols)
 
     def fits(self, out_features: int, in_features: int) -> bool:
-        return out_features >= self.rows and in_features >= self.cols
+        rows, cols = self.size(out_features, in_features)
+        return out_features >= rows and in_features >= cols
 
     def group_scores(self, score: Tensor) -> Tensor:
         """Mean score of the elements of each tile, without the padding of partial tiles.
@@ -33,14 +45,15 @@ class Tiles(Granularity):
         Returns:
             [ceil(out / rows), ceil(in / cols)].
         """
-        if self.rows == self.cols == 1:
-            return score
         out_features, in_features = score.shape
-        down, across = -out_features % self.rows, -in_features % self.cols
+        rows, cols = self.size(out_features, in_features)
+        if rows == cols == 1:
+            return score
+        down, across = -out_features % rows, -in_features % cols
         padded = F.pad(score, (0, across, 0, down))
-        sums = padded.view(-1, self.rows, padded.shape[1] // self.cols, self.cols).sum((1, 3))
-        heights = torch.full((sums.shape[0], 1), self.rows, device=score.device)
-        widths = torch.full((1, sums.shape[1]), self.cols, device=score.device)
+        sums = padded.view(-1, rows, padded.shape[1] // cols, cols).sum((1, 3))
+        heights = torch.full((sums.shape[0], 1), rows, device=score.device)
+        widths = torch.full((1, sums.shape[1]), cols, device=score.device)
         heights[-1] -= down
         widths[0, -1] -= across
         return sums / (heights * widths)
@@ -48,10 +61,11 @@ class Tiles(Granularity):
     def mask(self, score: Tensor, drop: int, per_row: bool = False) -> Tensor:
         groups = self.group_scores(score)
         kept = _keep_best_per_row(groups, drop) if per_row else _keep_best(groups, drop)
-        if self.rows > 1:
-            kept = kept.repeat_interleave(self.rows, 0)
-        if self.cols > 1:
-            kept = kept.repeat_interleave(self.cols, 1)
+        rows, cols = self.size(*score.shape)
+        if rows > 1:
+            kept = kept.repeat_interleave(rows, 0)
+        if cols > 1:
+            kept = kept.repeat_interleave(cols, 1)
         return kept[: score.shape[0], : score.shape[1]]
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from sparse_engine.pruning.named import find
 from sparse_engine.pruning.recovery.base import Recovery
+from sparse_engine.pruning.recovery.bias import Bias
 from sparse_engine.pruning.recovery.blocks import Blocks
 from sparse_engine.pruning.recovery.least_squares import LeastSquares
 from sparse_engine.pruning.recovery.none import NoRecovery
 from sparse_engine.pruning.statistics.needs import check_needs
 
-RECOVERIES: tuple[type[Recovery], ...] = (NoRecovery, LeastSquares, Blocks)
+RECOVERIES: tuple[type[Recovery], ...] = (
+    NoRecovery,
+    Bias,
+    LeastSquares,
+    Blocks,
+)
 
 
 def find_recovery(recovery: str | Recovery | None) -> Recovery:
@@ -24,4 +30,4 @@ def find_recovery(recovery: str | Recovery | None) -> Recovery:
     return find(recovery or "none", RECOVERIES)
 
 
-__all__ = ["RECOVERIES", "LeastSquares", "NoRecovery", "Recovery", "find_recovery"]
+__all__ = ["RECOVERIES", "Bias", "LeastSquares", "NoRecovery", "Recovery", "find_recovery"]

@@ -102,6 +102,10 @@ class Recovery(Named):
         """Whether statistics are centred, for a layer with or without a bias."""
         return False
 
+    def note(self, has_bias: bool) -> str:
+        """How the recovery of a layer with or without a bias differs from others, or ""."""
+        return ""
+
     def problem(self, dense: Tensor, system: System | None) -> Problem:
         """The target of a dense weight [out, in]: by default the weight itself."""
         return Problem(dense, dense)
