@@ -11,6 +11,7 @@ from sparse_engine.pruning.criteria import CRITERIA, Criterion, Inputs
 from sparse_engine.pruning.driver import prune
 from sparse_engine.pruning.granularity import NM, Block, Element, Granularity, parse_granularity
 from sparse_engine.pruning.layer_report import LayerReport
+from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.patterns import LayerPattern, PatternReport, find_patterns
 from sparse_engine.pruning.report import PruneReport
 
@@ -24,6 +25,7 @@ __all__ = [
     "Inputs",
     "LayerPattern",
     "LayerReport",
+    "Override",
     "PatternReport",
     "PruneReport",
     "find_patterns",

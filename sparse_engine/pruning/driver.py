@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.allocators import Allocator
@@ -20,7 +22,8 @@ from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import prune_layers
 from sparse_engine.pruning.method import Method, make_method
-from sparse_engine.pruning.plan import Filter, Plan, make_plan
+from sparse_engine.pruning.overrides import Override
+from sparse_engine.pruning.plan import Filter, Plan, Selection, make_plan
 from sparse_engine.pruning.progress import Progress, ProgressCallback
 from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.report import PruneReport
@@ -40,6 +43,9 @@ def prune(
     filter_fn: Filter | None = None,
     seed: int = 0,
     progress: ProgressCallback | None = None,
+    targets: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    overrides: Iterable[Override | Mapping[str, Any]] = (),
 ) -> PruneReport:
     """Set a fraction of the weights of a model's linear layers to zero, in place.
 
@@ -77,6 +83,12 @@ def prune(
         progress: called with (done, total, name) after every layer. While the model runs on
             calibration inputs it is called at most twice a second, with what is being read
             instead of the name.
+        targets: patterns of the layers to prune, heads and tied weights included: dotted names
+            ("encoder.layer.0" is all below it), globs over whole names ("*.query"), or "re:" and a
+            regular expression. Without any, the rules of `make_plan` decide.
+        ignore: patterns of layers that are left in any case.
+        overrides: layers with a sparsity, granularity or criterion of their own, each a mapping
+            such as {"match": "*.query", "sparsity": 0.5}; the first that matches counts.
 
     Returns:
         What was pruned, and what was left alone and why.
@@ -91,13 +103,16 @@ def prune(
         print(report)
     """
     method = make_method(
-        sparsity, granularity, criterion, recovery, allocator, calibration is not None
+        sparsity, granularity, criterion, recovery, allocator, calibration is not None, overrides
     )
+    selection = replace(Selection.of(targets, ignore), granularities=method.granularities)
+    if filter_fn is not None and selection.targets:
+        raise UsageError("filter_fn and targets both choose the layers: give one of them")
     check_readable(model)
     fold_(model)
     not_unrolled = left_alone(model)
     with unrolled(model):
-        plan = make_plan(model, filter_fn, method.granularity)
+        plan = make_plan(model, filter_fn, method.granularity, selection)
         batches: list[Batch] = []
         if calibration is not None and method.needs:
             batches = read_calibration(model, calibration)

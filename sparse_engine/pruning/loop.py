@@ -24,9 +24,7 @@ def prune_layers(
         progress: is called after every layer.
     """
     method.generator.manual_seed(seed)
-    settings = method.allocator.allocate(
-        DenseSource(source, method), Setting(method.granularity, method.sparsity)
-    )
+    settings = _settings(source, method)
     method.generator.manual_seed(seed)
 
     tuned: set[str] = set()
@@ -39,7 +37,18 @@ def prune_layers(
         if method.layer_needs and statistics.are_missing:
             report.unseen += [layer.name for layer in layers]
         for layer in layers:
-            report.layers.append(prune_layer(layer, statistics, settings[layer.name], method))
+            own = method.for_layer(layer.name)
+            report.layers.append(prune_layer(layer, statistics, settings[layer.name], own))
             progress.finished(layer.name)
     if method.recovery.tunes_blocks:
         report.outside_blocks = [layer.name for layer in source.layers if layer.name not in tuned]
+
+
+def _settings(source: LayerSource, method: Method) -> dict[str, Setting]:
+    """How each layer is pruned: as its variant, or as the allocator decides."""
+    variants = {layer.name: method.variant_of(layer.name) for layer in source.layers}
+    fixed = {name: variant.setting for name, variant in variants.items() if variant is not None}
+    if len(fixed) == len(variants):
+        return fixed
+    requested = Setting(method.granularity, method.sparsity)
+    return method.allocator.allocate(DenseSource(source, method), requested) | fixed

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.allocators import find_allocator
-from sparse_engine.pruning.allocators.base import Allocator
+from sparse_engine.pruning.allocators.base import Allocator, Setting
 from sparse_engine.pruning.allocators.uniform import Uniform
 from sparse_engine.pruning.criteria import Criterion, find_criterion
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.granularity import Granularity, parse_granularity
+from sparse_engine.pruning.overrides import Override, Variant, find_overrides
+from sparse_engine.pruning.plan import Pattern
 from sparse_engine.pruning.recovery import NoRecovery, Recovery, find_recovery
 from sparse_engine.pruning.statistics.collector import Collection
 from sparse_engine.pruning.statistics.needs import Statistic
@@ -25,6 +29,7 @@ class Method:
     Attributes:
         generator: the source of random numbers of the criterion, on the CPU.
         note: what differs from the method that was requested, or "".
+        variants: layers that are pruned in another way; the first match counts.
     """
 
     sparsity: float
@@ -34,6 +39,7 @@ class Method:
     allocator: Allocator
     generator: torch.Generator = field(default_factory=torch.Generator)
     note: str = ""
+    variants: tuple[Variant, ...] = ()
 
     @property
     def needs(self) -> set[Statistic]:
@@ -43,7 +49,25 @@ class Method:
     @property
     def layer_needs(self) -> set[Statistic]:
         """The statistics that are read while a layer is pruned."""
-        return {*self.criterion.needs, *self.recovery.needs}
+        criteria = (self.criterion, *(variant.criterion for variant in self.variants))
+        return {*self.recovery.needs, *(need for c in criteria for need in c.needs)}
+
+    @property
+    def granularities(self) -> tuple[tuple[Pattern, Granularity], ...]:
+        """Those of the variants, by pattern."""
+        return tuple((variant.pattern, variant.setting.granularity) for variant in self.variants)
+
+    def variant_of(self, name: str) -> Variant | None:
+        """How a layer is pruned in another way; None if it is not."""
+        return next((v for v in self.variants if v.pattern.matches(name)), None)
+
+    def for_layer(self, name: str) -> Method:
+        """The method of one layer, with its criterion."""
+        variant = self.variant_of(name)
+        if variant is None or variant.criterion is self.criterion:
+            return self
+        note = f"criterion {variant.criterion}"
+        return replace(self, criterion=variant.criterion, note=note, variants=())
 
     @property
     def collection(self) -> Collection:
@@ -85,6 +109,7 @@ def make_method(
     recovery: str | Recovery | None,
     allocator: str | Allocator,
     has_calibration: bool,
+    overrides: Iterable[Override | Mapping[str, Any]] = (),
 ) -> Method:
     """Validate the arguments of `prune`, each by itself and with the others.
 
@@ -92,11 +117,7 @@ def make_method(
         UsageError: if an argument is unknown or out of range, or does not fit another one.
     """
     pattern, scoring = parse_granularity(granularity), find_criterion(criterion)
-    if scoring.needs_whole_rows and not pattern.has_whole_rows:
-        raise UsageError(
-            f"criterion {scoring} scores whole output rows, not {pattern}; give granularity 1xall, "
-            "or 64xall for 64 rows"
-        )
+    _check_rows(scoring, pattern)
     method = Method(
         _check_sparsity(sparsity, pattern, scoring),
         pattern,
@@ -110,18 +131,42 @@ def make_method(
             "each layer is removed"
         )
     method.allocator.check(method.sparsity)
+    variants = tuple(_variant(override, method) for override in find_overrides(overrides))
+    method = replace(method, variants=variants)
     if pattern.fixed_sparsity is not None and not method.allocator.is_uniform:
         raise UsageError(
             f"allocator {method.allocator} has nothing to share out: {pattern} fixes every row"
         )
     if method.needs and not has_calibration:
-        parts = (method.criterion, method.recovery, method.allocator)
+        criteria = (method.criterion, *(variant.criterion for variant in variants))
+        parts: tuple[Any, ...] = (*criteria, method.recovery, method.allocator)
         needing = next(part for part in parts if part.needs)
         raise UsageError(
             f"{needing.name} needs calibration inputs; pass calibration=, an iterable of model "
             "inputs (dicts of keyword arguments, tuples or tensors)"
         )
     return method
+
+
+def _variant(override: Override, method: Method) -> Variant:
+    """An override with what it leaves to the method of the model."""
+    granularity = parse_granularity(override.granularity or method.granularity)
+    criterion = find_criterion(override.criterion or method.criterion)
+    _check_rows(criterion, granularity)
+    decided = method.criterion.decides_sparsity or criterion.decides_sparsity
+    sparsity = override.sparsity
+    if sparsity is None and granularity.fixed_sparsity is None and not decided:
+        sparsity = method.sparsity
+    sparsity = _check_sparsity(sparsity, granularity, criterion)
+    return Variant(Pattern(override.match), Setting(granularity, sparsity), criterion)
+
+
+def _check_rows(criterion: Criterion, granularity: Granularity) -> None:
+    if criterion.needs_whole_rows and not granularity.has_whole_rows:
+        raise UsageError(
+            f"criterion {criterion} scores whole output rows, not {granularity}; give granularity "
+            "1xall, or 64xall for 64 rows"
+        )
 
 
 def _check_sparsity(
@@ -137,9 +182,9 @@ def _check_sparsity(
     if fixed is None:
         if sparsity is None:
             raise UsageError("no sparsity given; give a fraction of zeros such as 0.9")
-        if not 0 <= sparsity < 1:
+        if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
             raise UsageError(
-                f"sparsity {sparsity} is not a fraction of zeros; expected 0 <= sparsity < 1"
+                f"sparsity {sparsity!r} is not a fraction of zeros; expected 0 <= sparsity < 1"
             )
         return sparsity
     if sparsity is not None and abs(sparsity - fixed) > 1e-6:

@@ -52,33 +52,37 @@ class DenseSource:
     """The layers of a source before they are pruned: a `DenseModel` of the allocators.
 
     Args:
-        source: the layers.
+        source: the layers; those with a setting of their own are left out.
         method: its criterion scores them.
     """
 
     def __init__(self, source: LayerSource, method: Method) -> None:
         self._source = source
         self._method = method
+        self._layers = [layer for layer in source.layers if method.variant_of(layer.name) is None]
 
     @property
     def layers(self) -> list[Layer]:
-        """All layers to prune."""
-        return self._source.layers
+        """The layers whose sparsity is to be allocated."""
+        return self._layers
 
     def scores(self) -> dict[str, Tensor]:
         """By layer, the score of each group of weights by the criterion."""
         granularity = self._method.granularity
         return {
             layer.name: granularity.group_scores(score_layer(layer, statistics, self._method))
-            for layers, statistics in self._source.groups(self._method.scoring_collection)
-            for layer in layers
+            for layer, statistics in self._with_statistics()
         }
 
     def inputs(self) -> Iterator[tuple[Layer, Inputs]]:
         """Each layer with the statistics of its input that the allocator and the criterion need."""
+        for layer, statistics in self._with_statistics():
+            yield layer, statistics.inputs()
+
+    def _with_statistics(self) -> Iterator[tuple[Layer, InputStatistics]]:
+        names = {layer.name for layer in self._layers}
         for layers, statistics in self._source.groups(self._method.scoring_collection):
-            for layer in layers:
-                yield layer, statistics.inputs()
+            yield from ((layer, statistics) for layer in layers if layer.name in names)
 
 
 class ModelSource(LayerSource):

@@ -2,5 +2,15 @@
 
 from sparse_engine.pruning.plan.plan import Filter, Layer, Plan, make_plan
 from sparse_engine.pruning.plan.rules import DID_NOT_RUN, reason_by_name
+from sparse_engine.pruning.plan.selection import Pattern, Selection
 
-__all__ = ["DID_NOT_RUN", "Filter", "Layer", "Plan", "make_plan", "reason_by_name"]
+__all__ = [
+    "DID_NOT_RUN",
+    "Filter",
+    "Layer",
+    "Pattern",
+    "Plan",
+    "Selection",
+    "make_plan",
+    "reason_by_name",
+]

@@ -13,6 +13,7 @@ from sparse_engine.models import Residual, find_family
 from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.plan.rules import left_by_rule
+from sparse_engine.pruning.plan.selection import IGNORED, NO_TARGET, Selection
 from sparse_engine.pruning.plan.stacks import find_stacks
 from sparse_engine.pruning.unrolled import left_alone
 
@@ -63,11 +64,14 @@ class Plan:
 
 
 def make_plan(
-    model: nn.Module, filter_fn: Filter | None = None, granularity: Granularity | None = None
+    model: nn.Module,
+    filter_fn: Filter | None = None,
+    granularity: Granularity | None = None,
+    selection: Selection | None = None,
 ) -> Plan:
     """Choose the layers to prune.
 
-    Without a filter all linear layers are pruned, except
+    Without a filter, and without targets, all linear layers are pruned, except
 
     - those whose weight is also read by an embedding, and the head of a language model;
     - those whose dotted name has a part in REASONS_BY_NAME;
@@ -83,9 +87,12 @@ def make_plan(
         model: a model whose modules are unrolled.
         filter_fn: filter_fn(module, name) decides about every linear layer; it replaces the rules.
         granularity: layers that have no whole group of it are left.
+        selection: targets, which replace the rules too, layers to ignore, and layers with a
+            granularity of their own.
 
     Raises:
-        UsageError: if no layer is pruned, or a weight is not a plain floating-point parameter.
+        UsageError: if no layer is pruned, a pattern matches none, or a weight is not a plain
+            floating-point parameter.
     """
     linears = {name: module for name, module in model.named_modules() if is_linear(module)}
     stacks = find_stacks(model, list(linears))
@@ -93,6 +100,9 @@ def make_plan(
         left = {n: LEFT_OUT for n, m in linears.items() if not filter_fn(m, n)}
     else:
         left = left_by_rule(model, linears, stacks)
+    selection = selection or Selection()
+    others = [name for name, _ in model.named_modules() if name not in linears]
+    left = selection.left(list(linears), others, left)
     layers: list[Layer] = []
     seen: set[int] = set()
     unfit: dict[str, str] = {}
@@ -102,13 +112,16 @@ def make_plan(
         _check_weight(name, module)
         seen.add(id(module.weight))
         layer = Layer(name, module)
-        if granularity is not None and not granularity.fits(*layer.shape):
-            unfit[name] = "{} does not fit {}x{}".format(granularity, *layer.shape)
+        pattern = selection.granularity_of(name, granularity)
+        if pattern is not None and not pattern.fits(*layer.shape):
+            unfit[name] = "{} does not fit {}x{}".format(pattern, *layer.shape)
         else:
             layers.append(layer)
     if not layers:
         raise UsageError(_why_nothing(model, granularity, linears, left, unfit))
-    return Plan(layers, stacks, _residuals(model), left | unfit)
+    left |= unfit
+    selection.check_used([layer.name for layer in layers], left)
+    return Plan(layers, stacks, _residuals(model), left)
 
 
 def _residuals(model: nn.Module) -> dict[str, Residual]:
@@ -137,6 +150,8 @@ def _why_nothing(
         if any(row.sparse for row in census(model).rows):
             return "the layers of this model are sparse already: densify_ it to prune it again"
         name, reason = next(iter((left or left_alone(model)).items()), ("", ""))
+        if left and all(reason in (NO_TARGET, IGNORED) for reason in left.values()):
+            return "every target is ignored too: there is no layer to prune"
         if reason == LEFT_OUT:
             return f"filter_fn leaves out every layer; it is asked about linear layers, as {name!r}"
         if reason:
