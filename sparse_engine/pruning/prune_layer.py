@@ -50,7 +50,14 @@ def prune_layer(
         method.generator,
     )
     keep &= nonzero
-    pruned_layer = PrunedLayer(dense, None if bias is None else bias.float(), pruned, keep)
+    pruned_layer = PrunedLayer(
+        dense,
+        None if bias is None else bias.float(),
+        pruned,
+        keep,
+        # With zeros already there, the criterion saw another target than that of the recovery.
+        is_fitted=method.criterion.fits and bool(nonzero.all()),
+    )
     repaired, new_bias = method.recovery.repair(pruned_layer, problem, system)
     if new_bias is not None:
         _write(bias, new_bias, layer.name)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_engine.pruning.recovery import cholesky, least_squares
+from sparse_engine.pruning.recovery import cholesky, supports
 from sparse_engine.pruning.recovery.least_squares import compensate, refit, refit_bias
 from sparse_engine.pruning.statistics.moments import InputNorms, Moments
 from sparse_engine.pruning.statistics.system import System
@@ -93,7 +93,7 @@ def test_refit_is_the_ridge_fit_on_each_support(
     pattern: str, centred: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So small that the rows fall into several batches.
-    monkeypatch.setattr(least_squares, "BATCH_ELEMENTS", 100)
+    monkeypatch.setattr(supports, "BATCH_ELEMENTS", 100)
     # Well-conditioned as it is, no padded matrix may need the fallback.
     monkeypatch.setattr(cholesky, "_factorise_float64", None)
     d = data()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparse_engine.pruning.criteria.activation import Activation
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
 from sparse_engine.pruning.criteria.magnitude import Magnitude
+from sparse_engine.pruning.criteria.obs import OBS
 from sparse_engine.pruning.criteria.random import Random
 from sparse_engine.pruning.criteria.sparsegpt import SparseGPT
 from sparse_engine.pruning.criteria.wanda import Wanda
@@ -17,6 +18,7 @@ CRITERIA: tuple[type[Criterion], ...] = (
     Activation,
     Wanda,
     SparseGPT,
+    OBS,
 )
 
 

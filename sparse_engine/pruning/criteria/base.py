@@ -41,12 +41,15 @@ class Criterion(Named):
         per_row: whether weights are compared within an output row instead of within the layer.
         needs_whole_rows: whether all weights of a row have one score, so that only granularities of
             whole rows make sense.
+        fits: whether `prune` returns the least-squares fit, in the norm of the Hessian, to the
+            weight that it gets.
     """
 
     kind = "criterion"
     needs: ClassVar[tuple[Statistic, ...]] = ()
     per_row: ClassVar[bool] = False
     needs_whole_rows: ClassVar[bool] = False
+    fits: ClassVar[bool] = False
 
     @property
     def decides_sparsity(self) -> bool:

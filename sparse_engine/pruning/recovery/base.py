@@ -39,12 +39,14 @@ class PrunedLayer:
         bias: [out] in float32, or None.
         pruned: [out, in], the weight as the criterion returned it.
         keep: bool [out, in], the keep mask.
+        is_fitted: whether `pruned` is already the least-squares fit to the target on the mask.
     """
 
     dense: Tensor
     bias: Tensor | None
     pruned: Tensor
     keep: Tensor
+    is_fitted: bool = False
 
 
 @dataclass(frozen=True)

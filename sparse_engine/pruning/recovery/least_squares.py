@@ -14,19 +14,16 @@ defined in statistics/moments.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sparse_engine.pruning.parallel import for_each
 from sparse_engine.pruning.recovery.base import Problem, PrunedLayer, Recovery
 from sparse_engine.pruning.recovery.cholesky import factorise
+from sparse_engine.pruning.recovery.supports import SupportBatch, for_each_support
 from sparse_engine.pruning.statistics.moments import Moments
 from sparse_engine.pruning.statistics.system import System
-
-BATCH_ELEMENTS = 1 << 21  # of the gathered Hessians that are factorised at once (8 MB)
 
 
 class LeastSquares(Recovery):
@@ -51,7 +48,9 @@ class LeastSquares(Recovery):
         self, layer: PrunedLayer, problem: Problem, system: System | None
     ) -> tuple[Tensor, Tensor | None]:
         assert system is not None
-        weight = refit(problem.rhs, system.hessian, layer.keep)
+        weight = layer.pruned
+        if not layer.is_fitted:
+            weight = refit(problem.rhs, system.hessian, layer.keep)
         if layer.bias is None:
             return weight, None
         return weight, refit_bias(layer.dense, layer.bias, weight, system.moments)
@@ -75,9 +74,6 @@ def compensate(weight: Tensor, system: System) -> Problem:
 def refit(rhs: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:
     """Solve v_S H_SS = rhs_S for every row on its support S = keep[row].
 
-    Adjacent rows with the same support share one factorisation. Supports are sorted by their size
-    and solved in batches of bounded size, padded with the identity.
-
     Args:
         rhs: [out, in].
         hessian: [in, in], positive definite.
@@ -86,56 +82,14 @@ def refit(rhs: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:
     Returns:
         [out, in], zero outside of the supports.
     """
-    supports, rows_each = torch.unique_consecutive(keep, dim=0, return_counts=True)
-    first_rows = rows_each.cumsum(0) - rows_each
-    counts = supports.sum(1)
     solution = torch.zeros_like(rhs)
 
-    def solve(batch: Tensor) -> None:
-        width = int(counts[batch].max())
-        columns = supports[batch].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
-        real = torch.arange(width, device=rhs.device) < counts[batch, None]
-        members = torch.arange(int(rows_each[batch].max()), device=rhs.device)
-        # The last row of a support fills the batch: it is solved and written several times.
-        rows = first_rows[batch, None] + members.minimum(rows_each[batch, None] - 1)
-        at = rows[:, None, :], columns[:, :, None]
-        values = _solve_padded(hessian, rhs[at], columns, real)
-        row_at, column_at = (index.expand_as(values)[real] for index in at)
-        solution[row_at, column_at] = values[real]
+    def solve(batch: SupportBatch) -> None:
+        factor = factorise(batch.submatrices(hessian))
+        batch.write(torch.cholesky_solve(batch.read(rhs), factor), solution)
 
-    for_each(solve, _batches(counts))
+    for_each_support(keep, solve)
     return solution
-
-
-def _batches(counts: Tensor) -> Iterator[Tensor]:
-    """Indices of supports, largest first, as many at a time as BATCH_ELEMENTS allows."""
-    order = counts.argsort(descending=True)
-    order = order[: int(counts.count_nonzero())]
-    while len(order):
-        size = max(BATCH_ELEMENTS // int(counts[order[0]]) ** 2, 1)
-        yield order[:size]
-        order = order[size:]
-
-
-def _solve_padded(hessian: Tensor, rhs: Tensor, columns: Tensor, real: Tensor) -> Tensor:
-    """Solve with submatrices of the Hessian, which are the identity at padding.
-
-    Args:
-        hessian: [in, in].
-        rhs: [batch, width, rows].
-        columns: int64 [batch, width], the rows and columns of each submatrix.
-        real: bool [batch, width], False at padding.
-
-    Returns:
-        [batch, width, rows].
-    """
-    # One matrix at a time: several times faster than one gather of [batch, width, width].
-    gathered = torch.stack([hessian.index_select(0, at).index_select(1, at) for at in columns])
-    if not real.all():
-        gathered *= real[:, :, None] & real[:, None, :]
-        gathered.diagonal(dim1=1, dim2=2).add_(~real)
-        rhs = rhs * real[:, :, None]
-    return torch.cholesky_solve(rhs, factorise(gathered))
 
 
 def refit_bias(weight: Tensor, bias: Tensor, pruned: Tensor, moments: Moments) -> Tensor:

@@ -1,0 +1,137 @@
+"""Optimal brain surgeon in stages: w_C (H_SS^-1)_CC^-1 w_C^T, summed over the rows of a tile.
+
+This is exactly what the layer's error grows by if the weights w_C of a row are removed and all
+others on the support S of the row are refitted. Only the inverses of a few stages are computed,
+instead of one for each weight removed.
+
+Hassibi and Stork 1992, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon";
+Frantar and Alistarh 2022, "Optimal Brain Compression: A Framework for Accurate Post-Training
+Quantization and Pruning", arXiv:2208.11580.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.granularity.base import Granularity
+from sparse_engine.pruning.granularity.nm import NM
+from sparse_engine.pruning.recovery.cholesky import upper_factor_of_inverse
+from sparse_engine.pruning.recovery.removal import RemovalCosts
+
+Cut = Callable[[Tensor], Tensor]  # keep mask of scores
+
+
+@dataclass(frozen=True)
+class OBS(Criterion):
+    """Cuts in stages; after each one the kept weights are refitted and scored again.
+
+    All groups of a layer compete. The weights that `prune` returns are the least-squares fit to
+    those that it gets, on the keep mask.
+
+    Args:
+        ratio: density after a stage, relative to the density before it, 0.1 to 0.95. More stages
+            lose less and take longer.
+
+    Raises:
+        UsageError: if the ratio is out of range.
+    """
+
+    name = "obs"
+    needs = ("hessian",)
+    fits = True
+    ratio: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.ratio <= 0.95:
+            raise UsageError(f"obs: ratio {self.ratio} is out of range; expected 0.1 to 0.95")
+
+    def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+        """w^2 / (H^-1)_jj: the loss of removing one weight of the dense layer."""
+        assert inputs.hessian is not None
+        return weight.square() / upper_factor_of_inverse(inputs.hessian).square().sum(0)
+
+    def prune(
+        self,
+        weight: Tensor,
+        inputs: Inputs,
+        granularity: Granularity,
+        sparsity: float,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        return next(self.trace(weight, inputs, granularity, [sparsity], generator))
+
+    def trace(
+        self,
+        weight: Tensor,
+        inputs: Inputs,
+        granularity: Granularity,
+        sparsities: Sequence[float],
+        generator: torch.Generator,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pass through all sparsities in one run of stages.
+
+        The keep mask of each sparsity lies within that of the one before it.
+        """
+        assert inputs.hessian is not None
+        span = 1 if granularity.fixed_sparsity is not None else granularity.span(weight.shape[1])
+        costs = RemovalCosts(weight, inputs.hessian, span)
+        keep = weight != 0
+        fitted, score = costs.of(keep)
+        cuts = list(self._cuts(granularity, keep, sparsities))
+        for left, (cut, is_requested) in zip(reversed(range(len(cuts))), cuts, strict=True):
+            keep = keep & cut(_removed_first(score, granularity, keep))
+            if left:
+                fitted, score = costs.of(keep)
+            else:
+                fitted = costs.fit(keep)
+            if is_requested:
+                yield fitted, keep
+
+    def _cuts(
+        self, granularity: Granularity, support: Tensor, sparsities: Sequence[float]
+    ) -> Iterator[tuple[Cut, bool]]:
+        """The cuts of a weight with a support, bool [out, in], and whether one was asked for."""
+        if granularity.fixed_sparsity is not None:
+            for pattern in self._patterns(granularity):
+                yield partial(pattern.mask, drop=0), pattern == granularity
+            return
+        out_features, in_features = support.shape
+        groups = granularity.groups(out_features, in_features)
+        present = int(granularity.group_scores(support.float()).count_nonzero())
+        for sparsity in sparsities:
+            last = groups - granularity.quota(out_features, in_features, sparsity)
+            for count in self._counts(present, last):
+                yield partial(granularity.mask, drop=groups - count), count == last
+            present = min(present, last)
+
+    def _patterns(self, last: Granularity) -> list[Granularity]:
+        """Patterns that fix the sparsity, from the densest to the one that was asked for."""
+        if not isinstance(last, NM):
+            return [last]
+        return [NM(count, last.of) for count in self._counts(last.of, last.keep)]
+
+    def _counts(self, present: int, last: int) -> list[int]:
+        """How many of the groups that are present are kept after each cut."""
+        counts = [last]
+        density = last / self.ratio
+        while (count := math.ceil(density)) < present:
+            counts.append(count)
+            density /= self.ratio
+        return counts[::-1]
+
+
+def _removed_first(score: Tensor, granularity: Granularity, support: Tensor) -> Tensor:
+    """Scores with -inf for the groups that have no weight in the support, bool [out, in]."""
+    if granularity.fixed_sparsity is not None:
+        return score.masked_fill(~support, -torch.inf)
+    groups = granularity.group_scores(support.float())
+    left = granularity.mask(support.float(), int((groups == 0).sum()))
+    return score.masked_fill(~left, -torch.inf)
