@@ -67,8 +67,8 @@ def prune(
             threshold of magnitude the weights decide.
         granularity: Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "1xall",
             "2:4".
-        criterion: "random", "magnitude", "activation", "wanda", "sparsegpt", or a Criterion.
-            Options follow a name in brackets, as "magnitude(p=1)"; so do those of recoveries and
+        criterion: "random", "magnitude", "activation", "wanda", "sparsegpt", "obs", or a
+            Criterion. Options follow a name in brackets, as "magnitude(p=1)"; so do those of recoveries and
             allocators.
         recovery: "least_squares" (alias "lsq") refits the kept weights, and the biases; "bias"
             shifts the biases alone; None or "none" leaves them as they are.

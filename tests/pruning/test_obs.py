@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import NM, Block, Criterion, Element, Granularity, Inputs
+from sparse_engine.pruning import prune as prune_model
 from sparse_engine.pruning.criteria import find_criterion
 from sparse_engine.pruning.criteria.obs import OBS
-from sparse_engine.pruning.recovery import cholesky, supports
+from sparse_engine.pruning.recovery import cholesky, least_squares, supports
 from sparse_engine.pruning.recovery.cholesky import inverse_of_lower
 from sparse_engine.pruning.recovery.least_squares import refit
 from sparse_engine.pruning.recovery.removal import RemovalCosts
@@ -250,3 +251,35 @@ def test_score_is_the_loss_of_removing_one_weight_of_the_dense_layer() -> None:
     score = OBS().score(weight, Inputs(hessian=hessian), torch.Generator())
     _, expected = RemovalCosts(weight, hessian).of(torch.ones_like(weight, dtype=torch.bool))
     torch.testing.assert_close(score, expected, rtol=1e-3, atol=0)
+
+
+def test_least_squares_does_not_repeat_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same seed the model is that of a criterion whose fit is repeated."""
+
+    class Refitted(OBS):
+        fits = False
+
+    models = []
+    for criterion in (OBS(), Refitted()):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        batches = [(torch.randn(40, 12),)]
+        with monkeypatch.context() as patch:
+            if criterion.fits:
+                patch.setattr(least_squares, "refit", None)
+            prune_model(model, 0.6, "2x1", criterion, "least_squares", batches)
+        models.append(model)
+    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_pruned_model_is_pruned_further() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+    batches = [(torch.randn(40, 12),)]
+    prune_model(model, 0.5, "element", "magnitude")
+    before = model[0].weight != 0
+    prune_model(model, 0.8, "element", "obs", "least_squares", batches)
+    after = model[0].weight != 0
+    assert not (after & ~before).any()
+    assert int(after.sum()) == 96 - round(0.8 * 96)
