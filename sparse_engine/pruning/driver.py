@@ -68,8 +68,8 @@ def prune(
         granularity: Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "1xall",
             "2:4".
         criterion: "random", "magnitude", "activation", "wanda", "sparsegpt", "obs", or a
-            Criterion. Options follow a name in brackets, as "magnitude(p=1)"; so do those of recoveries and
-            allocators.
+            Criterion. Options follow a name in brackets, as "magnitude(p=1)"; so do those of
+            recoveries and allocators.
         recovery: "least_squares" (alias "lsq") refits the kept weights, and the biases; "bias"
             shifts the biases alone; None or "none" leaves them as they are.
         calibration: model inputs, each a dict of keyword arguments, a tuple or a tensor (or a
