@@ -6,7 +6,8 @@ the disk. A run that was interrupted continues after the last finished module.
 """
 
 from sparse_engine.streaming.checkpoint import Checkpoint, open_checkpoint
+from sparse_engine.streaming.draft import unfinished
 from sparse_engine.streaming.memory import must_stream
 from sparse_engine.streaming.prune import prune_checkpoint
 
-__all__ = ["Checkpoint", "must_stream", "open_checkpoint", "prune_checkpoint"]
+__all__ = ["Checkpoint", "must_stream", "open_checkpoint", "prune_checkpoint", "unfinished"]

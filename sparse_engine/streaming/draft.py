@@ -114,6 +114,8 @@ def _locked(path: Path, lock: int, request: dict[str, Any]) -> Iterator[Draft]:
     try:
         draft.model.mkdir(exist_ok=True)
         draft.states.mkdir(exist_ok=True)
+        if not draft.state:
+            draft.save({})  # from here on the folder belongs to this request
         yield draft
     except BaseException:
         if not draft.state:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,8 +11,7 @@ import torch
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.io.tensorfile import CODES, DTYPES
 from sparse_engine.pruning.plan import Layer
-from sparse_engine.pruning.recovery.base import BlockReport
-from sparse_engine.pruning.report import LayerReport, PruneReport
+from sparse_engine.pruning.report import PruneReport
 from sparse_engine.streaming.copies import Copies
 from sparse_engine.streaming.draft import Draft
 from sparse_engine.streaming.storage import Kept
@@ -87,10 +85,7 @@ class DraftJournal:
                 "dense": [_entry(kept) for kept in dense],
                 "pruned": [_entry(kept) for kept in pruned],
                 "generator": bytes(self._generator.get_state().tolist()).hex(),
-                "layers": [asdict(row) for row in self._report.layers],
-                "blocks": [asdict(row) for row in self._report.blocks],
-                "unseen": self._report.unseen,
-                "seconds": self.seconds,
+                "report": self._report.to_dict() | {"seconds": self.seconds},
             }
         )
         now = time.perf_counter()
@@ -99,15 +94,14 @@ class DraftJournal:
         self._module_started = now
 
     def _restore_report(self) -> None:
-        state = self._draft.state
         try:
-            rows = [LayerReport(**row | {"shape": tuple(row["shape"])}) for row in state["layers"]]
-            self._report.layers += rows
-            self._report.blocks += [BlockReport(**row) for row in state["blocks"]]
-            self._report.unseen += state["unseen"]
-            self._seconds = float(state["seconds"])
-        except (KeyError, TypeError, ValueError):
+            stored = PruneReport.from_dict(self._draft.state["report"])
+        except (KeyError, TypeError, InvalidFileError):
             raise self._damaged() from None
+        self._report.layers += stored.layers
+        self._report.blocks += stored.blocks
+        self._report.unseen += stored.unseen
+        self._seconds = stored.seconds
 
     def _damaged(self) -> InvalidFileError:
         return InvalidFileError(f"{self._draft.path}: its state is damaged: remove the folder")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparse_engine.errors import SparseEngineError
+from sparse_engine.io import is_package
+from sparse_engine.io.checkpoint import find_folder
 from sparse_engine.io.shards import read_headers
 
 # float32 weights, the copy that `prune` keeps of them, and what it computes with.
@@ -11,9 +14,18 @@ COPIES = 2.5
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def must_stream(folder: Path) -> bool:
-    """Whether pruning the checkpoint of a folder in memory would take more than is available."""
-    elements = sum(slot.nbytes // slot.dtype.itemsize for _, slot in read_headers(folder).values())
+def must_stream(path_or_id: str | Path) -> bool:
+    """Whether pruning a checkpoint in memory would take more than is available.
+
+    Packages are always read into memory. False for files that cannot be read, which are refused
+    when they are loaded.
+    """
+    try:
+        folder = find_folder(path_or_id)
+        slots = [] if is_package(folder) else [slot for _, slot in read_headers(folder).values()]
+    except SparseEngineError:
+        return False
+    elements = sum(slot.nbytes // slot.dtype.itemsize for slot in slots)
     available = available_memory()
     return available is not None and COPIES * 4 * elements > available
 

@@ -9,13 +9,13 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.pruning.granularity import Granularity
-from sparse_engine.pruning.plan import Plan, make_plan
+from sparse_engine.pruning.plan import Plan, Selection, make_plan
 from sparse_engine.pruning.unrolled import kind_of
 
 OUTSIDE = "outside of the stack, which alone is streamed"
 
 
-def plan_stack(model: nn.Module, granularity: Granularity) -> Plan:
+def plan_stack(model: nn.Module, granularity: Granularity, selection: Selection) -> Plan:
     """The layers of the only stack of a model without weights.
 
     Raises:
@@ -28,7 +28,7 @@ def plan_stack(model: nn.Module, granularity: Granularity) -> Plan:
             raise UnsupportedModelError(
                 f"{kind} cannot be streamed: {name} ({type(module).__name__}) is no linear layer"
             )
-    plan = make_plan(model, None, granularity)
+    plan = make_plan(model, None, granularity, selection)
     stacks = [s for s in plan.stacks if any(_is_inside(layer.name, s) for layer in plan.layers)]
     if len(stacks) != 1:
         raise UnsupportedModelError(

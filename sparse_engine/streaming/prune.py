@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.loop import allocate, new_report, prune_layers
 from sparse_engine.pruning.method import Method, make_method
-from sparse_engine.pruning.plan import Plan
+from sparse_engine.pruning.overrides import Override
+from sparse_engine.pruning.plan import Plan, Selection
 from sparse_engine.pruning.progress import Progress, ProgressCallback
 from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.report import PruneReport
@@ -59,6 +61,9 @@ def prune_checkpoint(
     seed: int = 0,
     progress: ProgressCallback | None = None,
     on_module: OnModule | None = None,
+    targets: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    overrides: Iterable[Override | Mapping[str, Any]] = (),
 ) -> PruneReport:
     """Write a pruned copy of a checkpoint, with one module of its stack in memory at a time.
 
@@ -81,6 +86,9 @@ def prune_checkpoint(
         seed: of the random numbers of the criterion.
         progress: called with (done, total, name) after every layer.
         on_module: called with (done, total, seconds) after every module of the stack.
+        targets: as for `prune`; so are the last two.
+        ignore: patterns of layers that are left.
+        overrides: layers that are pruned in another way.
 
     Returns:
         What was pruned, and what was left alone and why.
@@ -96,11 +104,12 @@ def prune_checkpoint(
     """
     target, model = Path(out), checkpoint.model
     method = make_method(
-        sparsity, granularity, criterion, recovery, allocator, calibration is not None
+        sparsity, granularity, criterion, recovery, allocator, calibration is not None, overrides
     )
+    selection = replace(Selection.of(targets, ignore), granularities=method.granularities)
     _check_method(method)
     check_free(target)
-    plan = plan_stack(model, method.granularity)
+    plan = plan_stack(model, method.granularity, selection)
     batches: list[Batch] = []
     if calibration is not None and method.needs:
         batches = read_calibration(model, calibration)
@@ -109,7 +118,7 @@ def prune_checkpoint(
     with evaluation_mode(model), torch.no_grad():
         segments = find_modules(model, weights, plan, batches) if batches else _without_inputs(plan)
         _check_space(checkpoint, target, segments, batches)
-        with open_draft(target, describe(checkpoint, method, batches, seed)) as draft:
+        with open_draft(target, describe(checkpoint, method, selection, batches, seed)) as draft:
             copies = Copies(checkpoint, draft.model)
             copies.make(progress)
             report = new_report(method)
@@ -134,7 +143,10 @@ def prune_checkpoint(
 
 def _check_method(method: Method) -> None:
     """Refuse what reads the whole model at once."""
-    for part in (method.criterion, method.recovery, method.allocator):
+    criteria = (method.criterion, *(variant.criterion for variant in method.variants))
+    parts: tuple[Criterion | Recovery | Allocator, ...]
+    parts = (*criteria, method.recovery, method.allocator)
+    for part in parts:
         if lacking := set(part.needs) - STREAMED:
             raise UsageError(
                 f"{part.kind} {part.name} needs {lacking.pop()}, for which the whole model has to "

@@ -13,11 +13,12 @@ from sparse_engine import __version__
 from sparse_engine.io.tensorfile import tensor_bytes
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.method import Method
+from sparse_engine.pruning.plan import Selection
 from sparse_engine.streaming.checkpoint import Checkpoint
 
 
 def describe(
-    checkpoint: Checkpoint, method: Method, batches: list[Batch], seed: int
+    checkpoint: Checkpoint, method: Method, selection: Selection, batches: list[Batch], seed: int
 ) -> dict[str, Any]:
     """The request of a run: method, seed, version, and fingerprints of what is read."""
     return {
@@ -27,6 +28,12 @@ def describe(
         "criterion": str(method.criterion),
         "recovery": str(method.recovery),
         "allocator": str(method.allocator),
+        "targets": [pattern.text for pattern in selection.targets],
+        "ignore": [pattern.text for pattern in selection.ignore],
+        "overrides": [
+            f"{v.pattern.text} {v.criterion} {v.setting.granularity} {v.setting.sparsity}"
+            for v in method.variants
+        ],
         "seed": seed,
         "source": _source_digest(checkpoint),
         "calibration": _calibration_digest(batches) if batches else None,
