@@ -51,7 +51,6 @@ ALLOWED = {
         "ops",
         "packings",
     },
-    "streaming": {"convert", "errors", "formats", "io", "pruning"},
     "text": {"errors", "io", "models"},
     "generation": {"errors"},
     "tasks": {"errors", "generation", "io", "models", "reporting", "text"},

@@ -13,6 +13,7 @@ from sparse_engine.pruning.granularity import NM, Block, Element, Granularity, p
 from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.patterns import LayerPattern, PatternReport, find_patterns
+from sparse_engine.pruning.recipe import Recipe, read_recipe
 from sparse_engine.pruning.report import PruneReport
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "Override",
     "PatternReport",
     "PruneReport",
+    "Recipe",
     "find_patterns",
     "parse_granularity",
     "prune",
+    "read_recipe",
 ]

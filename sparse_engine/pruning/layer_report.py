@@ -23,6 +23,7 @@ class LayerReport:
         rows_kept: number of rows (outputs) that have a weight which is not zero.
         columns_kept: number of columns (inputs) that have one.
         density: where the weights are that are not zero.
+        criterion: the text form of its own criterion, or "" for that of the model.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LayerReport:
     rows_kept: int | None = None
     columns_kept: int | None = None
     density: DensityMap | None = None
+    criterion: str = ""
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,7 @@ class Method:
         variant = self.variant_of(name)
         if variant is None or variant.criterion is self.criterion:
             return self
-        note = f"criterion {variant.criterion}"
-        return replace(self, criterion=variant.criterion, note=note, variants=())
+        return replace(self, criterion=variant.criterion, variants=())
 
     @property
     def collection(self) -> Collection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from sparse_engine.errors import UsageError
@@ -48,11 +48,6 @@ class Override:
             raise UsageError(f"override {value['match']!r} changes nothing: give it a sparsity")
         return cls(**value)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without those of the model."""
-        found = {key: value for key, value in asdict(self).items() if value is not None}
-        return {k: v if isinstance(v, float) else str(v) for k, v in found.items()}
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -61,6 +56,17 @@ class Variant:
     pattern: Pattern
     setting: Setting
     criterion: Criterion
+
+    def to_dict(self) -> dict[str, Any]:
+        """The override in full as plain values, for JSON."""
+        granularity = self.setting.granularity
+        decided = self.criterion.decides_sparsity or granularity.fixed_sparsity is not None
+        return {
+            "match": self.pattern.text,
+            **({} if decided else {"sparsity": self.setting.sparsity}),
+            "granularity": str(granularity),
+            "criterion": str(self.criterion),
+        }
 
 
 def find_overrides(values: Iterable[Override | Mapping[str, Any]]) -> list[Override]:

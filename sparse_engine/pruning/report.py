@@ -47,6 +47,10 @@ class PruneReport:
         heads: what is left of each attention head, for known model families and torch's attention.
         examples: what the model makes of some texts before and after, for the page; see
             `se.tasks.Comparison`.
+        recipe: the arguments, which `read_recipe` reads from a pruning.json.
+        calibration: the fingerprint of the calibration inputs, and how many there were.
+        versions: of the packages that computed the result.
+        metrics: what the caller measures on the result, by name.
     """
 
     granularity: str
@@ -64,6 +68,10 @@ class PruneReport:
     seconds: float = 0.0
     heads: list[HeadsReport] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:

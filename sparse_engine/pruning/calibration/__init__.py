@@ -1,7 +1,8 @@
 """Calibration inputs: the batches that the model is run on to collect statistics."""
 
 from sparse_engine.pruning.calibration.batch import Batch
+from sparse_engine.pruning.calibration.fingerprint import fingerprint
 from sparse_engine.pruning.calibration.merge import merge_batches
 from sparse_engine.pruning.calibration.read import read_calibration
 
-__all__ = ["Batch", "merge_batches", "read_calibration"]
+__all__ = ["Batch", "fingerprint", "merge_batches", "read_calibration"]
