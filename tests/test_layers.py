@@ -51,6 +51,7 @@ ALLOWED = {
         "ops",
         "packings",
     },
+    "streaming": {"convert", "errors", "formats", "io", "pruning"},
     "text": {"errors", "io", "models"},
     "generation": {"errors"},
     "tasks": {"errors", "generation", "io", "models", "reporting", "text"},

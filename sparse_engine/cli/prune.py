@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,12 @@ def prune(
     samples: Annotated[int, typer.Option(min=1, help="Calibration texts to use.")] = 512,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration text.")] = 128,
     seed: Annotated[int, typer.Option(help="For random choices.")] = 0,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream", help="Keep one block in memory. Default: if memory is short."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
 ) -> None:
     """Set weights of a model's linear layers to zero and write a Hugging Face folder.
@@ -58,7 +64,11 @@ def prune(
       sparse-engine prune ./model pruned --sparsity 0.8 --report report.html --examples lines.txt
 
       sparse-engine prune ./model pruned --criterion "magnitude(sigma=1.5)"
+
+      sparse-engine prune ./llama-8b pruned --sparsity 0.5 --criterion wanda --stream
+      --calibration texts.txt  # run it again after an interrupt: it continues
     """
+    from sparse_engine.cli import streamed
     from sparse_engine.cli.reports import compare, read_examples
     from sparse_engine.cli.tables import prune_tables, show
     from sparse_engine.convert.sparsify import densify_
@@ -77,33 +87,34 @@ def prune(
     # Wrong options are refused before the model is loaded.
     make_method(sparsity, granularity, criterion, recovery, allocator, calibration is not None)
     texts = read_texts(calibration)[:samples] if calibration else None
-    with progress_bar("loading") as bar:
-        loaded, folder = load_pretrained(model, bar)
-    densify_(loaded)
-    batches = None
-    if texts is not None:
-        batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
-    comparison = compare(loaded, folder, example_texts)
-    with progress_bar("pruning") as bar:
-        result = prune_model(
-            loaded,
-            sparsity=sparsity,
-            granularity=granularity,
-            criterion=criterion,
-            recovery=recovery,
-            calibration=batches,
-            allocator=allocator,
-            seed=seed,
-            progress=bar,
-        )
-    if comparison is not None:
-        result.examples = comparison.examples()
-    with progress_bar("writing") as bar:
-        save_checkpoint(loaded, out, folder, result.to_dict(), bar)
+    options: dict[str, Any] = {
+        "sparsity": sparsity,
+        "granularity": granularity,
+        "criterion": criterion,
+        "recovery": recovery,
+        "allocator": allocator,
+        "seed": seed,
+    }
+    if streamed.chosen(stream, model, example_texts):
+        result = streamed.prune_streamed(model, out, texts, max_length, options)
+    else:
+        with progress_bar("loading") as bar:
+            loaded, folder = load_pretrained(model, bar)
+        densify_(loaded)
+        batches = None
+        if texts is not None:
+            batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
+        comparison = compare(loaded, folder, example_texts)
+        with progress_bar("pruning") as bar:
+            result = prune_model(loaded, **options, calibration=batches, progress=bar)
+        if comparison is not None:
+            result.examples = comparison.examples()
+        with progress_bar("writing") as bar:
+            save_checkpoint(loaded, out, folder, result.to_dict(), bar)
     if report is not None:
         result.to_html(report, f"{Path(model).name}, pruned")
     show(*prune_tables(result))
     say(result.summary)
-    if batches is None:
+    if texts is None:
         remark("no --calibration was given: expect much lower quality", "yellow")
     remark(f"wrote {out}; next: sparse-engine convert {out} PACKAGE")

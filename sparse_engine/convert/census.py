@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,11 +104,22 @@ class Census:
         )
 
 
-def census(model: nn.Module) -> Census:
+def zeros_of(weight: Tensor) -> int:
+    """Number of zeros of a dense weight; none of one on the meta device, which has no values."""
+    if weight.is_meta:
+        return 0
+    return weight.numel() - int(plain_of(weight.detach()).count_nonzero())
+
+
+def census(model: nn.Module, zeros: Callable[[Tensor], int] = zeros_of) -> Census:
     """Count the weights of `model`, and their zeros.
 
     A module that has two names, or runs more than once, counts once. Products that a model computes
     outside of modules, such as a head that reads an embedding's weight, do not count.
+
+    Args:
+        model: any module.
+        zeros: returns the number of zeros of a dense weight.
 
     >>> census(torch.nn.Linear(4, 3)).multiply_adds
     12
@@ -127,12 +138,12 @@ def census(model: nn.Module) -> Census:
         parameters = [p for p in module.parameters(recurse=False) if id(p) not in owners]
         tied = next((owners[id(w)] for w in weights if id(w) in owners), "")
         owners.update({id(parameter): name for parameter in parameters})
-        count, zeros, biases = _counts(module, weights)
+        count, zero, biases = _counts(module, weights, zeros)
         if not count and not parameters:
             continue
         work = 0 if kind in NO_WORK else _used(model, modules, name, kind, count)
         own = sum(p.numel() for p in parameters) or (0 if tied else count + biases)
-        rows.append(Row(name, kind, count, zeros, work, own, tied, sparse))
+        rows.append(Row(name, kind, count, zero, work, own, tied, sparse))
     return Census(tuple(rows))
 
 
@@ -183,7 +194,9 @@ def _by_parameters(module: nn.Module) -> tuple[str, list[Weight]]:
     return "other", [p for name, p in own.items() if p.dim() > 1 and "weight" in name]
 
 
-def _counts(module: Any, weights: list[Weight]) -> tuple[int, int, int]:
+def _counts(
+    module: Any, weights: list[Weight], zeros_of: Callable[[Tensor], int]
+) -> tuple[int, int, int]:
     """Elements and zeros of weights, and elements of the biases of sparse layers."""
     count = zeros = biases = 0
     for weight in weights:
@@ -193,7 +206,7 @@ def _counts(module: Any, weights: list[Weight]) -> tuple[int, int, int]:
             biases += 0 if weight.bias is None else weight.bias.numel()
         else:
             elements = weight.numel()
-            zeros += elements - int(plain_of(weight.detach()).count_nonzero())
+            zeros += zeros_of(weight)
         count += elements
     network = module.network if isinstance(module, SparseRNNCellBase) else module
     if isinstance(network, SparseRNNBase):  # its layers are padded with rows of zeros

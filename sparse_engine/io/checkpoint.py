@@ -61,7 +61,7 @@ def load_pretrained(
 
     >>> model, folder = load_pretrained("sentence-transformers/all-MiniLM-L6-v2")
     """
-    folder = _find(path_or_id)
+    folder = find_folder(path_or_id)
     if is_package(folder):
         return load(folder, progress=progress), folder
     path, adapted = folder / "config.json", has_adapter(folder)
@@ -77,8 +77,8 @@ def load_pretrained(
     return model, folder
 
 
-def _find(path_or_id: str | Path) -> Path:
-    """The local folder; an id of the hub is downloaded."""
+def find_folder(path_or_id: str | Path) -> Path:
+    """The local folder; an id of the hub is downloaded. Raises UnsupportedModelError."""
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparse_engine.convert.census import Row, census
+from sparse_engine.convert.census import Census, Row, census
 from sparse_engine.pruning.layer_report import Left
 from sparse_engine.pruning.plan import reason_by_name
 from sparse_engine.pruning.report import PruneReport
@@ -18,15 +18,19 @@ REASONS_BY_KIND = {
 }
 
 
-def add_coverage(report: PruneReport, model: nn.Module, reasons: dict[str, str]) -> None:
+def add_coverage(
+    report: PruneReport, model: nn.Module, reasons: dict[str, str], counted: Census | None = None
+) -> None:
     """Fill in the fields of a report that concern the whole model.
 
     Args:
         report: a report with all its layers.
         model: the pruned model, no longer unrolled.
         reasons: why layers were left, by their names.
+        counted: the weights of the model and their zeros, if they are not in memory.
     """
-    counted, modules = census(model), dict(model.named_modules())
+    counted = counted or census(model)
+    modules = dict(model.named_modules())
     report.zeros_of_parameters = counted.zeros_of_parameters
     report.zeros_of_multiply_adds = counted.zeros_of_multiply_adds
     pruned = {layer.name: layer.shape[0] * layer.shape[1] for layer in report.layers}

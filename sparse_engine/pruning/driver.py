@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +17,10 @@ from sparse_engine.pruning.allocators import Allocator
 from sparse_engine.pruning.calibration import Batch, fingerprint, merge_batches, read_calibration
 from sparse_engine.pruning.coverage import add_coverage
 from sparse_engine.pruning.criteria import Criterion
+from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.heads import heads_of
-from sparse_engine.pruning.loop import prune_layers
+from sparse_engine.pruning.loop import allocate, new_report, prune_layers
 from sparse_engine.pruning.method import Method, make_method
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.plan import Filter, Pattern, Plan, Selection, make_plan
@@ -138,41 +138,18 @@ def _prune(
 ) -> PruneReport:
     """Prune all layers of a plan; after an error the weights are restored."""
     started = time.perf_counter()
-    report = PruneReport(
-        str(method.granularity),
-        str(method.criterion),
-        str(method.recovery) if method.recovery.name != "none" else None,
-        str(method.allocator),
-    )
+    report = new_report(method)
     dense = DenseWeights(plan.layers)
-    with _evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         progress = Progress(progress_callback, len(plan.layers))
         progress.working("grouping calibration batches")
         batches = merge_batches(model, batches)
         source = ModelSource(model, plan, batches, dense, progress)
         try:
-            prune_layers(source, method, seed, report, progress)
+            settings = allocate(source, method, seed)
+            prune_layers(source, settings, method, seed, report, progress)
         except BaseException:
             dense.restore()
             raise
     report.seconds = time.perf_counter() - started
     return report
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without a key-value cache, which grows if a module runs repeatedly."""
-    training = [module for module in model.modules() if module.training]
-    # Decoders inside a model have their own configs.
-    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    caching = [config for config in configs if getattr(config, "use_cache", None)]
-    try:
-        model.eval()
-        for config in caching:
-            config.use_cache = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for config in caching:
-            config.use_cache = True

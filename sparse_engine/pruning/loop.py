@@ -13,26 +13,48 @@ from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.source import DenseSource, LayerSource
 
 
+def new_report(method: Method) -> PruneReport:
+    """The report of a run of this method, still without layers."""
+    return PruneReport(
+        str(method.granularity),
+        str(method.criterion),
+        str(method.recovery) if method.recovery.name != "none" else None,
+        str(method.allocator),
+    )
+
+
+def allocate(source: LayerSource, method: Method, seed: int) -> dict[str, Setting]:
+    """How each layer is pruned, by its name: as its variant, or as the allocator decides."""
+    method.generator.manual_seed(seed)
+    variants = {layer.name: method.variant_of(layer.name) for layer in source.layers}
+    fixed = {name: variant.setting for name, variant in variants.items() if variant is not None}
+    if len(fixed) == len(variants):
+        return fixed
+    requested = Setting(method.granularity, method.sparsity)
+    return method.allocator.allocate(DenseSource(source, method), requested) | fixed
+
+
 def prune_layers(
-    source: LayerSource, method: Method, seed: int, report: PruneReport, progress: Progress
+    source: LayerSource,
+    settings: dict[str, Setting],
+    method: Method,
+    seed: int,
+    report: PruneReport,
+    progress: Progress,
 ) -> None:
     """Prune all layers of a source in place, and add a row for each to the report.
 
     Args:
         source: the layers.
+        settings: as `allocate` returned them.
         method: how they are pruned.
         seed: of the random numbers of the criterion.
         report: receives the rows, and the layers that no calibration token reached.
         progress: is called after every layer.
     """
     method.generator.manual_seed(seed)
-    settings = _settings(source, method)
-    method.generator.manual_seed(seed)
-
-    tuned: set[str] = set()
 
     def on_block(block: Block) -> None:
-        tuned.update(layer.name for layer in block.layers)
         report.blocks.append(method.recovery.tune(block, method.generator, progress.working))
 
     for layers, statistics in source.groups(method.collection, on_block):
@@ -46,14 +68,6 @@ def prune_layers(
             report.layers.append(row)
             progress.finished(layer.name)
     if method.recovery.tunes_blocks:
-        report.outside_blocks = [layer.name for layer in source.layers if layer.name not in tuned]
-
-
-def _settings(source: LayerSource, method: Method) -> dict[str, Setting]:
-    """How each layer is pruned: as its variant, or as the allocator decides."""
-    variants = {layer.name: method.variant_of(layer.name) for layer in source.layers}
-    fixed = {name: variant.setting for name, variant in variants.items() if variant is not None}
-    if len(fixed) == len(variants):
-        return fixed
-    requested = Setting(method.granularity, method.sparsity)
-    return method.allocator.allocate(DenseSource(source, method), requested) | fixed
+        tuned = tuple(f"{block.name}." for block in report.blocks)
+        names = (layer.name for layer in source.layers)
+        report.outside_blocks = [name for name in names if not name.startswith(tuned)]

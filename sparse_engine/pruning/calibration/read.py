@@ -18,7 +18,7 @@ from sparse_engine.pruning.calibration.batch import IGNORED, Batch, token_masks
 def read_calibration(
     model: nn.Module, calibration: Iterable[Any], has_loss: bool = False
 ) -> list[Batch]:
-    """Make batches on the device of the model.
+    """Make batches on the device of the model; on the CPU for a model without weights.
 
     Arrays and lists of numbers become tensors, floats in the dtype of the model. For a model of
     transformers that reads token ids, ids [tokens] are one text.
@@ -39,7 +39,7 @@ def read_calibration(
             "give an iterable of model inputs, for example a list of batches"
         )
     parameters = list(model.parameters())
-    device = parameters[0].device
+    device = torch.device("cpu") if parameters[0].is_meta else parameters[0].device
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
     signature = inspect.signature(model.forward)
     batches = []

@@ -171,5 +171,5 @@ def _check_weight(name: str, linear: nn.Module) -> None:
             f"{name}.weight is not a plain floating-point parameter; remove its parametrization "
             "or quantization first, or leave it out with filter_fn"
         )
-    if not weight.isfinite().all():
+    if not weight.is_meta and not weight.isfinite().all():
         raise UsageError(f"{name}.weight holds NaN or Inf; nothing was pruned")
