@@ -25,6 +25,7 @@ __all__ = [
     "Block",
     "Element",
     "PruneReport",
+    "SensitivityReport",
     "SparseConfig",
     "SparsifyReport",
     "densify_",
@@ -36,12 +37,15 @@ __all__ = [
     "packings",
     "prune",
     "save",
+    "sensitivity",
     "sparsify_",
     "tasks",
 ]
 
 if TYPE_CHECKING:
     from sparse_engine import errors, formats, nn, ops, packings, tasks
+    from sparse_engine.analysis.report import SensitivityReport
+    from sparse_engine.analysis.sensitivity import sensitivity
     from sparse_engine.config import SparseConfig
     from sparse_engine.convert.report import SparsifyReport
     from sparse_engine.convert.sparsify import densify_, sparsify_
@@ -53,6 +57,8 @@ else:
 
     # Where each public name that is not a module is defined.
     _HOMES = {
+        "analysis.report": ("SensitivityReport",),
+        "analysis.sensitivity": ("sensitivity",),
         "config": ("SparseConfig",),
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),

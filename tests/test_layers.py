@@ -39,6 +39,15 @@ ALLOWED = {
     },
     "convert": {"auto", "backends", "config", "errors", "models", "modules", "nn"},
     "pruning": {"convert", "errors", "formats", "models", "modules", "ops", "reporting"},
+    "analysis": {
+        "backends",
+        "config",
+        "convert",
+        "errors",
+        "modules",
+        "pruning",
+        "reporting",
+    },
     "io": {
         "_core",
         "backends",

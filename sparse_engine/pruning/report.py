@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparse_engine.errors import InvalidFileError
 from sparse_engine.pruning.density_section import DensityChart, density_section
 from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
 from sparse_engine.pruning.plan import DID_NOT_RUN
@@ -21,6 +20,7 @@ from sparse_engine.pruning.sections import (
 )
 from sparse_engine.reporting.example import Example
 from sparse_engine.reporting.page import Page, footer, write_charts
+from sparse_engine.reporting.values import checked
 
 FEW = 0.5
 """Share of the multiply-adds below which the report warns that pruning saves little."""
@@ -126,14 +126,7 @@ class PruneReport:
         Example:
             se.PruneReport.from_dict(json.loads(Path("pruned/pruning.json").read_text()))
         """
-        from pydantic import TypeAdapter, ValidationError
-
-        try:
-            return TypeAdapter(cls).validate_python(dict(values))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise InvalidFileError(f"this is no report of prune: {place}: {first['msg']}") from None
+        return checked(cls, values, "report of prune")
 
     def to_html(self, path: str | Path, title: str = "Pruned model") -> Path:
         """Write one HTML file with charts, density maps and tables; returns its path.

@@ -17,6 +17,9 @@ from sparse_engine.reporting.chart import (
     plain,
 )
 
+SPREAD = 3
+"""The largest cost over the smallest one from which on their axis is logarithmic."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -100,13 +103,13 @@ class FrontChart(Chart):
             markersize=9,
             label=plain(self.reference.label),
         )
-        below = -10 if self.higher_is_better else 5
+        above, below = (5, -11) if self.higher_is_better else (-11, 5)
         for point in self.points:
             on_front = point in front
             axes.annotate(
                 plain(point.label, 12),
                 (point.x, point.y),
-                xytext=(0, -below - 4 if on_front else below),
+                xytext=(0, above if on_front else below),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7.5,
@@ -114,7 +117,15 @@ class FrontChart(Chart):
             )
         axes.set(xlabel=plain(self.x_label), ylabel=plain(self.y_label))
         axes.margins(x=0.08, y=0.12)
-        axes.set_xlim(left=0)
+        times = [p.x for p in (*self.points, self.reference)]
+        if max(times) > SPREAD * min(times) > 0:
+            axes.set_xscale("log")
+            ticks = [n * 10**e for e in range(-4, 7) for n in (1, 2, 5)]
+            axes.set_xticks([t for t in ticks if 0.8 * min(times) <= t <= 1.25 * max(times)])
+            axes.set_xticks([], minor=True)
+            axes.xaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_xlim(left=0)
         clean_axes(axes)
         axes.grid(True, axis="x")
         figure.legend(loc="outside lower center", ncols=2)

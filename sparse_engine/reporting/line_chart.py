@@ -17,6 +17,8 @@ from sparse_engine.reporting.chart import (
 )
 
 LEGEND_COLUMNS = 2
+FEW = 8
+"""So many numbers below the axis are all written."""
 MARKED = 40
 """A line with more points has no markers, and of more names below it some are left out."""
 
@@ -96,6 +98,8 @@ class LineChart(Chart):
             names = [plain(name, 24) for name in self.x_names[::every]]
             at = range(0, len(self.x_names), every)
             axes.set_xticks(at, names, rotation=90 if self._turned else 0)
+        elif len(xs := sorted({x for line in self.lines for x, _ in line.points})) <= FEW:
+            axes.set_xticks(xs)
         elif self.whole_x:
             axes.xaxis.get_major_locator().set_params(integer=True, steps=[1, 2, 5, 10])
         if self.percent:

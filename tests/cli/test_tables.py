@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sparse_engine.analysis.report import SensitivityReport
+from sparse_engine.analysis.trial import Trial
 from sparse_engine.bench.conv1d import Conv1dGrid
 from sparse_engine.bench.kernel import bench_kernel
 from sparse_engine.bench.linear_grid import LinearGrid
@@ -16,6 +18,7 @@ from sparse_engine.bench.model import ModelRow
 from sparse_engine.bench.recurrent import NetworkGrid
 from sparse_engine.bench.rows import LinearRow
 from sparse_engine.cli.bench_tables import kernel_tables, model_tables
+from sparse_engine.cli.sensitivity_tables import sensitivity_tables
 from sparse_engine.cli.tables import fold, layer_tables, prune_tables, show
 from sparse_engine.convert.sparsify import SparsifyRow
 from sparse_engine.pruning.layer_report import LayerReport, Left
@@ -118,3 +121,19 @@ def test_layers_of_a_model() -> None:
     assert "2.00" in text
     assert "and 1 more" in text
     assert any("123.40" in line for line in fits(*prune_tables(report)))
+
+
+def test_many_settings_are_in_several_tables() -> None:
+    trials = [
+        Trial(f"{NAME}.{i}", granularity, sparsity, sparsity, 0.123456)
+        for i in range(12)
+        for granularity in ("element", "16x32")
+        for sparsity in (0.5, 0.6, 0.7, 0.875)
+    ]
+    trials.append(Trial("", "16x32", 0.9, 0.9, 1e-12, 12345.678, 123456.78))
+    report = SensitivityReport("KL divergence to dense", False, 0.0, "magnitude", None, trials)
+    tables = list(sensitivity_tables(report))
+    assert len(tables) == 3
+    text = "\n".join(fits(*tables))
+    assert "16x32*" in text
+    assert "10.00x" in text

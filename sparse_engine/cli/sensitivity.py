@@ -1,0 +1,108 @@
+"""sparse-engine sensitivity: which layers of a model bear how much pruning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparse_engine.cli.common import progress_bar, remark, say, set_threads, split
+from sparse_engine.errors import UsageError
+
+
+def sensitivity(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or id, or a package.")],
+    calibration: Annotated[
+        Path, typer.Option(help="Text file, one text a line: outputs on it are compared.")
+    ],
+    sparsity: Annotated[str, typer.Option(help="Fractions of zeros.")] = "0.5,0.7,0.9",
+    granularity: Annotated[str, typer.Option(help="element, 4x1 (rows x cols), 2:4.")] = "element",
+    criterion: Annotated[str, typer.Option(help="As of prune.")] = "magnitude",
+    recovery: Annotated[str, typer.Option(help="As of prune.")] = "none",
+    by: Annotated[
+        str, typer.Option(help="layer: one at a time; model: all together.")
+    ] = "layer,model",
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also time calls of so many tokens, all layers pruned."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration texts to use.")] = 64,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration text.")] = 128,
+    seed: Annotated[int, typer.Option(help="For random choices.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
+) -> None:
+    """Prune one layer at a time, and all together, and compare outputs with the dense model's.
+
+    Logits are compared by KL divergence, hidden states by cosine. Nothing is written but the page.
+    Other metrics: se.sensitivity in Python takes any function of the model.
+
+    Examples:
+
+      sparse-engine sensitivity ./model --calibration texts.txt --report sensitivity.html
+
+      sparse-engine sensitivity ./model --calibration texts.txt --by model --tokens 128
+    """
+    from sparse_engine.analysis.sensitivity import check_settings
+    from sparse_engine.analysis.sensitivity import sensitivity as measure
+    from sparse_engine.cli.sensitivity_tables import sensitivity_tables
+    from sparse_engine.cli.tables import show
+    from sparse_engine.convert.sparsify import densify_
+    from sparse_engine.io import load_pretrained
+    from sparse_engine.reporting.pyplot import check_output
+    from sparse_engine.text.calibration import calibration_batches
+    from sparse_engine.text.tokenizer import load_tokenizer, read_texts
+
+    if output not in ("table", "json"):
+        raise UsageError(f"output {output!r}: use table or json")
+    set_threads(threads)
+    if report is not None:
+        check_output(report, "--report", (".html",))
+    sparsities = split(sparsity, float, "--sparsity")
+    granularities, ways = split(granularity, str, "--granularity"), split(by, str, "--by")
+    # Wrong options are refused before the model is loaded.
+    check_settings(sparsities, granularities, criterion, recovery, ways, has_inputs=True)
+    texts = read_texts(calibration)[:samples]
+    with progress_bar("loading") as bar:
+        loaded, folder = load_pretrained(model, bar)
+    densify_(loaded)
+    batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
+    timed = None if tokens is None else _random_text(loaded, tokens)
+    with progress_bar("pruning and comparing") as bar:
+        result = measure(
+            loaded,
+            None,
+            sparsities,
+            granularities,
+            calibration=batches,
+            criterion=criterion,
+            recovery=recovery,
+            by=ways,
+            time_on=timed,
+            seed=seed,
+            progress=bar,
+        )
+    if report is not None:
+        result.to_html(report, f"{Path(model).name}: sensitivity to pruning")
+    if output == "json":
+        print(json.dumps(result.to_dict(), indent=1))
+        return
+    show(*sensitivity_tables(result))
+    say(result.summary)
+    if report is not None:
+        remark(f"wrote {report}")
+
+
+def _random_text(model: Any, tokens: int) -> dict[str, Any]:
+    """The inputs of a call with one text of so many random tokens."""
+    import torch
+
+    from sparse_engine.models.inputs import check_ids, inputs_of_texts, vocabulary
+
+    ids = torch.randint(vocabulary(model) or 1, (1, tokens))
+    inputs = inputs_of_texts(model, ids, torch.ones_like(ids))
+    check_ids(model, inputs, f"--tokens {tokens}")
+    return inputs
