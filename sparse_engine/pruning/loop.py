@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparse_engine.pruning.allocators import Setting
+from sparse_engine.pruning.gates.joint import prune_gates
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.progress import Progress
 from sparse_engine.pruning.prune_layer import prune_layer
@@ -52,6 +53,10 @@ def prune_layers(
         report: receives the rows, and the layers that no calibration token reached.
         progress: is called after every layer.
     """
+    joint = prune_gates(source, settings, method, seed, progress)
+    report.layers += joint
+    if joint:
+        source = source.without({row.name for row in joint})
     method.generator.manual_seed(seed)
 
     def on_block(block: Block) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.allocators import Setting
+from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Layer
@@ -60,18 +61,37 @@ def prune_layer(
     )
     repaired, new_bias = method.recovery.repair(pruned_layer, problem, system)
     if new_bias is not None:
-        _write(bias, new_bias, layer.name)
-    _write(weight, repaired * keep, layer.name)
-    kept = weight != 0
-    return LayerReport(
-        layer.name,
-        layer.shape,
-        str(setting.granularity),
-        int((~kept).sum()) / weight.numel(),
+        write_parameter(bias, new_bias, layer.name)
+    write_parameter(weight, repaired * keep, layer.name)
+    return layer_report(
+        layer,
+        setting.granularity,
         system.error(dense * keep, problem.target) if system else None,
         system.error(weight.float(), problem.target) if system else None,
         time.perf_counter() - started,
         method.note or method.recovery.note(has_bias=bias is not None),
+    )
+
+
+def layer_report(
+    layer: Layer,
+    granularity: Granularity,
+    error_before: float | None,
+    error_after: float | None,
+    seconds: float,
+    note: str,
+) -> LayerReport:
+    """The row of a layer that has been pruned; its other fields are read from the weight."""
+    kept = layer.weight != 0
+    return LayerReport(
+        layer.name,
+        layer.shape,
+        str(granularity),
+        int((~kept).sum()) / kept.numel(),
+        error_before,
+        error_after,
+        seconds,
+        note,
         int(kept.any(1).sum()),
         int(kept.any(0).sum()),
         DensityMap.of(kept.cpu().numpy()),
@@ -85,7 +105,7 @@ def score_layer(layer: Layer, statistics: InputStatistics, method: Method) -> Te
     return method.criterion.score(layer.weight.float(), statistics.inputs(), method.generator)
 
 
-def _write(parameter: Tensor, values: Tensor, layer: str) -> None:
+def write_parameter(parameter: Tensor, values: Tensor, layer: str) -> None:
     """Overwrite a parameter with values of its dtype, which must be finite."""
     values = values.to(parameter.dtype)
     if not values.isfinite().all():

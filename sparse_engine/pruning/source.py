@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.criteria import Inputs
+from sparse_engine.pruning.gates import GateMoments, GatePair, collect_moments, find_pairs
+from sparse_engine.pruning.gradients.top_logits import TopLogitsLoss
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Layer, Plan
 from sparse_engine.pruning.progress import Progress
@@ -46,6 +49,23 @@ class LayerSource(ABC):
                 it requests the next one.
             on_block: with `collection.blocks`, called after the layers of a module of a stack.
         """
+
+    def gate_pairs(self) -> list[GatePair]:
+        """The input and recurrent matrices of recurrent layers that can be pruned together."""
+        return []
+
+    def gate_moments(self, pairs: list[GatePair], seed: int) -> list[GateMoments | None]:
+        """The weighted second moments of pairs; None for those that the outputs do not depend on.
+
+        Args:
+            pairs: some of `gate_pairs`.
+            seed: of the random numbers of the loss.
+        """
+        raise NotImplementedError
+
+    def without(self, names: set[str]) -> LayerSource:
+        """The same source without the layers of these names."""
+        raise NotImplementedError
 
 
 class DenseSource:
@@ -114,6 +134,8 @@ class ModelSource(LayerSource):
     def groups(
         self, collection: Collection, on_block: Callable[[Block], None] | None = None
     ) -> LayerGroups:
+        if not self.layers:
+            return
         if not self.batches:
             yield from (([layer], InputStatistics(None)) for layer in self.layers)
             return
@@ -122,3 +144,15 @@ class ModelSource(LayerSource):
         )
         for group, collected in collector.groups():
             yield group.layers, InputStatistics(collected)
+
+    def gate_pairs(self) -> list[GatePair]:
+        return find_pairs(self.model, self.layers) if self.batches else []
+
+    def gate_moments(self, pairs: list[GatePair], seed: int) -> list[GateMoments | None]:
+        working, loss = self._progress.working, TopLogitsLoss()
+        return collect_moments(self.model, pairs, self.batches, self._dense, loss, seed, working)
+
+    def without(self, names: set[str]) -> ModelSource:
+        layers = [layer for layer in self.layers if layer.name not in names]
+        plan = replace(self._plan, layers=layers)
+        return ModelSource(self.model, plan, self.batches, self._dense, self._progress)

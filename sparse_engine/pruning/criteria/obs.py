@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,29 +30,44 @@ from sparse_engine.pruning.recovery.removal import RemovalCosts
 Cut = Callable[[Tensor], Tensor]  # keep mask of scores
 
 
+class Costs(Protocol):
+    """What removals cost a weight; see `RemovalCosts`."""
+
+    def of(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """The fit and the scores on supports, bool [out, in]."""
+
+    def fit(self, keep: Tensor) -> Tensor:
+        """The fit alone."""
+
+
 @dataclass(frozen=True)
 class OBS(Criterion):
     """Cuts in stages; after each one the kept weights are refitted and scored again.
 
-    All groups of a layer compete. The weights that `prune` returns are the least-squares fit to
-    those that it gets, on the keep mask.
+    The two matrices of a recurrent layer are pruned together; see `pruning.gates`. The weights that
+    `prune` returns are the least-squares fit to those that it gets, on the keep mask.
 
     Args:
         ratio: density after a stage, relative to the density before it, 0.1 to 0.95. More stages
             lose less and take longer.
+        budget: "layer" lets all groups of a layer compete; with "row" every row of groups loses the
+            same number.
 
     Raises:
-        UsageError: if the ratio is out of range.
+        UsageError: if the ratio is out of range, or the budget is unknown.
     """
 
     name = "obs"
     needs = ("hessian",)
     fits = True
     ratio: float = 0.7
+    budget: str = "layer"
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.ratio <= 0.95:
             raise UsageError(f"obs: ratio {self.ratio} is out of range; expected 0.1 to 0.95")
+        if self.budget not in ("layer", "row"):
+            raise UsageError(f"obs: budget {self.budget!r} is not known; choose layer or row")
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
         """w^2 / (H^-1)_jj: the loss of removing one weight of the dense layer."""
@@ -83,17 +99,34 @@ class OBS(Criterion):
         assert inputs.hessian is not None
         span = 1 if granularity.fixed_sparsity is not None else granularity.span(weight.shape[1])
         costs = RemovalCosts(weight, inputs.hessian, span)
-        keep = weight != 0
+        yield from self.trace_costs(costs, weight != 0, granularity, sparsities)
+
+    def trace_costs(
+        self, costs: Costs, keep: Tensor, granularity: Granularity, sparsities: Sequence[float]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for any problem that tells what removals cost.
+
+        Args:
+            costs: of the weight.
+            keep: bool [out, in], where the weight is not zero.
+            granularity: which weights are removed together.
+            sparsities: fractions of groups to remove, ascending.
+        """
         fitted, score = costs.of(keep)
         cuts = list(self._cuts(granularity, keep, sparsities))
         for left, (cut, is_requested) in zip(reversed(range(len(cuts))), cuts, strict=True):
-            keep = keep & cut(_removed_first(score, granularity, keep))
+            keep = keep & cut(_removed_first(score, granularity, keep, self._removed_score))
             if left:
                 fitted, score = costs.of(keep)
             else:
                 fitted = costs.fit(keep)
             if is_requested:
                 yield fitted, keep
+
+    @property
+    def _removed_score(self) -> float:
+        """The score of groups that are removed already; 0 if it has to count for a row."""
+        return 0.0 if self.budget == "row" else -torch.inf
 
     def _cuts(
         self, granularity: Granularity, support: Tensor, sparsities: Sequence[float]
@@ -109,7 +142,8 @@ class OBS(Criterion):
         for sparsity in sparsities:
             last = groups - granularity.quota(out_features, in_features, sparsity)
             for count in self._counts(present, last):
-                yield partial(granularity.mask, drop=groups - count), count == last
+                cut = partial(granularity.mask, drop=groups - count, per_row=self.budget == "row")
+                yield cut, count == last
             present = min(present, last)
 
     def _patterns(self, last: Granularity) -> list[Granularity]:
@@ -128,10 +162,12 @@ class OBS(Criterion):
         return counts[::-1]
 
 
-def _removed_first(score: Tensor, granularity: Granularity, support: Tensor) -> Tensor:
-    """Scores with -inf for the groups that have no weight in the support, bool [out, in]."""
+def _removed_first(
+    score: Tensor, granularity: Granularity, support: Tensor, lowest: float
+) -> Tensor:
+    """Scores with `lowest` for the groups that have no weight in the support, bool [out, in]."""
     if granularity.fixed_sparsity is not None:
         return score.masked_fill(~support, -torch.inf)
     groups = granularity.group_scores(support.float())
     left = granularity.mask(support.float(), int((groups == 0).sum()))
-    return score.masked_fill(~left, -torch.inf)
+    return score.masked_fill(~left, lowest)

@@ -27,10 +27,12 @@ class LayerTokens:
     Attributes:
         inputs: [tokens, in].
         gradients: [tokens, out], of the loss for the outputs W x + b.
+        lengths: number of tokens of each run.
     """
 
     inputs: Tensor
     gradients: Tensor
+    lengths: tuple[int, ...]
 
 
 def output_gradients(
@@ -108,4 +110,6 @@ def _tokens(
         mask = batch.mask_of(run.input, run.routed)
         for rows, x in ((inputs, run.input), (slopes, gradient)):
             rows.append(x.reshape(-1, x.shape[-1]) if mask is None else x[mask])
-    return LayerTokens(torch.cat(inputs), torch.cat(slopes)) if inputs else None
+    if not inputs:
+        return None
+    return LayerTokens(torch.cat(inputs), torch.cat(slopes), tuple(map(len, inputs)))

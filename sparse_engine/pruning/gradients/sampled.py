@@ -36,19 +36,42 @@ def sampled_loss(output: Any, batch: Batch, generator: torch.Generator) -> Tenso
     Raises:
         UsageError: if there is no floating-point output.
     """
+    rows, are_logits = output_rows(output, batch)
+    if are_logits:
+        return torch.stack([_negative_log(x, generator) for x in rows]).sum()
+    return signed_sum(rows[0], generator)
+
+
+def output_rows(output: Any, batch: Batch) -> tuple[list[Tensor], bool]:
+    """What a model returns for the tokens of a batch, without padding.
+
+    Args:
+        output: as in `sampled_loss`.
+        batch: its masks tell which tokens are padding.
+
+    Returns:
+        Rows [tokens, features], of one or several outputs, and whether they are logits.
+
+    Raises:
+        UsageError: if there is no floating-point output.
+    """
     logits = [
         x
         for name, x in (output.items() if isinstance(output, dict) else ())
         if "logits" in name and isinstance(x, Tensor) and x.shape[-1] > 1
     ]
     if logits:
-        return torch.stack([_negative_log(_rows(x, batch), generator) for x in logits]).sum()
+        return [_rows(x, batch) for x in logits], True
     first = next(_floats(output), None)
     if first is None:
         raise UsageError(
             f"{batch}: the model returns no floating-point tensor to take gradients of; pass loss="
         )
-    rows = _rows(first, batch)
+    return [_rows(first, batch)], False
+
+
+def signed_sum(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """The sum of outputs [tokens, features] with random signs."""
     signs = torch.randint(2, rows.shape, generator=generator) * 2 - 1
     return (rows.float() * signs.to(rows.device)).sum()
 

@@ -48,7 +48,7 @@ class Blocks(LeastSquares):
     aliases = ()
     tunes_blocks = True
     steps: int = 200
-    rate: float = 1e-2
+    rate: float = 0.03
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -1,0 +1,75 @@
+"""Prunes the two matrices of a recurrent layer together: one budget, one fit, weighted rows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from sparse_engine.pruning.allocators import Setting
+from sparse_engine.pruning.criteria.obs import OBS
+from sparse_engine.pruning.gates.costs import GateCosts
+from sparse_engine.pruning.gates.moments import GateMoments
+from sparse_engine.pruning.gates.pairs import GatePair
+from sparse_engine.pruning.granularity import Granularity
+from sparse_engine.pruning.layer_report import LayerReport
+from sparse_engine.pruning.prune_layer import layer_report, write_parameter
+
+
+def can_join(pair: GatePair, granularity: Granularity) -> bool:
+    """Whether no group of [ih | hh] would reach over the border between the two matrices."""
+    widths = [layer.shape[1] for layer in pair.layers]
+    spans = {granularity.span(width) for width in widths}
+    return len(spans) == 1 and not any(width % spans.copy().pop() for width in widths)
+
+
+def prune_pair(
+    pair: GatePair, moments: GateMoments, settings: tuple[Setting, Setting], criterion: OBS
+) -> list[LayerReport]:
+    """Prune both matrices of a recurrent layer in place, and refit the rest and the biases.
+
+    Args:
+        pair: the layers ih and hh.
+        moments: of [x; h].
+        settings: of ih and hh, of one granularity that `can_join`. Their groups compete for the sum
+            of what the two would keep.
+        criterion: its options.
+
+    Returns:
+        A row for each of the two layers.
+    """
+    started = time.perf_counter()
+    granularity = settings[0].granularity
+    parts = [layer.weight.detach().float() for layer in pair.layers]
+    widths = [part.shape[1] for part in parts]
+    weight = torch.cat(parts, 1)
+    linears: list[Any] = [layer.linear for layer in pair.layers]
+    has_bias = linears[0].bias is not None
+    biases = (
+        torch.stack([linear.bias.detach().float() for linear in linears], 1)
+        if has_bias
+        else weight.new_zeros(len(weight), 0)
+    )
+    span = 1 if granularity.fixed_sparsity is not None else granularity.span(widths[0])
+    costs = GateCosts(weight, biases, moments, span)
+    groups = [granularity.groups(*layer.shape) for layer in pair.layers]
+    removed = [
+        granularity.quota(*layer.shape, setting.sparsity)
+        for layer, setting in zip(pair.layers, settings, strict=True)
+    ]
+    sparsity = sum(removed) / sum(groups)
+    _, keep = next(criterion.trace_costs(costs, weight != 0, granularity, [sparsity]))
+    fitted, new_biases = costs.fit_with_biases(keep)
+    before = costs.error(weight * keep, biases)
+    after = costs.error(fitted, new_biases)
+    seconds = time.perf_counter() - started
+    rows = []
+    for i, (layer, values) in enumerate(zip(pair.layers, fitted.split(widths, 1), strict=True)):
+        write_parameter(layer.weight, values, layer.name)
+        if has_bias:
+            write_parameter(linears[i].bias, new_biases[:, i], layer.name)
+        note = f"pruned together with {pair.layers[1 - i].name}, rows weighted by gradients"
+        share = seconds * groups[i] / sum(groups)
+        rows.append(layer_report(layer, granularity, before, after, share, note))
+    return rows
