@@ -20,7 +20,10 @@ def prune(
         str, typer.Option(help="element, 4x1 (rows x cols), 1xall, 2:4.")
     ] = "element",
     criterion: Annotated[
-        str | None, typer.Option(help="random, magnitude, activation, wanda, sparsegpt, obs.")
+        str | None,
+        typer.Option(
+            help="random, magnitude, activation, wanda, taylor, snip, fisher, sparsegpt, obs."
+        ),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Text file, one text a line: keeps far more quality.")

@@ -18,6 +18,7 @@ from sparse_engine.pruning.calibration import Batch, fingerprint, merge_batches,
 from sparse_engine.pruning.coverage import add_coverage
 from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.evaluation import evaluation_mode
+from sparse_engine.pruning.gradients import GradientStatistics, LossFunction, check_loss, make_loss
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import allocate, new_report, prune_layers
@@ -47,6 +48,7 @@ def prune(
     targets: Iterable[str] = (),
     ignore: Iterable[str] = (),
     overrides: Iterable[Override | Mapping[str, Any]] = (),
+    loss: LossFunction | None = None,
 ) -> PruneReport:
     """Set a fraction of the weights of a model's linear layers to zero, in place.
 
@@ -90,6 +92,11 @@ def prune(
         ignore: patterns of layers that are left in any case.
         overrides: layers with a sparsity, granularity or criterion of their own, each a mapping
             such as {"match": "*.query", "sparsity": 0.5}; the first that matches counts.
+        loss: loss(model, item) returns a scalar for a calibration item; taylor, snip and fisher
+            take its gradients, other criteria do not call it. Items may then hold more than the
+            model reads, such as targets: other names, or positional arguments at the end. None is
+            the model's own loss where the items hold labels, and otherwise the distance to the
+            outputs of the dense model (see docs/pruning.md).
 
     Returns:
         What was pruned, and what was left alone and why.
@@ -109,6 +116,7 @@ def prune(
     selection = replace(Selection.of(targets, ignore), granularities=method.granularities)
     if filter_fn is not None and selection.targets:
         raise UsageError("filter_fn and targets both choose the layers: give one of them")
+    check_loss(loss)
     check_readable(model)
     fold_(model)
     not_unrolled = left_alone(model)
@@ -116,8 +124,8 @@ def prune(
         plan = make_plan(model, filter_fn, method.granularity, selection)
         batches: list[Batch] = []
         if calibration is not None and method.needs:
-            batches = read_calibration(model, calibration)
-        report = _prune(model, method, plan, batches, seed, progress)
+            batches = read_calibration(model, calibration, loss is not None)
+        report = _prune(model, method, plan, batches, loss, seed, progress)
         report.calibration = fingerprint(batches) if batches else {}
     if filter_fn is not None:  # a recipe holds the names that it chose
         layers = [layer.name for layer in plan.layers]
@@ -133,6 +141,7 @@ def _prune(
     method: Method,
     plan: Plan,
     batches: list[Batch],
+    loss: LossFunction | None,
     seed: int,
     progress_callback: ProgressCallback | None,
 ) -> PruneReport:
@@ -142,9 +151,14 @@ def _prune(
     dense = DenseWeights(plan.layers)
     with evaluation_mode(model), torch.no_grad():
         progress = Progress(progress_callback, len(plan.layers))
+        gradients = None
+        if method.needs_gradients:
+            gradients = GradientStatistics(
+                model, plan.layers, batches, dense, make_loss(loss, batches), method, seed, progress
+            )
         progress.working("grouping calibration batches")
         batches = merge_batches(model, batches)
-        source = ModelSource(model, plan, batches, dense, progress)
+        source = ModelSource(model, plan, batches, dense, progress, gradients)
         try:
             settings = allocate(source, method, seed)
             prune_layers(source, settings, method, seed, report, progress)

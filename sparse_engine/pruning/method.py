@@ -19,7 +19,7 @@ from sparse_engine.pruning.overrides import Override, Variant, find_overrides
 from sparse_engine.pruning.plan import Pattern
 from sparse_engine.pruning.recovery import NoRecovery, Recovery, find_recovery
 from sparse_engine.pruning.statistics.collector import Collection
-from sparse_engine.pruning.statistics.needs import Statistic
+from sparse_engine.pruning.statistics.needs import GRADIENTS, Statistic
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,21 @@ class Method:
         return Collection(
             "hessian" in {*self.criterion.needs, *self.allocator.needs}, pruned_inputs=False
         )
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the model is differentiated before its layers are pruned."""
+        return bool(self.needs & GRADIENTS)
+
+    def gradients_of(self, name: str) -> set[Statistic]:
+        """The statistics of gradients that one layer needs."""
+        return {*self.for_layer(name).criterion.needs, *self.allocator.needs} & GRADIENTS
+
+    def fisher_width(self, name: str, in_features: int) -> int:
+        """Width of the blocks of the Fisher information of one layer."""
+        variant = self.variant_of(name)
+        granularity = variant.setting.granularity if variant else self.granularity
+        return self.for_layer(name).criterion.fisher_width(granularity.span(in_features))
 
     def without_statistics(self) -> Method:
         """The method for an expert that no calibration token reaches.

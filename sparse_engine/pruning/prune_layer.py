@@ -26,7 +26,7 @@ def prune_layer(
 
     Args:
         layer: the layer; its weight and bias are overwritten.
-        statistics: of its input.
+        statistics: of its input, and its gradients.
         setting: its granularity, and the fraction of its groups to remove.
         method: criterion and recovery.
 
@@ -45,7 +45,7 @@ def prune_layer(
     nonzero = dense != 0  # weights that are zero already stay zero
     pruned, keep = method.criterion.prune(
         problem.target * nonzero,
-        statistics.inputs(centred),
+        statistics.inputs(layer, centred),
         setting.granularity,
         setting.sparsity,
         method.generator,
@@ -102,7 +102,9 @@ def score_layer(layer: Layer, statistics: InputStatistics, method: Method) -> Te
     """The scores [out, in] of a layer as it is."""
     if statistics.are_missing:
         method = method.without_statistics()
-    return method.criterion.score(layer.weight.float(), statistics.inputs(), method.generator)
+    return method.criterion.element_scores(
+        layer.weight.float(), statistics.inputs(layer), method.granularity, method.generator
+    )
 
 
 def write_parameter(parameter: Tensor, values: Tensor, layer: str) -> None:

@@ -24,7 +24,7 @@ from sparse_engine.pruning.prune_layer import score_layer
 from sparse_engine.pruning.recovery.base import Block
 from sparse_engine.pruning.statistics.collector import Collection, Collector
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
-from sparse_engine.pruning.statistics.input_statistics import InputStatistics
+from sparse_engine.pruning.statistics.input_statistics import InputStatistics, LayerGradients
 
 LayerGroups: TypeAlias = Iterator[tuple[list[Layer], InputStatistics]]
 
@@ -97,7 +97,7 @@ class DenseSource:
     def inputs(self) -> Iterator[tuple[Layer, Inputs]]:
         """Each layer with the statistics of its input that the allocator and the criterion need."""
         for layer, statistics in self._with_statistics():
-            yield layer, statistics.inputs()
+            yield layer, statistics.inputs(layer)
 
     def _with_statistics(self) -> Iterator[tuple[Layer, InputStatistics]]:
         names = {layer.name for layer in self._layers}
@@ -114,6 +114,7 @@ class ModelSource(LayerSource):
         batches: calibration inputs; without any the statistics are empty.
         dense: copies of the dense weights.
         progress: receives what is being computed.
+        gradients: of the dense model, if the method needs them.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class ModelSource(LayerSource):
         batches: list[Batch],
         dense: DenseWeights,
         progress: Progress,
+        gradients: LayerGradients | None = None,
     ) -> None:
         self.model = model
         self.layers = plan.layers
@@ -130,6 +132,7 @@ class ModelSource(LayerSource):
         self._plan = plan
         self._dense = dense
         self._progress = progress
+        self._gradients = gradients
 
     def groups(
         self, collection: Collection, on_block: Callable[[Block], None] | None = None
@@ -143,7 +146,7 @@ class ModelSource(LayerSource):
             self.model, self._plan, self.batches, self._dense, collection, self._progress, on_block
         )
         for group, collected in collector.groups():
-            yield group.layers, InputStatistics(collected)
+            yield group.layers, InputStatistics(collected, self._gradients)
 
     def gate_pairs(self) -> list[GatePair]:
         return find_pairs(self.model, self.layers) if self.batches else []
@@ -155,4 +158,6 @@ class ModelSource(LayerSource):
     def without(self, names: set[str]) -> ModelSource:
         layers = [layer for layer in self.layers if layer.name not in names]
         plan = replace(self._plan, layers=layers)
-        return ModelSource(self.model, plan, self.batches, self._dense, self._progress)
+        return ModelSource(
+            self.model, plan, self.batches, self._dense, self._progress, self._gradients
+        )

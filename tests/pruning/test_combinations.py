@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from driver_models import batches, mlp, same, state
+from driver_models import batches, mean_square, mlp, same, state
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import CRITERIA, NM, Granularity, parse_granularity, prune
@@ -20,6 +20,7 @@ CRITERION_FORMS = (
     "magnitude(p=1)",
     "magnitude(threshold=0.05)",
     "magnitude(sigma=0.8)",
+    "fisher(block=5)",
 )
 
 
@@ -47,10 +48,10 @@ def test_counts_are_exact_or_the_combination_is_refused(criterion: str, text: st
         if message := refusal(criterion, pattern, allocator.is_uniform):
             before = state(model)
             with pytest.raises(UsageError, match=message):
-                prune(model, *arguments)
+                prune(model, *arguments, loss=mean_square)
             assert same(before, state(model))
             continue
-        report = prune(model, *arguments)
+        report = prune(model, *arguments, loss=mean_square)
         weights = [model.get_submodule(row.name).weight.detach() for row in report.layers]
         for row, weight in zip(report.layers, weights, strict=True):
             assert row.sparsity == int((weight == 0).sum()) / weight.numel()

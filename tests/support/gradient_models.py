@@ -10,9 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.pruning.calibration import Batch, read_calibration
-from sparse_engine.pruning.gradients import LayerTokens, make_loss, output_gradients
+from sparse_engine.pruning.gradients import (
+    GradientStatistics,
+    LayerTokens,
+    make_loss,
+    output_gradients,
+)
+from sparse_engine.pruning.method import make_method
 from sparse_engine.pruning.plan import Plan, make_plan
+from sparse_engine.pruning.progress import Progress
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
+from sparse_engine.pruning.statistics.needs import Statistic
 from sparse_engine.pruning.unrolled import unrolled
 
 
@@ -152,3 +160,18 @@ def gradients_by_hand(
                 parameter.copy_(gradient)
         found.append(weights(model))
     return found
+
+
+def statistics_of(
+    model: nn.Module,
+    calibration: Any,
+    criterion: str,
+    granularity: str = "element",
+    loss: Any = None,
+) -> dict[str, dict[Statistic, Tensor]]:
+    """What `GradientStatistics` collects for all layers, whose gradient may be zero."""
+    method = make_method(0.5, granularity, criterion, None, "uniform", True)
+    with prepared(model, calibration, loss) as (_, layers, batches, dense, made):
+        progress = Progress(None, 1)
+        found = GradientStatistics(model, layers, batches, dense, made, method, 0, progress)
+        return {name: x for turn in found._turns for name, x in found._collect(turn).items()}

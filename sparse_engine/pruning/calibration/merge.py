@@ -27,16 +27,16 @@ def merge_batches(model: nn.Module, batches: list[Batch]) -> list[Batch]:
     """Merge batches of one shape up to MAX_TOKENS; the others stay as they are, in their order."""
     by_shape: dict[Any, list[Batch]] = defaultdict(list)
     for index, batch in enumerate(batches):
-        by_shape[_shape(batch) or index].append(batch)
+        by_shape[shape_of(batch) or index].append(batch)
     independent: dict[Any, bool] = {}
     merged = []
     for alike in by_shape.values():
         if len(alike) == 1:
             merged += alike
             continue
-        signature = _signature(alike[0])
+        signature = signature_of(alike[0])
         if signature not in independent:
-            independent[signature] = _are_independent(model, alike[0], alike[1])
+            independent[signature] = are_independent(model, alike[0], alike[1])
         if not independent[signature]:
             merged += alike
             continue
@@ -50,7 +50,7 @@ def _concatenate(batches: list[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     first = batches[0]
-    rows = len(next(_tensors(first)))
+    rows = len(next(tensors_of(first)))
     return replace(
         first,
         args=tuple(_cat(values) for values in zip(*(b.args for b in batches), strict=True)),
@@ -70,13 +70,14 @@ def _arguments(batch: Batch) -> Iterator[tuple[int | str, Any]]:
     yield from batch.kwargs.items()
 
 
-def _tensors(batch: Batch) -> Iterator[Tensor]:
+def tensors_of(batch: Batch) -> Iterator[Tensor]:
+    """The tensors among the arguments of a batch."""
     yield from (value for _, value in _arguments(batch) if isinstance(value, Tensor))
 
 
-def _shape(batch: Batch) -> tuple[Any, ...] | None:
+def shape_of(batch: Batch) -> tuple[Any, ...] | None:
     """The key of batches that can be concatenated; None if this batch cannot be."""
-    tensors = list(_tensors(batch))
+    tensors = list(tensors_of(batch))
     if not tensors or any(t.ndim == 0 or t.layout != torch.strided for t in tensors):
         return None
     if not tensors[0].numel() or len({len(t) for t in tensors}) != 1:
@@ -92,7 +93,7 @@ def _shape(batch: Batch) -> tuple[Any, ...] | None:
     return tuple(key)
 
 
-def _signature(batch: Batch) -> tuple[Any, ...]:
+def signature_of(batch: Batch) -> tuple[Any, ...]:
     """Names, dtypes and numbers of dimensions; independence is tested once for each signature."""
     return tuple(
         (name, v.dtype, v.ndim) if isinstance(v, Tensor) else (name, v)
@@ -104,11 +105,11 @@ def _tokens(batch: Batch) -> int:
     """Number of tokens of the largest tensor: its elements if integer, its rows if floating."""
     return max(
         t.numel() // (t.shape[-1] if t.is_floating_point() and t.ndim > 1 else 1)
-        for t in _tensors(batch)
+        for t in tensors_of(batch)
     )
 
 
-def _are_independent(model: nn.Module, a: Batch, b: Batch) -> bool:
+def are_independent(model: nn.Module, a: Batch, b: Batch) -> bool:
     """Whether the model computes for both batches at once what it computes for each."""
     outputs = []
     for batch in (a, b):

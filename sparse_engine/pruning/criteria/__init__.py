@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from sparse_engine.pruning.criteria.activation import Activation
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.fisher import Fisher
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.criteria.obs import OBS
 from sparse_engine.pruning.criteria.random import Random
+from sparse_engine.pruning.criteria.snip import Snip
 from sparse_engine.pruning.criteria.sparsegpt import SparseGPT
+from sparse_engine.pruning.criteria.taylor import Taylor
 from sparse_engine.pruning.criteria.wanda import Wanda
 from sparse_engine.pruning.named import find
 from sparse_engine.pruning.statistics.needs import check_needs
@@ -17,6 +20,9 @@ CRITERIA: tuple[type[Criterion], ...] = (
     Magnitude,
     Activation,
     Wanda,
+    Taylor,
+    Snip,
+    Fisher,
     SparseGPT,
     OBS,
 )

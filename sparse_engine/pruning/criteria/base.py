@@ -18,15 +18,24 @@ from sparse_engine.pruning.statistics.needs import Statistic
 
 @dataclass(frozen=True)
 class Inputs:
-    """Statistics of the inputs X [in, tokens] of a layer; None for those that were not collected.
+    """Statistics of a layer and its inputs X [in, tokens]; None for those that were not collected.
+
+    The gradients g are those of the dense model's loss for the dense weight.
 
     Attributes:
         norms: [in], sqrt(sum x^2) of each input.
         hessian: [in, in], X X^T + lambda I.
+        gradient: [out, in], the mean of g over the calibration batches.
+        squared_gradient: [out, in], the mean of g^2 over the calibration batches.
+        fisher: [out, blocks, width, width], the mean of g g^T over single examples, for each block
+            of `fisher_width` consecutive weights of a row; zero where the last block is not full.
     """
 
     norms: Tensor | None = None
     hessian: Tensor | None = None
+    gradient: Tensor | None = None
+    squared_gradient: Tensor | None = None
+    fisher: Tensor | None = None
 
 
 class Criterion(Named):
@@ -69,6 +78,29 @@ class Criterion(Named):
             [out, in], not negative.
         """
 
+    def element_scores(
+        self, weight: Tensor, inputs: Inputs, granularity: Granularity, generator: torch.Generator
+    ) -> Tensor:
+        """Scores of single weights whose mean over a group is the score of the group.
+
+        By default `score`. A criterion whose loss of a group is not the sum over its weights
+        overrides this method.
+
+        Args:
+            weight: [out, in], float32.
+            inputs: the statistics that `needs` names.
+            granularity: which weights are removed together.
+            generator: the source of random numbers, on the CPU.
+
+        Returns:
+            [out, in], not negative.
+        """
+        return self.score(weight, inputs, generator)
+
+    def fisher_width(self, span: int) -> int:
+        """Width of the blocks of `Inputs.fisher`, for groups of `span` columns; 1 is a diagonal."""
+        return 1
+
     def quota(
         self, weight: Tensor, scores: Tensor, granularity: Granularity, sparsity: float
     ) -> int:
@@ -107,7 +139,7 @@ class Criterion(Named):
         Raises:
             UsageError: if a score is NaN.
         """
-        scores = self.score(weight, inputs, generator)
+        scores = self.element_scores(weight, inputs, granularity, generator)
         if scores.isnan().any():
             raise UsageError(f"criterion {self.name} gives NaN as a score, which cannot be ordered")
         drop = self.quota(weight, scores, granularity, sparsity)

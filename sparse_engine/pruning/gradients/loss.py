@@ -134,8 +134,8 @@ def _checked(loss: Any, batch: Batch) -> Tensor:
         raise UsageError(f"{batch}: the loss is {dtype}, which has no gradient; expected a float")
     if not loss.requires_grad:
         raise UsageError(
-            f"{batch}: the loss has no gradient; the model or the loss must not run under "
-            "torch.no_grad, detach its outputs or round them"
+            f"{batch}: the loss has no gradient for any layer to prune; the model and the loss "
+            "must not run under torch.no_grad, detach outputs or round them"
         )
     if not loss.isfinite():
         raise UsageError(f"{batch}: the loss is {loss.item()}; are all of its labels padding?")

@@ -22,8 +22,8 @@ class DifferentiableModel:
 
     Args:
         model: the unrolled model, in evaluation mode.
-        layers: those whose weights get gradients.
-        dense: copies of the dense weights.
+        layers: those whose gradients are taken.
+        dense: copies of the dense weights of these and other layers.
         loss: what is differentiated.
         seed: of the random numbers of the loss. Those of a batch depend on its position alone, so
             that every pass draws the same.
@@ -43,12 +43,14 @@ class DifferentiableModel:
                 )
         self._loss = _LossOfModel(model, loss)
         self._seed = seed
-        values = dense.of(model)
+        leaves: dict[int, Tensor] = {}  # tied parameters are one
+        for copy in dense.of(model).values():
+            leaves.setdefault(id(copy), copy.detach().requires_grad_())
+        self._values = {f"model.{name}": leaves[id(x)] for name, x in dense.of(model).items()}
         self._weights = {
-            layer.name: values[f"{layer.name}.weight"].detach().requires_grad_() for layer in layers
+            layer.name: self._values[".".join(filter(None, ("model", layer.name, "weight")))]
+            for layer in layers  # the name is empty if the model is the layer
         }
-        leaves = {id(values[f"{name}.weight"]): weight for name, weight in self._weights.items()}
-        self._values = {f"model.{name}": leaves.get(id(x), x) for name, x in values.items()}
         self._transposed = {layer.name for layer in layers if is_conv1d(layer.linear)}
 
     def loss(self, batch: Batch, index: int) -> Tensor:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Protocol
+
+from torch import Tensor
+
 from sparse_engine.pruning.criteria.base import Inputs
+from sparse_engine.pruning.plan import Layer
 from sparse_engine.pruning.statistics.moments import InputNorms, Moments
+from sparse_engine.pruning.statistics.needs import Statistic
 from sparse_engine.pruning.statistics.system import System
 
 
+class LayerGradients(Protocol):
+    """Statistics of the gradients of layers."""
+
+    def of(self, layer: Layer) -> dict[Statistic, Tensor]:
+        """Those of one layer, as fields of `Inputs`."""
+
+
 class InputStatistics:
-    """Statistics of an input that a group of layers reads.
+    """Statistics of an input that a group of layers reads, and of the gradients of these layers.
 
     Args:
         collected: what was collected; None if no token reaches the layers, or nothing is needed.
+        gradients: those of the layers; None if they are not needed.
     """
 
-    def __init__(self, collected: Moments | InputNorms | None) -> None:
+    def __init__(
+        self, collected: Moments | InputNorms | None, gradients: LayerGradients | None = None
+    ) -> None:
         self._collected = collected
+        self._gradients = gradients
         self._systems: dict[bool, System] = {}
 
     @property
@@ -31,10 +49,13 @@ class InputStatistics:
             self._systems[centred] = System(self._collected, centred)
         return self._systems[centred]
 
-    def inputs(self, centred: bool = False) -> Inputs:
-        """What a criterion reads."""
+    def inputs(self, layer: Layer, centred: bool = False) -> Inputs:
+        """What a criterion reads about one of the layers."""
+        inputs = Inputs()
         if isinstance(self._collected, InputNorms):
-            return Inputs(norms=self._collected.norms())
-        if system := self.system(centred):
-            return Inputs(norms=system.hessian.diagonal().sqrt(), hessian=system.hessian)
-        return Inputs()
+            inputs = Inputs(norms=self._collected.norms())
+        elif system := self.system(centred):
+            inputs = Inputs(norms=system.hessian.diagonal().sqrt(), hessian=system.hessian)
+        if self._gradients is None:
+            return inputs
+        return replace(inputs, **self._gradients.of(layer))

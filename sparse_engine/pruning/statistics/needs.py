@@ -1,4 +1,4 @@
-"""The statistics of a layer's inputs that calibration can collect."""
+"""The statistics of a layer that calibration can collect."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Literal, get_args
 
 from sparse_engine.errors import UsageError
 
-Statistic = Literal["norms", "hessian"]
-"""norms: sqrt(sum x^2) of each input; hessian: X X^T + lambda I, which includes the norms."""
+Statistic = Literal["norms", "hessian", "gradient", "squared_gradient", "fisher"]
+"""The fields of `criteria.Inputs`; "hessian" includes the norms."""
+
+GRADIENTS: frozenset[Statistic] = frozenset({"gradient", "squared_gradient", "fisher"})
+"""Those that need a backward pass through the whole model."""
 
 
 def check_needs(owner: str, needs: tuple[Statistic, ...]) -> None:

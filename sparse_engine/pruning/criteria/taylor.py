@@ -1,0 +1,37 @@
+"""Taylor: E[(w g)^2] over calibration batches, the squared first-order change of the loss.
+
+Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv:1906.10771.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparse_engine.pruning.criteria.base import Criterion, Inputs
+
+
+@dataclass(frozen=True)
+class Taylor(Criterion):
+    """Removes weights whose removal changes the loss of single batches least.
+
+    Args:
+        signed: (w E[g])^2 instead, so that batches with opposite gradients cancel.
+    """
+
+    name = "taylor"
+    needs = ("squared_gradient",)
+    signed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.signed:
+            object.__setattr__(self, "needs", ("gradient",))
+
+    def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+        if self.signed:
+            assert inputs.gradient is not None
+            return (weight * inputs.gradient).square()
+        assert inputs.squared_gradient is not None
+        return weight.square() * inputs.squared_gradient
