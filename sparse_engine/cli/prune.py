@@ -8,9 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from sparse_engine.cli.common import progress_bar, remark, say, set_threads
+from sparse_engine.cli.recipe import (
+    check_conflicts,
+    options_of,
+    overrides_of,
+    use_recipe,
+    warn_changes,
+)
 
 
 def prune(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face folder or id, or a package.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     sparsity: Annotated[
@@ -49,6 +57,21 @@ def prune(
             "--stream/--no-stream", help="Keep one block in memory. Default: if memory is short."
         ),
     ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Layers to prune: a name, a glob, or re:REGEX; repeatable."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Layers to leave, likewise; repeatable.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of these options, or a folder that prune wrote: repeats its run.",
+            is_eager=True,
+            callback=use_recipe,
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
 ) -> None:
     """Set weights of a model's linear layers to zero and write a Hugging Face folder.
@@ -68,6 +91,10 @@ def prune(
 
       sparse-engine prune ./model pruned --criterion "magnitude(sigma=1.5)"
 
+      sparse-engine prune ./model again --recipe pruned  # repeats the run that wrote ./pruned
+
+      sparse-engine prune ./model pruned --sparsity 0.8 --target "*.query" --ignore encoder.layer.0
+
       sparse-engine prune ./llama-8b pruned --sparsity 0.5 --criterion wanda --stream
       --calibration texts.txt  # run it again after an interrupt: it continues
     """
@@ -79,16 +106,22 @@ def prune(
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as prune_model
     from sparse_engine.pruning.method import make_method
+    from sparse_engine.pruning.plan import Selection
     from sparse_engine.text.calibration import calibration_batches
     from sparse_engine.text.tokenizer import load_tokenizer, read_texts
 
+    check_conflicts(ctx)
     set_threads(threads)
     check_free(out)
     example_texts = read_examples(report, examples)
     criterion = criterion or ("sparsegpt" if calibration else "magnitude")
     recovery = recovery or ("least_squares" if calibration else "none")
     # Wrong options are refused before the model is loaded.
-    make_method(sparsity, granularity, criterion, recovery, allocator, calibration is not None)
+    overrides = overrides_of(ctx)
+    make_method(
+        sparsity, granularity, criterion, recovery, allocator, calibration is not None, overrides
+    )
+    Selection.of(targets or (), ignore or ())
     texts = read_texts(calibration)[:samples] if calibration else None
     options: dict[str, Any] = {
         "sparsity": sparsity,
@@ -97,8 +130,12 @@ def prune(
         "recovery": recovery,
         "allocator": allocator,
         "seed": seed,
+        "targets": targets or (),
+        "ignore": ignore or (),
+        "overrides": overrides,
     }
     if streamed.chosen(stream, model, example_texts):
+        options["recipe"] = options_of(ctx)
         result = streamed.prune_streamed(model, out, texts, max_length, options)
     else:
         with progress_bar("loading") as bar:
@@ -112,12 +149,14 @@ def prune(
             result = prune_model(loaded, **options, calibration=batches, progress=bar)
         if comparison is not None:
             result.examples = comparison.examples()
+        result.recipe = {**options_of(ctx), **result.recipe}
         with progress_bar("writing") as bar:
             save_checkpoint(loaded, out, folder, result.to_dict(), bar)
     if report is not None:
         result.to_html(report, f"{Path(model).name}, pruned")
     show(*prune_tables(result))
     say(result.summary)
+    warn_changes(ctx, result.calibration)
     if texts is None:
         remark("no --calibration was given: expect much lower quality", "yellow")
     remark(f"wrote {out}; next: sparse-engine convert {out} PACKAGE")

@@ -20,7 +20,7 @@ from sparse_engine.io.folder import check_free
 from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.writer import RECIPE
 from sparse_engine.pruning.allocators import Allocator
-from sparse_engine.pruning.calibration import Batch, read_calibration
+from sparse_engine.pruning.calibration import Batch, fingerprint, read_calibration
 from sparse_engine.pruning.coverage import add_coverage
 from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.evaluation import evaluation_mode
@@ -30,6 +30,7 @@ from sparse_engine.pruning.method import Method, make_method
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.plan import Plan, Selection
 from sparse_engine.pruning.progress import Progress, ProgressCallback
+from sparse_engine.pruning.recipe import recipe_of, versions
 from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.statistics.segments import Group, Segment
@@ -64,6 +65,7 @@ def prune_checkpoint(
     targets: Iterable[str] = (),
     ignore: Iterable[str] = (),
     overrides: Iterable[Override | Mapping[str, Any]] = (),
+    recipe: Mapping[str, Any] | None = None,
 ) -> PruneReport:
     """Write a pruned copy of a checkpoint, with one module of its stack in memory at a time.
 
@@ -86,9 +88,10 @@ def prune_checkpoint(
         seed: of the random numbers of the criterion.
         progress: called with (done, total, name) after every layer.
         on_module: called with (done, total, seconds) after every module of the stack.
-        targets: as for `prune`; so are the last two.
+        targets: as for `prune`; so are the next two.
         ignore: patterns of layers that are left.
         overrides: layers that are pruned in another way.
+        recipe: further entries of the recipe in pruning.json, such as calibration files.
 
     Returns:
         What was pruned, and what was left alone and why.
@@ -135,8 +138,11 @@ def prune_checkpoint(
             report.seconds = journal.seconds
             add_coverage(report, model, plan.left, _counted(checkpoint, copies))
             write_companions(draft.model, files)
-            recipe = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
-            (draft.model / RECIPE).write_text(recipe)
+            report.recipe = {**(recipe or {}), **recipe_of(method, seed, selection)}
+            report.calibration = fingerprint(batches) if batches else {}
+            report.versions = versions()
+            text = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
+            (draft.model / RECIPE).write_text(text)
             draft.finish(target)
     return report
 
