@@ -186,22 +186,21 @@ def _numbered(layer: str) -> str:
 
 def _map(name: str, trials: Sequence[Trial], scale: Scale) -> HeatMap:
     """The loss at the largest sparsity: blocks below each other, roles side by side."""
-    largest = max(trial.requested for trial in trials)
+    largest = max(trials, key=lambda trial: trial.requested or 0.0)
     cells: dict[tuple[str, str], list[float]] = {}
     for trial in trials:
-        if trial.requested == largest and trial.metric is not None:
+        if trial.requested == largest.requested and trial.metric is not None:
             cells.setdefault(split_name(trial.layer), []).append(scale.loss(trial.metric))
     blocks = list(dict.fromkeys(block for block, _ in cells))
     roles = list(dict.fromkeys(role for _, role in cells))
     short = short_names(roles)
     losses = {key: fmean(values) for key, values in cells.items()}
     low, high = min(losses.values(), default=0), max(losses.values(), default=0)
-    setting = f"{trials[0].granularity} {100 * largest:g} %"
     return HeatMap(
         name,
-        f"Loss of {scale.metric}: {setting}",
-        f"How much worse {scale.metric} is with one layer at {setting} zeros, from {show(low)} to "
-        f"{show(high)}: a row for each block, a column for each kind of layer.",
+        f"Loss of {scale.metric}: {largest.setting}",
+        f"How much worse {scale.metric} is with one layer at {largest.setting}, from {show(low)} "
+        f"to {show(high)}: a row for each block, a column for each kind of layer.",
         "",
         "",
         tuple(short[role] or "layer" for role in roles),

@@ -23,6 +23,7 @@ from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning import Granularity, parse_granularity, prune
 from sparse_engine.pruning.calibration import read_calibration
+from sparse_engine.pruning.criteria import find_criterion
 from sparse_engine.pruning.method import make_method
 from sparse_engine.pruning.plan import Filter, make_plan
 from sparse_engine.pruning.progress import ProgressCallback
@@ -62,7 +63,7 @@ def sensitivity(
             outputs are compared with those of the dense model on the calibration inputs: the KL
             divergence of logits, or the cosine of hidden states (see `OutputMetric`).
         sparsities: fractions of groups to remove, 0 <= sparsity < 1. A granularity that fixes its
-            sparsity, such as "2:4", is tried once.
+            sparsity, such as "2:4", is tried once, and so is a criterion that decides it.
         granularities: as in `prune`.
         higher_is_better: whether a larger value of `metric` is better; not read without one.
         calibration: model inputs, as in `prune`. Needed by the default metric, and by the criteria
@@ -134,7 +135,7 @@ def sensitivity(
                 Trial(
                     layer,
                     str(granularity),
-                    _requested(granularity, sparsity),
+                    granularity.fixed_sparsity if sparsity is None else sparsity,
                     pruned.sparsity,
                     value if math.isfinite(value) else None,
                     times.ms if times else None,
@@ -167,10 +168,11 @@ def check_settings(
         raise UsageError("sparsities is a list of fractions, as [0.5, 0.7, 0.9]")
     if isinstance(by, str) or not by or not set(by) <= set(BY):
         raise UsageError(f"by is {by!r}: give a list of 'layer', 'model' or both")
+    decides = find_criterion(criterion).decides_sparsity
     settings: list[Setting] = []
     for one in granularities:
         granularity = parse_granularity(one)
-        fixed = granularity.fixed_sparsity is not None
+        fixed = granularity.fixed_sparsity is not None or decides
         settings += [(granularity, s) for s in ([None] if fixed else sorted(set(sparsities)))]
     if not settings:
         raise UsageError("there are no sparsities to try; give fractions such as 0.5, 0.9")
@@ -230,7 +232,3 @@ def _number(value: Any) -> float:
 def _name_of(metric: Metric) -> str:
     name = getattr(metric, "__name__", type(metric).__name__)
     return "metric" if name == "<lambda>" else name.replace("_", " ")
-
-
-def _requested(granularity: Granularity, sparsity: float | None) -> float:
-    return granularity.fixed_sparsity or 0.0 if sparsity is None else sparsity

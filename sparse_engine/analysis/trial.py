@@ -12,7 +12,7 @@ class Trial:
     Attributes:
         layer: the dotted name of the layer that was pruned; "" for all of them.
         granularity: its text form.
-        requested: the fraction of groups that was to be removed.
+        requested: the fraction of groups that was to be removed; None if the criterion decides it.
         sparsity: the fraction of the weights of the pruned layers that is zero.
         metric: the metric; None if it was not finite.
         ms: milliseconds of a call with the sparse kernels, if it was timed.
@@ -21,7 +21,7 @@ class Trial:
 
     layer: str
     granularity: str
-    requested: float
+    requested: float | None
     sparsity: float
     metric: float | None
     ms: float | None = None
@@ -30,6 +30,8 @@ class Trial:
     @property
     def setting(self) -> str:
         """Granularity and sparsity, as "4x1 70 %"."""
+        if self.requested is None:
+            return self.granularity
         return f"{self.granularity} {100 * self.requested:g} %"
 
 

@@ -12,10 +12,12 @@ from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
 from sparse_engine.pruning.plan import DID_NOT_RUN
 from sparse_engine.pruning.recovery.base import BlockReport
 from sparse_engine.pruning.sections import (
+    blocks_section,
     examples_section,
     layers_section,
     left_section,
     percent,
+    recipe_section,
     units_section,
 )
 from sparse_engine.reporting.example import Example
@@ -161,14 +163,17 @@ class PruneReport:
                 (percent(self.zeros_of_parameters), "zeros of all parameters"),
                 (percent(self.zeros_of_multiply_adds), "of the multiply-adds have a zero weight"),
                 (f"{self.seconds:.1f} s", "for pruning"),
+                *((f"{value:.4g}", name) for name, value in self.metrics.items()),
             ),
             tuple(self.warnings),
             (
                 layers_section(self.layers),
+                blocks_section(self.blocks),
                 density_section(self.layers),
                 units_section(self.layers, self.heads),
                 examples_section(self.examples),
                 left_section(self.left),
+                recipe_section(self.recipe, self.calibration, self.versions),
             ),
             footer(),
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
+from sparse_engine.pruning.recovery.base import BlockReport
 from sparse_engine.reporting.by_block import Values, charts_by_block
 from sparse_engine.reporting.chart import Chart, Table
 from sparse_engine.reporting.example import Example, example_table
@@ -76,6 +79,34 @@ def layer_table(layers: Sequence[LayerReport]) -> Table:
         for row in layers
     )
     return Table((*head, "error after", "seconds", "note"), rows)
+
+
+def blocks_section(blocks: Sequence[BlockReport]) -> Section:
+    """The error of each block that was fitted as a whole."""
+    if not blocks:
+        return Section("")
+    after = {block.name: block.error_after for block in blocks}
+    before = {block.name: block.error_before for block in blocks}
+    title = "Error of each block"
+    text = (
+        "The error of a block is that of its outputs, relative to those of the dense model. A "
+        "dotted line is the error with every layer refitted alone."
+    )
+    values = Values("blocks", title, "relative error", after, before, "layers alone")
+    return Section("Blocks", (text,), tuple(charts_by_block(values)))
+
+
+def recipe_section(*parts: Mapping[str, Any]) -> Section:
+    """How the run can be repeated: the entries of all parts."""
+    rows = tuple((name, _plain(value)) for part in parts for name, value in part.items())
+    if not rows:
+        return Section("")
+    table = Table(("what", "value"), rows, left=2)
+    return Section("Recipe", ("How this model was made.",), table=table, table_title="All values")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def units_section(layers: Sequence[LayerReport], heads: Sequence[HeadsReport]) -> Section:

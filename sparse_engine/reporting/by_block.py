@@ -12,13 +12,24 @@ from sparse_engine.reporting.names import short_names, split_name
 
 @dataclass(frozen=True)
 class Values:
-    """What is drawn: a value of each layer by its dotted name, and perhaps a second, faint one."""
+    """A value of each layer by its dotted name, and perhaps a second, faint one.
+
+    Attributes:
+        name: of the picture's file.
+        title: of the chart.
+        label: of the axis of the values.
+        of: the values.
+        faint: the second values, of the same layers.
+        faint_label: what they are.
+        percent: whether the values are shares, to be written in percent.
+    """
 
     name: str
     title: str
     label: str
     of: Mapping[str, float]
     faint: Mapping[str, float]
+    faint_label: str = "mask alone"
     percent: bool = False
 
     def show(self, value: float) -> str:
@@ -49,7 +60,7 @@ def charts_by_block(values: Values) -> list[LineChart]:
         for role, members in roles.items():
             lines.append(Line(short[role] or "layer", _points(members, values.of)))
             if any(name in values.faint for name in members):
-                label = f"{short[role] or 'layer'}, mask alone"
+                label = f"{short[role] or 'layer'}, {values.faint_label}"
                 lines.append(Line(label, _points(members, values.faint), faint=True))
         charts.append(_chart(values, number, stack, lines, ()))
     if rest:
@@ -57,7 +68,7 @@ def charts_by_block(values: Values) -> list[LineChart]:
         lines = [Line(values.label, tuple((i, values.of[n]) for i, n in enumerate(rest)))]
         faint = tuple((i, values.faint[n]) for i, n in enumerate(rest) if n in values.faint)
         if faint:
-            lines.append(Line("mask alone", faint, faint=True))
+            lines.append(Line(values.faint_label, faint, faint=True))
         charts.append(_chart(values, len(stacks), "", lines, tuple(short[n] for n in rest)))
     return charts
 

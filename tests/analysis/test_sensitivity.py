@@ -73,6 +73,14 @@ def test_default_filter_and_layers_that_do_not_fit() -> None:
     assert len(report.by_model) == 2
 
 
+def test_a_criterion_that_decides_the_sparsity_is_tried_once() -> None:
+    report = sensitivity(two_layers(), norm, (0.5, 0.9), criterion="magnitude(sigma=1.0)")
+    assert [(t.layer, t.requested) for t in report.trials] == [("0", None), ("2", None), ("", None)]
+    assert [t.setting for t in report.trials] == ["element"] * 3
+    assert all(0.3 < t.sparsity < 0.95 for t in report.trials)
+    assert len(report.page().html()) > 1000
+
+
 def test_by() -> None:
     model = two_layers()
     only = sensitivity(model, norm, (0.5,), by=("layer",))

@@ -19,6 +19,7 @@ from sparse_engine.errors import InvalidFileError
 from sparse_engine.pruning import PruneReport, prune
 from sparse_engine.pruning.density_section import MOST, density_section
 from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
+from sparse_engine.pruning.recovery.base import BlockReport
 from sparse_engine.reporting.density_map import DensityMap
 from sparse_engine.reporting.example import Example
 
@@ -104,12 +105,27 @@ def test_files(report: PruneReport, tmp_path: Path) -> None:
     assert all(picture.stat().st_size > 5000 for picture in pictures)
 
 
+def test_blocks_recipe_and_metrics(report: PruneReport) -> None:
+    blocks = [BlockReport(f"encoder.layer.{i}", 0.5 + i, 0.25 + i, 1.0) for i in range(2)]
+    made = replace(report, blocks=blocks, metrics={"accuracy": 0.875})
+    page = parsed(made.page().html())
+    assert ["0", "0.250", "0.500"] in [row for table in page.tables for row in table]
+    recipe = next(table for table in page.tables if table[0] == ["what", "value"])
+    values = dict(row for row in recipe[1:])
+    assert values["granularity"] == "4x1"
+    assert values["sparsity"] == "0.6"
+    assert {*report.recipe, *report.calibration, *report.versions} <= values.keys()
+    assert "0.875" in page.text
+
+
 def test_hostile_names() -> None:
     density = DensityMap.of(torch.rand(8, 8).numpy() < 0.5)
     layer = LayerReport(EVIL, (8, 8), EVIL, 0.5, 0.2, 0.1, 1.0, EVIL, 8, 2, density)
     report = PruneReport(
         EVIL, EVIL, EVIL, EVIL, [layer, replace(layer, name=f"{EVIL}.0.{EVIL}")],
         left=[Left(EVIL, 1, 0.5, EVIL)], unseen=[EVIL], heads=[HeadsReport(EVIL, (0.5,))],
+        recipe={EVIL: [EVIL]},
+        versions={EVIL: EVIL}, metrics={EVIL: 1.0}, blocks=[BlockReport(EVIL, 1.0, 0.5, 1.0)],
         examples=[Example(EVIL, EVIL, EVIL)],
     )  # fmt: skip
     html = report.page(EVIL).html()
