@@ -6,12 +6,14 @@ import copy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_engine.backends import backend_of
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.sparsify import sparsify_
+from sparse_engine.errors import UsageError
 from sparse_engine.pruning.calibration import read_calibration
+from sparse_engine.pruning.calibration.merge import tensors_of, tokens_of
 from sparse_engine.pruning.evaluation import evaluation_mode
 
 
@@ -37,13 +39,11 @@ class CallTimer:
 
     def __init__(self, model: nn.Module, item: Any, config: SparseConfig | None = None) -> None:
         (self._batch,) = read_calibration(model, [item])
-        self.tokens = max(map(_tokens, self._tensors), default=1)
+        self._tensors = [tensor for tensor in tensors_of(self._batch) if tensor.numel()]
+        if not self._tensors:
+            raise UsageError("time_on holds no tensor; give one input of the model")
+        self.tokens = tokens_of(self._batch)
         self._config = config or SparseConfig(tokens=(self.tokens,))
-
-    @property
-    def _tensors(self) -> list[Tensor]:
-        values = (*self._batch.args, *self._batch.kwargs.values())
-        return [value for value in values if isinstance(value, Tensor) and value.numel()]
 
     @property
     def conditions(self) -> str:
@@ -65,8 +65,3 @@ class CallTimer:
         with evaluation_mode(model), evaluation_mode(sparse), self._batch.naming_errors(model):
             times = backend_of(inputs[0]).time(calls, inputs[0].device, inputs)
         return CallTimes(times["dense"] / 1000, times["sparse"] / 1000)
-
-
-def _tokens(x: Tensor) -> int:
-    """Tokens of an input: its elements if it holds ids, its rows if it holds features."""
-    return x.numel() // (x.shape[-1] if x.is_floating_point() and x.ndim > 1 else 1)

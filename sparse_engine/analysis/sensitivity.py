@@ -24,6 +24,7 @@ from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning import Granularity, parse_granularity, prune
 from sparse_engine.pruning.calibration import read_calibration
 from sparse_engine.pruning.criteria import find_criterion
+from sparse_engine.pruning.gradients import LossFunction
 from sparse_engine.pruning.method import make_method
 from sparse_engine.pruning.plan import Filter, make_plan
 from sparse_engine.pruning.progress import ProgressCallback
@@ -44,6 +45,7 @@ def sensitivity(
     calibration: Iterable[Any] | None = None,
     criterion: Any = "magnitude",
     recovery: Any = None,
+    loss: LossFunction | None = None,
     by: Sequence[str] = BY,
     time_on: Any = None,
     filter_fn: Filter | None = None,
@@ -70,6 +72,7 @@ def sensitivity(
             and recoveries that need them in `prune`.
         criterion: as in `prune`.
         recovery: as in `prune`.
+        loss: as in `prune`.
         by: "layer" for one layer at a time, "model" for all together, or both.
         time_on: one model input. If it is given, a call with it is timed after all layers are
             pruned together: a copy of the model is made for `sparsify_`, and timed in turn with
@@ -127,6 +130,7 @@ def sensitivity(
                 recovery,
                 inputs,
                 filter_fn=chosen,
+                loss=loss,
                 seed=seed,
             )
             value = _number(metric(model))

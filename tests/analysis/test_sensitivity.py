@@ -226,6 +226,7 @@ def test_an_infinite_metric_is_a_gap() -> None:
         ({"filter_fn": lambda module, name: False}, "leaves out every layer"),
         ({"metric": None, "calibration": []}, "calibration is empty"),
         ({"time_on": "text"}, "calibration item 0"),
+        ({"time_on": (3,)}, "time_on holds no tensor"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

@@ -40,7 +40,7 @@ def merge_batches(model: nn.Module, batches: list[Batch]) -> list[Batch]:
         if not independent[signature]:
             merged += alike
             continue
-        size = max(MAX_TOKENS // _tokens(alike[0]), 1)
+        size = max(MAX_TOKENS // tokens_of(alike[0]), 1)
         merged += [_concatenate(alike[at : at + size]) for at in range(0, len(alike), size)]
     return merged
 
@@ -101,7 +101,7 @@ def signature_of(batch: Batch) -> tuple[Any, ...]:
     )
 
 
-def _tokens(batch: Batch) -> int:
+def tokens_of(batch: Batch) -> int:
     """Number of tokens of the largest tensor: its elements if integer, its rows if floating."""
     return max(
         t.numel() // (t.shape[-1] if t.is_floating_point() and t.ndim > 1 else 1)

@@ -42,12 +42,15 @@ def sampled_loss(output: Any, batch: Batch, generator: torch.Generator) -> Tenso
     return signed_sum(rows[0], generator)
 
 
-def output_rows(output: Any, batch: Batch) -> tuple[list[Tensor], bool]:
+def output_rows(
+    output: Any, batch: Batch, use: str = "take gradients of; pass loss="
+) -> tuple[list[Tensor], bool]:
     """What a model returns for the tokens of a batch, without padding.
 
     Args:
         output: as in `sampled_loss`.
         batch: its masks tell which tokens are padding.
+        use: what the outputs are for and the way out, for the message.
 
     Returns:
         Rows [tokens, features], of one or several outputs, and whether they are logits.
@@ -64,9 +67,7 @@ def output_rows(output: Any, batch: Batch) -> tuple[list[Tensor], bool]:
         return [_rows(x, batch) for x in logits], True
     first = next(_floats(output), None)
     if first is None:
-        raise UsageError(
-            f"{batch}: the model returns no floating-point tensor to take gradients of; pass loss="
-        )
+        raise UsageError(f"{batch}: the model returns no floating-point tensor to {use}")
     return [_rows(first, batch)], False
 
 
