@@ -50,6 +50,10 @@ class LayerSource(ABC):
             on_block: with `collection.blocks`, called after the layers of a module of a stack.
         """
 
+    @abstractmethod
+    def block_of(self, layer: str) -> str:
+        """The module of a stack that a layer belongs to; the layer itself outside of stacks."""
+
     def gate_pairs(self) -> list[GatePair]:
         """The input and recurrent matrices of recurrent layers that can be pruned together."""
         return []
@@ -85,6 +89,10 @@ class DenseSource:
     def layers(self) -> list[Layer]:
         """The layers whose sparsity is to be allocated."""
         return self._layers
+
+    def block_of(self, layer: str) -> str:
+        """The module of a stack that a layer belongs to; the layer itself outside of stacks."""
+        return self._source.block_of(layer)
 
     def scores(self) -> dict[str, Tensor]:
         """By layer, the score of each group of weights by the criterion."""
@@ -133,6 +141,9 @@ class ModelSource(LayerSource):
         self._dense = dense
         self._progress = progress
         self._gradients = gradients
+
+    def block_of(self, layer: str) -> str:
+        return self._plan.stack_module_of(layer) or layer
 
     def groups(
         self, collection: Collection, on_block: Callable[[Block], None] | None = None

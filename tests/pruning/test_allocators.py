@@ -1,13 +1,16 @@
-"""Allocators against their definitions: uniform, ERK and LAMP."""
+"""Allocators against their definitions: uniform, ERK, LAMP and OWL."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from calibration_models import bert
 from dense_models import FakeDense, counts, layers_of
+from driver_models import bert_batches
 from torch import nn
 
-from sparse_engine.pruning import Block, prune
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning import Block, Inputs, prune
 from sparse_engine.pruning.allocators import ALLOCATORS, find_allocator
 from sparse_engine.pruning.allocators.bounds import MAX_SPARSITY
 from sparse_engine.pruning.allocators.lamp import lamp
@@ -101,3 +104,79 @@ def test_uniform_gives_every_layer_the_sparsity_of_the_model() -> None:
     report = prune(model, 0.5, allocator="local")
     assert [row.sparsity for row in report.layers] == [0.5] * len(report.layers)
     assert report.allocator == "uniform"
+
+
+def outlier_share(weights: list[torch.Tensor], norms: list[torch.Tensor], m: float) -> float:
+    """The definition of OWL, element by element."""
+    values = [
+        abs(float(weight[i, j])) * float(norm[j])
+        for weight, norm in zip(weights, norms, strict=True)
+        for i in range(len(weight))
+        for j in range(weight.shape[1])
+    ]
+    mean = sum(values) / len(values)
+    return sum(value > m * mean for value in values) / len(values)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.7])
+def test_owl_against_its_definition(sparsity: float) -> None:
+    layers = layers_of(a=(20, 30), b=(30, 20), c=(20, 30), d=(30, 20), e=(40, 12))
+    with torch.no_grad():
+        layers[2].weight[::5, ::4] *= 20
+        layers[4].weight[0, 0] = 30
+    norms = {layer.name: torch.rand(layer.shape[1]) + 0.1 for layer in layers}
+    blocks = {"a": "layer.0", "b": "layer.0", "c": "layer.1", "d": "layer.1"}
+    inputs = {name: Inputs(norms=norm) for name, norm in norms.items()}
+    dense = FakeDense(layers, given_inputs=inputs, blocks=blocks)
+    removed = counts(find_allocator("owl(m=3.0, limit=0.05)"), dense, sparsity)
+    total = sum(layer.weight.numel() for layer in layers)
+    assert sum(removed.values()) == round(sparsity * total)
+    shares = {
+        block: outlier_share(
+            [layer.weight for layer in layers if layer.name in members],
+            [norms[name] for name in members],
+            3.0,
+        )
+        for block, members in {"layer.0": "ab", "layer.1": "cd", "e": "e"}.items()
+    }
+    low, high = min(shares.values()), max(shares.values())
+    by_name = {layer.name: layer for layer in layers}
+    wanted = {
+        name: sparsity - 2 * 0.05 * (shares[blocks.get(name, name)] - low) / (high - low)
+        for name in by_name
+    }
+    sizes = {name: layer.weight.numel() for name, layer in by_name.items()}
+    shift = sparsity - sum(wanted[name] * sizes[name] for name in sizes) / total
+    for name, size in sizes.items():
+        assert removed[name] == pytest.approx((wanted[name] + shift) * size, abs=1)
+
+
+def test_owl_without_outliers_is_uniform() -> None:
+    layers = layers_of(a=(10, 10), b=(10, 10))
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.fill_(1.0)
+    inputs = {"a": Inputs(norms=torch.ones(10)), "b": Inputs()}  # no token reaches b
+    removed = counts(find_allocator("owl"), FakeDense(layers, given_inputs=inputs), 0.4)
+    assert removed == {"a": 40, "b": 40}
+
+
+def test_owl_counts_the_layers_of_a_block_together() -> None:
+    model = bert()
+    report = prune(model, 0.5, "element", "magnitude", None, bert_batches(), "owl")
+    assert report.sparsity == pytest.approx(0.5, abs=1e-4)
+    by_block: dict[str, set[float]] = {}
+    for row in report.layers:
+        by_block.setdefault(row.name.partition(".layer.")[2][0], set()).add(round(row.sparsity, 2))
+    assert {len(values) for values in by_block.values()} == {1}
+    assert len(set.union(*by_block.values())) == len(by_block)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [("m=1.0", "m=1.0 is not above 1"), ("limit=0.6", "limit=0.6 is not")]
+)
+def test_owl_refuses_options_without_a_meaning(options: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find_allocator(f"owl({options})")
+    with pytest.raises(UsageError, match="owl needs calibration"):
+        prune(nn.Linear(4, 4), 0.5, allocator="owl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting
 from sparse_engine.pruning.allocators.erk import ERK
 from sparse_engine.pruning.allocators.lamp import Lamp
+from sparse_engine.pruning.allocators.owl import OWL
 from sparse_engine.pruning.allocators.uniform import Uniform
 from sparse_engine.pruning.named import find
 
@@ -12,6 +13,7 @@ ALLOCATORS: tuple[type[Allocator], ...] = (
     Uniform,
     ERK,
     Lamp,
+    OWL,
 )
 
 

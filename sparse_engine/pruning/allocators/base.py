@@ -37,6 +37,9 @@ class DenseModel(Protocol):
     def layers(self) -> Sequence[Layer]:
         """All layers to prune."""
 
+    def block_of(self, layer: str) -> str:
+        """The module of a stack that a layer belongs to; the layer itself outside of stacks."""
+
     def scores(self) -> dict[str, Tensor]:
         """By layer, the score of each group of weights by the criterion."""
 
