@@ -30,7 +30,8 @@ def prune(
     criterion: Annotated[
         str | None,
         typer.Option(
-            help="random, magnitude, activation, wanda, taylor, snip, fisher, sparsegpt, obs."
+            help="random, magnitude, coupled, activation, wanda, taylor, snip, fisher, sparsegpt, "
+            "obs."
         ),
     ] = None,
     calibration: Annotated[
@@ -40,7 +41,8 @@ def prune(
         str | None, typer.Option(help="none, bias, least_squares, blocks. Default: as possible.")
     ] = None,
     allocator: Annotated[
-        str, typer.Option(help="uniform: each layer alike; erk: by shape; lamp: layers compete.")
+        str,
+        typer.Option(help="uniform: each layer alike; erk: by shape; owl; lamp: layers compete."),
     ] = "uniform",
     report: Annotated[
         Path | None, typer.Option(help="HTML page to write: charts, density maps, tables.")

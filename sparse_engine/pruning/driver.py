@@ -24,7 +24,14 @@ from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import allocate, new_report, prune_layers
 from sparse_engine.pruning.method import Method, make_method
 from sparse_engine.pruning.overrides import Override
-from sparse_engine.pruning.plan import Filter, Pattern, Plan, Selection, make_plan
+from sparse_engine.pruning.plan import (
+    Filter,
+    Pattern,
+    Plan,
+    Selection,
+    make_plan,
+    with_couplings,
+)
 from sparse_engine.pruning.progress import Progress, ProgressCallback
 from sparse_engine.pruning.recipe import recipe_of, versions
 from sparse_engine.pruning.recovery import Recovery
@@ -70,16 +77,18 @@ def prune(
             threshold of magnitude the weights decide.
         granularity: Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "1xall",
             "2:4".
-        criterion: "random", "magnitude", "activation", "wanda", "sparsegpt", "obs", or a
+        criterion: "random", "magnitude", "coupled", "activation", "wanda", "sparsegpt", "obs", or a
             Criterion. Options follow a name in brackets, as "magnitude(p=1)"; so do those of
             recoveries and allocators.
         recovery: "least_squares" (alias "lsq") refits the kept weights, and the biases; "bias"
             shifts the biases alone; None or "none" leaves them as they are.
         calibration: model inputs, each a dict of keyword arguments, a tuple or a tensor (or a
-            numpy array, or a list of numbers). Needed by all criteria but random and magnitude,
-            and by recoveries; not read otherwise. Tokens whose attention_mask is 0 are left out.
+            numpy array, or a list of numbers). Needed by all criteria but random, magnitude
+            and coupled, by recoveries, and by owl; not read otherwise. Tokens whose attention_mask
+            is 0 are left out.
         allocator: "uniform" (alias "local") removes the same fraction from every layer, "erk" more
-            from large ones; with "lamp" (alias "global") the groups of all layers compete.
+            from large ones; with "lamp" (alias "global") the groups of all layers compete; "owl"
+            removes less from blocks with many outliers.
         filter_fn: filter_fn(module, name) decides whether a linear layer is pruned, heads and tied
             weights included.
         seed: of the random numbers of the criterion.
@@ -122,6 +131,8 @@ def prune(
     not_unrolled = left_alone(model)
     with unrolled(model):
         plan = make_plan(model, filter_fn, method.granularity, selection)
+        if method.needs_coupling:
+            plan = with_couplings(plan, model)
         batches: list[Batch] = []
         if calibration is not None and method.needs:
             batches = read_calibration(model, calibration, loss is not None)

@@ -24,6 +24,7 @@ class LayerReport:
         columns_kept: number of columns (inputs) that have one.
         density: where the weights are that are not zero.
         criterion: the text form of its own criterion, or "" for that of the model.
+        warning: what the criterion or the recovery could not do for this layer, or "".
     """
 
     name: str
@@ -38,6 +39,7 @@ class LayerReport:
     columns_kept: int | None = None
     density: DensityMap | None = None
     criterion: str = ""
+    warning: str = ""
 
 
 @dataclass(frozen=True)

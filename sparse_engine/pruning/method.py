@@ -49,8 +49,17 @@ class Method:
     @property
     def layer_needs(self) -> set[Statistic]:
         """The statistics that are read while a layer is pruned."""
-        criteria = (self.criterion, *(variant.criterion for variant in self.variants))
-        return {*self.recovery.needs, *(need for c in criteria for need in c.needs)}
+        return {*self.recovery.needs, *(need for c in self.criteria for need in c.needs)}
+
+    @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """The criterion, and those of the variants."""
+        return (self.criterion, *(variant.criterion for variant in self.variants))
+
+    @property
+    def needs_coupling(self) -> bool:
+        """Whether a criterion reads how layers are connected to those next to them."""
+        return any(criterion.needs_coupling for criterion in self.criteria)
 
     @property
     def granularities(self) -> tuple[tuple[Pattern, Granularity], ...]:
@@ -152,8 +161,7 @@ def make_method(
             f"allocator {method.allocator} has nothing to share out: {pattern} fixes every row"
         )
     if method.needs and not has_calibration:
-        criteria = (method.criterion, *(variant.criterion for variant in variants))
-        parts: tuple[Any, ...] = (*criteria, method.recovery, method.allocator)
+        parts: tuple[Any, ...] = (*method.criteria, method.recovery, method.allocator)
         needing = next(part for part in parts if part.needs)
         raise UsageError(
             f"{needing.name} needs calibration inputs; pass calibration=, an iterable of model "

@@ -39,13 +39,15 @@ def prune_layer(
     weight = layer.weight
     bias: Any = layer.linear.bias
     dense = weight.detach().to(dtype=torch.float32, copy=True)
-    centred = method.recovery.centres(has_bias=bias is not None)
+    has_bias = bias is not None
+    centred = method.recovery.centres(has_bias)
     system = statistics.system(centred)
     problem = method.recovery.problem(dense, system)
     nonzero = dense != 0  # weights that are zero already stay zero
+    inputs = statistics.inputs(layer, centred)
     pruned, keep = method.criterion.prune(
         problem.target * nonzero,
-        statistics.inputs(layer, centred),
+        inputs,
         setting.granularity,
         setting.sparsity,
         method.generator,
@@ -63,13 +65,15 @@ def prune_layer(
     if new_bias is not None:
         write_parameter(bias, new_bias, layer.name)
     write_parameter(weight, repaired * keep, layer.name)
+    warnings = (method.criterion.note(inputs), method.recovery.note(has_bias))
     return layer_report(
         layer,
         setting.granularity,
         system.error(dense * keep, problem.target) if system else None,
         system.error(weight.float(), problem.target) if system else None,
         time.perf_counter() - started,
-        method.note or method.recovery.note(has_bias=bias is not None),
+        method.note,
+        "; ".join(filter(None, warnings)),
     )
 
 
@@ -80,6 +84,7 @@ def layer_report(
     error_after: float | None,
     seconds: float,
     note: str,
+    warning: str = "",
 ) -> LayerReport:
     """The row of a layer that has been pruned; its other fields are read from the weight."""
     kept = layer.weight != 0
@@ -95,6 +100,7 @@ def layer_report(
         int(kept.any(1).sum()),
         int(kept.any(0).sum()),
         DensityMap.of(kept.cpu().numpy()),
+        warning=warning,
     )
 
 

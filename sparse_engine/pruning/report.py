@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.pruning.density_section import DensityChart, density_section
+from sparse_engine.pruning.granularity import parse_granularity
 from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
 from sparse_engine.pruning.plan import DID_NOT_RUN
 from sparse_engine.pruning.recovery.base import BlockReport
@@ -23,6 +24,9 @@ from sparse_engine.pruning.sections import (
 from sparse_engine.reporting.example import Example
 from sparse_engine.reporting.page import Page, footer, write_charts
 from sparse_engine.reporting.values import checked
+
+COLLAPSED = 0.98
+"""Share of zeros in a layer above which the report warns, unless the whole model has as many."""
 
 FEW = 0.5
 """Share of the multiply-adds below which the report warns that pruning saves little."""
@@ -109,9 +113,21 @@ class PruneReport:
             messages.append(f"{names}: in no stack, so refitted one layer at a time")
         if not_run := [left.name for left in self.left if left.reason == DID_NOT_RUN]:
             messages.append(f"{_and_more(not_run)} {DID_NOT_RUN}: left as it was")
-        notes = {layer.name: layer.note for layer in self.layers if layer.name not in self.unseen}
-        for note in dict.fromkeys(filter(None, notes.values())):
-            messages.append(f"{_and_more([n for n in notes if notes[n] == note])}: {note}")
+        if emptied := [layer for layer in self.layers if _has_emptied_rows(layer)]:
+            names = _and_more([layer.name for layer in emptied])
+            count = sum(layer.shape[0] - (layer.rows_kept or 0) for layer in emptied)
+            messages.append(
+                f"{names}: no weight is left in {count} rows, so their output is constant"
+            )
+        limit = max(COLLAPSED, self.sparsity + 0.005)
+        if collapsed := [layer.name for layer in self.layers if layer.sparsity > limit]:
+            messages.append(
+                f"{_and_more(collapsed)}: more than {limit:.1%} of the weights are gone"
+            )
+        by_warning: dict[str, list[str]] = {}
+        for layer in self.layers:
+            by_warning.setdefault(layer.warning, []).append(layer.name)
+        messages += [f"{_and_more(by_warning[w])}: {w}" for w in by_warning if w]
         return messages
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,6 +235,12 @@ class PruneReport:
     def __str__(self) -> str:
         tables = [self.to_markdown(), *([self.left_to_markdown()] if self.left else [])]
         return "\n\n".join([self.summary, *tables])
+
+
+def _has_emptied_rows(layer: LayerReport) -> bool:
+    """Whether rows are all zero although the granularity does not remove whole rows."""
+    whole = parse_granularity(layer.granularity).has_whole_rows
+    return not whole and layer.rows_kept is not None and layer.rows_kept < layer.shape[0]
 
 
 def _and_more(names: list[str]) -> str:

@@ -74,7 +74,7 @@ def layer_table(layers: Sequence[LayerReport]) -> Table:
             _error(row.error_before),
             _error(row.error_after),
             f"{row.seconds:.2f}",
-            row.note,
+            row.note or row.warning,
         )
         for row in layers
     )

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning import CRITERIA, NM, Block, Criterion, Element, Granularity, Inputs
+from sparse_engine.pruning import (
+    CRITERIA,
+    NM,
+    Block,
+    Criterion,
+    Element,
+    Granularity,
+    Inputs,
+    prune,
+)
 from sparse_engine.pruning.criteria import find_criterion
+from sparse_engine.pruning.plan import make_plan, with_couplings
 from sparse_engine.pruning.recovery.cholesky import factorise, upper_factor_of_inverse
 
 
@@ -179,3 +189,45 @@ def test_own_criterion_is_accepted() -> None:
         torch.ones(2, 4), Inputs(), Element(), 0.5, torch.Generator()
     )
     assert keep.tolist() == [[True] * 4, [False] * 4]
+
+
+@pytest.mark.parametrize("look", ["both", "forward", "backward"])
+def test_coupled_against_sums_over_paths(look: str) -> None:
+    """Three layers: each weight has the squared magnitudes of all paths through it."""
+    torch.manual_seed(0)
+    a, b, c = (torch.randn(shape).double() for shape in ((6, 4), (5, 6), (3, 5)))
+    model = nn.Sequential(*(nn.Linear(w.shape[1], w.shape[0]) for w in (a, b, c)))
+    with torch.no_grad():
+        for layer, weight in zip(model, (a, b, c), strict=True):
+            layer.weight.copy_(weight)
+    plan = with_couplings(make_plan(model, lambda module, name: True), model)
+    criterion = find_criterion(f"coupled(look={look!r})")
+    inputs = Inputs(coupling=plan.layers[1].coupling)
+    score = criterion.score(plan.layers[1].weight.detach(), inputs, torch.Generator())
+    for i in range(5):
+        for j in range(6):
+            expected = sum(
+                float((c[k, i] * b[i, j] * a[j, n]) ** 2) for k in range(3) for n in range(4)
+            )
+            if look == "forward":
+                expected /= float(a[j].square().sum())
+            elif look == "backward":
+                expected /= float(c[:, i].square().sum())
+            assert float(score[i, j]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_coupled_without_a_neighbour_is_magnitude_and_says_so() -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    report = prune(models[0], 0.5, criterion="coupled", filter_fn=lambda module, name: True)
+    prune(models[1], 0.5, criterion="magnitude", filter_fn=lambda module, name: True)
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    message = "0 and 1 more: no adjacent layer was found: scored by its own magnitude"
+    assert message in report.warnings
+
+
+def test_coupled_refuses_another_look() -> None:
+    with pytest.raises(UsageError, match="look='around'"):
+        find_criterion("coupled(look='around')")

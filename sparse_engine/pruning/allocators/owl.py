@@ -1,6 +1,6 @@
 """OWL: layers with more outliers keep more.
 
-    D = 100 x the share of |w_ij| norm(x_j) above m x their mean
+    D = share of the |w_ij| norm(x_j) above m times their mean
     sparsity = S + limit - 2 limit (D - min D) / (max D - min D), shifted to the mean S
 
 Yin et al. 2023, "Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparse_engine.pruning.criteria.activation import Activation
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.coupled import Coupled
 from sparse_engine.pruning.criteria.fisher import Fisher
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.criteria.obs import OBS
@@ -18,6 +19,7 @@ from sparse_engine.pruning.statistics.needs import check_needs
 CRITERIA: tuple[type[Criterion], ...] = (
     Random,
     Magnitude,
+    Coupled,
     Activation,
     Wanda,
     Taylor,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
+from sparse_engine.pruning.coupling import Coupling
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.named import Named
 from sparse_engine.pruning.statistics.needs import Statistic
@@ -29,6 +30,7 @@ class Inputs:
         squared_gradient: [out, in], the mean of g^2 over the calibration batches.
         fisher: [out, blocks, width, width], the mean of g g^T over single examples, for each block
             of `fisher_width` consecutive weights of a row; zero where the last block is not full.
+        coupling: of the layer with those next to it.
     """
 
     norms: Tensor | None = None
@@ -36,6 +38,7 @@ class Inputs:
     gradient: Tensor | None = None
     squared_gradient: Tensor | None = None
     fisher: Tensor | None = None
+    coupling: Coupling | None = None
 
 
 class Criterion(Named):
@@ -48,6 +51,7 @@ class Criterion(Named):
     Attributes:
         needs: fields of `Inputs` that `score` and `prune` read; calibration collects exactly these.
         per_row: whether weights are compared within an output row instead of within the layer.
+        needs_coupling: whether `score` reads `Inputs.coupling`, which needs no calibration.
         needs_whole_rows: whether all weights of a row have one score, so that only granularities of
             whole rows make sense.
         fits: whether `prune` returns the least-squares fit, in the norm of the Hessian, to the
@@ -57,6 +61,7 @@ class Criterion(Named):
     kind = "criterion"
     needs: ClassVar[tuple[Statistic, ...]] = ()
     per_row: ClassVar[bool] = False
+    needs_coupling: ClassVar[bool] = False
     needs_whole_rows: ClassVar[bool] = False
     fits: ClassVar[bool] = False
 
@@ -100,6 +105,10 @@ class Criterion(Named):
     def fisher_width(self, span: int) -> int:
         """Width of the blocks of `Inputs.fisher`, for groups of `span` columns; 1 is a diagonal."""
         return 1
+
+    def note(self, inputs: Inputs) -> str:
+        """How the scores of a layer differ from those of others, or ""."""
+        return ""
 
     def quota(
         self, weight: Tensor, scores: Tensor, granularity: Granularity, sparsity: float

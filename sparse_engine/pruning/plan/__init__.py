@@ -1,6 +1,6 @@
 """The plan of a pruning run: which layers are pruned, and which are left and why."""
 
-from sparse_engine.pruning.plan.plan import Filter, Layer, Plan, make_plan
+from sparse_engine.pruning.plan.plan import Filter, Layer, Plan, make_plan, with_couplings
 from sparse_engine.pruning.plan.rules import DID_NOT_RUN, reason_by_name
 from sparse_engine.pruning.plan.selection import Pattern, Selection
 
@@ -13,4 +13,5 @@ __all__ = [
     "Selection",
     "make_plan",
     "reason_by_name",
+    "with_couplings",
 ]

@@ -11,6 +11,7 @@ from sparse_engine.convert.census import census
 from sparse_engine.errors import UsageError
 from sparse_engine.models import Residual, find_family
 from sparse_engine.modules.linears import is_linear, weight_of
+from sparse_engine.pruning.coupling import Coupling, couple, find_links
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.plan.rules import left_by_rule
 from sparse_engine.pruning.plan.selection import IGNORED, NO_TARGET, Selection
@@ -24,10 +25,17 @@ LEFT_OUT = "left out by filter_fn"
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer to prune, and its dotted name in the unrolled model."""
+    """A linear layer to prune.
+
+    Attributes:
+        name: its dotted name in the unrolled model.
+        linear: the layer.
+        coupling: how strongly it is connected to the layers next to it, if a criterion needs that.
+    """
 
     name: str
     linear: nn.Module
+    coupling: Coupling | None = field(default=None, compare=False)
 
     @property
     def weight(self) -> Tensor:
@@ -122,6 +130,17 @@ def make_plan(
     left |= unfit
     selection.check_used([layer.name for layer in layers], left)
     return Plan(layers, stacks, _residuals(model), left)
+
+
+def with_couplings(plan: Plan, model: nn.Module) -> Plan:
+    """The plan with the couplings of its layers, as their weights are now.
+
+    Layers that are not pruned count as neighbours too.
+    """
+    weights = {name: weight_of(m) for name, m in model.named_modules() if is_linear(m)}
+    couplings = couple(weights, find_links(model))
+    layers = [replace(layer, coupling=couplings.get(layer.name)) for layer in plan.layers]
+    return replace(plan, layers=layers)
 
 
 def _residuals(model: nn.Module) -> dict[str, Residual]:

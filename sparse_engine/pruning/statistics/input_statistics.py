@@ -51,11 +51,12 @@ class InputStatistics:
 
     def inputs(self, layer: Layer, centred: bool = False) -> Inputs:
         """What a criterion reads about one of the layers."""
-        inputs = Inputs()
+        inputs = Inputs(coupling=layer.coupling)
         if isinstance(self._collected, InputNorms):
-            inputs = Inputs(norms=self._collected.norms())
+            inputs = replace(inputs, norms=self._collected.norms())
         elif system := self.system(centred):
-            inputs = Inputs(norms=system.hessian.diagonal().sqrt(), hessian=system.hessian)
+            norms = system.hessian.diagonal().sqrt()
+            inputs = replace(inputs, norms=norms, hessian=system.hessian)
         if self._gradients is None:
             return inputs
         return replace(inputs, **self._gradients.of(layer))

@@ -1,0 +1,57 @@
+"""Coupled: (|w_ij| |a_j| |b_i|)^2, the magnitude of all paths through a weight.
+
+a_j is the row of the layer before that computes input j, b_i the column of the layer after that
+reads output i. The paths from i to j over the units k of a hidden layer have the magnitude
+sqrt(sum_k w_ik^2 w_kj^2); a weight has that of all paths that it lies on.
+
+Park et al. 2020, "Lookahead: A Far-Sighted Alternative of Magnitude-based Pruning",
+arXiv:2002.04809. The norms are those of the dense layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning.criteria.base import Criterion, Inputs
+
+LOOKS = ("both", "forward", "backward")
+
+
+@dataclass(frozen=True)
+class Coupled(Criterion):
+    """Magnitude that counts the weights before and after; a layer without neighbours has its own.
+
+    Args:
+        look: "both", or only at the layers after ("forward") or before ("backward").
+    """
+
+    name = "coupled"
+    needs_coupling = True
+    look: str = "both"
+
+    def __post_init__(self) -> None:
+        if self.look not in LOOKS:
+            raise UsageError(f"criterion coupled: look={self.look!r} is not {', '.join(LOOKS)}")
+
+    def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+        before, after = self._neighbours(inputs)
+        score = weight.square()
+        if before is not None:
+            score = score * before
+        return score if after is None else score * after[:, None]
+
+    def note(self, inputs: Inputs) -> str:
+        if any(energies is not None for energies in self._neighbours(inputs)):
+            return ""
+        return "no adjacent layer was found: scored by its own magnitude"
+
+    def _neighbours(self, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
+        coupling = inputs.coupling
+        if coupling is None:
+            return None, None
+        before = None if self.look == "forward" else coupling.before
+        return before, None if self.look == "backward" else coupling.after
