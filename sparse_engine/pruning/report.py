@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.pruning.density_section import DensityChart, density_section
-from sparse_engine.pruning.granularity import parse_granularity
 from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
 from sparse_engine.pruning.plan import DID_NOT_RUN
 from sparse_engine.pruning.recovery.base import BlockReport
@@ -27,6 +26,9 @@ from sparse_engine.reporting.values import checked
 
 COLLAPSED = 0.98
 """Share of zeros in a layer above which the report warns, unless the whole model has as many."""
+
+EMPTY_ROWS = 0.1
+"""Share of the rows of a layer that are zero above which the report warns."""
 
 FEW = 0.5
 """Share of the multiply-adds below which the report warns that pruning saves little."""
@@ -113,11 +115,10 @@ class PruneReport:
             messages.append(f"{names}: in no stack, so refitted one layer at a time")
         if not_run := [left.name for left in self.left if left.reason == DID_NOT_RUN]:
             messages.append(f"{_and_more(not_run)} {DID_NOT_RUN}: left as it was")
-        if emptied := [layer for layer in self.layers if _has_emptied_rows(layer)]:
-            names = _and_more([layer.name for layer in emptied])
-            count = sum(layer.shape[0] - (layer.rows_kept or 0) for layer in emptied)
+        if emptied := [layer.name for layer in self.layers if _has_emptied_rows(layer)]:
             messages.append(
-                f"{names}: no weight is left in {count} rows, so their output is constant"
+                f"{_and_more(emptied)}: more than {EMPTY_ROWS:.0%} of the rows have no weight left, "
+                "so these outputs are constant"
             )
         limit = max(COLLAPSED, self.sparsity + 0.005)
         if collapsed := [layer.name for layer in self.layers if layer.sparsity > limit]:
@@ -238,9 +239,10 @@ class PruneReport:
 
 
 def _has_emptied_rows(layer: LayerReport) -> bool:
-    """Whether rows are all zero although the granularity does not remove whole rows."""
-    whole = parse_granularity(layer.granularity).has_whole_rows
-    return not whole and layer.rows_kept is not None and layer.rows_kept < layer.shape[0]
+    """Whether many rows are all zero although the granularity does not remove whole rows."""
+    rows = layer.shape[0]
+    emptied = 0 if layer.rows_kept is None else rows - layer.rows_kept
+    return emptied > EMPTY_ROWS * rows and not layer.granularity.endswith("xall")
 
 
 def _and_more(names: list[str]) -> str:

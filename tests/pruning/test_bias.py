@@ -45,7 +45,7 @@ def test_a_layer_without_a_bias_gets_none_and_the_report_says_so() -> None:
     prune(plain, 0.6, "4x1", "wanda", calibration=batches())
     assert same(state(without), state(plain))
     note = "no bias to absorb the mean of what was removed"
-    assert [row.note for row in report.layers] == [note] * 2
+    assert [row.warning for row in report.layers] == [note] * 2
     assert f"0 and 1 more: {note}" in report.warnings
     assert not prune(mlp(), 0.6, recovery="bias", calibration=batches()).warnings
 

@@ -18,7 +18,9 @@ def with_small_rows() -> nn.Sequential:
 
 def test_empty_rows_are_counted() -> None:
     report = prune(with_small_rows(), 0.5)
-    assert report.warnings == ["0: no weight is left in 3 rows, so their output is constant"]
+    assert report.warnings == [
+        "0: more than 10% of the rows have no weight left, so these outputs are constant"
+    ]
 
 
 def test_whole_rows_are_no_surprise() -> None:
