@@ -27,7 +27,7 @@ from sparse_engine.reporting.values import checked
 COLLAPSED = 0.98
 """Share of zeros in a layer above which the report warns, unless the whole model has as many."""
 
-EMPTY_ROWS = 0.1
+EMPTY_ROWS = 0.25
 """Share of the rows of a layer that are zero above which the report warns."""
 
 FEW = 0.5
@@ -117,8 +117,7 @@ class PruneReport:
             messages.append(f"{_and_more(not_run)} {DID_NOT_RUN}: left as it was")
         if emptied := [layer.name for layer in self.layers if _has_emptied_rows(layer)]:
             messages.append(
-                f"{_and_more(emptied)}: more than {EMPTY_ROWS:.0%} of the rows have no weight left, "
-                "so these outputs are constant"
+                f"{_and_more(emptied)}: more than {EMPTY_ROWS:.0%} of the rows have no weight left"
             )
         limit = max(COLLAPSED, self.sparsity + 0.005)
         if collapsed := [layer.name for layer in self.layers if layer.sparsity > limit]:

@@ -149,15 +149,19 @@ def prune_checkpoint(
 
 def _check_method(method: Method) -> None:
     """Refuse what reads the whole model at once."""
-    criteria = (method.criterion, *(variant.criterion for variant in method.variants))
     parts: tuple[Criterion | Recovery | Allocator, ...]
-    parts = (*criteria, method.recovery, method.allocator)
+    parts = (*method.criteria, method.recovery, method.allocator)
     for part in parts:
         if lacking := set(part.needs) - STREAMED:
             raise UsageError(
                 f"{part.kind} {part.name} needs {lacking.pop()}, for which the whole model has to "
                 "be in memory: it cannot be streamed"
             )
+    if method.needs_coupling:
+        raise UsageError(
+            "criterion coupled reads the weights of adjacent layers, for which the whole model has "
+            "to be in memory: it cannot be streamed"
+        )
     if method.allocator.name in SCORING:
         raise UsageError(
             f"allocator {method.allocator.name} compares the scores of all layers in memory: it "

@@ -72,6 +72,9 @@ class StreamedSource(LayerSource):
         self._progress = progress
         self._journal = journal
 
+    def block_of(self, layer: str) -> str:
+        return self._plan.stack_module_of(layer) or layer
+
     def groups(
         self, collection: Collection, on_block: Callable[[Block], None] | None = None
     ) -> LayerGroups:

@@ -50,6 +50,7 @@ def damaged(source: Path, tmp_path: Path, change: Any) -> Path:
 
 def test_arguments(source: Path) -> None:
     refused(source, UsageError, "allocator lamp compares .* choose uniform", allocator="lamp")
+    refused(source, UsageError, "coupled reads .* cannot be streamed", criterion="coupled")
     refused(source, UsageError, "sparsegpt needs calibration inputs", criterion="sparsegpt")
     refused(source, UsageError, "fits no layer", granularity="512x512")
     refused(source, UsageError, "calibration is empty", criterion="wanda", calibration=[])
