@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -57,6 +57,5 @@ class InputStatistics:
         elif system := self.system(centred):
             norms = system.hessian.diagonal().sqrt()
             inputs = replace(inputs, norms=norms, hessian=system.hessian)
-        if self._gradients is None:
-            return inputs
-        return replace(inputs, **self._gradients.of(layer))
+        gradients: dict[str, Any] = {**self._gradients.of(layer)} if self._gradients else {}
+        return replace(inputs, **gradients)
