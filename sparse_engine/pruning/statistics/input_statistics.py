@@ -57,5 +57,5 @@ class InputStatistics:
         elif system := self.system(centred):
             norms = system.hessian.diagonal().sqrt()
             inputs = replace(inputs, norms=norms, hessian=system.hessian)
-        gradients: dict[str, Any] = {**self._gradients.of(layer)} if self._gradients else {}
+        gradients: dict[Any, Any] = {**self._gradients.of(layer)} if self._gradients else {}
         return replace(inputs, **gradients)
