@@ -16,6 +16,7 @@ from sparse_engine.io import is_package
 from sparse_engine.io.adapters import has_adapter
 from sparse_engine.io.bounds import check_checkpoint, check_numbers, most_parameters
 from sparse_engine.io.checkpoint import find_folder
+from sparse_engine.io.foreign import layout_of
 from sparse_engine.io.hugging import empty_model, model_class, read_config
 from sparse_engine.io.shards import read_headers
 from sparse_engine.io.skeleton import state_of
@@ -109,6 +110,7 @@ def open_checkpoint(path_or_id: str | Path) -> Checkpoint:
     if not path.is_file():
         raise InvalidFileError(f"{folder}: has no config.json: is it a Hugging Face model folder?")
     plain = parse_json(path.read_bytes(), str(path))
+    _check_layout(folder, plain)
     headers = read_headers(folder)
     tensors = {name: StoredTensor(name, *place) for name, place in headers.items()}
     names = plain.get("architectures")
@@ -122,6 +124,18 @@ def open_checkpoint(path_or_id: str | Path) -> Checkpoint:
     except (UnsupportedModelError, InvalidFileError) as error:
         raise type(error)(f"{folder}: {error}") from None
     return Checkpoint(folder, model, tensors)
+
+
+def _check_layout(folder: Path, plain: dict[str, Any]) -> None:
+    """Raise UnsupportedModelError for the layouts of other tools, which are read as a whole."""
+    try:
+        layout = layout_of(plain)
+    except (UnsupportedModelError, InvalidFileError) as error:
+        raise type(error)(f"{folder}: {error}") from None
+    if layout is not None:
+        raise UnsupportedModelError(
+            f"{folder} is stored as {layout}, which cannot be streamed: give --no-stream"
+        )
 
 
 def _match(folder: Path, model: Any, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -163,3 +163,12 @@ def test_streaming_is_chosen_where_memory_is_short(
     assert not must_stream(source / "nothing")
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     assert not must_stream(source)
+
+
+def test_layouts_of_other_tools_are_read_as_a_whole(source: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(source, tmp_path / "source"))
+    config = json.loads((folder / "config.json").read_text())
+    sparsity = {"quant_method": "compressed-tensors", "sparsity_config": {"format": "dense"}}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": sparsity}))
+    match = "is stored as compressed-tensors dense, which cannot be streamed: give --no-stream"
+    refused(folder, UnsupportedModelError, match)
