@@ -70,6 +70,11 @@ class Criterion(Named):
         """Whether `quota` follows from the weights alone, so that no sparsity is given."""
         return False
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the best group of every row of groups is kept."""
+        return False
+
     @abstractmethod
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
         """Compute the importance of each weight; the lowest scores are removed first.
@@ -146,12 +151,14 @@ class Criterion(Named):
             The pruned weight, float32 [out, in], and the keep mask, bool [out, in].
 
         Raises:
-            UsageError: if a score is NaN.
+            UsageError: if a score is NaN, or more is to be removed than the rows can lose.
         """
         scores = self.element_scores(weight, inputs, granularity, generator)
         if scores.isnan().any():
             raise UsageError(f"criterion {self.name} gives NaN as a score, which cannot be ordered")
         drop = self.quota(weight, scores, granularity, sparsity)
+        if self.keeps_rows:
+            scores = protect_rows(scores, granularity, drop)
         keep = granularity.mask(scores, drop, self.per_row)
         return weight * keep, keep
 
@@ -180,3 +187,26 @@ class Criterion(Named):
         """
         for sparsity in sparsities:
             yield self.prune(weight, inputs, granularity, sparsity, generator)
+
+
+def protect_rows(scores: Tensor, granularity: Granularity, drop: int) -> Tensor:
+    """The scores with infinity at the best group of every row of groups, rows of zeros excepted.
+
+    Args:
+        scores: [out, in].
+        granularity: which weights are removed together.
+        drop: how many groups will be removed.
+
+    Raises:
+        UsageError: if `drop` leaves less than one group a row.
+    """
+    if granularity.fixed_sparsity is not None:  # the pattern keeps some weights of every row
+        return scores
+    of_groups = granularity.group_scores(scores)
+    spare = of_groups.numel() - len(of_groups)
+    if drop > max(spare, int((of_groups == 0).sum())):
+        raise UsageError(
+            f"keep_rows keeps one of the {of_groups.shape[1]} groups of every row of a layer, so "
+            f"{drop} of its {of_groups.numel()} cannot be removed; lower the sparsity"
+        )
+    return scores.masked_fill(granularity.mask(scores, spare, per_row=True), torch.inf)

@@ -27,15 +27,21 @@ class Coupled(Criterion):
 
     Args:
         look: "both", or only at the layers after ("forward") or before ("backward").
+        keep_rows: the best group of every row of groups is kept, so that no output is lost.
     """
 
     name = "coupled"
     needs_coupling = True
     look: str = "both"
+    keep_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.look not in LOOKS:
             raise UsageError(f"criterion coupled: look={self.look!r} is not {', '.join(LOOKS)}")
+
+    @property
+    def keeps_rows(self) -> bool:
+        return self.keep_rows
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
         before, after = self._neighbours(inputs)

@@ -32,12 +32,14 @@ class Magnitude(Criterion):
         threshold: the same for all layers.
         sigma: the threshold of a layer is `sigma` times the standard deviation of its weights that
             are not zero.
+        keep_rows: the best group of every row of groups is kept, so that no output is lost.
     """
 
     name = "magnitude"
     p: int = 2
     threshold: float | None = None
     sigma: float | None = None
+    keep_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
@@ -48,6 +50,10 @@ class Magnitude(Criterion):
                 raise UsageError(f"criterion magnitude: {option}={value} is not above 0 and finite")
         if self.threshold is not None and self.sigma is not None:
             raise UsageError("criterion magnitude: give threshold or sigma, not both")
+
+    @property
+    def keeps_rows(self) -> bool:
+        return self.keep_rows
 
     @property
     def decides_sparsity(self) -> bool:
@@ -63,7 +69,7 @@ class Magnitude(Criterion):
             return super().quota(weight, scores, granularity, sparsity)
         groups = granularity.group_scores(scores)
         below = int((groups < self._threshold_of(weight) ** self.p).sum())
-        return min(below, groups.numel() - 1)
+        return min(below, groups.numel() - (len(groups) if self.keep_rows else 1))
 
     def _threshold_of(self, weight: Tensor) -> float:
         if self.sigma is None:
