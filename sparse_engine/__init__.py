@@ -28,6 +28,7 @@ __all__ = [
     "SensitivityReport",
     "SparseConfig",
     "SparsifyReport",
+    "Target",
     "densify_",
     "errors",
     "formats",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from sparse_engine.convert.sparsify import densify_, sparsify_
     from sparse_engine.formats import BSR, CSR, Bitmask
     from sparse_engine.io import load, save
-    from sparse_engine.pruning import NM, Block, Element, PruneReport, prune
+    from sparse_engine.pruning import NM, Block, Element, PruneReport, Target, prune
 else:
     from importlib import import_module as _import_module
 
@@ -62,7 +63,7 @@ else:
         "config": ("SparseConfig",),
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),
-        "pruning": ("NM", "Block", "Element", "PruneReport", "prune"),
+        "pruning": ("NM", "Block", "Element", "PruneReport", "Target", "prune"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),
     }

@@ -63,13 +63,16 @@ def share_of_zeros(weight: Tensor) -> float:
     return 1 - int(weight.count_nonzero()) / weight.numel() if weight.numel() else 0.0
 
 
-def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> Choice:
+def choose_format(
+    weight: Tensor, config: SparseConfig, dense: bool = True, least: float = MIN_SPARSITY
+) -> Choice:
     """The fastest format for a weight at `config.tokens`.
 
     Args:
         weight: [out, in]. Dense is timed in its dtype, which a dense layer would keep.
         config: dtype of the stored values and token counts; its format is ignored.
         dense: whether "dense" may be chosen; if not, a sparse format is, even a slower one.
+        least: share of zeros below which nothing is timed.
 
     Raises:
         UsageError: The dtype has no kernels on the weight's device.
@@ -77,8 +80,8 @@ def choose_format(weight: Tensor, config: SparseConfig, dense: bool = True) -> C
     backend_of(weight).value_dtype(weight, config.dtype)  # raises for one without kernels
     sparsity = share_of_zeros(weight)
     fallback = "dense" if dense else "csr"
-    if sparsity < MIN_SPARSITY:
-        reason = f"{sparsity:.0%} zeros, formats are timed from {MIN_SPARSITY:.0%}"
+    if sparsity < least:
+        reason = f"{sparsity:.0%} zeros, formats are timed from {least:.0%}"
         return Choice(fallback, 1.0, {}, reason)
     stored = weight.to(config.source_dtype)
     specs = candidates(stored, config.tokens, config.dtype)

@@ -62,6 +62,8 @@ class Backend(ABC):
     """Dtypes that activations may have."""
     native_layers: ClassVar[bool] = False
     """Whether the native library runs whole layers, stacks and recurrent networks."""
+    patterns: ClassVar[tuple[str, ...]] = ("element",)
+    """Granularities of pruning that have fast kernels, in their text forms."""
     fuses_projections: ClassVar[bool] = False
     """Whether `fuse` makes one weight of several that read the same activations."""
 

@@ -34,6 +34,7 @@ class CPUBackend(Backend):
     value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.int8)
     input_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16)
     native_layers: ClassVar[bool] = True
+    patterns: ClassVar[tuple[str, ...]] = ("element", "4x1", "16x1")
 
     def pack(self, weight: Format, dtype: str | None = None, tokens: Sequence[int] = ()) -> Format:
         """See `Backend.pack`; float values keep their dtype whatever float dtype is asked for."""

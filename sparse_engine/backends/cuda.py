@@ -47,6 +47,7 @@ class CUDABackend(Backend):
         torch.float32, torch.bfloat16, torch.float16,
     )  # fmt: skip
     fuses_projections: ClassVar[bool] = True
+    patterns: ClassVar[tuple[str, ...]] = ("element", "2:4", "32x32", "128x16")
 
     def pack(self, weight: Format, dtype: str | None = None, tokens: Sequence[int] = ()) -> Format:
         """See `Backend.pack`; the packing stays on the weight's device."""

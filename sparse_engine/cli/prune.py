@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sparse_engine.cli.common import progress_bar, remark, say, set_threads
+from sparse_engine.cli.common import progress_bar, remark, say, set_threads, split
 from sparse_engine.cli.recipe import (
     check_conflicts,
     options_of,
@@ -25,8 +25,11 @@ def prune(
         float | None, typer.Option(help="Fraction of zeros, e.g. 0.9; 2:4 implies its own.")
     ] = None,
     granularity: Annotated[
-        str, typer.Option(help="element, 4x1 (rows x cols), 1xall, 2:4.")
-    ] = "element",
+        str | None,
+        typer.Option(
+            help="element, 4x1 (rows x cols), 1xall, 2:4. With a target: auto, or a list."
+        ),
+    ] = None,
     criterion: Annotated[
         str | None,
         typer.Option(
@@ -75,6 +78,26 @@ def prune(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="Target: so many times faster than dense torch.")
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(help="Target: milliseconds of a call.")
+    ] = None,
+    size_mb: Annotated[
+        float | None, typer.Option(help="Target: megabytes after convert --format csr.")
+    ] = None,
+    params: Annotated[float | None, typer.Option(help="Target: parameters that are kept.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Target: operations for a token.")] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens of a call (batch x length), for targets of time.")
+    ] = 128,
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the converted model, for targets.")
+    ] = "float32",
+    search_seconds: Annotated[
+        float, typer.Option(help="How long a target's choice is improved by real output errors.")
+    ] = 30.0,
 ) -> None:
     """Set weights of a model's linear layers to zero and write a Hugging Face folder.
 
@@ -97,18 +120,26 @@ def prune(
 
       sparse-engine prune ./model pruned --sparsity 0.8 --target "*.query" --ignore encoder.layer.0
 
+      sparse-engine prune ./model pruned --speedup 3 --tokens 128 --calibration texts.txt
+
       sparse-engine prune ./llama-8b pruned --sparsity 0.5 --criterion wanda --stream
       --calibration texts.txt  # run it again after an interrupt: it continues
     """
     from sparse_engine.cli import streamed
     from sparse_engine.cli.reports import compare, read_examples
     from sparse_engine.cli.tables import prune_tables, show
+    from sparse_engine.cli.target import (
+        convert_options,
+        find_target,
+        target_tables,
+        without_goal,
+    )
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as prune_model
-    from sparse_engine.pruning.method import make_method
     from sparse_engine.pruning.plan import Selection
+    from sparse_engine.pruning.target.method import find_method
     from sparse_engine.text.calibration import calibration_batches
     from sparse_engine.text.tokenizer import load_tokenizer, read_texts
 
@@ -116,27 +147,33 @@ def prune(
     set_threads(threads)
     check_free(out)
     example_texts = read_examples(report, examples)
-    criterion = criterion or ("sparsegpt" if calibration else "magnitude")
-    recovery = recovery or ("least_squares" if calibration else "none")
-    # Wrong options are refused before the model is loaded.
-    overrides = overrides_of(ctx)
-    make_method(
-        sparsity, granularity, criterion, recovery, allocator, calibration is not None, overrides
-    )
-    Selection.of(targets or (), ignore or ())
-    texts = read_texts(calibration)[:samples] if calibration else None
+    goals = {
+        "speedup": speedup,
+        "latency_ms": latency_ms,
+        "size_mb": size_mb,
+        "params": params,
+        "flops": flops,
+    }
+    target = find_target(goals, tokens, dtype, threads, search_seconds)
+    patterns: Any = granularity and split(granularity, str, "--granularity")
+    if target is None:
+        patterns = granularity or "element"
+        criterion = criterion or ("sparsegpt" if calibration else "magnitude")
+        recovery = recovery or ("least_squares" if calibration else "none")
     options: dict[str, Any] = {
         "sparsity": sparsity,
-        "granularity": granularity,
+        "granularity": patterns,
         "criterion": criterion,
         "recovery": recovery,
         "allocator": allocator,
-        "seed": seed,
-        "targets": targets or (),
-        "ignore": ignore or (),
-        "overrides": overrides,
+        "overrides": overrides_of(ctx),
     }
-    if streamed.chosen(stream, model, example_texts):
+    # Wrong options are refused before the model is loaded.
+    find_method(target, **options, has_calibration=calibration is not None)
+    Selection.of(targets or (), ignore or ())
+    texts = read_texts(calibration)[:samples] if calibration else None
+    options |= {"seed": seed, "targets": targets or (), "ignore": ignore or ()}
+    if streamed.chosen(stream, model, example_texts, target):
         options["recipe"] = options_of(ctx)
         result = streamed.prune_streamed(model, out, texts, max_length, options)
     else:
@@ -148,17 +185,19 @@ def prune(
             batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
         comparison = compare(loaded, folder, example_texts)
         with progress_bar("pruning") as bar:
-            result = prune_model(loaded, **options, calibration=batches, progress=bar)
+            result = prune_model(
+                loaded, **options, calibration=batches, progress=bar, target=target
+            )
         if comparison is not None:
             result.examples = comparison.examples()
-        result.recipe = {**options_of(ctx), **result.recipe}
+        result.recipe = without_goal(options_of(ctx)) | result.recipe
         with progress_bar("writing") as bar:
             save_checkpoint(loaded, out, folder, result.to_dict(), bar)
     if report is not None:
         result.to_html(report, f"{Path(model).name}, pruned")
-    show(*prune_tables(result))
+    show(*prune_tables(result), *target_tables(result))
     say(result.summary)
     warn_changes(ctx, result.calibration)
     if texts is None:
         remark("no --calibration was given: expect much lower quality", "yellow")
-    remark(f"wrote {out}; next: sparse-engine convert {out} PACKAGE")
+    remark(f"wrote {out}; next: sparse-engine convert {out} PACKAGE{convert_options(target)}")

@@ -15,17 +15,19 @@ TEXTS = 8
 """Calibration texts in a batch: less memory than in the batches of models in memory."""
 
 
-def chosen(stream: bool | None, model: str, examples: object = None) -> bool:
+def chosen(stream: bool | None, model: str, examples: object = None, target: object = None) -> bool:
     """Whether a model is streamed: as requested, else if it does not fit into memory.
 
     Raises:
-        UsageError: `examples` were given, which run through the whole model.
+        UsageError: `examples` or a target were given, which need the whole model.
     """
     from sparse_engine.streaming import must_stream
 
     if stream and examples:
         raise UsageError("--examples run through the whole model: leave them out with --stream")
-    if stream is None and must_stream(model):
+    if stream and target:
+        raise UsageError("a target is measured on the whole model: leave out --stream")
+    if target is None and stream is None and must_stream(model):
         remark(f"{model} is too large for the memory that is free: it is streamed", "yellow")
         return True
     return bool(stream)

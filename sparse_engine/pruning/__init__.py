@@ -15,6 +15,7 @@ from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.patterns import LayerPattern, PatternReport, find_patterns
 from sparse_engine.pruning.recipe import Recipe, read_recipe
 from sparse_engine.pruning.report import PruneReport
+from sparse_engine.pruning.target.target import Target
 
 __all__ = [
     "CRITERIA",
@@ -30,6 +31,7 @@ __all__ = [
     "PatternReport",
     "PruneReport",
     "Recipe",
+    "Target",
     "find_patterns",
     "parse_granularity",
     "prune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -19,10 +20,9 @@ from sparse_engine.pruning.coverage import add_coverage
 from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.gradients import GradientStatistics, LossFunction, check_loss, make_loss
-from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import allocate, new_report, prune_layers
-from sparse_engine.pruning.method import Method, make_method
+from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.plan import (
     Filter,
@@ -38,14 +38,16 @@ from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.source import ModelSource
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
+from sparse_engine.pruning.target.method import Granularities, bind, find_method, settled
+from sparse_engine.pruning.target.target import Target
 from sparse_engine.pruning.unrolled import left_alone, unrolled
 
 
 def prune(
     model: nn.Module,
     sparsity: float | None = None,
-    granularity: str | Granularity = "element",
-    criterion: str | Criterion = "magnitude",
+    granularity: Granularities | None = None,
+    criterion: str | Criterion | None = None,
     recovery: str | Recovery | None = None,
     calibration: Iterable[Any] | None = None,
     allocator: str | Allocator = "uniform",
@@ -56,6 +58,7 @@ def prune(
     ignore: Iterable[str] = (),
     overrides: Iterable[Override | Mapping[str, Any]] = (),
     loss: LossFunction | None = None,
+    target: Target | None = None,
 ) -> PruneReport:
     """Set a fraction of the weights of a model's linear layers to zero, in place.
 
@@ -76,12 +79,14 @@ def prune(
         sparsity: fraction of groups to remove, 0 <= sparsity < 1; NM fixes its own, and with a
             threshold of magnitude the weights decide.
         granularity: Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "1xall",
-            "2:4".
+            "2:4"; the default is "element". With a target several are possible, or "auto" for those
+            that have fast kernels on the model's device, which is then the default.
         criterion: "random", "magnitude", "coupled", "activation", "wanda", "sparsegpt", "obs", or a
             Criterion. Options follow a name in brackets, as "magnitude(p=1)"; so do those of
-            recoveries and allocators.
+            recoveries and allocators. The default is "magnitude", with a target "obs".
         recovery: "least_squares" (alias "lsq") refits the kept weights, and the biases; "bias"
-            shifts the biases alone; None or "none" leaves them as they are.
+            shifts the biases alone; None or "none" leaves them as they are. With a target the
+            default is "least_squares".
         calibration: model inputs, each a dict of keyword arguments, a tuple or a tensor (or a
             numpy array, or a list of numbers). Needed by all criteria but random, magnitude
             and coupled, by recoveries, and by owl; not read otherwise. Tokens whose attention_mask
@@ -106,6 +111,8 @@ def prune(
             model reads, such as targets: other names, or positional arguments at the end. None is
             the model's own loss where the items hold labels, and otherwise the distance to the
             outputs of the dense model (see docs/pruning.md).
+        target: instead of a sparsity, what the converted model may cost, such as
+            `Target(speedup=3.0)`: granularity and sparsity are then chosen for each layer.
 
     Returns:
         What was pruned, and what was left alone and why.
@@ -119,8 +126,15 @@ def prune(
         )
         print(report)
     """
-    method = make_method(
-        sparsity, granularity, criterion, recovery, allocator, calibration is not None, overrides
+    method = find_method(
+        target,
+        sparsity,
+        granularity,
+        criterion,
+        recovery,
+        allocator,
+        calibration is not None,
+        overrides,
     )
     selection = replace(Selection.of(targets, ignore), granularities=method.granularities)
     if filter_fn is not None and selection.targets:
@@ -128,6 +142,8 @@ def prune(
     check_loss(loss)
     check_readable(model)
     fold_(model)
+    # Measurements convert copies of the model as it is before it is unrolled.
+    copied = None if target is None else copy.deepcopy(model).eval()
     not_unrolled = left_alone(model)
     with unrolled(model):
         plan = make_plan(model, filter_fn, method.granularity, selection)
@@ -136,11 +152,15 @@ def prune(
         batches: list[Batch] = []
         if calibration is not None and method.needs:
             batches = read_calibration(model, calibration, loss is not None)
+        if copied is not None:
+            method = bind(method, copied, batches, seed, progress)
         report = _prune(model, method, plan, batches, loss, seed, progress)
         report.calibration = fingerprint(batches) if batches else {}
     if filter_fn is not None:  # a recipe holds the names that it chose
         layers = [layer.name for layer in plan.layers]
         selection = replace(selection, targets=tuple(map(Pattern, layers)))
+    if target is not None:  # a recipe holds what was chosen
+        method = settled(method)
     report.recipe, report.versions = recipe_of(method, seed, selection), versions()
     add_coverage(report, model, plan.left | not_unrolled)
     report.heads = heads_of(model)
@@ -173,6 +193,7 @@ def _prune(
         try:
             settings = allocate(source, method, seed)
             prune_layers(source, settings, method, seed, report, progress)
+            method.allocator.finish(plan.layers, report)
         except BaseException:
             dense.restore()
             raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.allocators import Setting
+from sparse_engine.pruning.allocators import Candidate, Setting
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.method import Method
@@ -102,6 +103,47 @@ def layer_report(
         DensityMap.of(kept.cpu().numpy()),
         warning=warning,
     )
+
+
+def trace_layer(
+    layer: Layer,
+    statistics: InputStatistics,
+    granularity: Granularity,
+    sparsities: Sequence[float],
+    method: Method,
+) -> Iterator[Candidate]:
+    """What pruning a layer of the dense model to several sparsities gives; it does not change.
+
+    Args:
+        layer: the layer.
+        statistics: of its input in the dense model.
+        granularity: which weights are removed together.
+        sparsities: fractions of groups to remove, ascending.
+        method: criterion and recovery.
+    """
+    if statistics.are_missing:
+        method = method.without_statistics()
+    bias: Any = layer.linear.bias
+    bias = None if bias is None else bias.float()
+    dense = layer.weight.detach().to(dtype=torch.float32, copy=True)
+    centred = method.recovery.centres(has_bias=bias is not None)
+    system = statistics.system(centred)
+    problem = method.recovery.problem(dense, system)
+    nonzero = dense != 0
+    traced = method.criterion.trace(
+        dense, statistics.inputs(layer, centred), granularity, sparsities, method.generator
+    )
+    for sparsity, (pruned, keep) in zip(sparsities, traced, strict=True):
+        keep = keep & nonzero
+        fitted = method.criterion.fits and bool(nonzero.all())
+        pruned_layer = PrunedLayer(dense, bias, pruned, keep, is_fitted=fitted)
+        weight, new_bias = method.recovery.repair(pruned_layer, problem, system)
+        weight = weight * keep
+        if system:
+            error = system.error(weight, dense)
+        else:
+            error = float((weight - dense).norm() / dense.norm().clamp_min(1e-30))
+        yield Candidate(Setting(granularity, sparsity), weight, new_bias, error)
 
 
 def score_layer(layer: Layer, statistics: InputStatistics, method: Method) -> Tensor:

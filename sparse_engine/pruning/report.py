@@ -20,6 +20,7 @@ from sparse_engine.pruning.sections import (
     recipe_section,
     units_section,
 )
+from sparse_engine.pruning.target.report import TargetReport
 from sparse_engine.reporting.example import Example
 from sparse_engine.reporting.page import Page, footer, write_charts
 from sparse_engine.reporting.values import checked
@@ -59,6 +60,7 @@ class PruneReport:
         calibration: the fingerprint of the calibration inputs, and how many there were.
         versions: of the packages that computed the result.
         metrics: what the caller measures on the result, by name.
+        target: what a target came to; None without one.
     """
 
     granularity: str
@@ -80,6 +82,7 @@ class PruneReport:
     calibration: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    target: TargetReport | None = None
 
     @property
     def sparsity(self) -> float:
@@ -228,12 +231,14 @@ class PruneReport:
         lines = [
             f"{len(self.layers)} layers ({self.method}), {self.seconds:.1f} s",
             self.shares,
+            *([self.target.summary] if self.target else []),
             *(f"warning: {line}" for line in self.warnings),
         ]
         return "\n".join(lines)
 
     def __str__(self) -> str:
         tables = [self.to_markdown(), *([self.left_to_markdown()] if self.left else [])]
+        tables += [self.target.to_markdown()] if self.target else []
         return "\n\n".join([self.summary, *tables])
 
 

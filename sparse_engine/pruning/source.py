@@ -7,24 +7,28 @@ weights of a layer come from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from sparse_engine.pruning.allocators import Candidate
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.criteria import Inputs
 from sparse_engine.pruning.gates import GateMoments, GatePair, collect_moments, find_pairs
 from sparse_engine.pruning.gradients.top_logits import TopLogitsLoss
+from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Layer, Plan
 from sparse_engine.pruning.progress import Progress
-from sparse_engine.pruning.prune_layer import score_layer
+from sparse_engine.pruning.prune_layer import score_layer, trace_layer
 from sparse_engine.pruning.recovery.base import Block
 from sparse_engine.pruning.statistics.collector import Collection, Collector
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
 from sparse_engine.pruning.statistics.input_statistics import InputStatistics, LayerGradients
+from sparse_engine.pruning.target.outputs import OutputError
 
 LayerGroups: TypeAlias = Iterator[tuple[list[Layer], InputStatistics]]
 
@@ -71,6 +75,10 @@ class LayerSource(ABC):
         """The same source without the layers of these names."""
         raise NotImplementedError
 
+    def output_error(self) -> Callable[[], float] | None:
+        """See `DenseModel.output_error`; None for a source that does not hold the whole model."""
+        return None
+
 
 class DenseSource:
     """The layers of a source before they are pruned: a `DenseModel` of the allocators.
@@ -111,6 +119,24 @@ class DenseSource:
         names = {layer.name for layer in self._layers}
         for layers, statistics in self._source.groups(self._method.scoring_collection):
             yield from ((layer, statistics) for layer in layers if layer.name in names)
+
+    def candidates(
+        self, settings: Mapping[str, Mapping[Granularity, Sequence[float]]]
+    ) -> Iterator[tuple[Layer, Iterator[Candidate]]]:
+        """Each layer with what criterion and recovery make of it; the layer does not change."""
+        for layer, statistics in self._with_statistics():
+            traces = [
+                trace_layer(layer, statistics, granularity, sparsities, self._method)
+                for granularity, sparsities in settings[layer.name].items()
+            ]
+            yield layer, chain.from_iterable(traces)
+
+    def output_error(self) -> Callable[[], float] | None:
+        """A function that compares the model's outputs, with the layers' weights as they are now.
+
+        None if the source cannot run the whole model.
+        """
+        return self._source.output_error()
 
 
 class ModelSource(LayerSource):
@@ -172,3 +198,6 @@ class ModelSource(LayerSource):
         return ModelSource(
             self.model, plan, self.batches, self._dense, self._progress, self._gradients
         )
+
+    def output_error(self) -> Callable[[], float]:
+        return OutputError(self.model, self.batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting
+from sparse_engine.pruning.allocators.base import Allocator, Candidate, DenseModel, Setting
 from sparse_engine.pruning.allocators.erk import ERK
 from sparse_engine.pruning.allocators.lamp import Lamp
 from sparse_engine.pruning.allocators.owl import OWL
@@ -29,4 +29,4 @@ def find_allocator(allocator: str | Allocator) -> Allocator:
     return allocator if isinstance(allocator, Allocator) else find(allocator, ALLOCATORS)
 
 
-__all__ = ["ALLOCATORS", "Allocator", "DenseModel", "Setting", "find_allocator"]
+__all__ = ["ALLOCATORS", "Allocator", "Candidate", "DenseModel", "Setting", "find_allocator"]

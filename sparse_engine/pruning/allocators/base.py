@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -14,6 +14,7 @@ from sparse_engine.pruning.criteria import Inputs
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.named import Named
 from sparse_engine.pruning.plan import Layer
+from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.statistics.needs import Statistic
 
 
@@ -28,6 +29,24 @@ class Setting:
 
     granularity: Granularity
     sparsity: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer pruned to one setting, by itself.
+
+    Attributes:
+        setting: how it is pruned.
+        weight: [out, in], float32, after recovery.
+        bias: [out] after recovery; None if it does not change.
+        error: |(V - W) X| / |W X| with the inputs X of the dense model; of an expert that no
+            calibration token reaches |V - W| / |W|.
+    """
+
+    setting: Setting
+    weight: Tensor
+    bias: Tensor | None
+    error: float
 
 
 class DenseModel(Protocol):
@@ -45,6 +64,23 @@ class DenseModel(Protocol):
 
     def inputs(self) -> Iterator[tuple[Layer, Inputs]]:
         """Each layer with the statistics of its input that the allocator and the criterion need."""
+
+    def candidates(
+        self, settings: Mapping[str, Mapping[Granularity, Sequence[float]]]
+    ) -> Iterator[tuple[Layer, Iterator[Candidate]]]:
+        """Each layer with what criterion and recovery make of it; the layer does not change.
+
+        Args:
+            settings: by the name of the layer and granularity, the sparsities in ascending order.
+        """
+
+    def output_error(self) -> Callable[[], float] | None:
+        """A function that compares the model's outputs, with the layers' weights as they are now.
+
+        Returns:
+            The error of the outputs for some calibration inputs, against those of the model as it
+            is when this method is called. None if the whole model cannot be run.
+        """
 
 
 @dataclass(frozen=True)
@@ -94,6 +130,10 @@ class Allocator(Named):
         """The bounds of layers, which all have the requested granularity."""
         groups = [requested.granularity.groups(*layer.shape) for layer in layers]
         return Bounds.of(groups, requested.sparsity, self.min_sparsity, self.max_sparsity)
+
+    def finish(self, layers: Sequence[Layer], report: PruneReport) -> None:
+        """Add to the report what holds for the pruned layers; by default nothing."""
+        return None
 
 
 def settings(layers: Sequence[Layer], requested: Setting, removed: Tensor) -> dict[str, Setting]:

@@ -1,0 +1,89 @@
+"""The options of prune for a target, and the table of what was chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from sparse_engine.cli.tables import add_columns, fold, heading, new_table
+
+if TYPE_CHECKING:
+    from sparse_engine.pruning import PruneReport, Target
+    from sparse_engine.pruning.target.report import TargetReport
+
+NAME_WIDTH = 40  # of 80 columns, what the others leave
+
+
+OPTIONS = (
+    *("speedup", "latency_ms", "size_mb", "params", "flops"),
+    *("tokens", "dtype", "search_seconds"),
+)
+"""The options of prune that describe a target."""
+
+
+def find_target(
+    goals: dict[str, float | None],
+    tokens: int,
+    dtype: str,
+    threads: int | None,
+    search_seconds: float,
+) -> Target | None:
+    """The target of the command line; None without a goal.
+
+    Args:
+        goals: by name, as in `Target`.
+        tokens, dtype, threads, search_seconds: as in `Target`.
+
+    Raises:
+        UsageError: for more than one goal, or values out of range.
+    """
+    from sparse_engine.pruning import Target
+
+    given = {name: value for name, value in goals.items() if value is not None}
+    if not given:
+        return None
+    return Target(
+        **given,  # type: ignore[arg-type]
+        tokens=tokens,
+        dtype=dtype,
+        threads=threads,
+        search_seconds=search_seconds,
+    )
+
+
+def target_tables(report: PruneReport) -> list[Table | Text]:
+    """What was chosen for each layer, and a heading; nothing without a target."""
+    target = report.target
+    return [] if target is None else [heading(f"target {target.target}"), _table(target)]
+
+
+def _table(target: TargetReport) -> Table:
+    table = new_table(tight=True)
+    add_columns(table, "layer|granularity|format", f"zeros|{target.unit}|error")
+    for row in target.layers:
+        table.add_row(
+            Text(fold(row.name, NAME_WIDTH)),
+            row.granularity if row.sparsity else "-",
+            row.format,
+            f"{row.sparsity:.0%}",
+            target.text(row.cost),
+            f"{row.error:.3f}",
+        )
+    return table
+
+
+def convert_options(target: Target | None) -> str:
+    """Options of convert that a target was measured with, to be added to the command."""
+    if target is None:
+        return ""
+    format = " --format csr" if target.goal == "size_mb" else ""
+    tokens = f" --tokens {target.tokens}" if target.is_time else ""
+    dtype = f" --dtype {target.dtype}" if target.dtype != "float32" else ""
+    return format + tokens + dtype
+
+
+def without_goal(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a recipe, which holds what was chosen in place of the target."""
+    return {n: v for n, v in options.items() if n not in OPTIONS}

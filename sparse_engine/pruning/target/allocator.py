@@ -1,0 +1,250 @@
+"""The allocator of a target: the levels of all layers within the budget that lose least."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting
+from sparse_engine.pruning.granularity import Granularity
+from sparse_engine.pruning.plan import Layer
+from sparse_engine.pruning.progress import ProgressCallback
+from sparse_engine.pruning.report import PruneReport
+from sparse_engine.pruning.target.adjust import fit, refill
+from sparse_engine.pruning.target.budget import DENSE, Budget, Bytes, Counts, Times
+from sparse_engine.pruning.target.levels import Level, affordable, level_of, total, worthwhile
+from sparse_engine.pruning.target.machine import Machine, Weights
+from sparse_engine.pruning.target.report import TargetLayer, TargetReport
+from sparse_engine.pruning.target.search import search
+from sparse_engine.pruning.target.solve import solve
+from sparse_engine.pruning.target.target import Target
+
+# A prediction that differs by more from what is measured is corrected, up to ROUNDS times.
+TOLERANCE = 0.04
+ROUNDS = 3
+
+
+class ByTarget(Allocator):
+    """Chooses granularity and sparsity of each layer so that the model meets a target.
+
+    Args:
+        target: the goal.
+        granularities: what may be chosen for a layer, besides leaving it dense.
+        machine: measures layers and whole models; None until it is known.
+        seed: of the search.
+        progress: called with (done, total, text).
+    """
+
+    name = "target"
+    needs = ("hessian",)
+
+    def __init__(
+        self,
+        target: Target,
+        granularities: Sequence[Granularity],
+        machine: Machine | None = None,
+        seed: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self.target = target
+        self.granularities = granularities
+        self._machine = machine
+        self.seed = seed
+        self._report = progress or (lambda done, total, text: None)
+        self._budget: Budget
+        self._chosen: dict[str, Level] = {}
+        self._evaluations = 0
+
+    def __str__(self) -> str:
+        return f"target({self.target})"
+
+    def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
+        layers = list(dense.layers)
+        settings = [Setting(g, s) for g in self.granularities for s in self._sparsities(g)]
+        budget = self._budget = self._make_budget(layers, settings)
+        tables = self._tables(dense, settings)
+        picks = solve(tables, budget.of_layers)
+        assert picks is not None  # the cheapest levels are within the budget
+        if self.target.search_seconds:
+            picks = self._search(dense, layers, tables, picks)
+        picks = self._check(layers, tables, picks)
+        chosen = [table[pick] for table, pick in zip(tables, picks, strict=True)]
+        self._chosen = {layer.name: level for layer, level in zip(layers, chosen, strict=True)}
+        self._predicted = budget.predict(total(tables, picks))
+        return self.settings
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """What was chosen for each layer."""
+        return {name: level.setting for name, level in self._chosen.items()}
+
+    def finish(self, layers: Sequence[Layer], report: PruneReport) -> None:
+        """Measure the pruned model, and fill in the report of the target."""
+        weights: dict[str, tuple[Tensor, Tensor | None]] = {
+            layer.name: (layer.weight.detach(), layer.linear._parameters.get("bias"))
+            for layer in layers
+        }
+        budget = self._budget
+        measured, formats = budget.measure(weights)
+        rows = [
+            TargetLayer(
+                name,
+                str(level.setting.granularity),
+                level.setting.sparsity,
+                formats.get(name, level.format),
+                budget.slope * level.cost,
+                level.error**0.5,
+            )
+            for name, level in self._chosen.items()
+        ]
+        report.target = TargetReport(
+            str(self.target),
+            budget.unit,
+            budget.limit,
+            self._predicted,
+            measured,
+            budget.dense,
+            budget.fixed,
+            self.target.tokens if self.target.is_time else 0,
+            self._evaluations,
+            tuple(rows),
+        )
+
+    def _sparsities(self, granularity: Granularity) -> tuple[float, ...]:
+        fixed = granularity.fixed_sparsity
+        return self.target.sparsities if fixed is None else (fixed,)
+
+    def _make_budget(self, layers: Sequence[Layer], settings: Sequence[Setting]) -> Budget:
+        machine = self._machine
+        assert machine is not None
+        if self.target.goal == "size_mb":
+            return Bytes(machine, layers)
+        if not self.target.is_time:
+            return Counts(machine.model, self.target, layers)
+        budget = Times(machine, layers)
+        budget.prepare(settings, self._report)
+        return budget
+
+    def _tables(self, dense: DenseModel, settings: Sequence[Setting]) -> list[list[Level]]:
+        """By layer, in the order of `dense.layers`, its levels."""
+        price = self._budget.price
+        tables: dict[str, list[Level]] = {}
+        tried: dict[str, dict[Granularity, list[float]]] = {}
+        least = 0.0
+        for layer in dense.layers:
+            fitting = [s for s in settings if s.granularity.fits(*layer.shape)]
+            prices = {setting: price(layer, setting)[1] for setting in (DENSE, *fitting)}
+            tables[layer.name] = [Level(DENSE, *price(layer, DENSE), 0.0)]
+            tried[layer.name] = affordable(prices)
+            least += min(prices.values())
+        if least > self._budget.of_layers:
+            raise UsageError(self._out_of_reach(least))
+        for done, (layer, candidates) in enumerate(dense.candidates(tried)):
+            for candidate in candidates:
+                setting = candidate.setting
+                text = f"{layer.name}: {setting.granularity} at {setting.sparsity:.0%}"
+                self._report(done, len(tables), text)
+                tables[layer.name].append(level_of(candidate, *price(layer, setting)))
+        return [worthwhile(tables[layer.name]) for layer in dense.layers]
+
+    def _out_of_reach(self, costs: float) -> str:
+        """The message for a budget that even the cheapest levels exceed."""
+        budget = self._budget
+        best = budget.predict(costs)
+        reached = f"{best:.4g} {budget.unit}"
+        if self.target.goal == "speedup":
+            reached = f"{budget.dense / best:.2f} ({reached})"
+        return f"target {self.target} is out of reach: the best is {reached}; nothing was pruned"
+
+    def _check(self, layers: list[Layer], tables: list[list[Level]], picks: list[int]) -> list[int]:
+        """Measure the choice; where the prediction is wrong, correct it and fit the choice."""
+        if not self.target.is_time:
+            return picks
+        budget = self._budget
+        for done in range(ROUNDS):
+            self._report(done, ROUNDS, "measuring the choice")
+            costs = total(tables, picks)
+            measured, _ = budget.measure(pruned_weights(layers, tables, picks))
+            if abs(measured / budget.predict(costs) - 1) <= TOLERANCE:
+                break
+            budget.correct(costs, measured)
+            fitted = fit(tables, picks, budget.of_layers)
+            if fitted is None:
+                raise UsageError(self._out_of_reach(sum(table[0].cost for table in tables)))
+            picks = refill(tables, fitted, budget.of_layers)
+        return picks
+
+    def _search(
+        self, dense: DenseModel, layers: list[Layer], tables: list[list[Level]], picks: list[int]
+    ) -> list[int]:
+        """Improve the choice by the error of the model's outputs, as long as the target allows."""
+        output_error = dense.output_error()
+        if output_error is None:
+            return picks
+        picks = self._check(layers, tables, picks)
+        originals = [Original.of(layer) for layer in layers]
+        began, seconds = time.monotonic(), self.target.search_seconds
+
+        def evaluate(picks: Sequence[int]) -> float:
+            self._evaluations += 1
+            for original, table, pick in zip(originals, tables, picks, strict=True):
+                original.replace(table[pick])
+            return output_error()
+
+        def proceed(least: float) -> bool:
+            spent = min(time.monotonic() - began, seconds)
+            text = f"searching: output error {least:.4g}, {seconds - spent:.0f} s left"
+            self._report(int(spent), max(int(seconds), 1), text)
+            return spent < seconds
+
+        try:
+            return search(tables, picks, self._budget.of_layers, evaluate, proceed, self.seed)
+        finally:
+            for original in originals:
+                original.restore()
+
+
+@dataclass(frozen=True)
+class Original:
+    """A layer whose weight and bias are replaced for a while."""
+
+    weight: Tensor
+    bias: Tensor | None
+    dense_weight: Tensor
+    dense_bias: Tensor | None
+
+    @classmethod
+    def of(cls, layer: Layer) -> Original:
+        """The layer as it is."""
+        weight, bias = layer.weight, layer.linear._parameters.get("bias")
+        return cls(weight, bias, weight.clone(), None if bias is None else bias.clone())
+
+    def replace(self, level: Level) -> None:
+        """Write the pruned weight and bias of a level."""
+        self.restore()
+        if level.stored is not None:
+            self.weight.copy_(level.stored.to_dense())
+        if level.bias is not None and self.bias is not None:
+            self.bias.copy_(level.bias)
+
+    def restore(self) -> None:
+        """Write the dense weight and bias."""
+        self.weight.copy_(self.dense_weight)
+        if self.bias is not None and self.dense_bias is not None:
+            self.bias.copy_(self.dense_bias)
+
+
+def pruned_weights(
+    layers: Sequence[Layer], tables: Sequence[Sequence[Level]], picks: Sequence[int]
+) -> Weights:
+    """The weights and biases of the chosen levels, by layer; none for a layer that stays dense."""
+    chosen = {la.name: table[pick] for la, table, pick in zip(layers, tables, picks, strict=True)}
+    return {
+        name: (level.stored.to_dense(), level.bias)
+        for name, level in chosen.items()
+        if level.stored is not None
+    }

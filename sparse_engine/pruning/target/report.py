@@ -1,0 +1,81 @@
+"""What a target came to: predicted and measured, and the table of layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TargetLayer:
+    """What was chosen for one layer.
+
+    Attributes:
+        name: its dotted name.
+        granularity: the text form.
+        sparsity: fraction of its groups that are removed.
+        format: the format of the converted layer, or "dense".
+        cost: its predicted cost, in the unit of the target.
+        error: predicted relative error of its output.
+    """
+
+    name: str
+    granularity: str
+    sparsity: float
+    format: str
+    cost: float
+    error: float
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """How a model was pruned to a target.
+
+    Attributes:
+        target: its text form.
+        unit: of all costs: "ms", "MB", "parameters" or "FLOPs".
+        limit: what the model may cost.
+        predicted: what it should cost, from the table of layers.
+        measured: what it costs.
+        dense: what the dense model costs; of times in torch, measured in turn.
+        fixed: the part of `predicted` that no layer of the table has.
+        tokens: tokens of the call that was timed; 0 where nothing was.
+        evaluations: choices of levels whose output error was computed.
+        layers: what was chosen for each layer.
+    """
+
+    target: str
+    unit: str
+    limit: float
+    predicted: float
+    measured: float
+    dense: float
+    fixed: float
+    tokens: int
+    evaluations: int
+    layers: tuple[TargetLayer, ...]
+
+    @property
+    def summary(self) -> str:
+        """One line: predicted, measured, and what the dense model costs."""
+        return (
+            f"target {self.target}: predicted {self.text(self.predicted)}, measured "
+            f"{self.text(self.measured)} {self.unit}, {self.dense / self.measured:.2f} times less "
+            f"than dense ({self.text(self.dense)})"
+        )
+
+    def text(self, cost: float) -> str:
+        """A cost in the unit of the target."""
+        return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"
+
+    def to_markdown(self) -> str:
+        """Table with a row for each layer."""
+        lines = [
+            f"| layer | granularity | sparsity | format | {self.unit} | error |",
+            "|---|---|--:|---|--:|--:|",
+        ]
+        lines += [
+            f"| {row.name} | {row.granularity} | {row.sparsity:.2f} | {row.format} | "
+            f"{self.text(row.cost)} | {row.error:.3f} |"
+            for row in self.layers
+        ]
+        return "\n".join(lines)
