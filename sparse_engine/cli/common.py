@@ -49,6 +49,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
         Progress,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
     columns = (
@@ -56,6 +57,8 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("[dim]left"),
+        TimeRemainingColumn(),
         TextColumn("[dim]{task.description}"),
     )
     quiet = not console.is_terminal

@@ -40,7 +40,8 @@ def density_section(layers: Sequence[LayerReport]) -> Section:
         blocks.setdefault(block, []).append(_tile(layer, density.smaller(side), high, short[role]))
     text = [
         "Each image is a matrix, rows are outputs. A point is the share of weights kept in one "
-        f"part of the matrix: dark for none, bright for {100 * high:.0f} % and more."
+        f"part of the matrix: dark for none, bright for {100 * high:.0f} %"
+        f"{' and more' if high < 1 else ''}."
     ]
     if len(chosen) < len(mapped):
         text.append(f"{len(chosen)} of {len(mapped)} layers are shown, evenly spread.")

@@ -61,8 +61,9 @@ def layers_section(layers: Sequence[LayerReport]) -> Section:
 
 
 def layer_table(layers: Sequence[LayerReport]) -> Table:
-    """A row for each layer, in the order in which they were pruned."""
-    head = ("layer", "shape", "pattern", "zeros", "rows kept", "columns kept", "error before")
+    """A row for each layer, in the order in which they were pruned; empty columns are left out."""
+    names = "layer|shape|pattern|zeros|rows kept|columns kept|error before|error after"
+    head = (*names.split("|"), "seconds", "note")
     rows = tuple(
         (
             row.name,
@@ -78,7 +79,8 @@ def layer_table(layers: Sequence[LayerReport]) -> Table:
         )
         for row in layers
     )
-    return Table((*head, "error after", "seconds", "note"), rows)
+    used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return Table(tuple(head[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows))
 
 
 def blocks_section(blocks: Sequence[BlockReport]) -> Section:

@@ -61,9 +61,14 @@ class LineChart(Chart):
     @property
     def size(self) -> tuple[float, float]:
         """A row of the legend needs space of its own."""
-        entries = sum(not line.faint for line in self.lines) + (self.level is not None)
+        rows = -(-self._entries // LEGEND_COLUMNS)
         names = 0.065 * min(max(map(len, self.x_names), default=0), 24) if self._turned else 0
-        return WIDTH, 2.7 + names + 0.17 * -(-entries // LEGEND_COLUMNS)
+        return WIDTH, 2.7 + names + 0.17 * rows
+
+    @property
+    def _entries(self) -> int:
+        """Entries of the legend, which a single line does not need."""
+        return sum(not line.faint for line in self.lines) + (self.level is not None)
 
     @property
     def _turned(self) -> bool:
@@ -107,7 +112,8 @@ class LineChart(Chart):
         if self.from_zero:
             axes.set_ylim(bottom=0)
         clean_axes(axes)
-        figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS)
+        if self._entries > 1:
+            figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS)
 
     def show(self, y: float) -> str:
         """A value as the table has it."""
