@@ -146,3 +146,19 @@ def test_texts_as_long_as_the_position_table(texts: Path, model: Path, tmp_path:
     long.write_text("\n".join(" ".join(WORDS[4:] * repeat) for repeat in (1, 3, 9)))
     options = ("--sparsity", "0.5", "--calibration", long, "--max-length", "512")
     ok("prune", folder, tmp_path / "a", *options)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher(block=8)"])
+def test_gradients_need_no_labels(criterion: str, model: Path, texts: Path, tmp_path: Path) -> None:
+    arguments = ("--sparsity", "0.5", "--criterion", criterion, "--calibration", texts)
+    told = ok("prune", model, tmp_path / "pruned", *arguments)
+    assert criterion in told
+    report = json.loads((tmp_path / "pruned/pruning.json").read_text())
+    assert report["recipe"]["criterion"] == criterion
+
+
+def test_snip_has_no_loss_on_the_command_line(model: Path, texts: Path, tmp_path: Path) -> None:
+    arguments = ("--sparsity", "0.5", "--criterion", "snip", "--calibration", texts)
+    told = refused(2, "prune", model, tmp_path / "pruned", *arguments)
+    assert "without labels the mean gradient is zero" in told
+    assert not (tmp_path / "pruned").exists()

@@ -21,6 +21,8 @@ from gradient_models import (
 )
 from torch import Tensor, nn
 
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning import prune
 from sparse_engine.pruning.calibration import split_batches
 from sparse_engine.pruning.gradients import statistics
 
@@ -216,3 +218,25 @@ def test_gpt2_whose_weights_are_transposed() -> None:
             loss, model.get_parameter(f"{name}.weight"), retain_graph=True
         )
         close(of_layer["gradient"], gradient.T)
+
+
+def test_only_the_layers_that_need_gradients_get_them() -> None:
+    """The loss does not depend on layer 2, which has a criterion of its own."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        found: Tensor = model[0](batch[0]).square().sum()
+        return found
+
+    magnitude = [{"match": "2", "criterion": "magnitude"}]
+    found = statistics_of(model_of("mlp"), items(), "taylor", loss, magnitude)
+    assert {name: set(of_layer) for name, of_layer in found.items()} == {"0": {"squared_gradient"}}
+    fisher = [{"match": "2", "criterion": "fisher(block=4)", "granularity": "1x3"}]
+    both = statistics_of(model_of("mlp"), items(), "taylor", loss, fisher)
+    assert torch.equal(both["0"]["squared_gradient"], found["0"]["squared_gradient"])
+    assert both["2"]["fisher"].shape == (3, 3, 3, 3)
+    model = model_of("mlp")
+    arguments = {"calibration": items(), "loss": loss, "targets": ["0", "2"]}
+    report = prune(model, 0.5, criterion="taylor", overrides=magnitude, **arguments)
+    assert report.sparsity == pytest.approx(0.5, abs=0.02)
+    with pytest.raises(UsageError, match="is zero for all weights of 2"):
+        prune(model, 0.5, criterion="taylor", **arguments)

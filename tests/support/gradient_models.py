@@ -166,11 +166,11 @@ def statistics_of(
     model: nn.Module,
     calibration: Any,
     criterion: str,
-    granularity: str = "element",
     loss: Any = None,
+    overrides: Any = (),
 ) -> dict[str, dict[Statistic, Tensor]]:
     """What `GradientStatistics` collects for all layers, whose gradient may be zero."""
-    method = make_method(0.5, granularity, criterion, None, "uniform", True)
+    method = make_method(0.5, "element", criterion, None, "uniform", True, overrides)
     with prepared(model, calibration, loss) as (_, layers, batches, dense, made):
         progress = Progress(None, 1)
         found = GradientStatistics(model, layers, batches, dense, made, method, 0, progress)

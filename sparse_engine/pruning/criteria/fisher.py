@@ -106,6 +106,9 @@ def _scores(weight: Tensor, fisher: Tensor, span: int) -> Tensor:
     for at in _parts(fisher):
         w = rows[at]
         inverse = torch.cholesky_inverse(factorise(_restricted(fisher, at, w != 0, damping)))
+        if span == 1:
+            scores[at] = w.square() / inverse.diagonal(dim1=1, dim2=2) / 2
+            continue
         parts = w.reshape(len(w), -1, span, 1)
         # The diagonal blocks [parts, span, span] of each inverse.
         of_parts = inverse.reshape(len(w), -1, span, inverse.shape[1] // span, span)
