@@ -45,9 +45,8 @@ def find_method(
     Raises:
         UsageError: if an argument is unknown or out of range, or does not fit another one.
     """
-    overrides = list(overrides)
     if target is not None:
-        if overrides:
+        if list(overrides):
             raise UsageError("a target decides for every layer: leave out overrides, or use ignore")
         return _by_target(
             target, sparsity, granularity, criterion, recovery, allocator, has_calibration
