@@ -5,7 +5,7 @@
     python bench/streaming.py --criterion sparsegpt --recovery least_squares --granularity 16x1
     python bench/streaming.py --layers 2 --hidden 256 --inner 704   # a small one, to see it work
 
-Weights are random, in bfloat16 shards of two layers each; so are the words of the calibration texts.
+Weights and calibration texts are random; the weights are in bfloat16, in shards of two layers.
 Memory is the resident set of the process beyond what it is when torch, transformers and the model's
 class are imported. It includes pages of files that are mapped.
 """
@@ -68,11 +68,12 @@ def main() -> None:
         if args.criterion not in ("magnitude", "random") or args.recovery != "none":
             options += ["--calibration", str(folder / "texts.txt")]
         command = [sys.executable, "-c", CHILD, "prune", str(folder / "model"), str(folder / "out")]
-        done = subprocess.run([*command, *options], stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([*command, *options], capture_output=True, text=True)
         if done.returncode:
             raise SparseEngineError(done.stderr[-2000:])
     peak, interpreter = map(int, re.search(r"peak (\d+) of (\d+)", done.stderr).groups())  # type: ignore[union-attr]
     seconds = [float(s) for s in re.findall(r"^module .*: ([\d.]+) s", done.stderr, re.MULTILINE)]
+    print("\n".join(re.findall("^module .*", done.stderr, re.MULTILINE)))
     print(
         f"{size / 1e9:.2f} GB of bfloat16 weights, {args.layers} modules; {' '.join(options)}\n"
         f"peak {peak / 1e9:.2f} GB beyond the {interpreter / 1e9:.2f} GB of the interpreter\n"

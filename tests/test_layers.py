@@ -72,7 +72,7 @@ ALLOWED = {
         "ops",
         "packings",
     },
-    "streaming": {"convert", "errors", "formats", "io", "pruning"},
+    "streaming": {"_core", "config", "convert", "errors", "formats", "io", "modules", "pruning"},
     "text": {"errors", "io", "models"},
     "generation": {"errors"},
     "tasks": {"errors", "generation", "io", "models", "reporting", "text"},

@@ -167,7 +167,7 @@ def _read_mtx(path: Path) -> Tensor:
 
 
 def _read_safetensors(path: Path, name: str) -> Tensor:
-    from sparse_engine.io.tensorfile import map_tensors, read_header
+    from sparse_engine.io.tensorfile import map_file, map_tensors, read_header
 
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -176,6 +176,6 @@ def _read_safetensors(path: Path, name: str) -> Tensor:
             near = get_close_matches(name, slots, 3, 0.5) or list(slots)[:3]
             raise UsageError(f"{path}: has no tensor {name!r}; it has {', '.join(near)}, ...")
         _check_dimensions(tuple(slots[name].shape), path)
-        return map_tensors(handle, path, {name: slots[name]})[name]
+        return map_tensors(map_file(handle), path, {name: slots[name]})[name]
     finally:
         os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from sparse_engine.io.manifest import (
     Manifest,
     read_folder_manifest,
 )
-from sparse_engine.io.tensorfile import ALIGNMENT, PAD, Slot, map_tensors, read_header
+from sparse_engine.io.tensorfile import ALIGNMENT, PAD, Slot, map_file, map_tensors, read_header
 
 Progress = Callable[[int, int, str], None]
 
@@ -35,7 +36,7 @@ class Package:
 
     weights: the file of the tensors; tensors: views of it by name; layers: the sparse weights by
     layer name, built from such views. Values are not read: damage there is found by `verify`,
-    through the hashes.
+    through the hashes. view: the mapped file.
     """
 
     path: Path
@@ -43,6 +44,11 @@ class Package:
     manifest: Manifest
     tensors: dict[str, Tensor]
     layers: dict[str, Format]
+    view: mmap.mmap
+
+    def drop_pages(self) -> None:
+        """Give the memory of the mapped file back; pages are read again when they are used."""
+        self.view.madvise(mmap.MADV_DONTNEED)
 
     @property
     def dense(self) -> dict[str, Tensor]:
@@ -82,11 +88,14 @@ def weights_name(folder: Path) -> str:
     return OLD_WEIGHTS if old else WEIGHTS
 
 
-def open_package(folder: Path, progress: Progress | None = None) -> Package:
+def open_package(
+    folder: Path, progress: Progress | None = None, keeps_pages: bool = True
+) -> Package:
     """Open and check a package; raises InvalidFileError naming the file and what is wrong.
 
     Sizes, offsets, names, dtypes and shapes are checked before anything is mapped, then each
-    sparse weight: pointers, indices, masks and padding.
+    sparse weight: pointers, indices, masks and padding. Unless `keeps_pages`, the memory of what
+    was read is given back after each layer.
     """
     if not folder.is_dir():
         raise InvalidFileError(f"{folder}: is not a folder")
@@ -101,15 +110,18 @@ def open_package(folder: Path, progress: Progress | None = None) -> Package:
     with open_inside(folder, path.name) as handle:
         slots = read_header(handle, path)
         _check_table(path, manifest, slots)
-        tensors = map_tensors(handle, path, slots)
+        view = map_file(handle)
+        tensors = map_tensors(view, path, slots)
     _check_padding(path, tensors)
     layers = {}
     for done, entry in enumerate(manifest.layers, 1):
         layers[entry.name] = _layer(path, entry, tensors)
+        if not keeps_pages:
+            view.madvise(mmap.MADV_DONTNEED)
         if progress is not None:
             progress(done, len(manifest.layers), entry.name)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PAD)}
-    package = Package(folder, path, manifest, tensors, layers)
+    package = Package(folder, path, manifest, tensors, layers, view)
     for file in manifest.files:  # small, and the tokenizer decides what the model is asked
         package.read_file(file.name)
     return package

@@ -158,12 +158,16 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
-def map_tensors(handle: int, path: Path, slots: dict[str, Slot]) -> dict[str, Tensor]:
-    """The tensors as views of the file: processes that map it share one copy in memory.
+def map_file(handle: int) -> mmap.mmap:
+    """An open file, mapped; writing copies a page and never changes the file."""
+    return mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
 
-    Writing to a tensor copies its page and never changes the file. Raises InvalidFileError.
+
+def map_tensors(view: mmap.mmap, path: Path, slots: dict[str, Slot]) -> dict[str, Tensor]:
+    """The tensors as views of a mapped file, of which processes share one copy in memory.
+
+    Raises InvalidFileError for a bool that is none.
     """
-    view = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
     tensors = {}
     for name, slot in slots.items():
         count = math.prod(slot.shape)

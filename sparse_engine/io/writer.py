@@ -70,9 +70,36 @@ def save(
     """
     target = Path(folder)
     check_free(target)
-    state = _collect(model)
-    architecture = _architecture(model)
+    contents = _collect(model)
+    architecture = architecture_of(model)
     files = _companions(model, source, architecture)
+    skipped = skipped_share(census(model), dict(model.named_modules()))
+    recorded = _recipe(recipe, source)
+    return write_package(target, contents, architecture, files, recorded, report, skipped, progress)
+
+
+def write_package(
+    target: Path,
+    contents: Contents,
+    architecture: str | None,
+    files: dict[Companion, bytes],
+    recipe: dict[str, Any] | None,
+    report: SparsifyReport | None,
+    skipped: float,
+    progress: Progress | None,
+) -> Path:
+    """Write a package, and read it back; returns its path.
+
+    Args:
+        target: the folder to write.
+        contents: layers and tensors.
+        architecture: name of the transformers class; None for other modules.
+        files: config and tokenizer files.
+        recipe: how the weights were pruned.
+        report: what was measured.
+        skipped: share of the multiply-adds that the sparse layers skip.
+        progress: called as (done, total, tensor name).
+    """
     draft = Manifest(
         sha256="",
         package_version=VERSION,
@@ -81,24 +108,24 @@ def save(
         architecture=architecture,
         files=tuple(_file(name, data) for name, data in files.items()),
         tensors=(),
-        layers=tuple(state.layers.values()),
-        recipe=_recipe(recipe, source),
+        layers=tuple(contents.layers.values()),
+        recipe=recipe,
         machine=_machine() if report else None,
         choices=_choices(report),
     )
     with new_folder(target) as folder_now:
-        digests = write_tensors(folder_now / WEIGHTS, list(state.tensors.items()), progress)
+        tensors = list(contents.tensors.items())
+        digests = write_tensors(folder_now / WEIGHTS, tensors, progress)
         entries = tuple(
             TensorEntry(
                 name=name,
                 dtype=dtype_name(tensor.dtype),  # type: ignore[arg-type]
                 shape=tuple(tensor.shape),
                 sha256=digests[name],
-                aliases=tuple(state.aliases[name]),
+                aliases=tuple(contents.aliases[name]),
             )
-            for name, tensor in state.tensors.items()
+            for name, tensor in tensors
         )
-        skipped = skipped_share(census(model), dict(model.named_modules()))
         manifest = draft.model_copy(update={"tensors": entries, "skipped": skipped})
         (folder_now / MANIFEST).write_bytes(manifest.to_bytes())
         write_companions(folder_now, files)
@@ -107,7 +134,7 @@ def save(
 
 
 @dataclass
-class _State:
+class Contents:
     """What goes into a package: tensors in module order, and the further names of each."""
 
     layers: dict[int, LayerEntry] = field(default_factory=dict)
@@ -132,11 +159,11 @@ class _State:
             self.add(f"{path}.bias", layer.bias.float())
 
 
-def _collect(model: nn.Module) -> _State:
+def _collect(model: nn.Module) -> Contents:
     """Everything that a package of `model` holds; tied parameters and shared layers once."""
     if isinstance(model, SparseLinear):
         raise UsageError("the model is a single SparseLinear: wrap it in nn.Sequential to save it")
-    state = _State()
+    state = Contents()
     first: dict[int, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, SparseLinear):
@@ -181,7 +208,7 @@ def _layer(path: str, layer: SparseLinear, stored: Format) -> LayerEntry:
     )
 
 
-def _architecture(model: nn.Module) -> str | None:
+def architecture_of(model: nn.Module) -> str | None:
     """Name of the transformers class of `model`, if it is one that `load` can rebuild."""
     transformers = sys.modules.get("transformers")
     if transformers is None or not isinstance(model, transformers.PreTrainedModel):
@@ -208,15 +235,18 @@ def _file(name: Companion, data: bytes) -> FileEntry:
     return FileEntry(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
+def recipe_of(source: Path) -> dict[str, Any] | None:
+    """How the weights of a folder were pruned, if it says so."""
+    if is_package(source):
+        return open_package(source).manifest.recipe
+    path = source / RECIPE
+    return parse_json(path.read_bytes(), str(path)) if path.is_file() else None
+
+
 def _recipe(recipe: Mapping[str, Any] | None, source: str | Path | None) -> dict[str, Any] | None:
     """What was asked to be noted, or what `source` has noted itself."""
     if recipe is None:
-        if source is None:
-            return None
-        if is_package(Path(source)):
-            return open_package(Path(source)).manifest.recipe
-        path = Path(source) / RECIPE
-        return parse_json(path.read_bytes(), str(path)) if path.is_file() else None
+        return None if source is None else recipe_of(Path(source))
     try:
         return json.loads(json.dumps(dict(recipe), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -247,7 +277,7 @@ def _read_back(
 ) -> None:
     """Open what was written and, for transformers, compare it with what config.json describes."""
     try:
-        package = open_package(draft)
+        package = open_package(draft, keeps_pages=False)
         if architecture:
             plain = parse_json(files["config.json"], "config.json")
             cls = model_class(plain, architecture)

@@ -20,7 +20,7 @@ from sparse_engine.io.foreign import layout_of
 from sparse_engine.io.hugging import empty_model, model_class, read_config
 from sparse_engine.io.shards import read_headers
 from sparse_engine.io.skeleton import state_of
-from sparse_engine.io.tensorfile import Slot, map_tensors, parse_json
+from sparse_engine.io.tensorfile import Slot, map_file, map_tensors, parse_json
 
 CHUNK = 16 << 20  # bytes that are read at once
 
@@ -47,7 +47,9 @@ class StoredTensor:
     def mapped(self) -> Tensor:
         """The tensor as a view of the file, of which only the rows that are used are read."""
         with open(self.shard, "rb") as file:
-            return map_tensors(file.fileno(), self.shard, {self.name: self.slot})[self.name]
+            return map_tensors(map_file(file.fileno()), self.shard, {self.name: self.slot})[
+                self.name
+            ]
 
     def chunks(self) -> Iterator[Tensor]:
         """The elements in pieces of at most CHUNK bytes, each [n]."""

@@ -8,8 +8,10 @@ from dataclasses import replace
 from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
+from sparse_engine.modules.linears import is_linear
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.plan import Plan, Selection, make_plan
+from sparse_engine.pruning.plan.stacks import find_stacks
 from sparse_engine.pruning.unrolled import kind_of
 
 OUTSIDE = "outside of the stack, which alone is streamed"
@@ -29,23 +31,45 @@ def plan_stack(model: nn.Module, granularity: Granularity, selection: Selection)
                 f"{kind} cannot be streamed: {name} ({type(module).__name__}) is no linear layer"
             )
     plan = make_plan(model, None, granularity, selection)
-    stacks = [s for s in plan.stacks if any(_is_inside(layer.name, s) for layer in plan.layers)]
+    stacks = [s for s in plan.stacks if any(is_inside(layer.name, s) for layer in plan.layers)]
     if len(stacks) != 1:
         raise UnsupportedModelError(
             f"{kind} cannot be streamed: it has {len(stacks)} stacks of layers, not one"
         )
     (stack,) = stacks
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for name in stack:
-        for key, parameter in model.get_submodule(name).named_parameters(remove_duplicate=False):
-            if uses[id(parameter)] > 1:
-                raise UnsupportedModelError(
-                    f"{kind} cannot be streamed: {name}.{key} is shared with another module"
-                )
-    inside = [layer for layer in plan.layers if _is_inside(layer.name, stack)]
-    left = {layer.name: OUTSIDE for layer in plan.layers if not _is_inside(layer.name, stack)}
+    check_unshared(model, stack)
+    inside = [layer for layer in plan.layers if is_inside(layer.name, stack)]
+    left = {layer.name: OUTSIDE for layer in plan.layers if not is_inside(layer.name, stack)}
     return replace(plan, layers=inside, stacks=[stack], left=plan.left | left)
 
 
-def _is_inside(layer: str, stack: list[str]) -> bool:
-    return layer.startswith(tuple(f"{name}." for name in stack))
+def find_streamed(model: nn.Module) -> list[str]:
+    """The modules of all stacks of a model, in order.
+
+    Raises:
+        UnsupportedModelError: it has none.
+    """
+    linears = [name for name, module in model.named_modules() if is_linear(module)]
+    names = [name for stack in find_stacks(model, linears) for name in stack]
+    if not names:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be streamed: it has no stack of layers"
+        )
+    return names
+
+
+def check_unshared(model: nn.Module, names: list[str]) -> None:
+    """Raise UnsupportedModelError if a module shares a weight with another one."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for name in names:
+        for key, parameter in model.get_submodule(name).named_parameters(remove_duplicate=False):
+            if uses[id(parameter)] > 1:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} cannot be streamed: {name}.{key} is shared with "
+                    "another module"
+                )
+
+
+def is_inside(name: str, modules: list[str]) -> bool:
+    """Whether a dotted name is that of one of these modules, or below it."""
+    return f"{name}.".startswith(tuple(f"{module}." for module in modules))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_engine.convert.census import Census, census
 from sparse_engine.errors import UsageError
 from sparse_engine.io.companions import write_companions
 from sparse_engine.io.folder import check_free
@@ -36,7 +34,8 @@ from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.statistics.segments import Group, Segment
 from sparse_engine.streaming.checkpoint import Checkpoint
 from sparse_engine.streaming.copies import Copies
-from sparse_engine.streaming.draft import open_draft, unfinished
+from sparse_engine.streaming.counting import check_space, count_zeros
+from sparse_engine.streaming.draft import open_draft
 from sparse_engine.streaming.journal import DraftJournal, OnModule
 from sparse_engine.streaming.plan import plan_stack
 from sparse_engine.streaming.request import describe
@@ -136,7 +135,7 @@ def prune_checkpoint(
             source = StreamedSource(*parts, journal)
             prune_layers(source, settings, method, seed, report, counter)
             report.seconds = journal.seconds
-            add_coverage(report, model, plan.left, _counted(checkpoint, copies))
+            add_coverage(report, model, plan.left, count_zeros(checkpoint, copies.read))
             write_companions(draft.model, files)
             report.recipe = {**(recipe or {}), **recipe_of(method, seed, selection)}
             report.calibration = fingerprint(batches) if batches else {}
@@ -186,14 +185,7 @@ def _check_space(
     if tokens:
         # Two files of states, each with the inputs of the groups of one module and its outputs.
         needed += 2 * 4 * tokens * max(_width(segment) for segment in segments)
-    draft = unfinished(target)
-    there = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file())
-    free = shutil.disk_usage(target.absolute().parent).free
-    if needed - there > free:
-        raise UsageError(
-            f"{target.absolute().parent} has {free / 1e9:.1f} GB free, and pruning takes "
-            f"{needed / 1e9:.1f} GB there: a copy of the weights, and calibration states"
-        )
+    check_space(target, needed, "pruning", "a copy of the weights, and calibration states")
 
 
 def _width(segment: Segment) -> int:
@@ -211,15 +203,3 @@ def _tokens(batch: Batch) -> int:
          for t in tensors),
         default=0,
     )  # fmt: skip
-
-
-def _counted(checkpoint: Checkpoint, copies: Copies) -> Census:
-    """The weights of the pruned checkpoint and their zeros, read in pieces."""
-    named = checkpoint.model.named_parameters(remove_duplicate=False)
-    names = {id(p): name for name, p in named if name in checkpoint.stored}
-
-    def zeros(weight: Tensor) -> int:
-        parts = copies.read(names[id(weight)]).chunks()
-        return sum(part.numel() - int(part.count_nonzero()) for part in parts)
-
-    return census(checkpoint.model, zeros)

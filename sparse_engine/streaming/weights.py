@@ -28,13 +28,12 @@ class Weights:
     def __init__(self, checkpoint: Checkpoint, stack: list[str]) -> None:
         self._stored = checkpoint.stored
         self._model = checkpoint.model
-        self._modules = dict(checkpoint.model.named_modules())
         self._stack = stack
 
     @contextmanager
     def loaded(self, name: str) -> Iterator[nn.Module]:
         """A module of the stack with its weights, inside of a `with` block."""
-        module = self._modules[name]
+        module = self._model.get_submodule(name)
         with ExitStack() as stack:
             for path, child in module.named_modules():
                 stack.enter_context(self._own_loaded(child, f"{name}.{path}".rstrip(".")))
@@ -50,7 +49,7 @@ class Weights:
         with ExitStack() as stack:
             for name in stacked:
                 whole = partial(self.loaded, name)
-                stack.enter_context(_loaded_while_called(self._modules[name], whole))
+                stack.enter_context(_loaded_while_called(self._model.get_submodule(name), whole))
             for name, module in self._outside():
                 if any(True for _ in _own_tensors(module)):
                     own = partial(self._own_loaded, module, name)
@@ -71,7 +70,7 @@ class Weights:
                 raise StopForward
 
         with ExitStack() as stack:
-            last = self._modules[self._stack[-1]]
+            last = self._model.get_submodule(self._stack[-1])
             stack.callback(last.register_forward_hook(end).remove)
             for _, module in self._outside():
                 handle = module.register_forward_pre_hook(stop_if_ended, prepend=True)
@@ -81,7 +80,7 @@ class Weights:
     def _outside(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules outside of the stack."""
         inside = tuple(f"{name}." for name in self._stack)
-        for name, module in self._modules.items():
+        for name, module in self._model.named_modules():
             if not f"{name}.".startswith(inside):
                 yield name, module
 
