@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sparse_engine.cli import streamed
 from sparse_engine.cli.common import progress_bar, remark, say, set_threads, split
 
 
@@ -26,6 +27,7 @@ def convert(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare outputs with the dense model.")
     ] = False,
+    stream: streamed.Stream = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
 ) -> None:
     """Store a pruned model's linear layers sparse and write a package for load, bench and serve.
@@ -42,6 +44,8 @@ def convert(
 
       sparse-engine convert pruned package --dtype int8 --verify  # prints the error of int8
 
+      sparse-engine convert ./llama-8b-pruned package --format csr --stream
+
       sparse-engine convert package again  # times formats again, on this machine
     """
     from sparse_engine.cli.tables import layer_tables, reasons_table, show
@@ -55,14 +59,17 @@ def convert(
     set_threads(threads)
     check_free(out)
     config = SparseConfig(format=format, dtype=dtype, tokens=split(tokens, int, "--tokens"))
-    with progress_bar("loading") as report:
-        loaded, folder = load_pretrained(model, report)
-    check_pooling(loaded, folder)
-    densify_(loaded)
-    with progress_bar("converting") as report:
-        result = sparsify_(loaded, config, progress=report)
-    with progress_bar("writing") as report:
-        save(loaded, out, report=result, source=folder, progress=report)
+    if streamed.chosen(stream, model, "--verify runs" if verify else ""):
+        result, folder = streamed.convert_streamed(model, out, config)
+    else:
+        with progress_bar("loading") as report:
+            loaded, folder = load_pretrained(model, report)
+        check_pooling(loaded, folder)
+        densify_(loaded)
+        with progress_bar("converting") as report:
+            result = sparsify_(loaded, config, progress=report)
+        with progress_bar("writing") as report:
+            save(loaded, out, report=result, source=folder, progress=report)
     show(*layer_tables(result.rows))
     if result.left:
         show(reasons_table("left", [(left.reason, left.name) for left in result.left]))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sparse_engine.cli import streamed
 from sparse_engine.cli.common import progress_bar, remark, say, set_threads, split
 from sparse_engine.cli.recipe import (
     check_conflicts,
@@ -56,12 +57,7 @@ def prune(
     samples: Annotated[int, typer.Option(min=1, help="Calibration texts to use.")] = 512,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration text.")] = 128,
     seed: Annotated[int, typer.Option(help="For random choices.")] = 0,
-    stream: Annotated[
-        bool | None,
-        typer.Option(
-            "--stream/--no-stream", help="Keep one block in memory. Default: if memory is short."
-        ),
-    ] = None,
+    stream: streamed.Stream = None,
     targets: Annotated[
         list[str] | None,
         typer.Option("--target", help="Layers to prune: a name, a glob, or re:REGEX; repeatable."),
@@ -125,7 +121,6 @@ def prune(
       sparse-engine prune ./llama-8b pruned --sparsity 0.5 --criterion wanda --stream
       --calibration texts.txt  # run it again after an interrupt: it continues
     """
-    from sparse_engine.cli import streamed
     from sparse_engine.cli.reports import compare, read_examples
     from sparse_engine.cli.tables import prune_tables, show
     from sparse_engine.cli.target import (
@@ -173,7 +168,9 @@ def prune(
     Selection.of(targets or (), ignore or ())
     texts = read_texts(calibration)[:samples] if calibration else None
     options |= {"seed": seed, "targets": targets or (), "ignore": ignore or ()}
-    if streamed.chosen(stream, model, example_texts, target):
+    whole = "--examples run" if example_texts else ""
+    whole = whole if target is None else "a target times"
+    if streamed.chosen(stream, model, whole):
         options["recipe"] = options_of(ctx)
         result = streamed.prune_streamed(model, out, texts, max_length, options)
     else:

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from sparse_engine.cli.common import progress_bar, remark
 from sparse_engine.errors import UsageError
 
 if TYPE_CHECKING:
+    from sparse_engine.config import SparseConfig
+    from sparse_engine.convert.report import SparsifyReport
     from sparse_engine.pruning import PruneReport
 
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream", help="Keep one block in memory. Default: if memory is short."
+    ),
+]
+"""The option of the commands."""
 TEXTS = 8
 """Calibration texts in a batch: less memory than in the batches of models in memory."""
 
 
-def chosen(stream: bool | None, model: str, examples: object = None, target: object = None) -> bool:
+def chosen(stream: bool | None, model: str, whole: str) -> bool:
     """Whether a model is streamed: as requested, else if it does not fit into memory.
 
+    Args:
+        stream: the option.
+        model: folder or id of the checkpoint.
+        whole: an option that needs the whole model, and "run" or "runs"; "" if there is none.
+
     Raises:
-        UsageError: `examples` or a target were given, which need the whole model.
+        UsageError: the model would be streamed, and `whole` was given.
     """
     from sparse_engine.streaming import must_stream
 
-    if stream and examples:
-        raise UsageError("--examples run through the whole model: leave them out with --stream")
-    if stream and target:
-        raise UsageError("a target is measured on the whole model: leave out --stream")
-    if target is None and stream is None and must_stream(model):
+    short = stream is None and must_stream(model)
+    if (stream or short) and whole:
+        raise UsageError(
+            f"{whole} the whole model, which is streamed: leave it out, or give --no-stream"
+        )
+    if short:
         remark(f"{model} is too large for the memory that is free: it is streamed", "yellow")
-        return True
-    return bool(stream)
+    return bool(stream or short)
 
 
 def prune_streamed(
@@ -45,7 +63,7 @@ def prune_streamed(
         max_length: tokens of a text.
         options: further arguments of `prune_checkpoint`.
     """
-    from sparse_engine.streaming import open_checkpoint, prune_checkpoint, unfinished
+    from sparse_engine.streaming import open_checkpoint, prune_checkpoint
     from sparse_engine.text.calibration import calibration_batches
     from sparse_engine.text.tokenizer import load_tokenizer
 
@@ -54,16 +72,30 @@ def prune_streamed(
     if texts is not None:
         tokenizer = load_tokenizer(checkpoint.folder)
         batches = calibration_batches(texts, tokenizer, checkpoint.model, max_length, TEXTS)
+    with _saying_what_is_left(out), progress_bar("pruning") as report:
+        return prune_checkpoint(
+            checkpoint, out, **options, calibration=batches, progress=report, on_module=_tell_time
+        )
+
+
+def convert_streamed(model: str, out: Path, config: SparseConfig) -> tuple[SparsifyReport, Path]:
+    """Convert a checkpoint one module at a time; returns the report and the checkpoint's folder."""
+    from sparse_engine.streaming import convert_checkpoint, open_checkpoint
+    from sparse_engine.tasks import check_pooling
+
+    checkpoint = open_checkpoint(model)
+    check_pooling(checkpoint.model, checkpoint.folder)
+    with _saying_what_is_left(out), progress_bar("converting") as report:
+        return convert_checkpoint(checkpoint, out, config, report, _tell_time), checkpoint.folder
+
+
+@contextmanager
+def _saying_what_is_left(out: Path) -> Iterator[None]:
+    """After an interrupt, say that the run can be continued."""
+    from sparse_engine.streaming import unfinished
+
     try:
-        with progress_bar("pruning") as report:
-            return prune_checkpoint(
-                checkpoint,
-                out,
-                **options,
-                calibration=batches,
-                progress=report,
-                on_module=_tell_time,
-            )
+        yield
     except KeyboardInterrupt:
         if unfinished(out).is_dir():
             remark(f"{unfinished(out)} holds what is done: the same command continues")

@@ -29,7 +29,7 @@ from sparse_engine.streaming.counting import check_space, count_zeros
 from sparse_engine.streaming.draft import Draft, open_draft
 from sparse_engine.streaming.journal import OnModule
 from sparse_engine.streaming.plan import check_unshared, find_streamed, is_inside
-from sparse_engine.streaming.request import describe_conversion
+from sparse_engine.streaming.request import conversion_request
 from sparse_engine.streaming.spill import Float32File
 from sparse_engine.streaming.weights import Weights
 
@@ -80,7 +80,7 @@ def convert_checkpoint(
     counted = count_zeros(checkpoint, checkpoint.stored.__getitem__)
     kept = sum(row.parameters for row in counted.rows) - sum(row.zeros for row in counted.rows)
     check_space(target, 2 * BYTES * kept, "converting", "the package, and the parts of it")
-    with open_draft(target, describe_conversion(checkpoint, config, _core.cpu_name())) as draft:
+    with open_draft(target, conversion_request(checkpoint, config, _core.cpu_name())) as draft:
         rows = _write_parts(checkpoint, names, config, draft, on_module)
         parts = {name: open_package(_part(draft, i), keeps_pages=False)
                  for i, name in enumerate(names)}  # fmt: skip

@@ -2,7 +2,8 @@
 
 OUT.unfinished/
     state.json   the request, what is done, and where the calibration states are
-    states/      calibration states
+    states/      calibration states; of a conversion, the packages of single modules
+    scoring/     calibration states while an allocator reads the dense model
     model/       the checkpoint; it is renamed to OUT at the end
 """
 
@@ -51,6 +52,17 @@ class Draft:
     def states(self) -> Path:
         """The folder of the calibration states."""
         return self.path / "states"
+
+    @contextmanager
+    def temporary(self, name: str) -> Iterator[Path]:
+        """An empty folder for the time of a `with` block."""
+        folder = self.path / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state on the disk, atomically."""

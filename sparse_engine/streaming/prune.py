@@ -38,7 +38,7 @@ from sparse_engine.streaming.counting import check_space, count_zeros
 from sparse_engine.streaming.draft import open_draft
 from sparse_engine.streaming.journal import DraftJournal, OnModule
 from sparse_engine.streaming.plan import plan_stack
-from sparse_engine.streaming.request import describe
+from sparse_engine.streaming.request import pruning_request
 from sparse_engine.streaming.source import StreamedSource, find_modules
 from sparse_engine.streaming.storage import DiskStorage
 from sparse_engine.streaming.weights import Weights
@@ -120,26 +120,28 @@ def prune_checkpoint(
     with evaluation_mode(model), torch.no_grad():
         segments = find_modules(model, weights, plan, batches) if batches else _without_inputs(plan)
         _check_space(checkpoint, target, segments, batches)
-        with open_draft(target, describe(checkpoint, method, selection, batches, seed)) as draft:
+        own = recipe_of(method, seed, selection)
+        inputs = fingerprint(batches) if batches else {}
+        with open_draft(target, pruning_request(checkpoint, own, inputs)) as draft:
             copies = Copies(checkpoint, draft.model)
             copies.make(progress)
             report = new_report(method)
+            report.recipe = {**(recipe or {}), **own}
+            report.versions, report.calibration = versions(), inputs
             journal = DraftJournal(
                 draft, copies, report, method.generator, len(segments), on_module
             )
             counter = Progress(progress, len(plan.layers))
             for row in report.layers:
                 counter.finished(row.name)
-            parts = (model, weights, plan, segments, batches, DiskStorage(draft.states), counter)
-            settings = allocate(StreamedSource(*parts), method, seed)
-            source = StreamedSource(*parts, journal)
+            parts = (model, weights, plan, segments, batches, counter)
+            with draft.temporary("scoring") as folder:
+                settings = allocate(StreamedSource(*parts, DiskStorage(folder)), method, seed)
+            source = StreamedSource(*parts, DiskStorage(draft.states), journal)
             prune_layers(source, settings, method, seed, report, counter)
             report.seconds = journal.seconds
             add_coverage(report, model, plan.left, count_zeros(checkpoint, copies.read))
             write_companions(draft.model, files)
-            report.recipe = {**(recipe or {}), **recipe_of(method, seed, selection)}
-            report.calibration = fingerprint(batches) if batches else {}
-            report.versions = versions()
             text = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
             (draft.model / RECIPE).write_text(text)
             draft.finish(target)

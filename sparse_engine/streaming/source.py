@@ -46,8 +46,8 @@ class StreamedSource(LayerSource):
         plan: the layers to prune, all of one stack.
         segments: the modules of the stack, as `find_modules` returns them.
         batches: calibration inputs; without any the statistics are empty.
-        storage: of the calibration states.
         progress: receives what is being computed.
+        storage: of the calibration states.
         journal: None if the layers are only read.
     """
 
@@ -58,8 +58,8 @@ class StreamedSource(LayerSource):
         plan: Plan,
         segments: list[Segment],
         batches: list[Batch],
-        storage: DiskStorage,
         progress: Progress,
+        storage: DiskStorage,
         journal: Journal | None = None,
     ) -> None:
         self.layers = plan.layers

@@ -1,4 +1,4 @@
-"""`prune --stream`: one module in memory at a time."""
+"""`prune --stream` and `convert --stream`: one module in memory at a time."""
 
 from __future__ import annotations
 
@@ -65,3 +65,15 @@ def test_one_line_for_what_cannot_be_streamed(model: Path, tmp_path: Path) -> No
     assert "allocator lamp compares the scores of all layers in memory" in line
     line = refused(4, "prune", tmp_path / "none", tmp_path / "out", *options)
     assert "none" in line
+
+
+def test_convert_streamed(model: Path, texts: Path, tmp_path: Path) -> None:
+    pruned, out = tmp_path / "pruned", tmp_path / "package"
+    ok("prune", model, pruned, "--sparsity", "0.8")
+    line = refused(2, "convert", pruned, out, "--stream", "--verify")
+    assert "--verify runs the whole model, which is streamed: leave it out" in line
+    done = run("convert", pruned, out, "--format", "csr", "--stream")
+    assert done.returncode == 0, done.stderr
+    assert "12 of 13 layers are sparse" in done.stdout
+    assert "module 2 of 2" in done.stderr
+    ok("verify", out, "--against", pruned)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ import torch
 
 pytest.importorskip("transformers")
 
-from sharded import save_sharded, token_batches
+from sharded import save_sharded, tensors_of, token_batches
 
+import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.io import load_pretrained, save_checkpoint
+from sparse_engine.pruning.allocators import Allocator, Setting
+from sparse_engine.pruning.allocators.base import DenseModel
 from sparse_engine.streaming import open_checkpoint, prune_checkpoint, unfinished
 
 torch.set_num_threads(1)
@@ -127,6 +132,40 @@ def test_interrupted_without_calibration(criterion: str, source: Path, tmp_path:
         pruned(source, out, **options, on_module=interrupt)
     assert not out.exists()
     assert pruned(source, out, **options) == expected
+
+
+@dataclass(frozen=True)
+class ByEnergy(Allocator):
+    """Prunes the layers whose inputs have more energy less; reads the dense model."""
+
+    name = "by_energy"
+    needs = ("norms",)
+
+    def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
+        settings = {}
+        for layer, inputs in dense.inputs():
+            assert inputs.norms is not None
+            share = 1 / (2 + float(inputs.norms.mean()) / 10)
+            settings[layer.name] = Setting(requested.granularity, share)
+        return settings
+
+
+def test_an_allocator_that_reads_the_dense_model(source: Path, tmp_path: Path) -> None:
+    model, folder = load_pretrained(source)
+    options = {"criterion": "wanda", "recovery": None, "allocator": ByEnergy()}
+    report = se.prune(model, 0.5, calibration=token_batches(), **options)
+    save_checkpoint(model, tmp_path / "memory", folder, report.to_dict())
+    expected = pruned(source, tmp_path / "whole", **options)
+    before, after = tensors_of(tmp_path / "memory"), tensors_of(tmp_path / "whole")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len({round(row.sparsity, 3) for row in report.layers}) > 3
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pruned(source, tmp_path / "out", **options, on_module=interrupt)
+    assert pruned(source, tmp_path / "out", **options) == expected
 
 
 @pytest.fixture
