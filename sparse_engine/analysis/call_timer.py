@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_engine.backends import backend_of
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.sparsify import sparsify_
-from sparse_engine.errors import UsageError
-from sparse_engine.pruning.calibration import read_calibration
-from sparse_engine.pruning.calibration.merge import tensors_of, tokens_of
+from sparse_engine.errors import UsageError, one_line
+from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.evaluation import evaluation_mode
+from sparse_engine.pruning.target.timing import inputs_of
 
 
 class CallTimes(NamedTuple):
@@ -25,43 +26,44 @@ class CallTimes(NamedTuple):
 
 
 class CallTimer:
-    """Times a model on one input, with the kernels that a package of it would run.
+    """Times calls of a model with a number of tokens, with the kernels that a package would run.
 
     Args:
         model: the model.
-        item: one input, as an item of calibration.
-        config: how the copy stores its weights; by default the fastest formats for the tokens of
-            the input are measured.
+        tokens: of a call. A model that reads token ids gets random ones; another model the first
+            batch, repeated.
+        batches: calibration inputs, for models that do not read token ids.
 
     Raises:
-        UsageError: the input does not fit the model.
+        UsageError: no inputs of so many tokens can be made for the model.
     """
 
-    def __init__(self, model: nn.Module, item: Any, config: SparseConfig | None = None) -> None:
-        (self._batch,) = read_calibration(model, [item])
-        self._tensors = [tensor for tensor in tensors_of(self._batch) if tensor.numel()]
-        if not self._tensors:
-            raise UsageError("time_on holds no tensor; give one input of the model")
-        self.tokens = tokens_of(self._batch)
-        self._config = config or SparseConfig(tokens=(self.tokens,))
+    def __init__(self, model: nn.Module, tokens: int, batches: list[Batch]) -> None:
+        if not isinstance(tokens, int) or tokens < 1:
+            raise UsageError(f"tokens is {tokens!r}: give the number of tokens of a call, as 128")
+        inputs = inputs_of(model, tokens, batches)
+        self._args, self._kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+        self._tensors = [
+            x for x in (*self._args, *self._kwargs.values()) if isinstance(x, Tensor) and x.numel()
+        ]
+        self._tokens = tokens
 
     @property
     def conditions(self) -> str:
         """Where times are taken: tokens, processor and threads, in one line."""
-        device = self._tensors[0].device
-        name = backend_of(self._tensors[0]).device_name(device)
+        name = backend_of(self._tensors[0]).device_name(self._tensors[0].device)
         threads = torch.get_num_threads()
-        return f"a call of {self.tokens} tokens, {name}, {threads} thread{'s'[: threads != 1]}"
+        return f"a call of {self._tokens} tokens, {name}, {threads} thread{'s'[: threads != 1]}"
 
     def __call__(self, model: nn.Module) -> CallTimes:
         """The times of a model, which stays as it is; its copy is in memory for that time."""
         sparse = copy.deepcopy(model)
-        sparsify_(sparse, self._config)
-        args, kwargs, inputs = self._batch.args, self._batch.kwargs, self._tensors
-        calls = {
-            "dense": lambda: model(*args, **kwargs),
-            "sparse": lambda: sparse(*args, **kwargs),
+        sparsify_(sparse, SparseConfig(tokens=(self._tokens,)))
+        calls: dict[str, Callable[[], Any]] = {
+            "dense": lambda: model(*self._args, **self._kwargs),
+            "sparse": lambda: sparse(*self._args, **self._kwargs),
         }
-        with evaluation_mode(model), evaluation_mode(sparse), self._batch.naming_errors(model):
-            times = backend_of(inputs[0]).time(calls, inputs[0].device, inputs)
+        x = self._tensors[0]
+        with evaluation_mode(model), evaluation_mode(sparse), one_line("the call to be timed"):
+            times = backend_of(x).time(calls, x.device, self._tensors)
         return CallTimes(times["dense"] / 1000, times["sparse"] / 1000)

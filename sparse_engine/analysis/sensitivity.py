@@ -47,7 +47,7 @@ def sensitivity(
     recovery: Any = None,
     loss: LossFunction | None = None,
     by: Sequence[str] = BY,
-    time_on: Any = None,
+    tokens: int | None = None,
     filter_fn: Filter | None = None,
     seed: int = 0,
     progress: ProgressCallback | None = None,
@@ -74,9 +74,9 @@ def sensitivity(
         recovery: as in `prune`.
         loss: as in `prune`.
         by: "layer" for one layer at a time, "model" for all together, or both.
-        time_on: one model input. If it is given, a call with it is timed after all layers are
-            pruned together: a copy of the model is made for `sparsify_`, and timed in turn with
-            dense torch.
+        tokens: also time a call of so many tokens after all layers are pruned together: a copy of
+            the model is made for `sparsify_`, and timed in turn with dense torch. A model that
+            does not read token ids needs calibration inputs for it.
         filter_fn: as in `prune`.
         seed: of the random numbers of the criterion.
         progress: called with (done, total, name) after every trial.
@@ -100,12 +100,13 @@ def sensitivity(
     check_readable(model)
     fold_(model)
     layers = _layers(model, filter_fn, settings)
+    batches = [] if inputs is None else read_calibration(model, inputs)
     if metric is None:
         if inputs is None:
             raise UsageError("give metric=, a function of the model, or calibration= inputs")
-        default = OutputMetric(model, read_calibration(model, inputs))
+        default = OutputMetric(model, batches)
         metric, higher_is_better = default, default.kind.higher_is_better
-    timer = None if time_on is None else CallTimer(model, time_on)
+    timer = None if tokens is None else CallTimer(model, tokens, batches)
     report = SensitivityReport(
         metric=metric.kind.name if isinstance(metric, OutputMetric) else _name_of(metric),
         higher_is_better=higher_is_better,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -70,7 +70,6 @@ def sensitivity(
         loaded, folder = load_pretrained(model, bar)
     densify_(loaded)
     batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
-    timed = None if tokens is None else _random_text(loaded, tokens)
     with progress_bar("pruning and comparing") as bar:
         result = measure(
             loaded,
@@ -81,7 +80,7 @@ def sensitivity(
             criterion=criterion,
             recovery=recovery,
             by=ways,
-            time_on=timed,
+            tokens=tokens,
             seed=seed,
             progress=bar,
         )
@@ -94,15 +93,3 @@ def sensitivity(
     say(result.summary)
     if report is not None:
         remark(f"wrote {report}")
-
-
-def _random_text(model: Any, tokens: int) -> dict[str, Any]:
-    """The inputs of a call with one text of so many random tokens."""
-    import torch
-
-    from sparse_engine.models.inputs import check_ids, inputs_of_texts, vocabulary
-
-    ids = torch.randint(vocabulary(model) or 1, (1, tokens))
-    inputs = inputs_of_texts(model, ids, torch.ones_like(ids))
-    check_ids(model, inputs, f"--tokens {tokens}")
-    return inputs

@@ -18,6 +18,7 @@ from sparse_engine.pruning.sections import (
     left_section,
     percent,
     recipe_section,
+    target_section,
     units_section,
 )
 from sparse_engine.pruning.target.report import TargetReport
@@ -186,6 +187,7 @@ class PruneReport:
             ),
             tuple(self.warnings),
             (
+                target_section(self.target),
                 layers_section(self.layers),
                 blocks_section(self.blocks),
                 density_section(self.layers),

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
 from sparse_engine.pruning.recovery.base import BlockReport
+from sparse_engine.pruning.target.report import TargetReport
 from sparse_engine.reporting.by_block import Values, charts_by_block
 from sparse_engine.reporting.chart import Chart, Table
 from sparse_engine.reporting.example import Example, example_table
@@ -96,6 +97,37 @@ def blocks_section(blocks: Sequence[BlockReport]) -> Section:
     )
     values = Values("blocks", title, "relative error", after, before, "layers alone")
     return Section("Blocks", (text,), tuple(charts_by_block(values)))
+
+
+def target_section(target: TargetReport | None) -> Section:
+    """What a target came to, and what was chosen for each layer."""
+    if target is None:
+        return Section("")
+    unit = target.unit
+    costs = {row.name: row.cost for row in target.layers}
+    charts = charts_by_block(
+        Values("cost", f"Predicted cost of each layer, {unit}", unit, costs, {})
+    )
+    rows = tuple(
+        (
+            row.name,
+            row.format,
+            row.granularity,
+            percent(row.sparsity),
+            target.text(row.cost),
+            f"{row.error:.3f}",
+        )
+        for row in target.layers
+    )
+    head = ("layer", "format", "pattern", "zeros", unit, "predicted error")
+    timed = f" Times are of a call of {target.tokens} tokens." if target.tokens else ""
+    return Section(
+        "Target",
+        (f"{target.summary}.{timed}",),
+        tuple(charts),
+        table=Table(head, rows, left=2),
+        table_title="What was chosen for each layer",
+    )
 
 
 def recipe_section(*parts: Mapping[str, Any]) -> Section:

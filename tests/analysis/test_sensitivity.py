@@ -184,17 +184,22 @@ def test_ranking_and_front() -> None:
 def test_times() -> None:
     model = bert()
     before = state(model)
-    item = bert_batches()[0]
     report = sensitivity(
-        model, None, (0.9,), calibration=bert_batches(), by=("layer", "model"), time_on=item
+        model, None, (0.9,), calibration=bert_batches(), by=("layer", "model"), tokens=8
     )
     assert all(t.ms is None for t in report.by_layer)
     assert all(t.ms > 0 and t.dense_ms > 0 for t in report.by_model)  # type: ignore[operator]
-    assert f"a call of {item['input_ids'].numel()} tokens" in report.timed_on
+    assert "a call of 8 tokens" in report.timed_on
     assert report.front
     assert set(report.front) <= set(report.by_model)
     assert same(before, state(model))
     assert not any("Sparse" in type(m).__name__ for m in model.modules())
+
+
+def test_times_of_a_model_without_token_ids() -> None:
+    report = sensitivity(two_layers(), norm, (0.9,), calibration=batches(), by=["model"], tokens=24)
+    assert report.trials[0].ms > 0  # type: ignore[operator]
+    assert "a call of 24 tokens" in report.timed_on
 
 
 def test_an_infinite_metric_is_a_gap() -> None:
@@ -225,8 +230,8 @@ def test_an_infinite_metric_is_a_gap() -> None:
         ({"metric": lambda model: float("nan")}, "dense model is nan"),
         ({"filter_fn": lambda module, name: False}, "leaves out every layer"),
         ({"metric": None, "calibration": []}, "calibration is empty"),
-        ({"time_on": "text"}, "calibration item 0"),
-        ({"time_on": (3,)}, "time_on holds no tensor"),
+        ({"tokens": 0}, "tokens is 0"),
+        ({"tokens": 8}, "calibration"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

@@ -46,6 +46,3 @@ def test_refused_before_the_model_is_loaded(model: Path, texts: Path, tmp_path: 
         assert "use table or json" in refused(2, *start, "-o", "yaml")
         assert "name a .html file" in refused(2, *start, "--report", tmp_path / "a.png")
         assert "none.txt" in refused(2, "sensitivity", model, "--calibration", "none.txt")
-    message = refused(2, *start, "--samples", "2", "--tokens", "65")
-    assert "--tokens 65" in message
-    assert "positions for 64" in message

@@ -20,6 +20,7 @@ from sparse_engine.pruning import PruneReport, prune
 from sparse_engine.pruning.density_section import MOST, density_section
 from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
 from sparse_engine.pruning.recovery.base import BlockReport
+from sparse_engine.pruning.target.report import TargetLayer, TargetReport
 from sparse_engine.reporting.density_map import DensityMap
 from sparse_engine.reporting.example import Example
 
@@ -116,6 +117,21 @@ def test_blocks_recipe_and_metrics(report: PruneReport) -> None:
     assert values["sparsity"] == "0.6"
     assert {*report.recipe, *report.calibration, *report.versions} <= values.keys()
     assert "0.875" in page.text
+
+
+def test_target(report: PruneReport) -> None:
+    layers = tuple(
+        TargetLayer(layer.name, "4x1", 0.75, "bsr:4x1", 0.25 * i, 0.5)
+        for i, layer in enumerate(report.layers)
+    )
+    target = TargetReport("speedup=2", "ms", 5.0, 4.9, 5.1, 10.2, 1.0, 128, 10, layers)
+    made = replace(report, target=target)
+    page = parsed(made.page().html())
+    assert target.summary in page.text
+    assert "a call of 128 tokens" in page.text
+    rows = [row for table in page.tables for row in table]
+    assert [layers[1].name, "bsr:4x1", "4x1", "75.0 %", "0.25", "0.500"] in rows
+    assert PruneReport.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
 def test_hostile_names() -> None:

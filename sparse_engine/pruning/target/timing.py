@@ -46,7 +46,7 @@ def inputs_of(
     model gets its first calibration input, repeated along the batch dimension.
 
     Raises:
-        UsageError: if the calibration input cannot be repeated to so many tokens.
+        UsageError: if there is no calibration input, or it cannot be repeated to so many tokens.
     """
     rows = vocabulary(model)
     if rows is not None:
@@ -59,6 +59,8 @@ def inputs_of(
             return inputs_of_texts(model, ids, torch.ones_like(ids))
         except UsageError:
             pass  # the model reads something else than texts
+    if not batches:
+        raise UsageError("a call cannot be timed without calibration inputs; pass calibration=")
     first = batches[0]
     given = [x for x in (*first.args, *first.kwargs.values()) if isinstance(x, Tensor) and x.ndim]
     if not given:
