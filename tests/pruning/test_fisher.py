@@ -203,3 +203,30 @@ def test_formulas_of_taylor_and_snip() -> None:
             for name, value in expected.items():
                 found = find_criterion(name).score(weight, inputs, generator)[i, j]
                 assert float(found) == pytest.approx(value, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("plain", "by_row", "width"),
+    [
+        ("taylor", "taylor(per_row=True)", 1),
+        ("snip", "snip(per_row=True)", 1),
+        ("fisher", "fisher(per_row=True)", 1),
+        ("fisher(block=7)", "fisher(block=7, per_row=True)", 7),
+    ],
+)
+def test_weights_compete_within_the_layer_or_a_row(plain: str, by_row: str, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 21, generator=generator)
+    weight[0] *= 100
+    inputs = Inputs(
+        gradient=torch.ones(6, 21),
+        squared_gradient=torch.ones(6, 21),
+        fisher=torch.eye(width).expand(6, 21 // width, width, width),
+    )
+    removed = []
+    for criterion in (plain, by_row):
+        _, keep = find_criterion(criterion).prune(weight, inputs, Element(), 1 / 3, generator)
+        removed.append((~keep).sum(1).tolist())
+    assert sum(removed[0]) == 42
+    assert removed[0][0] < 3
+    assert removed[1] == [7] * 6

@@ -60,7 +60,7 @@ class Criterion(Named):
 
     kind = "criterion"
     needs: ClassVar[tuple[Statistic, ...]] = ()
-    per_row: ClassVar[bool] = False
+    per_row: bool = False
     needs_coupling: ClassVar[bool] = False
     needs_whole_rows: ClassVar[bool] = False
     fits: ClassVar[bool] = False

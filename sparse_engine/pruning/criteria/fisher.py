@@ -45,11 +45,13 @@ class Fisher(Criterion):
         block: number of consecutive weights of a row whose second derivatives are known together;
             1 is the diagonal. It is rounded down to a multiple of the columns of a group, so that a
             group lies within one block; wider groups are cut into parts that are scored apart.
+        per_row: compare weights within an output row, as wanda does.
     """
 
     name = "fisher"
     needs = ("fisher",)
     block: int = 1
+    per_row: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.block <= MAX_BLOCK:

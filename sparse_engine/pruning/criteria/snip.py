@@ -7,17 +7,25 @@ does not change the order.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
 
 
+@dataclass(frozen=True)
 class Snip(Criterion):
-    """Removes weights whose removal changes the mean loss least."""
+    """Removes weights whose removal changes the mean loss least.
+
+    Args:
+        per_row: compare weights within an output row, as wanda does.
+    """
 
     name = "snip"
     needs = ("gradient",)
+    per_row: bool = False
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
         assert inputs.gradient is not None

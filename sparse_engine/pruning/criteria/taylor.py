@@ -19,11 +19,13 @@ class Taylor(Criterion):
 
     Args:
         signed: (w E[g])^2 instead, so that batches with opposite gradients cancel.
+        per_row: compare weights within an output row, as wanda does.
     """
 
     name = "taylor"
     needs = ("squared_gradient",)
     signed: bool = False
+    per_row: bool = False
 
     def __post_init__(self) -> None:
         if self.signed:
