@@ -46,7 +46,9 @@ def prune(
     ] = None,
     allocator: Annotated[
         str,
-        typer.Option(help="uniform: each layer alike; erk: by shape; owl; lamp: layers compete."),
+        typer.Option(
+            help="uniform: each layer alike; erk: by shape; owl; lamp, raw: layers compete."
+        ),
     ] = "uniform",
     report: Annotated[
         Path | None, typer.Option(help="HTML page to write: charts, density maps, tables.")

@@ -92,8 +92,8 @@ def prune(
             and coupled, by recoveries, and by owl; not read otherwise. Tokens whose attention_mask
             is 0 are left out.
         allocator: "uniform" (alias "local") removes the same fraction from every layer, "erk" more
-            from large ones; with "lamp" (alias "global") the groups of all layers compete; "owl"
-            removes less from blocks with many outliers.
+            from large ones; with "lamp" (alias "global") and "raw" the groups of all layers
+            compete; "owl" removes less from blocks with many outliers.
         filter_fn: filter_fn(module, name) decides whether a linear layer is pruned, heads and tied
             weights included.
         seed: of the random numbers of the criterion.

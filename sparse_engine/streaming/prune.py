@@ -45,7 +45,7 @@ from sparse_engine.streaming.weights import Weights
 
 STREAMED = {"norms", "hessian"}
 """Statistics that one module at a time is enough for."""
-SCORING = ("lamp",)
+SCORING = ("lamp", "raw")
 """Allocators that keep the scores of all layers in memory."""
 
 

@@ -16,6 +16,19 @@ from sparse_engine.pruning.allocators.bounds import MAX_SPARSITY
 from sparse_engine.pruning.allocators.lamp import lamp
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.4, 0.9])
+def test_raw_is_one_threshold_for_the_scores_of_all_layers(sparsity: float) -> None:
+    torch.manual_seed(0)
+    scores = {"a": torch.rand(20, 50), "b": 3 * torch.rand(7, 11), "c": torch.rand(30, 30) / 2}
+    for score in scores.values():
+        score[0, 0] = 4  # one group of every layer is kept in any case
+    removed = counts(find_allocator("raw(max_sparsity=1.0)"), of_scores(**scores), sparsity)
+    everything = torch.cat([score.flatten() for score in scores.values()]).sort().values
+    threshold = everything[round(sparsity * len(everything))]
+    for name, score in scores.items():
+        assert removed[name] == int((score < threshold).sum())
+
+
 def test_lamp_against_its_definition() -> None:
     torch.manual_seed(0)
     score = torch.rand(3, 5)

@@ -6,6 +6,7 @@ from sparse_engine.pruning.allocators.base import Allocator, Candidate, DenseMod
 from sparse_engine.pruning.allocators.erk import ERK
 from sparse_engine.pruning.allocators.lamp import Lamp
 from sparse_engine.pruning.allocators.owl import OWL
+from sparse_engine.pruning.allocators.raw import Raw
 from sparse_engine.pruning.allocators.uniform import Uniform
 from sparse_engine.pruning.named import find
 
@@ -13,6 +14,7 @@ ALLOCATORS: tuple[type[Allocator], ...] = (
     Uniform,
     ERK,
     Lamp,
+    Raw,
     OWL,
 )
 

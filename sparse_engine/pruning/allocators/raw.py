@@ -1,0 +1,22 @@
+"""Raw: the scores of a criterion as they are, with one threshold for all layers.
+
+The scores of `taylor`, `snip` and `fisher` estimate how much the loss of the whole model grows, so
+they mean the same in every layer; with `magnitude` it is global magnitude pruning.
+"""
+
+from __future__ import annotations
+
+from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting, settings
+from sparse_engine.pruning.allocators.bounds import count_lowest
+
+
+class Raw(Allocator):
+    """Groups of all layers compete by their scores."""
+
+    name = "raw"
+
+    def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
+        bounds = self.bounds(dense.layers, requested)
+        scores = dense.scores()
+        removed = count_lowest([scores[layer.name] for layer in dense.layers], bounds)
+        return settings(dense.layers, requested, removed)
