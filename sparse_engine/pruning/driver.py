@@ -26,7 +26,7 @@ from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.plan import (
     Filter,
-    Pattern,
+    NamePattern,
     Plan,
     Selection,
     make_plan,
@@ -158,7 +158,7 @@ def prune(
         report.calibration = fingerprint(batches) if batches else {}
     if filter_fn is not None:  # a recipe holds the names that it chose
         layers = [layer.name for layer in plan.layers]
-        selection = replace(selection, targets=tuple(map(Pattern, layers)))
+        selection = replace(selection, targets=tuple(map(NamePattern.exactly, layers)))
     if target is not None:  # a recipe holds what was chosen
         method = settled(method)
     report.recipe, report.versions = recipe_of(method, seed, selection), versions()

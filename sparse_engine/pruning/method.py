@@ -16,7 +16,7 @@ from sparse_engine.pruning.criteria import Criterion, find_criterion
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.granularity import Granularity, parse_granularity
 from sparse_engine.pruning.overrides import Override, Variant, find_overrides
-from sparse_engine.pruning.plan import Pattern
+from sparse_engine.pruning.plan import NamePattern
 from sparse_engine.pruning.recovery import NoRecovery, Recovery, find_recovery
 from sparse_engine.pruning.statistics.collector import Collection
 from sparse_engine.pruning.statistics.needs import GRADIENTS, Statistic
@@ -62,7 +62,7 @@ class Method:
         return any(criterion.needs_coupling for criterion in self.criteria)
 
     @property
-    def granularities(self) -> tuple[tuple[Pattern, Granularity], ...]:
+    def granularities(self) -> tuple[tuple[NamePattern, Granularity], ...]:
         """Those of the variants, by pattern."""
         return tuple((variant.pattern, variant.setting.granularity) for variant in self.variants)
 
@@ -180,7 +180,7 @@ def _variant(override: Override, method: Method) -> Variant:
     if sparsity is None and granularity.fixed_sparsity is None and not decided:
         sparsity = method.sparsity
     sparsity = _check_sparsity(sparsity, granularity, criterion)
-    return Variant(Pattern(override.match), Setting(granularity, sparsity), criterion)
+    return Variant(NamePattern(override.match), Setting(granularity, sparsity), criterion)
 
 
 def _check_rows(criterion: Criterion, granularity: Granularity) -> None:

@@ -10,7 +10,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.pruning.allocators import Setting
 from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.granularity import Granularity
-from sparse_engine.pruning.plan import Pattern
+from sparse_engine.pruning.plan import NamePattern
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Override:
 class Variant:
     """An override, validated: what the layers that match get."""
 
-    pattern: Pattern
+    pattern: NamePattern
     setting: Setting
     criterion: Criterion
 

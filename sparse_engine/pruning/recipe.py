@@ -19,11 +19,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sparse_engine.errors import InvalidFileError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.overrides import Override, find_overrides
 from sparse_engine.pruning.plan import Selection
@@ -31,6 +32,32 @@ from sparse_engine.pruning.yaml_file import read_document
 
 FILE = "pruning.json"
 VERSION = 1
+ARGUMENTS = (
+    "sparsity",
+    "granularity",
+    "criterion",
+    "recovery",
+    "allocator",
+    "seed",
+    "targets",
+    "ignore",
+    "overrides",
+)
+# Options of the command line that `prune` takes in another form.
+OTHERS = (
+    "calibration",
+    "samples",
+    "max_length",
+    "stream",
+    "speedup",
+    "latency_ms",
+    "size_mb",
+    "params",
+    "flops",
+    "tokens",
+    "dtype",
+    "search_seconds",
+)
 # What decides a result besides the arguments; also recorded, to explain a difference.
 PACKAGES = {"sparse_engine": "sparse-engine", "torch": "torch", "transformers": "transformers"}
 
@@ -50,6 +77,19 @@ class Recipe:
     options: dict[str, Any]
     calibration: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `prune` among the options.
+
+        Raises:
+            UsageError: an option is unknown.
+        """
+        for name in self.options:
+            if name not in (*ARGUMENTS, *OTHERS):
+                near = ", ".join(get_close_matches(name, ARGUMENTS, 3, cutoff=0.0))
+                raise UsageError(f"{self.path}: {name!r} is no option; the nearest are {near}")
+        return {name: self.options[name] for name in ARGUMENTS if name in self.options}
 
     @property
     def overrides(self) -> list[Override]:
@@ -83,7 +123,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
     Example:
         recipe = read_recipe("pruned")
-        se.prune(model, **recipe.options, calibration=batches)
+        se.prune(model, **recipe.arguments, calibration=batches)
     """
     found = Path(path)
     found = found / FILE if found.is_dir() else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 from command_line import ok, refused, run
 
 pytest.importorskip("transformers")
+
+from sparse_engine.cli.prune import prune
+from sparse_engine.pruning.recipe import ARGUMENTS, OTHERS
 
 torch.set_num_threads(1)
 OPTIONS = (
@@ -109,6 +113,11 @@ def test_recipes_that_do_not_fit(
     arguments = ("--recipe", tmp_path / "recipe.yaml", *options)
     assert match in refused(code, "prune", model, tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_options_are_those_of_the_command() -> None:
+    names = set(inspect.signature(prune).parameters)
+    assert {*ARGUMENTS, *OTHERS} - {"overrides"} <= names
 
 
 def test_no_such_recipe(model: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_recipe_repeats_its_run_bit_by_bit(arguments: dict[str, Any], tmp_path
     first, again = model(), model()
     report = se.prune(first, calibration=batches(), **arguments)
     recipe = read_recipe(write(tmp_path / "pruning.json", report))
-    second = se.prune(again, **recipe.options, calibration=batches())
+    second = se.prune(again, **recipe.arguments, calibration=batches())
     for name, tensor in first.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
     assert second.recipe == report.recipe
@@ -94,6 +94,26 @@ def test_a_recipe_by_hand(tmp_path: Path) -> None:
     }
     assert [override.match for override in read_recipe(path).overrides] == ["a", "b"]
     assert read_recipe(path).changes({"sha256": "0"}) == []
+
+
+def test_arguments_are_those_of_prune(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sparsity: 0.5\nsamples: 10\ncalibration: texts.txt")
+    assert read_recipe(path).arguments == {"sparsity": 0.5}
+    path.write_text("sparsty: 0.5")
+    with pytest.raises(UsageError, match="'sparsty' is no option; the nearest are sparsity"):
+        _ = read_recipe(path).arguments
+
+
+def test_a_model_that_is_one_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(16, 16)
+    again = nn.Linear(16, 16)
+    again.load_state_dict(first.state_dict())
+    report = se.prune(first, 0.5, filter_fn=lambda module, name: True)
+    recipe = read_recipe(write(tmp_path / "pruning.json", report))
+    se.prune(again, **recipe.arguments)
+    assert torch.equal(again.weight, first.weight)
 
 
 def refused(error: type[SparseEngineError], path: Path, match: str) -> None:

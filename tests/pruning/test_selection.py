@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.plan import Pattern, Selection, make_plan
+from sparse_engine.pruning.plan import NamePattern, Selection, make_plan
 from sparse_engine.pruning.unrolled import unrolled
 
 torch.set_num_threads(1)
@@ -62,10 +62,17 @@ def test_patterns(pattern: str, names: list[str]) -> None:
 
 
 def test_patterns_match_whole_names() -> None:
-    assert not Pattern("layers.1").matches("layers.10.key")
-    assert not Pattern("re:layers").matches("layers.1.key")
-    assert not Pattern("key").matches("layers.0.key")
-    assert Pattern("a+b").matches("a+b.c")
+    assert not NamePattern("layers.1").matches("layers.10.key")
+    assert not NamePattern("re:layers").matches("layers.1.key")
+    assert not NamePattern("key").matches("layers.0.key")
+    assert NamePattern("a+b").matches("a+b.c")
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a[0]", "re:x", "a*"])
+def test_the_pattern_of_one_name(name: str) -> None:
+    pattern = NamePattern.exactly(name)
+    assert pattern.matches(name)
+    assert not pattern.matches("aa")
 
 
 def test_ignore_leaves_what_rules_or_targets_choose() -> None:

@@ -2,13 +2,13 @@
 
 from sparse_engine.pruning.plan.plan import Filter, Layer, Plan, make_plan, with_couplings
 from sparse_engine.pruning.plan.rules import DID_NOT_RUN, reason_by_name
-from sparse_engine.pruning.plan.selection import Pattern, Selection
+from sparse_engine.pruning.plan.selection import NamePattern, Selection
 
 __all__ = [
     "DID_NOT_RUN",
     "Filter",
     "Layer",
-    "Pattern",
+    "NamePattern",
     "Plan",
     "Selection",
     "make_plan",

@@ -16,16 +16,16 @@ from functools import cached_property
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity.base import Granularity
 
-REGEX, WEIGHT = "re:", ".weight"
+REGEX, GLOB, WEIGHT = "re:", "*?[", ".weight"
 NEAREST = 3  # names that an error lists
 NO_TARGET, IGNORED = "no target", "ignored"
 
 
 @dataclass(frozen=True)
-class Pattern:
+class NamePattern:
     """A pattern of dotted names.
 
-    >>> Pattern("encoder.layer.0").matches("encoder.layer.0.output.dense")
+    >>> NamePattern("encoder.layer.0").matches("encoder.layer.0.output.dense")
     True
     """
 
@@ -40,11 +40,17 @@ class Pattern:
         except (re.error, RecursionError, OverflowError) as error:
             raise UsageError(f"pattern {self.text[:80]!r}: {error}") from None
 
+    @classmethod
+    def exactly(cls, name: str) -> NamePattern:
+        """The pattern of one layer, also of a model that is a layer itself, whose name is empty."""
+        plain = name and not name.startswith(REGEX) and not any(c in name for c in GLOB)
+        return cls(name if plain else REGEX + re.escape(name))
+
     @cached_property
     def _compiled(self) -> re.Pattern[str]:
         if self.text.startswith(REGEX):
             return re.compile(self.text.removeprefix(REGEX))
-        if any(character in self.text for character in "*?["):
+        if any(character in self.text for character in GLOB):
             return re.compile(translate(self.text))
         return re.compile(rf"{re.escape(self.text)}(\..*)?")
 
@@ -80,9 +86,9 @@ class Selection:
         granularities: patterns of layers with a granularity of their own; the first match counts.
     """
 
-    targets: tuple[Pattern, ...] = ()
-    ignore: tuple[Pattern, ...] = ()
-    granularities: tuple[tuple[Pattern, Granularity], ...] = ()
+    targets: tuple[NamePattern, ...] = ()
+    ignore: tuple[NamePattern, ...] = ()
+    granularities: tuple[tuple[NamePattern, Granularity], ...] = ()
 
     @classmethod
     def of(cls, targets: Iterable[str], ignore: Iterable[str]) -> Selection:
@@ -139,11 +145,11 @@ class Selection:
         return left | {name: IGNORED for name in layers if _any(self.ignore, name)}
 
 
-def _patterns(texts: Iterable[str], what: str) -> tuple[Pattern, ...]:
+def _patterns(texts: Iterable[str], what: str) -> tuple[NamePattern, ...]:
     if isinstance(texts, str):
         raise UsageError(f"{what} is a single text; give a list of patterns, as [{texts!r}]")
-    return tuple(map(Pattern, texts))
+    return tuple(map(NamePattern, texts))
 
 
-def _any(patterns: Iterable[Pattern], name: str) -> bool:
+def _any(patterns: Iterable[NamePattern], name: str) -> bool:
     return any(pattern.matches(name) for pattern in patterns)

@@ -18,7 +18,7 @@ from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.granularity import Granularity, parse_granularity
 from sparse_engine.pruning.method import Method, make_method
 from sparse_engine.pruning.overrides import Override, Variant
-from sparse_engine.pruning.plan import Pattern
+from sparse_engine.pruning.plan import NamePattern
 from sparse_engine.pruning.progress import ProgressCallback
 from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.target.allocator import ByTarget
@@ -136,7 +136,7 @@ def settled(method: Method) -> Method:
     allocator = method.allocator
     assert isinstance(allocator, ByTarget)
     variants = tuple(
-        Variant(Pattern(name), setting, method.criterion)
+        Variant(NamePattern.exactly(name), setting, method.criterion)
         for name, setting in allocator.settings.items()
     )
     return replace(method, allocator=Uniform(), variants=variants)
