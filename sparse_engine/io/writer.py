@@ -240,7 +240,22 @@ def recipe_of(source: Path) -> dict[str, Any] | None:
     if is_package(source):
         return open_package(source).manifest.recipe
     path = source / RECIPE
-    return parse_json(path.read_bytes(), str(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return _without_pictures(parse_json(path.read_bytes(), str(path)))
+
+
+def _without_pictures(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A report without what only its page shows: texts of examples, and large density maps."""
+    kept = {key: value for key, value in recipe.items() if key != "examples"}
+    if isinstance(layers := kept.get("layers"), list):
+        kept["layers"] = [
+            {key: value for key, value in row.items() if key != "density"}
+            if isinstance(row, dict)
+            else row
+            for row in layers
+        ]
+    return kept
 
 
 def _recipe(recipe: Mapping[str, Any] | None, source: str | Path | None) -> dict[str, Any] | None:

@@ -56,7 +56,9 @@ def test_companions_are_copied_from_a_closed_list(tmp_path: Path) -> None:
     (source / "1_Pooling").mkdir(parents=True)
     for name in ("tokenizer.json", "vocab.txt", "1_Pooling/config.json", "run.py", "a.bin"):
         (source / name).write_text(name)
-    (source / "pruning.json").write_text('{"sparsity": 0.9}')
+    noted: dict[str, Any] = {"sparsity": 0.9, "examples": [{"text": "mine"}]}
+    noted["layers"] = [{"name": "a", "density": {"packed": "a picture"}}, 3]
+    (source / "pruning.json").write_text(json.dumps(noted))
     save(nn.Linear(2, 2), tmp_path / "a", source=source)
     files = {str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*") if p.is_file()}
     assert files == {
@@ -68,4 +70,4 @@ def test_companions_are_copied_from_a_closed_list(tmp_path: Path) -> None:
     }
     assert (tmp_path / "a/1_Pooling/config.json").read_text() == "1_Pooling/config.json"
     manifest = json.loads((tmp_path / "a/sparse_engine.json").read_bytes())
-    assert manifest["recipe"] == {"sparsity": 0.9}
+    assert manifest["recipe"] == {"sparsity": 0.9, "layers": [{"name": "a"}, 3]}
