@@ -19,14 +19,17 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
 from sparse_engine.pruning.granularity.base import Granularity
+from sparse_engine.pruning.granularity.element import Element
 from sparse_engine.pruning.granularity.nm import NM
 from sparse_engine.pruning.recovery.cholesky import upper_factor_of_inverse
 from sparse_engine.pruning.recovery.removal import RemovalCosts
 
+GROWTH = 1.5  # ratio of the logarithms of the ratios of one cut and of the next one
 Cut = Callable[[Tensor], Tensor]  # keep mask of scores
 
 
@@ -48,8 +51,9 @@ class OBS(Criterion):
     `prune` returns are the least-squares fit to those that it gets, on the keep mask.
 
     Args:
-        ratio: density after a stage, relative to the density before it, 0.1 to 0.95. More stages
-            lose less and take longer.
+        ratio: density after the last cut, relative to that before it, 0.1 to 0.95. Cuts become
+            smaller towards the end, because it is there that mistakes cost most. A higher ratio
+            makes more cuts, which lose less and take longer.
         budget: "layer" lets all groups of a layer compete; with "row" every row of groups loses the
             same number.
 
@@ -60,7 +64,7 @@ class OBS(Criterion):
     name = "obs"
     needs = ("hessian",)
     fits = True
-    ratio: float = 0.7
+    ratio: float = 0.9
     budget: str = "layer"
 
     def __post_init__(self) -> None:
@@ -133,8 +137,12 @@ class OBS(Criterion):
     ) -> Iterator[tuple[Cut, bool]]:
         """The cuts of a weight with a support, bool [out, in], and whether one was asked for."""
         if granularity.fixed_sparsity is not None:
-            for pattern in self._patterns(granularity):
-                yield partial(pattern.mask, drop=0), pattern == granularity
+            if isinstance(granularity, NM):
+                present, last = int(support.sum()), int(granularity.mask(support.float()).sum())
+                for count in self._counts(present, last)[:-1]:
+                    drop = support.numel() - count
+                    yield partial(_toward_pattern, pattern=granularity, drop=drop), False
+            yield partial(granularity.mask, drop=0), True
             return
         out_features, in_features = support.shape
         groups = granularity.groups(out_features, in_features)
@@ -146,20 +154,28 @@ class OBS(Criterion):
                 yield cut, count == last
             present = min(present, last)
 
-    def _patterns(self, last: Granularity) -> list[Granularity]:
-        """Patterns that fix the sparsity, from the densest to the one that was asked for."""
-        if not isinstance(last, NM):
-            return [last]
-        return [NM(count, last.of) for count in self._counts(last.of, last.keep)]
-
     def _counts(self, present: int, last: int) -> list[int]:
         """How many of the groups that are present are kept after each cut."""
-        counts = [last]
-        density = last / self.ratio
-        while (count := math.ceil(density)) < present:
-            counts.append(count)
-            density /= self.ratio
-        return counts[::-1]
+        counts, kept, ratio = {last}, last / self.ratio, self.ratio
+        while kept < self.ratio * present:
+            counts.add(math.ceil(kept))
+            ratio **= GROWTH
+            kept /= ratio
+        return sorted(counts, reverse=True)
+
+
+def _toward_pattern(score: Tensor, pattern: NM, drop: int) -> Tensor:
+    """Keep mask without `drop` of the weights that a pattern can do without.
+
+    The clearest choices are made first: those whose score is farthest below the lowest one that the
+    pattern keeps in their group.
+    """
+    groups = F.pad(score, (0, -score.shape[1] % pattern.of), value=-torch.inf)
+    groups = groups.unflatten(1, (-1, pattern.of))
+    lowest = groups.topk(pattern.keep, dim=2).values[..., -1:]
+    gaps = (groups - lowest).flatten(1)[:, : score.shape[1]]
+    gaps = gaps.masked_fill(pattern.mask(score), torch.inf).masked_fill(score < 0, -torch.inf)
+    return Element().mask(gaps, drop)
 
 
 def _removed_first(
