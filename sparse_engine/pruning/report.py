@@ -183,6 +183,7 @@ class PruneReport:
                 (percent(self.zeros_of_parameters), "zeros of all parameters"),
                 (percent(self.zeros_of_multiply_adds), "of the multiply-adds have a zero weight"),
                 (f"{self.seconds:.1f} s", "for pruning"),
+                *(self.target.figures if self.target else ()),
                 *((f"{value:.4g}", name) for name, value in self.metrics.items()),
             ),
             tuple(self.warnings),

@@ -149,7 +149,10 @@ class ByTarget(Allocator):
                 text = f"{layer.name}: {setting.granularity} at {setting.sparsity:.0%}"
                 self._report(done, len(tables), text)
                 tables[layer.name].append(level_of(candidate, *price(layer, setting)))
-        return [worthwhile(tables[layer.name]) for layer in dense.layers]
+        found = [worthwhile(tables[layer.name]) for layer in dense.layers]
+        if self._budget.needs_a_sparse_layer:
+            _keep_one_sparse(found)
+        return found
 
     def _out_of_reach(self, costs: float) -> str:
         """The message for a budget that even the cheapest levels exceed."""
@@ -188,11 +191,14 @@ class ByTarget(Allocator):
         picks = self._check(layers, tables, picks)
         originals = [Original.of(layer) for layer in layers]
         began, seconds = time.monotonic(), self.target.search_seconds
+        written: list[int | None] = [None] * len(layers)
 
         def evaluate(picks: Sequence[int]) -> float:
             self._evaluations += 1
-            for original, table, pick in zip(originals, tables, picks, strict=True):
-                original.replace(table[pick])
+            for i, pick in enumerate(picks):
+                if written[i] != pick:
+                    originals[i].replace(tables[i][pick])
+                    written[i] = pick
             return output_error()
 
         def proceed(least: float) -> bool:
@@ -206,6 +212,13 @@ class ByTarget(Allocator):
         finally:
             for original in originals:
                 original.restore()
+
+
+def _keep_one_sparse(tables: list[list[Level]]) -> None:
+    """Take the dense level from the layer that loses least without it, in place."""
+    several = [table for table in tables if len(table) > 1]
+    if several:
+        min(several, key=lambda table: table[-2].error).pop()
 
 
 @dataclass(frozen=True)

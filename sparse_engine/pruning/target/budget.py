@@ -50,6 +50,11 @@ class Budget(ABC):
         """What the model costs with these weights, and by layer its format."""
 
     @property
+    def needs_a_sparse_layer(self) -> bool:
+        """Whether costs only hold if at least one layer is sparse."""
+        return False
+
+    @property
     def of_layers(self) -> float:
         """What the layers' costs may sum up to."""
         return (self.limit - self.fixed) / self.slope
@@ -59,8 +64,14 @@ class Budget(ABC):
         return self.fixed + self.slope * costs
 
     def correct(self, costs: float, measured: float) -> None:
-        """Move the fixed part so that a prediction agrees with what was measured."""
-        self.fixed += measured - self.predict(costs)
+        """Move the fixed part so that a prediction agrees with what was measured.
+
+        It is not below 0: then the layers together take less time than each alone, and the slope
+        is lowered.
+        """
+        self.fixed = measured - self.slope * costs
+        if self.fixed < 0 < costs:
+            self.fixed, self.slope = 0.0, measured / costs
 
 
 class Counts(Budget):
@@ -179,6 +190,12 @@ class Times(Budget):
         costs = sum(self.price(layer, setting)[1] for layer in fitting)
         costs += sum(self.price(layer, DENSE)[1] for layer in self._layers if layer not in fitting)
         return costs, self._ms(found)
+
+    @property
+    def needs_a_sparse_layer(self) -> bool:
+        """A stack runs natively from the first sparse layer on, dense layers included."""
+        is_native = any(causal is not None for causal in self._causal.values())
+        return is_native and self.limit < self.dense
 
     def _ms(self, found: Measured) -> float:
         """Milliseconds as if the machine were as fast as when dense was measured first."""

@@ -63,6 +63,15 @@ class TargetReport:
             f"than dense ({self.text(self.dense)})"
         )
 
+    @property
+    def figures(self) -> tuple[tuple[str, str], ...]:
+        """What was measured and what was predicted, each with a caption."""
+        less = f"{self.dense / self.measured:.2f} times less than dense, for target {self.target}"
+        return (
+            (f"{self.text(self.measured)} {self.unit}", f"measured: {less}"),
+            (f"{self.text(self.predicted)} {self.unit}", "predicted from the table of layers"),
+        )
+
     def text(self, cost: float) -> str:
         """A cost in the unit of the target."""
         return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"

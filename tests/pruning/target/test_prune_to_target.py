@@ -50,7 +50,11 @@ def test_speedup_is_met(speedup: float) -> None:
         assert layer.sparsity == pytest.approx(row.sparsity, abs=0.03)
         assert layer.granularity == row.granularity
     assert "speedup" in report.summary
-    json.dumps(report.to_dict())
+    again = PruneReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again.target == found
+    assert (f"{found.measured:.4g} ms", "measured") in [
+        (figure, caption.partition(":")[0]) for figure, caption in again.page().figures
+    ]
 
 
 @pytest.mark.parametrize("bias", [0.8, 1.3])
