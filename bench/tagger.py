@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from sparse_engine.cli.common import progress_bar, run_script, split
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.sparsify import sparsify_
 from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.text.batches import padded
 
 BEGIN, END, MARK, UNKNOWN = "시", "끝", "▁", "<UNK>"
 BATCH, CALIBRATION = 64, 1024  # sentences
@@ -89,31 +90,41 @@ def read_tagger(folder: Path) -> nn.Module:
     return model
 
 
-def read_sentences(folder: Path, part: str) -> list[Batch]:
-    """The sentences of "dev" or "test" in batches of like length."""
+class Sentence(NamedTuple):
+    """Token ids of a sentence, the position of its labelled character, and the label."""
+
+    ids: list[int]
+    position: int
+    label: int
+
+
+def read_sentences(folder: Path, part: str) -> list[Sentence]:
+    """The sentences of "dev" or "test"."""
     words = json.loads((folder / "char2idx.json").read_text())
     labels = json.loads((folder / "class2idx.json").read_text())
     texts = (folder / "cpp_dataset" / f"{part}.sent").read_text().splitlines()
     answers = (folder / "cpp_dataset" / f"{part}.lb").read_text().split()
     if len(texts) != len(answers):
         raise InvalidFileError(f"{folder}: {part} has {len(texts)} texts, {len(answers)} labels")
-    rows = []
+    sentences = []
     for text, answer in zip(texts, answers, strict=True):
         position = text.index(MARK) + 1  # BEGIN replaces the mark
         characters = [BEGIN, *text.replace(MARK, ""), END]
-        rows.append(([words.get(c, words[UNKNOWN]) for c in characters], position, labels[answer]))
-    rows.sort(key=lambda row: len(row[0]))
+        ids = [words.get(character, words[UNKNOWN]) for character in characters]
+        sentences.append(Sentence(ids, position, labels[answer]))
+    return sentences
+
+
+def in_batches(sentences: Iterable[Sentence]) -> list[Batch]:
+    """Batches of sentences of like length."""
+    rows = sorted(sentences, key=lambda sentence: len(sentence.ids))
     return [_batch(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
 
 
-def _batch(rows: list[tuple[list[int], int, int]]) -> Batch:
-    width = max(len(ids) for ids, _, _ in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    mask = torch.zeros(len(rows), width, dtype=torch.int64)
-    for i, (row, _, _) in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    positions, labels = (torch.tensor([row[i] for row in rows]) for i in (1, 2))
+def _batch(rows: list[Sentence]) -> Batch:
+    ids, mask = padded([row.ids for row in rows], 0)
+    positions = torch.tensor([row.position for row in rows])
+    labels = torch.tensor([row.label for row in rows])
     return Batch(ids, mask, positions, labels)
 
 
@@ -129,8 +140,8 @@ def predict(model: nn.Module, batches: list[Batch]) -> tuple[Tensor, float]:
 
 def measure(folder: Path, sparsities: tuple[float, ...]) -> Iterator[Row]:
     """Dense, converted, and pruned at each sparsity by both methods."""
-    test = read_sentences(folder, "test")
-    dev = read_sentences(folder, "dev")
+    test = in_batches(read_sentences(folder, "test"))
+    dev = in_batches(read_sentences(folder, "dev"))
     some = dev[:: max(1, len(dev) * BATCH // CALIBRATION)]  # of all lengths
     calibration = [{"input_ids": b.ids, "attention_mask": b.mask} for b in some]
     truth = torch.cat([batch.labels for batch in test])

@@ -39,7 +39,8 @@ def prune(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Text file, one text a line: keeps far more quality.")
+        list[str] | None,
+        typer.Option(help="FILE or FILE:SHARE, one text a line; repeat to mix. Or: default, none."),
     ] = None,
     recovery: Annotated[
         str | None, typer.Option(help="none, bias, least_squares, blocks. Default: as possible.")
@@ -99,8 +100,9 @@ def prune(
 ) -> None:
     """Set weights of a model's linear layers to zero and write a Hugging Face folder.
 
-    With --calibration the default is sparsegpt scores and a least-squares refit, which keep
-    the model close to the dense one; without it only magnitude and random scores are possible.
+    The default is sparsegpt scores and a least-squares refit on calibration texts. Texts like
+    those that the model will read keep most of its quality. Without --calibration texts of Python's
+    documentation are used; with --calibration none only magnitude and random scores are possible.
     Embeddings, norms, poolers and heads are left alone. For a model that translates or summarises a
     line may be a text, a tab and its answer. Next: sparse-engine convert.
 
@@ -108,7 +110,8 @@ def prune(
 
       sparse-engine prune ./all-MiniLM-L6-v2 pruned --sparsity 0.9 --calibration texts.txt
 
-      sparse-engine prune ./model pruned --sparsity 0.8 --granularity 4x1 --calibration texts.txt
+      sparse-engine prune ./model pruned --sparsity 0.8 --granularity 4x1 --calibration \\
+      own.txt:0.7 --calibration default:0.3
 
       sparse-engine prune ./model pruned --sparsity 0.8 --report report.html --examples lines.txt
 
@@ -137,8 +140,8 @@ def prune(
     from sparse_engine.pruning import prune as prune_model
     from sparse_engine.pruning.plan import Selection
     from sparse_engine.pruning.target.method import find_method
-    from sparse_engine.text.calibration import calibration_batches
-    from sparse_engine.text.tokenizer import load_tokenizer, read_texts
+    from sparse_engine.text.calibration import Draw
+    from sparse_engine.text.sources import find_sources
 
     check_conflicts(ctx)
     set_threads(threads)
@@ -153,10 +156,12 @@ def prune(
     }
     target = find_target(goals, tokens, dtype, threads, search_seconds)
     patterns: Any = granularity and split(granularity, str, "--granularity")
+    # Wrong options are refused before the model is loaded.
+    sources = find_sources(calibration or ["default"])
     if target is None:
         patterns = granularity or "element"
-        criterion = criterion or ("sparsegpt" if calibration else "magnitude")
-        recovery = recovery or ("least_squares" if calibration else "none")
+        criterion = criterion or ("sparsegpt" if sources else "magnitude")
+        recovery = recovery or ("least_squares" if sources else "none")
     options: dict[str, Any] = {
         "sparsity": sparsity,
         "granularity": patterns,
@@ -165,28 +170,29 @@ def prune(
         "allocator": allocator,
         "overrides": overrides_of(ctx),
     }
-    # Wrong options are refused before the model is loaded.
-    find_method(target, **options, has_calibration=calibration is not None)
+    method = find_method(target, **options, has_calibration=bool(sources))
     Selection.of(targets or (), ignore or ())
-    texts = read_texts(calibration)[:samples] if calibration else None
+    draw = Draw(sources, samples, max_length, seed) if method.needs else None
     options |= {"seed": seed, "targets": targets or (), "ignore": ignore or ()}
+    batches, texts = None, None
     whole = "--examples run" if example_texts else ""
     whole = whole if target is None else "a target times"
     if streamed.chosen(stream, model, whole):
         options["recipe"] = options_of(ctx)
-        result = streamed.prune_streamed(model, out, texts, max_length, options)
+        result, texts = streamed.prune_streamed(model, out, draw, options)
     else:
         with progress_bar("loading") as bar:
             loaded, folder = load_pretrained(model, bar)
         densify_(loaded)
-        batches = None
-        if texts is not None:
-            batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
+        if draw:
+            batches, texts = draw.batches(folder, loaded)
         comparison = compare(loaded, folder, example_texts)
         with progress_bar("pruning") as bar:
             result = prune_model(
                 loaded, **options, calibration=batches, progress=bar, target=target
             )
+        if texts is not None:
+            result.calibration |= texts.fingerprint
         if comparison is not None:
             result.examples = comparison.examples()
         result.recipe = without_goal(options_of(ctx)) | result.recipe
@@ -198,5 +204,9 @@ def prune(
     say(result.summary)
     warn_changes(ctx, result.calibration)
     if texts is None:
-        remark("no --calibration was given: expect much lower quality", "yellow")
+        remark("no calibration texts were used: expect much lower quality", "yellow")
+    else:
+        remark(f"calibration: {texts}")
+        for warning in texts.warnings:
+            remark(f"warning: {warning}", "yellow")
     remark(f"wrote {out}; next: sparse-engine convert {out} PACKAGE{convert_options(target)}")

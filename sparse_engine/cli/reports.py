@@ -22,7 +22,7 @@ def read_examples(report: Path | None, examples: Path | None) -> list[str]:
         UsageError: the page could not be written, or the texts cannot be read or are too many.
     """
     from sparse_engine.reporting.pyplot import check_output
-    from sparse_engine.text.tokenizer import read_texts
+    from sparse_engine.text.sources import read_texts
 
     if report is not None:
         check_output(report, "--report", (".html",))

@@ -54,7 +54,8 @@ def sensitivity(
     from sparse_engine.io import load_pretrained
     from sparse_engine.reporting.pyplot import check_output
     from sparse_engine.text.calibration import calibration_batches
-    from sparse_engine.text.tokenizer import load_tokenizer, read_texts
+    from sparse_engine.text.sources import read_texts
+    from sparse_engine.text.tokenizer import load_tokenizer
 
     if output not in ("table", "json"):
         raise UsageError(f"output {output!r}: use table or json")

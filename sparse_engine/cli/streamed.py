@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sparse_engine.config import SparseConfig
     from sparse_engine.convert.report import SparsifyReport
     from sparse_engine.pruning import PruneReport
+    from sparse_engine.text.calibration import Draw
+    from sparse_engine.text.mixture import CalibrationTexts
 
 Stream = Annotated[
     bool | None,
@@ -52,30 +54,30 @@ def chosen(stream: bool | None, model: str, whole: str) -> bool:
 
 
 def prune_streamed(
-    model: str, out: Path, texts: list[str] | None, max_length: int, options: dict[str, Any]
-) -> PruneReport:
+    model: str, out: Path, draw: Draw | None, options: dict[str, Any]
+) -> tuple[PruneReport, CalibrationTexts | None]:
     """Prune a checkpoint one module at a time, and say how long each takes.
 
     Args:
         model: folder or id of the checkpoint.
         out: the folder to write.
-        texts: calibration texts, or None.
-        max_length: tokens of a text.
+        draw: of calibration texts, or None.
         options: further arguments of `prune_checkpoint`.
+
+    Returns:
+        What was pruned, and the calibration texts.
     """
     from sparse_engine.streaming import open_checkpoint, prune_checkpoint
-    from sparse_engine.text.calibration import calibration_batches
-    from sparse_engine.text.tokenizer import load_tokenizer
 
     checkpoint = open_checkpoint(model)
-    batches = None
-    if texts is not None:
-        tokenizer = load_tokenizer(checkpoint.folder)
-        batches = calibration_batches(texts, tokenizer, checkpoint.model, max_length, TEXTS)
+    batches, texts = None, None
+    if draw:
+        batches, texts = draw.batches(checkpoint.folder, checkpoint.model, TEXTS)
     with _saying_what_is_left(out), progress_bar("pruning") as report:
-        return prune_checkpoint(
+        result = prune_checkpoint(
             checkpoint, out, **options, calibration=batches, progress=report, on_module=_tell_time
         )
+        return result, texts
 
 
 def convert_streamed(model: str, out: Path, config: SparseConfig) -> tuple[SparsifyReport, Path]:

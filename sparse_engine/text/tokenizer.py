@@ -1,4 +1,4 @@
-"""The tokenizer of a model's folder, and texts from a file."""
+"""The tokenizer of a model's folder."""
 
 from __future__ import annotations
 
@@ -8,24 +8,6 @@ from typing import Any
 
 from sparse_engine.errors import InvalidFileError, UsageError, one_line
 from sparse_engine.io.model_files import ModelFiles
-
-
-def read_texts(path: Path, what: str = "calibration file") -> list[str]:
-    """Read the lines of a UTF-8 file, without blank ones.
-
-    A line may hold a text, a tab and an answer. `what` names the file in messages. Raises
-    UsageError for a file that cannot be read, is not UTF-8 or holds no text.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UsageError(f"{what} {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{what} {path} is not UTF-8 text: {error.reason}") from error
-    texts = [line for line in lines if line]
-    if not texts:
-        raise UsageError(f"{what} {path} holds no text: write one text a line")
-    return texts
 
 
 def load_tokenizer(folder: Path) -> Any:

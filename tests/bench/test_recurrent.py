@@ -97,7 +97,7 @@ def test_the_tagger_reads_what_is_published(tmp_path: Path) -> None:
     for part in ("dev", "test"):
         (data / f"{part}.sent").write_text("ab▁c▁dz\n▁e▁a\nabcd▁e▁\n")
         (data / f"{part}.lb").write_text("c1\nc0\nc3\n")
-    (batch,) = tagger.read_sentences(tmp_path, "test")
+    (batch,) = tagger.in_batches(tagger.read_sentences(tmp_path, "test"))
     assert batch.ids.tolist()[0][:4] == [2, 8, 4, 3]
     assert batch.positions.tolist() == [1, 5, 3] or batch.positions.tolist() == [1, 3, 5]
     rows = list(tagger.measure(tmp_path, (0.5,)))

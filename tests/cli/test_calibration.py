@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import WORDS, ok, refused
+from command_line import WORDS, ok, refused, run
 
 pytest.importorskip("transformers")
 
@@ -125,7 +125,10 @@ def test_models_that_read_no_texts_are_one_line(texts: Path, model: Path, tmp_pa
     options = ("--sparsity", "0.5", "--calibration", texts)
     line = refused(2, "prune", folder, tmp_path / "a", *options)
     assert "ViTModel needs pixel_values: texts are not enough" in line
-    ok("prune", folder, tmp_path / "b", "--sparsity", "0.5")
+    line = refused(2, "prune", folder, tmp_path / "a", "--sparsity", "0.5")
+    assert "the built-in calibration texts do not fit this model: ViTModel needs pixel" in line
+    assert "'none' as calibration" in line
+    ok("prune", folder, tmp_path / "b", "--sparsity", "0.5", "--calibration", "none")
     ok("convert", tmp_path / "b", tmp_path / "c", "--format", "csr", "--verify")
 
 
@@ -162,3 +165,34 @@ def test_snip_has_no_loss_on_the_command_line(model: Path, texts: Path, tmp_path
     told = refused(2, "prune", model, tmp_path / "pruned", *arguments)
     assert "without labels the mean gradient is zero" in told
     assert not (tmp_path / "pruned").exists()
+
+
+def test_sources_are_mixed_and_recorded(texts: Path, model: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("the cat sat\na dog ran")
+    options = ("--sparsity", "0.5", "--samples", "20")
+    sources = ("--calibration", f"{texts}:0.9", "--calibration", f"{few}:0.1")
+    done = run("prune", model, tmp_path / "mixed", *options, *sources)
+    assert done.returncode == 0, done.stderr
+    assert f"calibration: 20 texts: 18 of 200 from {texts}, 2 of 2 from {few}" in done.stderr
+    assert f"warning: {few} holds only 2 texts; use 128 or more" in done.stderr
+    recipe = json.loads((tmp_path / "mixed" / "pruning.json").read_text())
+    assert [source["texts"] for source in recipe["calibration"]["sources"]] == [18, 2]
+    line = refused(2, "prune", model, tmp_path / "a", *options, "--calibration", f"{few}:0")
+    assert "a share is a positive number" in line
+
+
+def test_without_files_the_built_in_texts_are_used_and_named(model: Path, tmp_path: Path) -> None:
+    done = run("prune", model, tmp_path / "a", "--sparsity", "0.5", "--samples", "200")
+    assert done.returncode == 0, done.stderr
+    assert "calibration: 200 texts: 200 of" in done.stderr
+    assert "documentation of Python" in done.stderr
+    recipe = json.loads((tmp_path / "a" / "pruning.json").read_text())
+    assert (recipe["criterion"], recipe["recovery"]) == ("sparsegpt", "least_squares")
+    assert recipe["calibration"]["texts"] == 200
+    for name, more in (("b", ("--calibration", "none")), ("c", ("--criterion", "magnitude"))):
+        done = run("prune", model, tmp_path / name, "--sparsity", "0.5", *more)
+        recipe = json.loads((tmp_path / name / "pruning.json").read_text())
+        assert recipe["criterion"] == "magnitude"
+        assert ("calibration" in recipe) == (name == "c")  # for the refit
+        assert ("expect much lower quality" in done.stderr) == (name == "b")

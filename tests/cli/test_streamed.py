@@ -28,10 +28,11 @@ def test_streamed_where_memory_is_short(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sparse_engine.streaming.memory, "available_memory", lambda: 1000)
-    done = run("prune", model, tmp_path / "a", "--sparsity", "0.5")
+    options = ("--sparsity", "0.5", "--calibration", "none")
+    done = run("prune", model, tmp_path / "a", *options)
     assert "is too large for the memory that is free: it is streamed" in done.stderr
     assert "module 2 of 2" in done.stderr
-    done = run("prune", model, tmp_path / "b", "--sparsity", "0.5", "--no-stream")
+    done = run("prune", model, tmp_path / "b", *options, "--no-stream")
     assert "module 2 of 2" not in done.stderr
     streamed, whole = (load_pretrained(tmp_path / name)[0] for name in ("a", "b"))
     assert streamed.state_dict().keys() == whole.state_dict().keys()
@@ -45,22 +46,23 @@ def test_interrupted_and_continued(
     from sparse_engine.cli import streamed
 
     out = tmp_path / "out"
+    options = ("--stream", "--calibration", "none")
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(streamed, "_tell_time", interrupt)
-        done = run("prune", model, out, "--sparsity", "0.5", "--stream")
+        done = run("prune", model, out, "--sparsity", "0.5", *options)
     assert done.returncode == 130
     assert "out.unfinished holds what is done: the same command continues" in done.stderr
-    line = refused(2, "prune", model, out, "--sparsity", "0.6", "--stream")
+    line = refused(2, "prune", model, out, "--sparsity", "0.6", *options)
     assert "was begun with another sparsity (0.5, now 0.6)" in line
-    ok("prune", model, out, "--sparsity", "0.5", "--stream")
+    ok("prune", model, out, "--sparsity", "0.5", *options)
 
 
 def test_one_line_for_what_cannot_be_streamed(model: Path, tmp_path: Path) -> None:
-    options = ("--sparsity", "0.5", "--stream")
+    options = ("--sparsity", "0.5", "--stream", "--calibration", "none")
     line = refused(2, "prune", model, tmp_path / "out", *options, "--allocator", "lamp")
     assert "allocator lamp compares the scores of all layers in memory" in line
     line = refused(4, "prune", tmp_path / "none", tmp_path / "out", *options)

@@ -75,7 +75,7 @@ def test_a_tagger_end_to_end(kind: str, tmp_path: Path) -> None:
     dense, _ = se.io.load_pretrained(source)
     assert isinstance(dense, RnnForTokenClassification)
     expected = TokenClassifier(dense, source).tag(texts)
-    ok("prune", source, tmp_path / "pruned", "--sparsity", 0.5)
+    ok("prune", source, tmp_path / "pruned", "--sparsity", 0.5, "--calibration", "none")
     output = ok("convert", tmp_path / "pruned", tmp_path / "package", "--format", "csr", "--verify")
     assert "max relative error" in output
     model = se.load(tmp_path / "package")
@@ -97,7 +97,7 @@ def test_a_tagger_end_to_end(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", LANGUAGE_MODELS)
 def test_a_language_model_end_to_end(kind: str, tmp_path: Path) -> None:
     source = folder(tmp_path / "dense", RnnForCausalLM, **LANGUAGE_MODELS[kind])
-    ok("prune", source, tmp_path / "pruned", "--sparsity", 0.6)
+    ok("prune", source, tmp_path / "pruned", "--sparsity", 0.6, "--calibration", "none")
     ok("convert", tmp_path / "pruned", tmp_path / "package", "--format", "csr", "--verify")
     pruned, _ = se.io.load_pretrained(tmp_path / "pruned")
     model = se.load(tmp_path / "package")

@@ -1,0 +1,180 @@
+"""What pruning costs in accuracy: real models, real data, one table a task.
+
+    python bench/accuracy.py sick --data FOLDER       # all-MiniLM-L6-v2 on SICK relatedness
+    python bench/accuracy.py tagger --data FOLDER     # the BiLSTM tagger g2pM
+    python bench/accuracy.py stories --data FOLDER    # stories260K, a Llama
+    python bench/accuracy.py domain --data FOLDER     # calibration texts of other domains
+    python bench/accuracy.py all --data FOLDER        # every table
+
+    python bench/accuracy.py sick --data FOLDER --criterion wanda --granularity 4x1 --sparsity 0.8
+
+Models are pruned in one shot on texts without labels; those of the test are never among them. They
+are evaluated in torch, with their zeros in dense weights. Every table has the dense model, and for
+each setting random weights with the same refit as a control, and `sparsegpt` with `least_squares`.
+
+FOLDER holds the data under the paths that the modules accuracy_*.py name. Each result is appended
+at once to accuracy-TASK.jsonl with its conditions. Settings that are already there are not run
+again, so that a run that was stopped goes on; delete the file to measure anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import transformers
+from accuracy_domain import Domain
+from accuracy_rows import DENSE, Results, Setting, grid, table
+from accuracy_sick import Encoder, Sick
+from accuracy_stories import Stories
+from accuracy_tagger import Tagger
+from torch import nn
+
+from sparse_engine.bench.machine import BusyMeter, conditions
+from sparse_engine.cli.common import progress_bar, run_script, split
+from sparse_engine.demo.data import model_folder
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning import parse_granularity, prune
+
+# In every table: the control, and a method to compare others with.
+ALWAYS = (("random", "least_squares"), ("sparsegpt", "least_squares"))
+RESULTS = Path(__file__).parent / "results"
+
+
+class Task(Protocol):
+    """A real model with texts to calibrate it and a measure of its quality.
+
+    Attributes:
+        name: of the table.
+        dense: the model in torch, in evaluation mode.
+        calibrations: names of the texts that it may be calibrated on.
+        samples: default number of calibration inputs.
+        columns: names of the figures that `evaluate` gives.
+        points: pairs of granularity and sparsity that are measured by default.
+    """
+
+    name: str
+    dense: Any
+    calibrations: tuple[str, ...]
+    samples: int
+    columns: tuple[str, ...]
+    points: tuple[tuple[str, float], ...]
+
+    def arguments(self, setting: Setting) -> dict[str, Any]: ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]: ...
+
+
+TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {
+    "sick": lambda given: Sick(given.data, Encoder(given.model or model_folder())),
+    "tagger": lambda given: Tagger(given.data),
+    "stories": lambda given: Stories(given.data),
+    "domain": lambda given: Domain(given.data, Encoder(given.model or model_folder())),
+}
+
+
+def measure(task: Task, settings: Sequence[Setting], results: Results) -> None:
+    """Prune a copy of the dense model in each setting that has no result yet, and evaluate it."""
+    left = [setting for setting in settings if setting not in results]
+    about = conditions() | {
+        "transformers": transformers.__version__,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    meter = BusyMeter()
+    with progress_bar(task.name) as report:
+        for done, setting in enumerate(left):
+            what = f"{setting.criterion} {setting.granularity} {setting.sparsity:.0%}"
+            report(done, len(left), what)
+            model, timing = task.dense, {}
+            if setting.criterion != DENSE:
+                model, arguments = copy.deepcopy(task.dense), task.arguments(setting)
+                busy, start = meter.start(), perf_counter()
+                _prune(model, setting, arguments)
+                seconds = round(perf_counter() - start, 1)
+                timing = {"seconds": seconds, "busy": max(busy, meter.look())}
+            results.add(setting, task.evaluate(model) | timing | {"conditions": about})
+
+
+def _prune(model: nn.Module, setting: Setting, arguments: dict[str, Any]) -> None:
+    fixed = parse_granularity(setting.granularity).fixed_sparsity
+    prune(
+        model,
+        setting.sparsity if fixed is None else None,
+        setting.granularity,
+        setting.criterion,
+        setting.recovery,
+        seed=setting.seed,
+        **arguments,
+    )
+
+
+def run_task(name: str, given: argparse.Namespace) -> str:
+    """Measure what is missing of a task; returns its table."""
+    results = Results(given.out / f"accuracy-{name}.jsonl", name)
+    task = TASKS[name](given)
+    settings = grid(
+        [*ALWAYS, *((criterion, given.recovery) for criterion in given.criterion)],
+        _points(task, given),
+        _calibrations(task, given),
+        given.samples or task.samples,
+        given.seed,
+    )
+    measure(task, settings, results)
+    return table(results.of(settings), task.columns)
+
+
+def _points(task: Task, given: argparse.Namespace) -> list[tuple[str, float]]:
+    """Those of the task, or every granularity that was given at every sparsity."""
+    if given.granularity is None and given.sparsity is None:
+        return list(task.points)
+    names = split(given.granularity or ",".join(dict(task.points)), str, "--granularity")
+    fractions = sorted({sparsity for _, sparsity in task.points})
+    if given.sparsity is not None:
+        fractions = list(split(given.sparsity, float, "--sparsity"))
+    return [(name, fraction) for name in names for fraction in fractions]
+
+
+def _calibrations(task: Task, given: argparse.Namespace) -> tuple[str, ...]:
+    if given.calibration is None:
+        return task.calibrations
+    if given.calibration not in task.calibrations:
+        names = ", ".join(task.calibrations)
+        raise UsageError(f"--calibration {given.calibration!r}: {task.name} has {names}")
+    return (given.calibration,)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=[*TASKS, "all"])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--model", type=Path, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--criterion", action="append", default=[], help="one more; repeat")
+    parser.add_argument("--recovery", default="least_squares", help="of those criteria")
+    parser.add_argument("--granularity", help="such as element,4x1,2:4; default: the table's")
+    parser.add_argument("--sparsity", help="fractions of zeros; default: the table's")
+    parser.add_argument("--calibration", help="name of calibration texts; default: the table's")
+    parser.add_argument("--samples", type=int, help="calibration inputs; default: the table's")
+    parser.add_argument("--seed", type=int, default=0, help="of calibration and random scores")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+    given = parser.parse_args(arguments)
+    if not given.data.is_dir():
+        raise UsageError(f"--data {given.data}: not a folder")
+    if given.samples is not None and given.samples < 1:
+        raise UsageError(f"--samples {given.samples}: expected 1 or more")
+    given.out.mkdir(parents=True, exist_ok=True)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in TASKS if given.task == "all" else [given.task]:
+        print(f"{name}\n\n{run_task(name, given)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,79 @@
+"""How far calibration texts may be from the texts that a model reads: all-MiniLM-L6-v2.
+
+Cosines to the dense model on SICK and on Brown, calibrated on sentences of SICK, of Brown, of both,
+on the built-in texts of `prune`, and on a novel. The data folder holds match/sick/ (see
+accuracy_sick.py), lm/brown/brown.{train,test}.txt (the Brown corpus, one sentence a line) and
+lm/warandpeace/ with one text file.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from accuracy_rows import Setting
+from accuracy_sick import Encoder, Sick
+from torch import nn
+
+from sparse_engine.errors import InvalidFileError
+from sparse_engine.text.built_in import sentences_of
+from sparse_engine.text.calibration import Draw
+from sparse_engine.text.sources import Source, built_in_source
+
+TEST_SENTENCES = 1000  # of Brown
+WORDS = 4  # fewest of a sentence of Brown
+
+
+class Domain:
+    """Figures of SICK as in accuracy_sick.py, and the mean cosine on sentences of Brown.
+
+    Args:
+        data: folder of the data.
+        encoder: the model.
+    """
+
+    name = "domain"
+    calibrations = ("sick", "brown", "sick + brown", "default", "War and Peace")
+    samples = 1000
+    columns = ("rho", "cosine", "brown")
+    points = (("element", 0.7), ("4x1", 0.8))
+
+    def __init__(self, data: Path, encoder: Encoder) -> None:
+        self.encoder, self.dense, self._sick = encoder, encoder.dense, Sick(data, encoder)
+        brown = data / "lm" / "brown"
+        test = _lines(brown / "brown.test.txt")
+        self._test = random.Random(0).sample(test, min(TEST_SENTENCES, len(test)))
+        train = sorted(set(_lines(brown / "brown.train.txt")) - set(test))
+        novels = sorted((data / "lm" / "warandpeace").glob("*.txt"))
+        if not novels:
+            raise InvalidFileError(f"{data}/lm/warandpeace has no text file")
+        novel = list(sentences_of(novels[0].read_text(encoding="utf-8-sig")))
+        sick, others = Source("sick", tuple(self._sick.pool)), Source("brown", tuple(train))
+        self._sources = {
+            "sick": [sick],
+            "brown": [others],
+            "sick + brown": [sick, others],
+            "default": [built_in_source()],
+            "War and Peace": [Source("novel", tuple(dict.fromkeys(novel)))],
+        }
+        self._truth = encoder.embed(self.dense, self._test)
+
+    def arguments(self, setting: Setting) -> dict[str, Any]:
+        """Arguments of `prune`."""
+        sources = self._sources[setting.calibration]
+        draw = Draw(sources, setting.samples, seed=setting.seed)
+        batches, _ = draw.batches(self.encoder.folder, self.dense)
+        return {"calibration": batches}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of a model in torch."""
+        found = self.encoder.embed(model, self._test)
+        brown = float((found * self._truth).sum(1).mean())
+        return self._sick.evaluate(model) | {"brown": round(brown, 4)}
+
+
+def _lines(path: Path) -> list[str]:
+    """Sentences of a file, sorted, each once."""
+    lines = {line.strip() for line in path.read_text().splitlines()}
+    return sorted(line for line in lines if len(line.split()) >= WORDS)
