@@ -40,7 +40,7 @@ def test_the_tables_fit_a_terminal(model: Path, texts: Path, tmp_path: Path) -> 
         (("--speedup", 2, "--sparsity", 0.5), "not both"),
         (("--speedup", 2, "--tokens", 0), "tokens 0"),
         (("--speedup", 2, "--dtype", "float8"), "dtype 'float8'"),
-        (("--speedup", 2), "needs calibration inputs"),
+        (("--speedup", 2, "--calibration", "none"), "needs calibration inputs"),
     ],
 )
 def test_wrong_options_are_refused(
