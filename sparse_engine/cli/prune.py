@@ -48,7 +48,8 @@ def prune(
     allocator: Annotated[
         str,
         typer.Option(
-            help="uniform: each layer alike; erk: by shape; owl; lamp, raw: layers compete."
+            help="uniform: each layer alike; erk: by shape; owl: by outliers; sensitivity: by "
+            "measured errors; lamp, raw: layers compete."
         ),
     ] = "uniform",
     report: Annotated[

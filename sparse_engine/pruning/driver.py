@@ -89,11 +89,12 @@ def prune(
             default is "least_squares".
         calibration: model inputs, each a dict of keyword arguments, a tuple or a tensor (or a
             numpy array, or a list of numbers). Needed by all criteria but random, magnitude
-            and coupled, by recoveries, and by owl; not read otherwise. Tokens whose attention_mask
-            is 0 are left out.
+            and coupled, by recoveries, owl and sensitivity; not read otherwise. Tokens whose
+            attention_mask is 0 are left out.
         allocator: "uniform" (alias "local") removes the same fraction from every layer, "erk" more
             from large ones; with "lamp" (alias "global") and "raw" the groups of all layers
-            compete; "owl" removes less from blocks with many outliers.
+            compete; "owl" removes less from blocks with many outliers, "sensitivity" less from
+            layers whose outputs suffer more.
         filter_fn: filter_fn(module, name) decides whether a linear layer is pruned, heads and tied
             weights included.
         seed: of the random numbers of the criterion.

@@ -71,3 +71,12 @@ def test_counts_are_exact_or_the_combination_is_refused(criterion: str, text: st
         else:
             assert sum(removed) == round(0.6 * sum(groups))
             assert all(count < n for count, n in zip(removed, groups, strict=True))
+
+
+@pytest.mark.parametrize("criterion", [known.name for known in CRITERIA])
+def test_sparsity_zero_removes_nothing(criterion: str) -> None:
+    text = "1xall" if find_criterion(criterion).needs_whole_rows else "element"
+    model, dense = mlp(), mlp()
+    prune(model, 0.0, text, criterion, calibration=batches(), loss=mean_square)
+    for ours, theirs in zip(model.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

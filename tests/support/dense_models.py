@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.pruning import Element, Inputs
-from sparse_engine.pruning.allocators import Allocator, Setting
+from sparse_engine.pruning.allocators import Allocator, Candidate, Setting
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.plan import Layer
 
@@ -22,14 +22,14 @@ class FakeDense:
         layers: all layers.
         given_scores: by layer, the scores of its groups.
         given_inputs: by layer, the statistics of its input.
-        given_errors: by layer, the error at each sparsity.
+        given_curves: by layer, the error of a sparsity.
         blocks: by layer, the module of a stack.
     """
 
     layers: list[Layer]
     given_scores: dict[str, Tensor] = field(default_factory=dict)
     given_inputs: dict[str, Inputs] = field(default_factory=dict)
-    given_errors: dict[str, list[float]] = field(default_factory=dict)
+    given_curves: dict[str, Callable[[float], float]] = field(default_factory=dict)
     blocks: dict[str, str] = field(default_factory=dict)
 
     def scores(self) -> dict[str, Tensor]:
@@ -39,11 +39,22 @@ class FakeDense:
         for layer in self.layers:
             yield layer, self.given_inputs.get(layer.name, Inputs())
 
-    def errors(
-        self, granularity: Granularity, sparsities: Sequence[float]
-    ) -> Iterator[tuple[Layer, list[float]]]:
+    def candidates(
+        self, settings: Mapping[str, Mapping[Granularity, Sequence[float]]]
+    ) -> Iterator[tuple[Layer, Iterator[Candidate]]]:
         for layer in self.layers:
-            yield layer, self.given_errors[layer.name]
+            curve = self.given_curves[layer.name]
+            yield (
+                layer,
+                iter(
+                    Candidate(Setting(granularity, s), layer.weight, None, curve(s))
+                    for granularity, sparsities in settings[layer.name].items()
+                    for s in sparsities
+                ),
+            )
+
+    def output_error(self) -> None:
+        return None
 
     def block_of(self, layer: str) -> str:
         return self.blocks.get(layer, layer)

@@ -7,6 +7,7 @@ from sparse_engine.pruning.allocators.erk import ERK
 from sparse_engine.pruning.allocators.lamp import Lamp
 from sparse_engine.pruning.allocators.owl import OWL
 from sparse_engine.pruning.allocators.raw import Raw
+from sparse_engine.pruning.allocators.sensitivity import Sensitivity
 from sparse_engine.pruning.allocators.uniform import Uniform
 from sparse_engine.pruning.named import find
 
@@ -16,6 +17,7 @@ ALLOCATORS: tuple[type[Allocator], ...] = (
     Lamp,
     Raw,
     OWL,
+    Sensitivity,
 )
 
 

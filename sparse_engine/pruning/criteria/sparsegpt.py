@@ -88,7 +88,7 @@ def _cumulative_drops(
     span = granularity.span(in_features)
     zeros = [int(zero[ceil_div(stop, span) - 1]) for stop in stops]
     if zeros[-1] >= drop:
-        return [drop * count // zeros[-1] for count in zeros]
+        return [drop * count // max(zeros[-1], 1) for count in zeros]
     part = (drop - zeros[-1]) / (groups[-1] - zeros[-1])
     return [
         count + round(part * (total - count)) for count, total in zip(zeros, groups, strict=True)
