@@ -231,3 +231,13 @@ def test_coupled_without_a_neighbour_is_magnitude_and_says_so() -> None:
 def test_coupled_refuses_another_look() -> None:
     with pytest.raises(UsageError, match="look='around'"):
         find_criterion("coupled(look='around')")
+
+
+@pytest.mark.parametrize("granularity", [Element(), Block(3, 1)])
+def test_sparsegpt_may_remove_nothing(granularity: Granularity) -> None:
+    weight, inputs = example()
+    pruned, keep = find_criterion("sparsegpt").prune(
+        weight, inputs, granularity, 0.0, torch.Generator()
+    )
+    assert keep.all()
+    assert torch.equal(pruned, weight)
