@@ -65,8 +65,11 @@ def upper_factor_of_inverse(matrix: Tensor) -> Tensor:
         [n, n].
     """
     lower = factorise(matrix.flip(0, 1))
-    identity = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    # Columns are contiguous, so that it is solved in place.
+    inverse = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device).T
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower  # these matrices are the largest that pruning holds
+    return inverse.flip(0, 1)
 
 
 def inverse_of_lower(factor: Tensor) -> Tensor:

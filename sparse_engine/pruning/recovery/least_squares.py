@@ -63,6 +63,7 @@ def compensate(weight: Tensor, system: System) -> Problem:
     correction = torch.zeros_like(weight)  # W D + E
     if (drift := moments.drift(system.centred)) is not None:
         correction += weight @ drift
+        del drift  # as large as the Hessian
     if (residual := moments.residual(system.centred)) is not None:
         correction += residual
     if not correction.any():

@@ -130,9 +130,9 @@ class Moments:
     def hessian(self, centred: bool) -> Tensor:
         """H, [in, in]."""
         offset = self._x / self.count
-        hessian = self._xx - self.count * torch.outer(offset, offset)
+        hessian = torch.addr(self._xx, offset, offset, alpha=-self.count)
         if not centred:
-            hessian += self.count * torch.outer(self._mean(), self._mean())
+            hessian.addr_(self._mean(), self._mean(), alpha=self.count)
         return hessian
 
     def rounding(self) -> float:
@@ -174,5 +174,5 @@ class _CrossMoment:
     def product(self, count: int, x: Tensor, mean: Tensor, centred: bool) -> Tensor | None:
         if self._y is None:
             return None
-        product = self._yx - torch.outer(self._y, x / count)
-        return product if centred else product + torch.outer(self._y, mean)
+        product = torch.addr(self._yx, self._y, x / count, alpha=-1)
+        return product if centred else product.addr_(self._y, mean)
