@@ -29,7 +29,7 @@ def factorise(matrix: Tensor) -> Tensor:
         UsageError: if the matrix holds NaN or infinity, or is far from positive semidefinite.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if not info.any() and factor.isfinite().all():
+    if not info.any() and _is_finite(factor):
         return factor
     if not matrix.isfinite().all():
         raise UsageError("the second moments of the calibration inputs hold NaN or infinity")
@@ -40,6 +40,11 @@ def factorise(matrix: Tensor) -> Tensor:
         return repaired
     factor[info > 0] = repaired
     return factor
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite, without temporary tensors of their size."""
+    return not values.numel() or all(bool(end.isfinite()) for end in values.aminmax())
 
 
 def _factorise_float64(matrix: Tensor) -> Tensor:
