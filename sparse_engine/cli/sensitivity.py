@@ -15,8 +15,11 @@ from sparse_engine.errors import UsageError
 def sensitivity(
     model: Annotated[str, typer.Argument(help="Hugging Face folder or id, or a package.")],
     calibration: Annotated[
-        Path, typer.Option(help="Text file, one text a line: outputs on it are compared.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="FILE or FILE:SHARE, one text a line, on which outputs are compared; or default."
+        ),
+    ] = None,
     sparsity: Annotated[str, typer.Option(help="Fractions of zeros.")] = "0.5,0.7,0.9",
     granularity: Annotated[str, typer.Option(help="element, 4x1 (rows x cols), 2:4.")] = "element",
     criterion: Annotated[str, typer.Option(help="As of prune.")] = "magnitude",
@@ -42,7 +45,7 @@ def sensitivity(
 
     Examples:
 
-      sparse-engine sensitivity ./model --calibration texts.txt --report sensitivity.html
+      sparse-engine sensitivity ./model --report sensitivity.html
 
       sparse-engine sensitivity ./model --calibration texts.txt --by model --tokens 128
     """
@@ -53,9 +56,8 @@ def sensitivity(
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained
     from sparse_engine.reporting.pyplot import check_output
-    from sparse_engine.text.calibration import calibration_batches
-    from sparse_engine.text.sources import read_texts
-    from sparse_engine.text.tokenizer import load_tokenizer
+    from sparse_engine.text.calibration import Draw
+    from sparse_engine.text.sources import find_sources
 
     if output not in ("table", "json"):
         raise UsageError(f"output {output!r}: use table or json")
@@ -66,11 +68,13 @@ def sensitivity(
     granularities, ways = split(granularity, str, "--granularity"), split(by, str, "--by")
     # Wrong options are refused before the model is loaded.
     check_settings(sparsities, granularities, criterion, recovery, ways, has_inputs=True)
-    texts = read_texts(calibration)[:samples]
+    sources = find_sources(calibration or ["default"])
+    if not sources:
+        raise UsageError("--calibration none: outputs are compared on texts; give some")
     with progress_bar("loading") as bar:
         loaded, folder = load_pretrained(model, bar)
     densify_(loaded)
-    batches = calibration_batches(texts, load_tokenizer(folder), loaded, max_length)
+    batches, texts = Draw(sources, samples, max_length, seed).batches(folder, loaded)
     with progress_bar("pruning and comparing") as bar:
         result = measure(
             loaded,
@@ -92,5 +96,6 @@ def sensitivity(
         return
     show(*sensitivity_tables(result))
     say(result.summary)
+    remark(f"calibration: {texts}")
     if report is not None:
         remark(f"wrote {report}")

@@ -46,3 +46,9 @@ def test_refused_before_the_model_is_loaded(model: Path, texts: Path, tmp_path: 
         assert "use table or json" in refused(2, *start, "-o", "yaml")
         assert "name a .html file" in refused(2, *start, "--report", tmp_path / "a.png")
         assert "none.txt" in refused(2, "sensitivity", model, "--calibration", "none.txt")
+        assert "give some" in refused(2, "sensitivity", model, "--calibration", "none")
+
+
+def test_built_in_texts(model: Path) -> None:
+    told = ok("sensitivity", model, "--samples", "4", "--sparsity", "0.5", "--by", "model")
+    assert "cosine to dense" in told
