@@ -173,7 +173,8 @@ class Criterion(Named):
         """Prune one weight to several sparsities; what an allocator compares.
 
         A criterion that removes groups step by step overrides this method, so that all sparsities
-        come from one pass. The last result is that of `prune` with the last sparsity.
+        come from one pass. With a single sparsity the result is that of `prune`; with several, each
+        mask may lie within the one before it, and so differ from that of `prune`.
 
         Args:
             weight: [out, in], float32; it is not changed.
