@@ -70,7 +70,9 @@ class Machine:
         if (shape, setting) in self._choices:
             return
         weight = self.random_weight(shape, setting)
-        config = SparseConfig(dtype=self.target.dtype, tokens=(self.target.tokens,))
+        # A layer that stays dense is not stored in another dtype.
+        dtype = self.target.dtype if setting.sparsity >= MIN_SPARSITY else "float32"
+        config = SparseConfig(dtype=dtype, tokens=(self.target.tokens,))
         with self._threads():
             choice = choose_format(weight, config, least=0.0)
         self._choices[shape, setting] = choice
