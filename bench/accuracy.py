@@ -4,6 +4,7 @@
     python bench/accuracy.py tagger --data FOLDER     # the BiLSTM tagger g2pM
     python bench/accuracy.py stories --data FOLDER    # stories260K, a Llama
     python bench/accuracy.py domain --data FOLDER     # calibration texts of other domains
+    python bench/accuracy.py target --data FOLDER     # speed-ups that are asked for, measured here
     python bench/accuracy.py all --data FOLDER        # every table
 
     python bench/accuracy.py sick --data FOLDER --criterion wanda --granularity 4x1 --sparsity 0.8
@@ -33,6 +34,7 @@ from accuracy_rows import DENSE, Results, Setting, grid, table
 from accuracy_sick import Encoder, Sick
 from accuracy_stories import Stories
 from accuracy_tagger import Tagger
+from accuracy_target import TARGET, run_target
 from torch import nn
 
 from sparse_engine.bench.machine import BusyMeter, conditions
@@ -153,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=[*TASKS, "all"])
+    parser.add_argument("task", choices=[*TASKS, TARGET, "all"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--model", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--criterion", action="append", default=[], help="one more; repeat")
@@ -172,8 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in TASKS if given.task == "all" else [given.task]:
-        print(f"{name}\n\n{run_task(name, given)}\n", flush=True)
+    for name in [*TASKS, TARGET] if given.task == "all" else [given.task]:
+        found = run_target(given) if name == TARGET else run_task(name, given)
+        print(f"{name}\n\n{found}\n", flush=True)
 
 
 if __name__ == "__main__":

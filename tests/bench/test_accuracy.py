@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from command_line import WORDS
+from target_cases import FormulaMachine
 from torch import Tensor, nn
 
 from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.pruning.target import method
 
 pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # as Python does for a script
 
 import accuracy
 import accuracy_stories
+import accuracy_target
 from accuracy_domain import Domain
 from accuracy_rows import Results, Setting, grid, table
 from accuracy_sick import Encoder, Sick, read_pairs
@@ -101,6 +104,26 @@ def test_every_domain_calibrates(data: Path, encoder: Encoder) -> None:
         batches = task.arguments(Setting("wanda", calibration=name, samples=8))["calibration"]
         counts[name] = sum(len(batch["input_ids"]) for batch in batches)
     assert counts == dict.fromkeys(task.calibrations, 8)
+
+
+def test_targets_are_followed_by_uniform_settings_of_their_speed(
+    data: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy_target, "Machine", FormulaMachine)
+    monkeypatch.setattr(method, "Machine", FormulaMachine)
+    monkeypatch.setattr(accuracy_target, "SPEEDUPS", (2.0,))
+    monkeypatch.setattr(accuracy_target, "SEARCH_SECONDS", 0.0)
+    monkeypatch.setattr(accuracy_target, "CRITERION", "magnitude")
+    task = Sick(data, encoder)
+    rows = list(accuracy_target.target_rows(task, encoder.batches(task.texts(8, 0)), 0))
+    names = ["dense", "2", *(f"2, uniform {g}" for g in accuracy_target.GRANULARITIES)]
+    assert [row["target"] for row in rows] == names
+    assert rows[0]["cosine"] == 1.0
+    for row in rows[1:]:
+        assert row["speed-up"] == pytest.approx(2.0, rel=0.1)
+        assert row["ms"] > 0
+        assert 0 < row["zeros"] < 1
+        assert row.keys() >= {"rho", "cosine"}
 
 
 def reference_logits(raw: np.ndarray, header: tuple[int, ...], ids: list[int]) -> np.ndarray:
