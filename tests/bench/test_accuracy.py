@@ -98,7 +98,7 @@ def test_sick_compares_pairs_and_calibrates_on_other_sentences(
 
 def test_every_domain_calibrates(data: Path, encoder: Encoder) -> None:
     task = Domain(data, encoder)
-    assert task.evaluate(task.dense)["brown"] == 1.0
+    assert task.evaluate(task.dense) == {"sick": 1.0, "brown": 1.0}
     counts = {}
     for name in task.calibrations:
         batches = task.arguments(Setting("wanda", calibration=name, samples=8))["calibration"]
@@ -288,18 +288,18 @@ def test_rows_are_appended_and_not_measured_twice(
     accuracy.main(options)
     lines = (tmp_path / "accuracy-sick.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    assert task.evaluated == len(rows) == 1 + 3 * 3  # dense; three points by three criteria
+    assert task.evaluated == len(rows) == 1 + 3 * 4  # dense; three points by four criteria
     assert rows[0]["criterion"] == "dense"
     assert rows[0]["kept"] == 1.0
     assert {row["kept"] for row in rows[1:]} == {0.5}
-    assert {row["criterion"] for row in rows[1:]} == {"random", "sparsegpt", "wanda"}
+    assert {row["criterion"] for row in rows[1:]} == {"random", "sparsegpt", "obs", "wanda"}
     assert all(row["seconds"] >= 0 and row["busy"] >= 0 for row in rows[1:])
     assert all("cpu" in row["conditions"] and "command" in row["conditions"] for row in rows)
     first = capsys.readouterr().out
     assert all(len(line) <= 80 for line in first.splitlines())
     assert "| wanda" in first
     accuracy.main([*options, "--criterion", "magnitude"])  # one criterion more
-    assert task.evaluated == 10 + 3
+    assert task.evaluated == 13 + 3
     with_more = capsys.readouterr().out
     assert all(line in with_more for line in ("| magnitude", "| random"))
 
