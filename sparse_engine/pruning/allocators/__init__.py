@@ -33,4 +33,16 @@ def find_allocator(allocator: str | Allocator) -> Allocator:
     return allocator if isinstance(allocator, Allocator) else find(allocator, ALLOCATORS)
 
 
-__all__ = ["ALLOCATORS", "Allocator", "Candidate", "DenseModel", "Setting", "find_allocator"]
+__all__ = [
+    "ALLOCATORS",
+    "ERK",
+    "OWL",
+    "Allocator",
+    "Candidate",
+    "DenseModel",
+    "Lamp",
+    "Sensitivity",
+    "Setting",
+    "Uniform",
+    "find_allocator",
+]

@@ -45,4 +45,19 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
     return find(criterion, CRITERIA)
 
 
-__all__ = ["CRITERIA", "Criterion", "Inputs", "find_criterion"]
+__all__ = [
+    "CRITERIA",
+    "OBS",
+    "Activation",
+    "Coupled",
+    "Criterion",
+    "Fisher",
+    "Inputs",
+    "Magnitude",
+    "Random",
+    "Snip",
+    "SparseGPT",
+    "Taylor",
+    "Wanda",
+    "find_criterion",
+]
