@@ -95,7 +95,9 @@ class StreamedSource(LayerSource):
                 else:
                     passes_on = i + 1 < len(self._segments)
                     for group, collected in collector.module_groups(segment, passes_on):
-                        yield group.layers, InputStatistics(collected)
+                        biases = {layer.linear.bias is None for layer in group.layers}
+                        alike = len(biases) == 1
+                        yield group.layers, InputStatistics(collected, has_one_system=alike)
                 if self._journal:
                     self._journal.finish(i + 1, layers)
             if self._journal:

@@ -259,3 +259,16 @@ def test_scores_that_are_nan_make_no_mask() -> None:
     with pytest.raises(UsageError, match="criterion odd gives NaN as a score"):
         prune(model, 0.5, criterion=Odd())
     assert all(map(torch.equal, before, weights(model)))
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_hessian_in_the_memory_of_the_sum(centred: bool) -> None:
+    kept, taken = Moments(), Moments()
+    for batch in batches():
+        kept.add(batch)
+        taken.add(batch)
+    expected = System(kept, centred)
+    assert torch.equal(System(taken, centred, is_only_one=True).hessian, expected.hessian)
+    x = torch.cat(batches()).double()
+    x = x - x.mean(0) if centred else x
+    torch.testing.assert_close(kept.hessian(centred).double(), x.T @ x, rtol=1e-4, atol=1e-2)

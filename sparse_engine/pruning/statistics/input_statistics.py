@@ -27,12 +27,18 @@ class InputStatistics:
     Args:
         collected: what was collected; None if no token reaches the layers, or nothing is needed.
         gradients: those of the layers; None if they are not needed.
+        has_one_system: whether all systems that are requested are centred alike, as they are where
+            all layers have a bias, or none has. Then H is held once.
     """
 
     def __init__(
-        self, collected: Moments | InputNorms | None, gradients: LayerGradients | None = None
+        self,
+        collected: Moments | InputNorms | None,
+        gradients: LayerGradients | None = None,
+        has_one_system: bool = False,
     ) -> None:
         self._collected = collected
+        self._has_one_system = has_one_system
         self._gradients = gradients
         self._systems: dict[bool, System] = {}
 
@@ -46,7 +52,7 @@ class InputStatistics:
         if not isinstance(self._collected, Moments):
             return None
         if centred not in self._systems:
-            self._systems[centred] = System(self._collected, centred)
+            self._systems[centred] = System(self._collected, centred, self._has_one_system)
         return self._systems[centred]
 
     def inputs(self, layer: Layer, centred: bool = False) -> Inputs:

@@ -129,11 +129,19 @@ class Moments:
 
     def hessian(self, centred: bool) -> Tensor:
         """H, [in, in]."""
+        return self._to_hessian(self._xx.clone(), centred)
+
+    def take_hessian(self, centred: bool) -> Tensor:
+        """H in the memory of the sum, which cannot be read again."""
+        sums = self._xx
+        del self._xx
+        return self._to_hessian(sums, centred)
+
+    def _to_hessian(self, sums: Tensor, centred: bool) -> Tensor:
+        """H in the memory of a sum about the shift."""
         offset = self._x / self.count
-        hessian = torch.addr(self._xx, offset, offset, alpha=-self.count)
-        if not centred:
-            hessian.addr_(self._mean(), self._mean(), alpha=self.count)
-        return hessian
+        sums.addr_(offset, offset, alpha=-self.count)
+        return sums if centred else sums.addr_(self._mean(), self._mean(), alpha=self.count)
 
     def rounding(self) -> float:
         """Upper bound of the rounding error on the diagonal of a centred H, as a mean."""

@@ -20,10 +20,11 @@ class System:
         ridge: lambda.
     """
 
-    def __init__(self, moments: Moments, centred: bool) -> None:
+    def __init__(self, moments: Moments, centred: bool, is_only_one: bool = False) -> None:
+        """`is_only_one`: no other system is made of the moments, so that H need not be copied."""
         self.moments = moments
         self.centred = centred
-        self.hessian = moments.hessian(centred)
+        self.hessian = (moments.take_hessian if is_only_one else moments.hessian)(centred)
         mean_square = float(self.hessian.diagonal().mean())
         # The centred H of constant inputs consists of rounding errors, which must not be fitted.
         self.ridge = max(RIDGE * mean_square, ROUNDING * moments.rounding()) or 1.0
