@@ -97,7 +97,10 @@ class StreamedSource(LayerSource):
                     for group, collected in collector.module_groups(segment, passes_on):
                         biases = {layer.linear.bias is None for layer in group.layers}
                         alike = len(biases) == 1
-                        yield group.layers, InputStatistics(collected, has_one_system=alike)
+                        statistics = InputStatistics(collected, has_one_system=alike)
+                        del collected
+                        yield group.layers, statistics
+                        statistics.release()  # before the next ones are collected
                 if self._journal:
                     self._journal.finish(i + 1, layers)
             if self._journal:

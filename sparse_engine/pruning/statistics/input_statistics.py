@@ -47,6 +47,11 @@ class InputStatistics:
         """Whether nothing was collected."""
         return self._collected is None
 
+    def release(self) -> None:
+        """Drop what was collected; it is read no more."""
+        self._collected = None
+        self._systems.clear()
+
     def system(self, centred: bool) -> System | None:
         """The linear system of the input, built once; None if no second moments were collected."""
         if not isinstance(self._collected, Moments):
