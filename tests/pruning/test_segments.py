@@ -199,8 +199,11 @@ def test_an_expert_may_run_first_in_a_later_batch() -> None:
     assert report.unseen == []
 
 
+@pytest.mark.parametrize("criterion", ["sparsegpt", "fisher"])
 @pytest.mark.parametrize("allocator", ["uniform", "lamp"])
-def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(allocator: str) -> None:
+def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(
+    allocator: str, criterion: str
+) -> None:
     torch.manual_seed(0)
     model = Mixture()
     by_magnitude = copy.deepcopy(model)
@@ -208,7 +211,7 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(alloca
     report = prune(
         model,
         0.5,
-        criterion="sparsegpt",
+        criterion=criterion,
         recovery="least_squares",
         calibration=batches,
         filter_fn=everything,
@@ -221,6 +224,35 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude_and_named(alloca
         prune(by_magnitude, 0.5, filter_fn=everything)
         assert torch.equal(model.experts[2].weight, by_magnitude.experts[2].weight)
         assert not torch.equal(model.experts[1].weight, by_magnitude.experts[1].weight)
+
+
+class Idle(nn.Module):
+    """A layer that never runs, beside two that do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.idle = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x).relu())
+        return y
+
+
+@pytest.mark.parametrize("allocator", ["uniform", "lamp", "raw", "owl"])
+def test_a_layer_that_never_runs_has_no_share(allocator: str) -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(40, WIDTH)]
+    report = prune(
+        Idle(),
+        0.5,
+        criterion="wanda",
+        allocator=allocator,
+        calibration=batches,
+        filter_fn=everything,
+    )
+    assert [row.name for row in report.layers] == ["a", "b"]
+    assert report.sparsity == pytest.approx(0.5, abs=1 / WIDTH**2)
+    assert "idle did not run on the calibration inputs: left as it was" in report.warnings
 
 
 def test_a_layer_that_is_no_expert_must_run_in_some_batch() -> None:

@@ -60,7 +60,10 @@ class DenseModel(Protocol):
         """The module of a stack that a layer belongs to; the layer itself outside of stacks."""
 
     def scores(self) -> dict[str, Tensor]:
-        """By layer, the score of each group of weights by the criterion."""
+        """By layer, the score of each group of weights by the criterion.
+
+        Layers that do not run on the calibration inputs, which are not pruned, are missing.
+        """
 
     def inputs(self) -> Iterator[tuple[Layer, Inputs]]:
         """Each layer with the statistics of its input that the allocator and the criterion need."""

@@ -19,10 +19,11 @@ class Lamp(Allocator):
     aliases = ("global",)
 
     def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
-        bounds = self.bounds(dense.layers, requested)
         scores = dense.scores()
-        normalised = [lamp(scores[layer.name]) for layer in dense.layers]
-        return settings(dense.layers, requested, count_lowest(normalised, bounds))
+        layers = [layer for layer in dense.layers if layer.name in scores]
+        normalised = [lamp(scores[layer.name]) for layer in layers]
+        bounds = self.bounds(layers, requested)
+        return settings(layers, requested, count_lowest(normalised, bounds))
 
 
 def lamp(scores: Tensor) -> Tensor:

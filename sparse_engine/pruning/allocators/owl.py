@@ -46,15 +46,17 @@ class OWL(Allocator):
             raise UsageError(f"allocator owl: limit={self.limit} is not a number from 0 to 0.5")
 
     def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
-        bounds = self.bounds(dense.layers, requested)
         ratios = self._outliers(dense)
+        blocks = {layer.name: dense.block_of(layer.name) for layer in dense.layers}
+        layers = [layer for layer in dense.layers if blocks[layer.name] in ratios]
+        bounds = self.bounds(layers, requested)
         of_layer = torch.tensor(
-            [ratios[dense.block_of(layer.name)] for layer in dense.layers], dtype=torch.float64
+            [ratios[blocks[layer.name]] for layer in layers], dtype=torch.float64
         )
         low, high = of_layer.min(), of_layer.max()
         rank = (of_layer - low) / (high - low) if high > low else torch.zeros_like(of_layer)
         sparsity = requested.sparsity - 2 * self.limit * rank
-        return settings(dense.layers, requested, bounds.meet(sparsity, torch.ones_like(sparsity)))
+        return settings(layers, requested, bounds.meet(sparsity, torch.ones_like(sparsity)))
 
     def _outliers(self, dense: DenseModel) -> dict[str, float]:
         """By block, the share of outliers."""

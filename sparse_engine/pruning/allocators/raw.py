@@ -16,7 +16,8 @@ class Raw(Allocator):
     name = "raw"
 
     def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
-        bounds = self.bounds(dense.layers, requested)
         scores = dense.scores()
-        removed = count_lowest([scores[layer.name] for layer in dense.layers], bounds)
-        return settings(dense.layers, requested, removed)
+        layers = [layer for layer in dense.layers if layer.name in scores]
+        bounds = self.bounds(layers, requested)
+        removed = count_lowest([scores[layer.name] for layer in layers], bounds)
+        return settings(layers, requested, removed)

@@ -61,12 +61,14 @@ class InputStatistics:
         return self._systems[centred]
 
     def inputs(self, layer: Layer, centred: bool = False) -> Inputs:
-        """What a criterion reads about one of the layers."""
+        """What a criterion reads about one of the layers; no gradients if no token reaches it."""
         inputs = Inputs(coupling=layer.coupling)
         if isinstance(self._collected, InputNorms):
             inputs = replace(inputs, norms=self._collected.norms())
         elif system := self.system(centred):
             norms = system.hessian.diagonal().sqrt()
             inputs = replace(inputs, norms=norms, hessian=system.hessian)
-        gradients: dict[Any, Any] = {**self._gradients.of(layer)} if self._gradients else {}
+        if self._gradients is None or self.are_missing:
+            return inputs
+        gradients: dict[Any, Any] = {**self._gradients.of(layer)}
         return replace(inputs, **gradients)
