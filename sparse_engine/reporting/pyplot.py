@@ -31,7 +31,8 @@ def check_output(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
         suffixes: the endings of names that are possible, as (".html",).
 
     Raises:
-        UsageError: matplotlib is missing, the name has another ending, or there is no such folder.
+        UsageError: matplotlib is missing, the name has another ending, there is no such folder, or
+            no file can be made in it.
     """
     load_pyplot()
     if path.suffix not in suffixes:
@@ -40,13 +41,26 @@ def check_output(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
         raise UsageError(f"{option} {path}: name a {names} file")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{option} {path}: {path.absolute().parent} is not a folder")
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: it is a folder; name a file")
+    draft = _draft_of(path)
+    try:
+        draft.touch(exist_ok=False)
+        draft.unlink()
+    except OSError as error:
+        raise UsageError(f"{option} {path} cannot be written: {error.strerror}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under another name, then rename it: it appears complete, or not at all."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    draft = _draft_of(path)
     try:
         draft.write_bytes(content)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft_of(path: Path) -> Path:
+    """A new name beside a file."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
