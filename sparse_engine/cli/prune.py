@@ -139,6 +139,7 @@ def prune(
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as prune_model
+    from sparse_engine.pruning.method import check_seed
     from sparse_engine.pruning.plan import Selection
     from sparse_engine.pruning.target.method import find_method
     from sparse_engine.text.calibration import Draw
@@ -171,6 +172,7 @@ def prune(
         "allocator": allocator,
         "overrides": overrides_of(ctx),
     }
+    check_seed(seed)
     method = find_method(target, **options, has_calibration=bool(sources))
     Selection.of(targets or (), ignore or ())
     draw = Draw(sources, samples, max_length, seed) if method.needs else None

@@ -55,6 +55,7 @@ def sensitivity(
     from sparse_engine.cli.tables import show
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained
+    from sparse_engine.pruning.method import check_seed
     from sparse_engine.reporting.pyplot import check_output
     from sparse_engine.text.calibration import Draw
     from sparse_engine.text.sources import find_sources
@@ -67,6 +68,7 @@ def sensitivity(
     sparsities = split(sparsity, float, "--sparsity")
     granularities, ways = split(granularity, str, "--granularity"), split(by, str, "--by")
     # Wrong options are refused before the model is loaded.
+    check_seed(seed)
     check_settings(sparsities, granularities, criterion, recovery, ways, has_inputs=True)
     sources = find_sources(calibration or ["default"])
     if not sources:

@@ -55,13 +55,15 @@ def check_ids(model: nn.Module, inputs: Mapping[str, Any], what: str) -> None:
         what: the beginning of the error message.
 
     Raises:
-        UsageError: for an id outside the vocabulary, or more tokens than there are positions.
+        UsageError: for an id outside the vocabulary, a tensor without dimensions, or more tokens than there are positions.
     """
     rows, longest = vocabulary(model), positions(model)
     for name in ("input_ids", "decoder_input_ids"):
         ids = inputs.get(name)
         if not isinstance(ids, Tensor) or not ids.numel() or ids.is_floating_point():
             continue
+        if not ids.ndim:
+            raise UsageError(f"{what}: {name} is a single number; give ids [batch, tokens]")
         if rows is not None and name == "input_ids":
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= rows:

@@ -22,7 +22,7 @@ from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.gradients import GradientStatistics, LossFunction, check_loss, make_loss
 from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import allocate, new_report, prune_layers
-from sparse_engine.pruning.method import Method
+from sparse_engine.pruning.method import Method, check_seed
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.plan import (
     Filter,
@@ -127,6 +127,8 @@ def prune(
         )
         print(report)
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is {model!r:.80}; give a torch.nn.Module")
     method = find_method(
         target,
         sparsity,
@@ -140,6 +142,7 @@ def prune(
     selection = replace(Selection.of(targets, ignore), granularities=method.granularities)
     if filter_fn is not None and selection.targets:
         raise UsageError("filter_fn and targets both choose the layers: give one of them")
+    check_seed(seed)
     check_loss(loss)
     check_readable(model)
     fold_(model)

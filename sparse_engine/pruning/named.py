@@ -55,6 +55,9 @@ def find(text: str, known: tuple[type[T], ...]) -> T:
         find("magnitude(p=1)", CRITERIA)
     """
     kind = known[0].kind
+    if not isinstance(text, str):
+        names = ", ".join(cls.name for cls in known)
+        raise UsageError(f"{kind} {text!r:.80} is no name; choose one of {names}")
     name, options = _parse(text, kind)
     cls = next((cls for cls in known if name in (cls.name, *cls.aliases)), None)
     if cls is None:
@@ -72,6 +75,7 @@ def find(text: str, known: tuple[type[T], ...]) -> T:
 def _parse(text: str, kind: str) -> tuple[str, dict[str, Any]]:
     """The name and the options of a text form."""
     message = f"{kind} {text[:80]!r}: expected a name, or name(option=value, ...)"
+    literals = "; values are numbers, True, False and quoted texts"
     if len(text) > MAX_LENGTH:
         raise UsageError(message)
     if text.isidentifier() or "(" not in text:
@@ -82,7 +86,9 @@ def _parse(text: str, kind: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(message)
         options = {item.arg or "**": ast.literal_eval(item.value) for item in call.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-        raise UsageError(message) from None
+        raise UsageError(message + literals) from None
+    if len(options) < len(call.keywords):
+        raise UsageError(f"{kind} {text[:80]!r}: an option is there twice")
     return call.func.id, options
 
 

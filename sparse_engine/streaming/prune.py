@@ -24,7 +24,7 @@ from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.loop import allocate, new_report, prune_layers
-from sparse_engine.pruning.method import Method, make_method
+from sparse_engine.pruning.method import Method, check_seed, make_method
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.plan import Plan, Selection
 from sparse_engine.pruning.progress import Progress, ProgressCallback
@@ -105,6 +105,7 @@ def prune_checkpoint(
         prune_checkpoint(checkpoint, "pruned", 0.5, criterion="wanda", calibration=batches)
     """
     target, model = Path(out), checkpoint.model
+    check_seed(seed)
     method = make_method(
         sparsity, granularity, criterion, recovery, allocator, calibration is not None, overrides
     )

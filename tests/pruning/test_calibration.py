@@ -94,6 +94,7 @@ def test_own_models_get_arrays_as_they_are() -> None:
         ({"input_ids": [[4] * 41]}, "input_ids has 41 tokens, the model has positions for 40"),
         ({"input_ids": torch.ones(1, 4)}, "batch 0: BertModel fails on it: RuntimeError: Expected"),
         ({"input_ids": torch.ones(1, 1, 4).long()}, "batch 0: BertModel fails on it: ValueError"),
+        ({"input_ids": torch.tensor(4)}, "item 0: input_ids is a single number; give ids"),
         (7, "item 0 is a int"),
         (None, "item 0 is a NoneType"),
     ],
@@ -117,6 +118,7 @@ def test_wrong_names_shapes_and_dtypes_of_own_models_are_one_line() -> None:
         mlp(), [x.double()]
     )
     assert "single ndarray" in message_of(mlp(), np.ones((2, 6)))
+    assert "calibration is a int; give an iterable" in message_of(mlp(), 7)
 
 
 @pytest.mark.parametrize("position", range(3))

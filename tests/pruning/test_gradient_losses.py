@@ -117,6 +117,12 @@ def without_gradients(model: nn.Module, batch: Any) -> Tensor:
     return found
 
 
+def after_backward(output: Tensor) -> Tensor:
+    loss = output.square().sum()
+    loss.backward()
+    return loss
+
+
 BAD_LOSSES: dict[str, tuple[Any, str]] = {
     "not callable": (0.5, "^loss is a float; expected a function of the model and a batch"),
     "not scalar": (
@@ -131,6 +137,7 @@ BAD_LOSSES: dict[str, tuple[Any, str]] = {
     "infinite": (returns(lambda y: y.sum() / 0), "batch 0: the loss is -?inf"),
     "NaN gradient": (returns(lambda y: (y * 0).sum().abs().sqrt()), "0: the gradient of the loss"),
     "error": (returns(fails), "batch 0: the function given as loss fails on it: ValueError: targ"),
+    "after backward": (returns(after_backward), "batch 0: the loss cannot be differentiated: "),
     "no effect": (
         lambda model, batch: model[0](batch[0]).sum(),
         "the gradient of the loss is zero for all weights of 2; leave the layer out",

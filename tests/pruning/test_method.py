@@ -26,6 +26,10 @@ from sparse_engine.pruning.recovery import RECOVERIES, find_recovery
         ({"sparsity": 0.5, "granularity": "7"}, "granularity '7'"),
         ({"sparsity": 0.5, "granularity": Block(64, 64)}, "fits no layer; the largest is 20x12"),
         ({"granularity": NM(1, 32)}, "1:32 fits no layer"),
+        ({"sparsity": 0.5, "granularity": 4}, "granularity 4 is not known; give element"),
+        ({"sparsity": 0.5, "seed": 10**20}, "seed 1000.* is not a whole number"),
+        ({"sparsity": 0.5, "seed": 1.5}, "seed 1.5 is not a whole number"),
+        ({"target": 3.0}, r"target is 3.0; give one such as se.Target"),
         ({"sparsity": 0.5, "criterion": "best"}, "criterion 'best'"),
         ({"sparsity": 0.5, "criterion": "wanda"}, "wanda needs calibration"),
         ({"sparsity": 0.5, "criterion": "sparsegpt"}, "sparsegpt needs calibration"),
@@ -48,6 +52,11 @@ def test_wrong_arguments_change_nothing(arguments: dict[str, Any], message: str)
     with pytest.raises(UsageError, match=message):
         prune(model, **arguments)
     assert same(before, state(model))
+
+
+def test_a_name_is_no_model() -> None:
+    with pytest.raises(UsageError, match="model is 'bert'; give a torch.nn.Module"):
+        prune("bert", 0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

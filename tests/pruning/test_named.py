@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,8 @@ def test_values_have_the_types_of_their_fields() -> None:
         ("a.b(weight=1)", "expected a name, or name"),
         ("(" * 500, "expected a name, or name"),
         ("apple(weight=" + "9" * 2000 + ")", "expected a name, or name"),
+        ("apple(weight=nan)", "values are numbers, True, False and quoted texts"),
+        ("apple(seeds=1, seeds=2)", "an option is there twice"),
         ("", "fruit '' is not known"),
     ],
 )
@@ -74,3 +77,9 @@ def test_other_texts_are_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         find(text, FRUIT)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [5, None, object])
+def test_what_is_no_text_is_refused(value: Any) -> None:
+    with pytest.raises(UsageError, match="is no name; choose one of apple, plain"):
+        find(value, FRUIT)

@@ -270,3 +270,9 @@ def test_weights_tied_among_layers_count_as_pruned_in_all() -> None:
     assert [row.name for row in report.layers] == ["0"]
     assert report.left == []
     assert report.zeros_of_multiply_adds == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_inputs_or_outputs_are_no_layers_to_prune() -> None:
+    with pytest.raises(UsageError, match="element fits no layer; the largest is"):
+        prune(nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4)), 0.5)

@@ -100,7 +100,7 @@ def test_other_modules_may_be_ignored() -> None:
         ([], ["layer.0"], "ignore 'layer.0' matches no layer; the nearest are layers.0, "),
         (["re:*"], [], r"pattern 're:\*': nothing to repeat"),
         ([""], [], "pattern '' is no text"),
-        (["head"], ["head"], "every target is ignored too"),
+        (["head"], ["head"], "every layer that could be pruned is ignored"),
     ],
 )
 def test_patterns_without_a_match_are_refused(
@@ -114,3 +114,5 @@ def test_patterns_without_a_match_are_refused(
 def test_a_text_is_no_list() -> None:
     with pytest.raises(UsageError, match="targets is a single text; give a list of patterns"):
         Selection.of("layers.0", [])
+    with pytest.raises(UsageError, match="ignore is a int; give a list of patterns"):
+        Selection.of([], 5)  # type: ignore[arg-type]

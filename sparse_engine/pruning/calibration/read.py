@@ -38,6 +38,10 @@ def read_calibration(
             f"calibration is a single {type(calibration).__name__}; "
             "give an iterable of model inputs, for example a list of batches"
         )
+    if not isinstance(calibration, Iterable):
+        raise UsageError(
+            f"calibration is a {type(calibration).__name__}; give an iterable of model inputs"
+        )
     parameters = list(model.parameters())
     device = torch.device("cpu") if parameters[0].is_meta else parameters[0].device
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import UsageError, one_line
 from sparse_engine.modules.linears import is_conv1d
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.gradients.loss import Loss
@@ -106,10 +106,11 @@ def differentiate(loss: Tensor, by_layer: dict[str, Tensor], batch: Batch) -> di
         By layer, in the shapes of the tensors; those that the loss does not depend on are missing.
 
     Raises:
-        UsageError: if a gradient is NaN or infinite.
+        UsageError: if a gradient is NaN or infinite, or there is no graph to differentiate.
     """
     names = list(by_layer)
-    gradients = torch.autograd.grad(loss, list(by_layer.values()), allow_unused=True)
+    with one_line(f"{batch}: the loss cannot be differentiated"):
+        gradients = torch.autograd.grad(loss, list(by_layer.values()), allow_unused=True)
     found = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
     for name, gradient in found.items():
         if not gradient.isfinite().all():

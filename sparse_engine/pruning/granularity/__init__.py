@@ -31,7 +31,7 @@ def parse_granularity(text: str | Granularity) -> Granularity:
         return NM(text.keep, text.of)
     if isinstance(text, Granularity):
         return text
-    for known in GRANULARITIES:
+    for known in GRANULARITIES if isinstance(text, str) else ():
         if (granularity := known.parse(text)) is not None:
             return granularity
     *first, last = (known.text_form for known in GRANULARITIES)

@@ -170,7 +170,7 @@ def _why_nothing(
             return "the layers of this model are sparse already: densify_ it to prune it again"
         name, reason = next(iter((left or left_alone(model)).items()), ("", ""))
         if left and all(reason in (NO_TARGET, IGNORED) for reason in left.values()):
-            return "every target is ignored too: there is no layer to prune"
+            return "every layer that could be pruned is ignored: there is no layer to prune"
         if reason == LEFT_OUT:
             return f"filter_fn leaves out every layer; it is asked about linear layers, as {name!r}"
         if reason:

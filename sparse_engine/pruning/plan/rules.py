@@ -100,6 +100,8 @@ def _small(
     if not is_below(last, inside):
         candidates[last] = "the last layer"
     total = sum(multiply_adds[name] for name in linears)
+    if not total:  # layers without inputs or outputs
+        return {}
     left: dict[str, str] = {}
     spent = 0
     for name in sorted(candidates, key=lambda name: multiply_adds[name]):

@@ -148,6 +148,8 @@ class Selection:
 def _patterns(texts: Iterable[str], what: str) -> tuple[NamePattern, ...]:
     if isinstance(texts, str):
         raise UsageError(f"{what} is a single text; give a list of patterns, as [{texts!r}]")
+    if not isinstance(texts, Iterable):
+        raise UsageError(f"{what} is a {type(texts).__name__}; give a list of patterns")
     return tuple(map(NamePattern, texts))
 
 

@@ -46,6 +46,8 @@ def find_method(
         UsageError: if an argument is unknown or out of range, or does not fit another one.
     """
     if target is not None:
+        if not isinstance(target, Target):
+            raise UsageError(f"target is {target!r:.80}; give one such as se.Target(speedup=3)")
         if list(overrides):
             raise UsageError("a target decides for every layer: leave out overrides, or use ignore")
         return _by_target(
@@ -100,6 +102,8 @@ def _single(granularity: Granularities | None) -> str | Granularity:
         return "element"
     if isinstance(granularity, str | Granularity | NM):
         return granularity
+    if not isinstance(granularity, Sequence):
+        return parse_granularity(granularity)  # which refuses it
     if len(granularity) != 1:
         raise UsageError("several granularities need a target: give one")
     return granularity[0]
