@@ -55,7 +55,7 @@ def test_wrong_arguments_change_nothing(arguments: dict[str, Any], message: str)
 
 
 def test_a_name_is_no_model() -> None:
-    with pytest.raises(UsageError, match="model is 'bert'; give a torch.nn.Module"):
+    with pytest.raises(UsageError, match=r"model is 'bert'; give a torch\.nn\.Module"):
         prune("bert", 0.5)  # type: ignore[arg-type]
 
 
