@@ -55,7 +55,8 @@ def check_ids(model: nn.Module, inputs: Mapping[str, Any], what: str) -> None:
         what: the beginning of the error message.
 
     Raises:
-        UsageError: for an id outside the vocabulary, a tensor without dimensions, or more tokens than there are positions.
+        UsageError: for an id outside the vocabulary, a tensor without dimensions, or more tokens
+            than there are positions.
     """
     rows, longest = vocabulary(model), positions(model)
     for name in ("input_ids", "decoder_input_ids"):
