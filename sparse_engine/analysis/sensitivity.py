@@ -106,6 +106,8 @@ def sensitivity(
             raise UsageError("give metric=, a function of the model, or calibration= inputs")
         default = OutputMetric(model, batches)
         metric, higher_is_better = default, default.kind.higher_is_better
+    if tokens is not None and "model" not in by:
+        raise UsageError("tokens times calls with all layers pruned: add 'model' to by")
     timer = None if tokens is None else CallTimer(model, tokens, batches)
     report = SensitivityReport(
         metric=metric.kind.name if isinstance(metric, OutputMetric) else _name_of(metric),

@@ -130,6 +130,7 @@ def prune(
     from sparse_engine.cli.reports import compare, read_examples
     from sparse_engine.cli.tables import prune_tables, show
     from sparse_engine.cli.target import (
+        check_details,
         convert_options,
         find_target,
         target_tables,
@@ -146,6 +147,7 @@ def prune(
     from sparse_engine.text.sources import find_sources
 
     check_conflicts(ctx)
+    check_details(ctx)
     set_threads(threads)
     check_free(out)
     example_texts = read_examples(report, examples)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
 from sparse_engine.cli.tables import add_columns, fold, heading, new_table
+from sparse_engine.errors import UsageError
 
 if TYPE_CHECKING:
     from sparse_engine.pruning import PruneReport, Target
@@ -16,10 +18,9 @@ if TYPE_CHECKING:
 NAME_WIDTH = 40  # of 80 columns, what the others leave
 
 
-OPTIONS = (
-    *("speedup", "latency_ms", "size_mb", "params", "flops"),
-    *("tokens", "dtype", "search_seconds"),
-)
+GOALS = ("speedup", "latency_ms", "size_mb", "params", "flops")
+DETAILS = ("tokens", "dtype", "search_seconds")
+OPTIONS = (*GOALS, *DETAILS)
 """The options of prune that describe a target."""
 
 
@@ -51,6 +52,17 @@ def find_target(
         threads=threads,
         search_seconds=search_seconds,
     )
+
+
+def check_details(ctx: typer.Context) -> None:
+    """Raise UsageError for an option that describes a target, where no goal is given."""
+    if any(ctx.params[goal] is not None for goal in GOALS):
+        return
+    for name in DETAILS:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} describes a target: give --speedup or another goal too")
 
 
 def target_tables(report: PruneReport) -> list[Table | Text]:

@@ -47,8 +47,8 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     "none" alone is no source.
 
     Raises:
-        UsageError: if a file cannot be read or holds no text, a share is no positive number, or
-            some of several sources have a share and others have none.
+        UsageError: if a file cannot be read or holds no text or is named twice, a share is no
+            positive number, or some of several sources have a share and others have none.
     """
     named = [_split(argument) for argument in arguments]
     without = [name for name, share in named if share is None]
@@ -56,6 +56,9 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
         raise UsageError(f"{without[0]} has no share: give one to every calibration file, or none")
     if NONE in without and len(named) > 1:
         raise UsageError("calibration 'none' stands alone; leave it out, or leave the files out")
+    names = [name for name, _ in named]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"calibration {twice} is there twice: give it once, with one share")
     if NONE in without:
         return []
     return [replace(_source(name), share=share or 1.0) for name, share in named]

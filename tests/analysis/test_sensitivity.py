@@ -231,6 +231,8 @@ def test_an_infinite_metric_is_a_gap() -> None:
         ({"filter_fn": lambda module, name: False}, "leaves out every layer"),
         ({"metric": None, "calibration": []}, "calibration is empty"),
         ({"tokens": 0}, "tokens is 0"),
+        ({"tokens": 10**9}, "at most 1,048,576 tokens"),
+        ({"tokens": 8, "by": ["layer"]}, "add 'model' to by"),
         ({"tokens": 8}, "calibration"),
     ],
 )

@@ -40,6 +40,8 @@ def test_the_tables_fit_a_terminal(model: Path, texts: Path, tmp_path: Path) -> 
         (("--speedup", 2, "--sparsity", 0.5), "not both"),
         (("--speedup", 2, "--tokens", 0), "tokens 0"),
         (("--speedup", 2, "--dtype", "float8"), "dtype 'float8'"),
+        (("--sparsity", 0.5, "--tokens", 8), "--tokens describes a target: give --speedup"),
+        (("--sparsity", 0.5, "--search-seconds", 1), "--search-seconds describes a target"),
         (("--speedup", 2, "--calibration", "none"), "needs calibration inputs"),
     ],
 )

@@ -56,6 +56,7 @@ def test_refusals_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ([":0.5"], "is a share without a file"),
         (["0.5"], "is a share without a file"),
         (["none", good], "'none' stands alone"),
+        ([f"{good}:1", f"{good}:2"], "is there twice"),
     ):
         with pytest.raises(UsageError) as caught:
             find_sources(arguments)

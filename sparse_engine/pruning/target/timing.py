@@ -16,6 +16,7 @@ from sparse_engine.pruning.calibration import Batch
 
 # Rounds of all calls in turn: at least FEWEST, and more until SECONDS are spent, up to MOST.
 FEWEST, MOST, SECONDS = 5, 40, 2.0
+MAX_TOKENS = 1 << 20  # of a call
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -46,8 +47,11 @@ def inputs_of(
     model gets its first calibration input, repeated along the batch dimension.
 
     Raises:
-        UsageError: if there is no calibration input, or it cannot be repeated to so many tokens.
+        UsageError: if there is no calibration input, or it cannot be repeated to so many tokens,
+            or they are too many.
     """
+    if tokens > MAX_TOKENS:
+        raise UsageError(f"tokens {tokens}: calls of at most {MAX_TOKENS:,} tokens can be timed")
     rows = vocabulary(model)
     if rows is not None:
         length = min(tokens, positions(model) or tokens)
