@@ -32,6 +32,7 @@ FENCE = re.compile(
 )
 SETUP = re.compile(r"<!-- test: setup (\w+) -->")
 MOST_SKIPPED = 0.1
+LANGUAGES = ("", "python", "bash", "console", "text", "json", "yaml")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def read_blocks(page: Path) -> list[CodeBlock]:
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 SHELL = [block for block in BLOCKS if block.language in ("bash", "console")]
+RECIPES = [block for block in BLOCKS if block.language == "yaml"]
 
 
 def write_encoder(folder: Path) -> dict[str, Any]:
@@ -138,10 +140,23 @@ def test_most_blocks_are_tested(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_other_language_passes_unseen() -> None:
     """Blocks without a language are drawings; every other language is named here."""
     for block in BLOCKS:
-        assert block.language in ("", "python", "bash", "console", "text", "json"), block.place
+        assert block.language in LANGUAGES, block.place
         if block.language in ("", "text"):
             assert "import sparse_engine" not in block.code, block.place
             assert not block.code.startswith("sparse-engine "), block.place
+
+
+@pytest.mark.parametrize("block", RECIPES, ids=lambda block: block.place)
+def test_recipes_hold_options_of_prune(block: CodeBlock, tmp_path: Path) -> None:
+    import inspect
+
+    from sparse_engine.cli.prune import prune
+    from sparse_engine.pruning.recipe import read_recipe
+
+    (tmp_path / "recipe.yaml").write_text(block.code)
+    options = set(read_recipe(tmp_path / "recipe.yaml").options)
+    assert options <= {*inspect.signature(prune).parameters, "overrides"}
+    assert options
 
 
 @pytest.mark.parametrize("block", SHELL, ids=lambda block: block.place)
