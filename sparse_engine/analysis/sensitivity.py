@@ -22,7 +22,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning import Granularity, parse_granularity, prune
-from sparse_engine.pruning.calibration import read_calibration
+from sparse_engine.pruning.calibration import check_iterable, read_calibration
 from sparse_engine.pruning.criteria import find_criterion
 from sparse_engine.pruning.gradients import LossFunction
 from sparse_engine.pruning.method import make_method
@@ -93,6 +93,8 @@ def sensitivity(
         report.to_html("sensitivity.html")
     """
     started = time.perf_counter()
+    if calibration is not None:
+        check_iterable(calibration)
     inputs = None if calibration is None else list(calibration)
     settings = check_settings(
         sparsities, granularities, criterion, recovery, by, inputs is not None

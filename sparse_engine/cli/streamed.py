@@ -106,4 +106,5 @@ def _saying_what_is_left(out: Path) -> Iterator[None]:
 
 def _tell_time(done: int, total: int, seconds: float) -> None:
     left = (total - done) * seconds
-    remark(f"module {done} of {total}: {seconds:.1f} s, about {left / 60:.0f} min left")
+    about = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+    remark(f"module {done} of {total}: {seconds:.1f} s, about {about} left")

@@ -45,6 +45,6 @@ def check_space(target: Path, needed: int, what: str, why: str) -> None:
     free = shutil.disk_usage(target.absolute().parent).free
     if needed - there > free:
         raise UsageError(
-            f"{target.absolute().parent} has {free / 1e9:.1f} GB free, and {what} takes "
-            f"{needed / 1e9:.1f} GB there: {why}"
+            f"{target.absolute().parent} has {free / 1e6:,.0f} MB free, and {what} takes "
+            f"{needed / 1e6:,.0f} MB there: {why}"
         )

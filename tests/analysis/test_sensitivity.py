@@ -230,6 +230,8 @@ def test_an_infinite_metric_is_a_gap() -> None:
         ({"metric": lambda model: float("nan")}, "dense model is nan"),
         ({"filter_fn": lambda module, name: False}, "leaves out every layer"),
         ({"metric": None, "calibration": []}, "calibration is empty"),
+        ({"metric": None, "calibration": 5}, "calibration is a int"),
+        ({"metric": None, "calibration": {"x": 1}}, "calibration is a single dict"),
         ({"tokens": 0}, "tokens is 0"),
         ({"tokens": 10**9}, "at most 1,048,576 tokens"),
         ({"tokens": 8, "by": ["layer"]}, "add 'model' to by"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def test_prune_streamed(model: Path, texts: Path, tmp_path: Path) -> None:
     done = run("prune", model, out, *options)
     assert done.returncode == 0, done.stderr
     assert "12 layers (sparsegpt" in done.stdout
-    assert "module 2 of 2" in done.stderr
+    assert re.search(r"module 1 of 2: .* s, about \d+ s left", done.stderr)
     pruned, _ = load_pretrained(out)
     weight = pruned.encoder.layer[1].output.dense.weight
     assert (weight == 0).float().mean() == 0.5

@@ -33,15 +33,7 @@ def read_calibration(
     Raises:
         UsageError: if there are no items, or one has another type or does not fit the model.
     """
-    if isinstance(calibration, Mapping | Tensor | np.ndarray | str):
-        raise UsageError(
-            f"calibration is a single {type(calibration).__name__}; "
-            "give an iterable of model inputs, for example a list of batches"
-        )
-    if not isinstance(calibration, Iterable):
-        raise UsageError(
-            f"calibration is a {type(calibration).__name__}; give an iterable of model inputs"
-        )
+    check_iterable(calibration)
     parameters = list(model.parameters())
     device = torch.device("cpu") if parameters[0].is_meta else parameters[0].device
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
@@ -91,6 +83,19 @@ def read_calibration(
     if not batches:
         raise UsageError("calibration is empty; give at least one batch of model inputs")
     return batches
+
+
+def check_iterable(calibration: Any) -> None:
+    """Raise UsageError for what is no iterable of model inputs, or a single one of them."""
+    if isinstance(calibration, Mapping | Tensor | np.ndarray | str):
+        raise UsageError(
+            f"calibration is a single {type(calibration).__name__}; "
+            "give an iterable of model inputs, for example a list of batches"
+        )
+    if not isinstance(calibration, Iterable):
+        raise UsageError(
+            f"calibration is a {type(calibration).__name__}; give an iterable of model inputs"
+        )
 
 
 def _is_numbers(value: Any) -> bool:

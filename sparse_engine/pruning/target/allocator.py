@@ -18,7 +18,7 @@ from sparse_engine.pruning.target.adjust import fit, refill
 from sparse_engine.pruning.target.budget import DENSE, Budget, Bytes, Counts, Times
 from sparse_engine.pruning.target.levels import Level, affordable, level_of, total, worthwhile
 from sparse_engine.pruning.target.machine import Machine, Weights
-from sparse_engine.pruning.target.report import TargetLayer, TargetReport
+from sparse_engine.pruning.target.report import TargetLayer, TargetReport, cost_text
 from sparse_engine.pruning.target.search import search
 from sparse_engine.pruning.target.solve import solve
 from sparse_engine.pruning.target.target import Target
@@ -158,7 +158,7 @@ class ByTarget(Allocator):
         """The message for a budget that even the cheapest levels exceed."""
         budget = self._budget
         best = budget.predict(costs)
-        reached = f"{best:.4g} {budget.unit}"
+        reached = f"{cost_text(best)} {budget.unit}"
         if self.target.goal == "speedup":
             reached = f"{budget.dense / best:.2f} ({reached})"
         return f"target {self.target} is out of reach: the best is {reached}; nothing was pruned"

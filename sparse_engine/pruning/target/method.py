@@ -14,7 +14,7 @@ from sparse_engine.formats import NM
 from sparse_engine.pruning.allocators import Allocator
 from sparse_engine.pruning.allocators.uniform import Uniform
 from sparse_engine.pruning.calibration import Batch
-from sparse_engine.pruning.criteria import Criterion
+from sparse_engine.pruning.criteria import Criterion, find_criterion
 from sparse_engine.pruning.granularity import Granularity, parse_granularity
 from sparse_engine.pruning.method import Method, make_method
 from sparse_engine.pruning.overrides import Override, Variant
@@ -80,6 +80,10 @@ def _by_target(
         raise UsageError(
             f"a target shares out the sparsity itself: leave out allocator {allocator}"
         )
+    scoring = find_criterion(criterion or "obs")
+    if scoring.decides_sparsity or scoring.needs_whole_rows:
+        how = "scores whole rows only" if scoring.needs_whole_rows else "decides what is removed"
+        raise UsageError(f"criterion {scoring} {how}: it cannot meet a target; take another one")
     if isinstance(granularity, str | Granularity):
         granularity = [granularity]
     chosen = granularity is not None and [*granularity] != [AUTO]
@@ -89,7 +93,7 @@ def _by_target(
     return make_method(
         0.0,
         "element",
-        criterion or "obs",
+        scoring,
         "least_squares" if recovery is None else recovery,
         ByTarget(target, patterns),
         has_calibration,

@@ -74,7 +74,7 @@ class TargetReport:
 
     def text(self, cost: float) -> str:
         """A cost in the unit of the target."""
-        return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"
+        return cost_text(cost)
 
     def to_markdown(self) -> str:
         """Table with a row for each layer."""
@@ -88,3 +88,8 @@ class TargetReport:
             for row in self.layers
         ]
         return "\n".join(lines)
+
+
+def cost_text(cost: float) -> str:
+    """A number of parameters or operations, of megabytes or of milliseconds."""
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"

@@ -146,6 +146,8 @@ def test_the_search_is_no_worse_than_the_sum_of_errors() -> None:
     ("options", "message"),
     [
         ({"speedup": 50.0}, "speedup 50 at 128 tokens is out of reach: the best is"),
+        ({"speedup": 2.0, "criterion": "activation"}, "scores whole rows only: it cannot meet"),
+        ({"speedup": 2.0, "criterion": "magnitude(sigma=1)"}, "decides what is removed: it cannot"),
         ({"params": 10}, "params 10 is out of reach: the best is"),
         ({"latency_ms": 1e-3}, "out of reach"),
         ({"speedup": 2.0, "sparsity": 0.5}, "a sparsity or a target, not both"),
