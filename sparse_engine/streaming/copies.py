@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.shards import INDEX
 from sparse_engine.io.tensorfile import tensor_bytes
@@ -32,13 +32,22 @@ class Copies:
         self._written: set[Path] = set()
 
     def make(self, progress: Progress | None = None) -> None:
-        """Copy the shards that are not there yet, and check that all values are finite."""
+        """Copy the shards that are not there yet, and check that all values are finite.
+
+        Raises:
+            InvalidFileError: a value is NaN or infinite, or a copy of an earlier run lost bytes.
+        """
         shards = self._checkpoint.shards
         for done, (path, tensors) in enumerate(shards.items(), 1):
             if progress is not None:
                 progress(done, len(shards), f"copying {path.name}")
             target = self._folder / path.name
-            if not target.exists():
+            if target.exists():
+                if os.stat(target).st_size != os.stat(path).st_size:
+                    raise InvalidFileError(
+                        f"{target} is cut short: remove {self._folder.parent} to begin again"
+                    )
+            else:
                 part = target.with_name(f"{target.name}.part")
                 _copy(path, tensors, part)
                 os.replace(part, target)

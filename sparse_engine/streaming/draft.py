@@ -142,7 +142,10 @@ def _read_state(path: Path, request: dict[str, Any]) -> dict[str, Any]:
         if any(found.name not in ("model", "states", f"{STATE}.part") for found in path.iterdir()):
             raise UsageError(f"{path} exists and is no unfinished run: remove it")
         return {}
-    stored = parse_json(where.read_bytes(), str(where))
+    try:
+        stored = parse_json(where.read_bytes(), str(where))
+    except InvalidFileError as error:
+        raise InvalidFileError(f"{error}: remove {path}") from None
     before, state = stored.get("request"), stored.get("state")
     if not isinstance(before, dict) or not isinstance(state, dict):
         raise InvalidFileError(f"{where}: is damaged: remove {path}")

@@ -207,13 +207,21 @@ def test_a_damaged_state_is_refused(source: Path, begun: Path) -> None:
         with pytest.raises(InvalidFileError, match="damaged: remove"):
             pruned(source, begun)
     path.write_text(good[:-3])
-    with pytest.raises(InvalidFileError, match="not valid JSON"):
+    with pytest.raises(InvalidFileError, match=r"not valid JSON.*: remove"):
         pruned(source, begun)
     path.write_text(good)
     for states in (unfinished(begun) / "states").iterdir():
         states.write_bytes(states.read_bytes()[:100])
     with pytest.raises(InvalidFileError, match="calibration states are cut short"):
         pruned(source, begun)
+
+
+def test_a_copy_that_lost_bytes_is_refused(source: Path, begun: Path) -> None:
+    path = min((unfinished(begun) / "model").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InvalidFileError, match=r"is cut short: remove .* to begin again"):
+        pruned(source, begun)
+    assert not begun.exists()
 
 
 def test_a_folder_of_another_kind_is_left_alone(source: Path, tmp_path: Path) -> None:
