@@ -67,8 +67,9 @@ def prune_streamed(
     Returns:
         What was pruned, and the calibration texts.
     """
-    from sparse_engine.streaming import open_checkpoint, prune_checkpoint
+    from sparse_engine.streaming import open_checkpoint, prune_checkpoint, return_freed_memory
 
+    return_freed_memory()
     checkpoint = open_checkpoint(model)
     batches, texts = None, None
     if draw:
@@ -82,9 +83,10 @@ def prune_streamed(
 
 def convert_streamed(model: str, out: Path, config: SparseConfig) -> tuple[SparsifyReport, Path]:
     """Convert a checkpoint one module at a time; returns the report and the checkpoint's folder."""
-    from sparse_engine.streaming import convert_checkpoint, open_checkpoint
+    from sparse_engine.streaming import convert_checkpoint, open_checkpoint, return_freed_memory
     from sparse_engine.tasks import check_pooling
 
+    return_freed_memory()
     checkpoint = open_checkpoint(model)
     check_pooling(checkpoint.model, checkpoint.folder)
     with _saying_what_is_left(out), progress_bar("converting") as report:

@@ -8,7 +8,7 @@ the disk. A run that was interrupted continues after the last finished module.
 from sparse_engine.streaming.checkpoint import Checkpoint, open_checkpoint
 from sparse_engine.streaming.convert import convert_checkpoint
 from sparse_engine.streaming.draft import unfinished
-from sparse_engine.streaming.memory import must_stream
+from sparse_engine.streaming.memory import must_stream, return_freed_memory
 from sparse_engine.streaming.prune import prune_checkpoint
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "must_stream",
     "open_checkpoint",
     "prune_checkpoint",
+    "return_freed_memory",
     "unfinished",
 ]

@@ -1,7 +1,8 @@
-"""Whether a model fits the memory of this machine."""
+"""Whether a model fits the memory of this machine, and how little of it a process keeps."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 from sparse_engine.errors import SparseEngineError
@@ -12,6 +13,20 @@ from sparse_engine.io.shards import read_headers
 # float32 weights, the copy that `prune` keeps of them, and what it computes with.
 COPIES = 2.5
 CGROUP = Path("/sys/fs/cgroup")
+M_MMAP_THRESHOLD = -3  # of malloc.h
+MAPPED = 1 << 17  # bytes; allocations from this size on are mapped on their own
+
+
+def return_freed_memory() -> None:
+    """Make this process return large allocations to the system as soon as they are freed.
+
+    The GNU C library keeps freed memory for later allocations, up to a size that it raises by
+    itself. Modules and Hessians of different sizes then leave gaps. Other C libraries are left as
+    they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MAPPED)
 
 
 def must_stream(path_or_id: str | Path) -> bool:
