@@ -62,9 +62,9 @@ def prune(
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration text.")] = 128,
     seed: Annotated[int, typer.Option(help="For random choices.")] = 0,
     stream: streamed.Stream = None,
-    targets: Annotated[
+    layers: Annotated[
         list[str] | None,
-        typer.Option("--target", help="Layers to prune: a name, a glob, or re:REGEX; repeatable."),
+        typer.Option("--layer", help="Layers to prune: a name, a glob, or re:REGEX; repeatable."),
     ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="Layers to leave, likewise; repeatable.")
@@ -120,7 +120,7 @@ def prune(
 
       sparse-engine prune ./model again --recipe pruned  # repeats the run that wrote ./pruned
 
-      sparse-engine prune ./model pruned --sparsity 0.8 --target "*.query" --ignore encoder.layer.0
+      sparse-engine prune ./model pruned --sparsity 0.8 --layer "*.query" --ignore encoder.layer.0
 
       sparse-engine prune ./model pruned --speedup 3 --tokens 128 --calibration texts.txt
 
@@ -176,9 +176,9 @@ def prune(
     }
     check_seed(seed)
     method = find_method(target, **options, has_calibration=bool(sources))
-    Selection.of(targets or (), ignore or ())
+    Selection.of(layers or (), ignore or ())
     draw = Draw(sources, samples, max_length, seed) if method.needs else None
-    options |= {"seed": seed, "targets": targets or (), "ignore": ignore or ()}
+    options |= {"seed": seed, "layers": layers or (), "ignore": ignore or ()}
     batches, texts = None, None
     whole = "--examples run" if example_texts else ""
     whole = whole if target is None else "a target times"

@@ -54,7 +54,7 @@ def prune(
     filter_fn: Filter | None = None,
     seed: int = 0,
     progress: ProgressCallback | None = None,
-    targets: Iterable[str] = (),
+    layers: Iterable[str] = (),
     ignore: Iterable[str] = (),
     overrides: Iterable[Override | Mapping[str, Any]] = (),
     loss: LossFunction | None = None,
@@ -101,7 +101,7 @@ def prune(
         progress: called with (done, total, name) after every layer. While the model runs on
             calibration inputs it is called at most twice a second, with what is being read
             instead of the name.
-        targets: patterns of the layers to prune, heads and tied weights included: dotted names
+        layers: patterns of the layers to prune, heads and tied weights included: dotted names
             ("encoder.layer.0" is all below it), globs over whole names ("*.query"), or "re:" and a
             regular expression. Without any, the rules of `make_plan` decide.
         ignore: patterns of layers that are left in any case.
@@ -139,9 +139,9 @@ def prune(
         calibration is not None,
         overrides,
     )
-    selection = replace(Selection.of(targets, ignore), granularities=method.granularities)
-    if filter_fn is not None and selection.targets:
-        raise UsageError("filter_fn and targets both choose the layers: give one of them")
+    selection = replace(Selection.of(layers, ignore), granularities=method.granularities)
+    if filter_fn is not None and selection.layers:
+        raise UsageError("filter_fn and layers both choose what is pruned: give one of them")
     check_seed(seed)
     check_loss(loss)
     check_readable(model)
@@ -161,8 +161,8 @@ def prune(
         report = _prune(model, method, plan, batches, loss, seed, progress)
         report.calibration = fingerprint(batches) if batches else {}
     if filter_fn is not None:  # a recipe holds the names that it chose
-        layers = [layer.name for layer in plan.layers]
-        selection = replace(selection, targets=tuple(map(NamePattern.exactly, layers)))
+        names = (layer.name for layer in plan.layers)
+        selection = replace(selection, layers=tuple(map(NamePattern.exactly, names)))
     if target is not None:  # a recipe holds what was chosen
         method = settled(method)
     report.recipe, report.versions = recipe_of(method, seed, selection), versions()

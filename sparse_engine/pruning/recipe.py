@@ -39,7 +39,7 @@ ARGUMENTS = (
     "recovery",
     "allocator",
     "seed",
-    "targets",
+    "layers",
     "ignore",
     "overrides",
 )
@@ -141,7 +141,7 @@ def recipe_of(method: Method, seed: int, selection: Selection) -> dict[str, Any]
     """The recipe of a run as plain values, which `read_recipe` reads."""
     decided = method.criterion.decides_sparsity or method.granularity.fixed_sparsity is not None
     lists = {
-        "targets": [pattern.text for pattern in selection.targets],
+        "layers": [pattern.text for pattern in selection.layers],
         "ignore": [pattern.text for pattern in selection.ignore],
         "overrides": [variant.to_dict() for variant in method.variants],
     }

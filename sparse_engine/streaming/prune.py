@@ -61,7 +61,7 @@ def prune_checkpoint(
     seed: int = 0,
     progress: ProgressCallback | None = None,
     on_module: OnModule | None = None,
-    targets: Iterable[str] = (),
+    layers: Iterable[str] = (),
     ignore: Iterable[str] = (),
     overrides: Iterable[Override | Mapping[str, Any]] = (),
     recipe: Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ def prune_checkpoint(
         seed: of the random numbers of the criterion.
         progress: called with (done, total, name) after every layer.
         on_module: called with (done, total, seconds) after every module of the stack.
-        targets: as for `prune`; so are the next two.
+        layers: as for `prune`; so are the next two.
         ignore: patterns of layers that are left.
         overrides: layers that are pruned in another way.
         recipe: further entries of the recipe in pruning.json, such as calibration files.
@@ -109,7 +109,7 @@ def prune_checkpoint(
     method = make_method(
         sparsity, granularity, criterion, recovery, allocator, calibration is not None, overrides
     )
-    selection = replace(Selection.of(targets, ignore), granularities=method.granularities)
+    selection = replace(Selection.of(layers, ignore), granularities=method.granularities)
     _check_method(method)
     check_free(target)
     plan = plan_stack(model, method.granularity, selection)

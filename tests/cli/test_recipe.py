@@ -79,7 +79,7 @@ def test_a_changed_calibration_file_is_said(
 def test_a_recipe_by_hand_with_overrides(model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "criterion: magnitude\nrecovery: none\nsparsity: 0.5\ntargets:\n  - encoder.layer.0\n"
+        "criterion: magnitude\nrecovery: none\nsparsity: 0.5\nlayers:\n  - encoder.layer.0\n"
         "overrides:\n  - {match: '*.query', granularity: 2:4}\n"
     )
     ok("prune", model, tmp_path / "out", "--recipe", recipe)
@@ -92,16 +92,16 @@ def test_a_recipe_by_hand_with_overrides(model: Path, tmp_path: Path) -> None:
     ("text", "options", "code", "match"),
     [
         ("sparsity: 0.5", ("--sparsity", "0.6"), 2, "--sparsity is given, and "),
-        ("targets: ['*.key']", ("--target", "x"), 2, "--target is given, and "),
+        ("layers: ['*.key']", ("--layer", "x"), 2, "--layer is given, and "),
         ("sparsty: 0.5", (), 2, "'sparsty' is no option; the nearest are sparsity"),
         ("model: x", (), 2, "'model' is no option"),
         ("sparsity: [0.5]", (), 2, "sparsity is [0.5]; give one value"),
-        ("targets: [[a]]", (), 2, "targets is [['a']]; give a list of values"),
+        ("layers: [[a]]", (), 2, "layers is [['a']]; give a list of values"),
         ("sparsity: much", (), 2, "Invalid value for '--sparsity'"),
         ("sparsity: 1.5", (), 2, "sparsity 1.5 is not a fraction"),
         ("sparsity: 0.5\ncriterion: x", (), 2, "criterion 'x' is not known"),
-        ("sparsity: 0.5\ntargets: ['re:(']", (), 2, "pattern 're:('"),
-        (f"{PLAIN}\ntargets: [qery]", (), 2, "target 'qery' matches no layer; the nearest"),
+        ("sparsity: 0.5\nlayers: ['re:(']", (), 2, "pattern 're:('"),
+        (f"{PLAIN}\nlayers: [qery]", (), 2, "layer 'qery' matches no layer; the nearest"),
         ("sparsity: 0.5\noverrides: [{match: a}]", (), 2, "override 'a' changes nothing"),
         ("- a", (), 3, "expected a mapping"),
     ],

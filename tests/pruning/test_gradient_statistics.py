@@ -235,7 +235,7 @@ def test_only_the_layers_that_need_gradients_get_them() -> None:
     assert torch.equal(both["0"]["squared_gradient"], found["0"]["squared_gradient"])
     assert both["2"]["fisher"].shape == (3, 3, 3, 3)
     model = model_of("mlp")
-    arguments = {"calibration": items(), "loss": loss, "targets": ["0", "2"]}
+    arguments = {"calibration": items(), "loss": loss, "layers": ["0", "2"]}
     report = prune(model, 0.5, criterion="taylor", overrides=magnitude, **arguments)
     assert report.sparsity == pytest.approx(0.5, abs=0.02)
     with pytest.raises(UsageError, match="is zero for all weights of 2"):

@@ -21,7 +21,7 @@ def model() -> nn.Sequential:
 
 
 def prune(net: nn.Module, *overrides: Any, sparsity: float = 0.5, **more: Any) -> PruneReport:
-    return se.prune(net, sparsity, overrides=overrides, targets=["*"], **more)
+    return se.prune(net, sparsity, overrides=overrides, layers=["*"], **more)
 
 
 def test_each_layer_gets_what_its_override_says() -> None:
@@ -48,8 +48,8 @@ def test_a_criterion_of_its_own_and_what_it_needs() -> None:
     override = {"match": "2", "criterion": "wanda"}
     report = prune(net, override, calibration=[x], recovery=None)
     assert [row.criterion for row in report.layers] == ["", "", "wanda", ""]
-    se.prune(plain, 0.5, targets=["*"])
-    se.prune(other, 0.5, criterion="wanda", targets=["2"], calibration=[x])
+    se.prune(plain, 0.5, layers=["*"])
+    se.prune(other, 0.5, criterion="wanda", layers=["2"], calibration=[x])
     for i in (0, 1, 3):
         assert torch.equal(net[i].weight, plain[i].weight)
     assert torch.equal(net[2].weight, other[2].weight)
@@ -71,7 +71,7 @@ def test_the_allocator_shares_out_the_rest() -> None:
     found = {row.name: row.sparsity for row in report.layers}
     assert found.pop("0") == pytest.approx(0.1, abs=1e-3)
     assert sum(found.values()) / 3 == pytest.approx(0.6, abs=1e-3)
-    se.prune(alone, 0.6, allocator="lamp", targets=["re:[123]"])
+    se.prune(alone, 0.6, allocator="lamp", layers=["re:[123]"])
     for i in (1, 2, 3):
         assert torch.equal(net[i].weight, alone[i].weight)
 
@@ -103,12 +103,12 @@ def test_overrides_without_effect_are_refused(overrides: Any, match: str) -> Non
     net = model()
     before = [layer.weight.clone() for layer in net]
     with pytest.raises(UsageError, match=match) as caught:
-        se.prune(net, 0.5, targets=["*"], overrides=overrides)
+        se.prune(net, 0.5, layers=["*"], overrides=overrides)
     assert "\n" not in str(caught.value)
     for layer, weight in zip(net, before, strict=True):
         assert torch.equal(layer.weight, weight)
 
 
 def test_targets_and_filter_fn_exclude_each_other() -> None:
-    with pytest.raises(UsageError, match="filter_fn and targets both choose the layers"):
-        se.prune(model(), 0.5, targets=["0"], filter_fn=lambda module, name: True)
+    with pytest.raises(UsageError, match="filter_fn and layers both choose what is pruned"):
+        se.prune(model(), 0.5, layers=["0"], filter_fn=lambda module, name: True)

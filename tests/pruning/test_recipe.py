@@ -42,7 +42,7 @@ ARGUMENTS: list[dict[str, Any]] = [
         "sparsity": 0.6,
         "criterion": "sparsegpt",
         "recovery": "least_squares",
-        "targets": ["0", "re:[12]"],
+        "layers": ["0", "re:[12]"],
         "overrides": [{"match": "0", "granularity": "4x1", "sparsity": 0.5, "criterion": "wanda"}],
     },
     {"sparsity": 0.7, "allocator": "lamp", "filter_fn": lambda module, name: name in ("1", "3")},

@@ -36,9 +36,9 @@ def model() -> nn.Module:
     )
 
 
-def chosen(targets: Sequence[str] = (), ignore: Sequence[str] = (), **more: Any) -> list[str]:
+def chosen(layers: Sequence[str] = (), ignore: Sequence[str] = (), **more: Any) -> list[str]:
     with unrolled(model()) as opened:
-        plan = make_plan(opened, selection=Selection.of(targets, ignore), **more)
+        plan = make_plan(opened, selection=Selection.of(layers, ignore), **more)
     return [layer.name for layer in plan.layers]
 
 
@@ -75,7 +75,7 @@ def test_the_pattern_of_one_name(name: str) -> None:
     assert not pattern.matches("aa")
 
 
-def test_ignore_leaves_what_rules_or_targets_choose() -> None:
+def test_ignore_leaves_what_rules_or_layers_choose() -> None:
     by_rule = chosen()
     assert "head" not in by_rule
     assert chosen(ignore=["*.key", "lstm"]) == [
@@ -89,14 +89,14 @@ def test_other_modules_may_be_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "ignore", "match"),
+    ("layers", "ignore", "match"),
     [
         (
             ["layers.0.kye"],
             [],
-            "target 'layers.0.kye' matches no layer; the nearest are layers.0.k",
+            "layer 'layers.0.kye' matches no layer; the nearest are layers.0.k",
         ),
-        (["*.norm"], [], r"target '\*.norm' matches no layer; the nearest are"),
+        (["*.norm"], [], r"layer '\*.norm' matches no layer; the nearest are"),
         ([], ["layer.0"], "ignore 'layer.0' matches no layer; the nearest are layers.0, "),
         (["re:*"], [], r"pattern 're:\*': nothing to repeat"),
         ([""], [], "pattern '' is no text"),
@@ -104,15 +104,15 @@ def test_other_modules_may_be_ignored() -> None:
     ],
 )
 def test_patterns_without_a_match_are_refused(
-    targets: list[str], ignore: list[str], match: str
+    layers: list[str], ignore: list[str], match: str
 ) -> None:
     with pytest.raises(UsageError, match=match) as caught:
-        chosen(targets, ignore)
+        chosen(layers, ignore)
     assert "\n" not in str(caught.value)
 
 
 def test_a_text_is_no_list() -> None:
-    with pytest.raises(UsageError, match="targets is a single text; give a list of patterns"):
+    with pytest.raises(UsageError, match="layers is a single text; give a list of patterns"):
         Selection.of("layers.0", [])
     with pytest.raises(UsageError, match="ignore is a int; give a list of patterns"):
         Selection.of([], 5)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.pruning.coupling import Coupling, couple, find_links
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.plan.rules import left_by_rule
-from sparse_engine.pruning.plan.selection import IGNORED, NO_TARGET, Selection
+from sparse_engine.pruning.plan.selection import IGNORED, NOT_CHOSEN, Selection
 from sparse_engine.pruning.plan.stacks import find_stacks
 from sparse_engine.pruning.unrolled import left_alone
 
@@ -79,7 +79,7 @@ def make_plan(
 ) -> Plan:
     """Choose the layers to prune.
 
-    Without a filter, and without targets, all linear layers are pruned, except
+    Without a filter, and without chosen layers, all linear layers are pruned, except
 
     - those whose weight is also read by an embedding, and the head of a language model;
     - those whose dotted name has a part in REASONS_BY_NAME;
@@ -95,7 +95,7 @@ def make_plan(
         model: a model whose modules are unrolled.
         filter_fn: filter_fn(module, name) decides about every linear layer; it replaces the rules.
         granularity: layers that have no whole group of it are left.
-        selection: targets, which replace the rules too, layers to ignore, and layers with a
+        selection: chosen layers, which replace the rules too, layers to ignore, and layers with a
             granularity of their own.
 
     Raises:
@@ -169,7 +169,7 @@ def _why_nothing(
         if any(row.sparse for row in census(model).rows):
             return "the layers of this model are sparse already: densify_ it to prune it again"
         name, reason = next(iter((left or left_alone(model)).items()), ("", ""))
-        if left and all(reason in (NO_TARGET, IGNORED) for reason in left.values()):
+        if left and all(reason in (NOT_CHOSEN, IGNORED) for reason in left.values()):
             return "every layer that could be pruned is ignored: there is no layer to prune"
         if reason == LEFT_OUT:
             return f"filter_fn leaves out every layer; it is asked about linear layers, as {name!r}"

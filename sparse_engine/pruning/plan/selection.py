@@ -18,7 +18,7 @@ from sparse_engine.pruning.granularity.base import Granularity
 
 REGEX, GLOB, WEIGHT = "re:", "*?[", ".weight"
 NEAREST = 3  # names that an error lists
-NO_TARGET, IGNORED = "no target", "ignored"
+NOT_CHOSEN, IGNORED = "not among the chosen layers", "ignored"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class NamePattern:
 
         Args:
             names: dotted names.
-            what: the pattern is, for the message: "target".
+            what: the pattern is, for the message: "layer".
         """
         if any(map(self.matches, names)):
             return
@@ -81,19 +81,19 @@ class Selection:
     """The layers to prune.
 
     Attributes:
-        targets: patterns of the layers to prune, heads included; none for the rules of `make_plan`.
+        layers: patterns of the layers to prune, heads included; none for the rules of `make_plan`.
         ignore: patterns of layers that are left in any case.
         granularities: patterns of layers with a granularity of their own; the first match counts.
     """
 
-    targets: tuple[NamePattern, ...] = ()
+    layers: tuple[NamePattern, ...] = ()
     ignore: tuple[NamePattern, ...] = ()
     granularities: tuple[tuple[NamePattern, Granularity], ...] = ()
 
     @classmethod
-    def of(cls, targets: Iterable[str], ignore: Iterable[str]) -> Selection:
+    def of(cls, layers: Iterable[str], ignore: Iterable[str]) -> Selection:
         """From texts; raises UsageError for a pattern that cannot be read."""
-        return cls(_patterns(targets, "targets"), _patterns(ignore, "ignore"))
+        return cls(_patterns(layers, "layers"), _patterns(ignore, "ignore"))
 
     def granularity_of(self, name: str, other: Granularity | None) -> Granularity | None:
         """The granularity of a layer; `other` if it has none of its own."""
@@ -112,9 +112,9 @@ class Selection:
                 earlier pattern matches.
         """
         rest = list(chosen)
-        layers = [*rest, *left]
+        names = [*rest, *left]
         for pattern, _ in self.granularities:
-            pattern.check(layers, "override")
+            pattern.check(names, "override")
             matched = [name for name in rest if pattern.matches(name)]
             if not matched:
                 reasons = [f"{name}: {why}" for name, why in left.items() if pattern.matches(name)]
@@ -123,26 +123,26 @@ class Selection:
             rest = [name for name in rest if name not in matched]
 
     def left(
-        self, layers: Sequence[str], others: Sequence[str], by_rule: dict[str, str]
+        self, names: Sequence[str], others: Sequence[str], by_rule: dict[str, str]
     ) -> dict[str, str]:
         """Why layers are left, by name.
 
         Args:
-            layers: names of all linear layers.
+            names: of all linear layers.
             others: names of all other modules; to ignore them is no mistake.
-            by_rule: what the rules leave, which apply where there are no targets.
+            by_rule: what the rules leave, which apply where no layers are chosen.
 
         Raises:
             UsageError: if a pattern matches no layer.
         """
-        for pattern in self.targets:
-            pattern.check(layers, "target")
+        for pattern in self.layers:
+            pattern.check(names, "layer")
         for pattern in self.ignore:
-            pattern.check([*layers, *others], "ignore")
+            pattern.check([*names, *others], "ignore")
         left = by_rule
-        if self.targets:
-            left = {name: NO_TARGET for name in layers if not _any(self.targets, name)}
-        return left | {name: IGNORED for name in layers if _any(self.ignore, name)}
+        if self.layers:
+            left = {name: NOT_CHOSEN for name in names if not _any(self.layers, name)}
+        return left | {name: IGNORED for name in names if _any(self.ignore, name)}
 
 
 def _patterns(texts: Iterable[str], what: str) -> tuple[NamePattern, ...]:
