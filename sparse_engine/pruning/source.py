@@ -18,7 +18,7 @@ from sparse_engine.pruning.allocators import Candidate
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.criteria import Inputs
 from sparse_engine.pruning.gates import GateMoments, GatePair, collect_moments, find_pairs
-from sparse_engine.pruning.gradients.top_logits import TopLogitsLoss
+from sparse_engine.pruning.gradients.weighted_outputs import WeightedOutputs
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Layer, Plan
@@ -189,7 +189,7 @@ class ModelSource(LayerSource):
         return find_pairs(self.model, self.layers) if self.batches else []
 
     def gate_moments(self, pairs: list[GatePair], seed: int) -> list[GateMoments | None]:
-        working, loss = self._progress.working, TopLogitsLoss()
+        working, loss = self._progress.working, WeightedOutputs()
         return collect_moments(self.model, pairs, self.batches, self._dense, loss, seed, working)
 
     def without(self, names: set[str]) -> ModelSource:

@@ -29,6 +29,7 @@ from sparse_engine.pruning.granularity.nm import NM
 from sparse_engine.pruning.recovery.cholesky import upper_factor_of_inverse
 from sparse_engine.pruning.recovery.removal import RemovalCosts
 
+RATIO = 0.9  # of the last cut
 GROWTH = 1.5  # ratio of the logarithms of the ratios of one cut and of the next one
 Cut = Callable[[Tensor], Tensor]  # keep mask of scores
 
@@ -51,9 +52,9 @@ class OBS(Criterion):
     `prune` returns are the least-squares fit to those that it gets, on the keep mask.
 
     Args:
-        ratio: density after the last cut, relative to that before it, 0.1 to 0.95. Cuts become
-            smaller towards the end, because it is there that mistakes cost most. A higher ratio
-            makes more cuts, which lose less and take longer.
+        ratio: density after the last cut, relative to that before it, 0.1 to 0.95; None is 0.9, and
+            0.7 for recurrent layers. Cuts become smaller towards the end, because it is there that
+            mistakes cost most. A higher ratio makes more cuts, which lose less and take longer.
         budget: "layer" lets all groups of a layer compete; with "row" every row of groups loses the
             same number.
 
@@ -64,11 +65,11 @@ class OBS(Criterion):
     name = "obs"
     needs = ("hessian",)
     fits = True
-    ratio: float = 0.9
+    ratio: float | None = None
     budget: str = "layer"
 
     def __post_init__(self) -> None:
-        if not 0.1 <= self.ratio <= 0.95:
+        if self.ratio is not None and not 0.1 <= self.ratio <= 0.95:
             raise UsageError(f"obs: ratio {self.ratio} is out of range; expected 0.1 to 0.95")
         if self.budget not in ("layer", "row"):
             raise UsageError(f"obs: budget {self.budget!r} is not known; choose layer or row")
@@ -156,8 +157,9 @@ class OBS(Criterion):
 
     def _counts(self, present: int, last: int) -> list[int]:
         """How many of the groups that are present are kept after each cut."""
-        counts, kept, ratio = {last}, last / self.ratio, self.ratio
-        while kept < self.ratio * present:
+        first = ratio = self.ratio or RATIO
+        counts, kept = {last}, last / ratio
+        while kept < first * present:
             counts.add(math.ceil(kept))
             ratio **= GROWTH
             kept /= ratio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from sparse_engine.pruning.gates.pairs import GatePair
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.prune_layer import layer_report, write_parameter
+
+RATIO = 0.7  # of the cuts, unless the criterion has its own
 
 
 def can_join(pair: GatePair, granularity: Granularity) -> bool:
@@ -59,6 +62,8 @@ def prune_pair(
         for layer, setting in zip(pair.layers, settings, strict=True)
     ]
     sparsity = sum(removed) / sum(groups)
+    # H holds for small changes only; more cuts fit it too closely.
+    criterion = replace(criterion, ratio=criterion.ratio or RATIO)
     _, keep = next(criterion.trace_costs(costs, weight != 0, granularity, [sparsity]))
     fitted, new_biases = costs.fit_with_biases(keep)
     before = costs.error(weight * keep, biases)
