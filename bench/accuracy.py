@@ -45,6 +45,7 @@ from sparse_engine.pruning import parse_granularity, prune
 
 # In every table: the control, a method to compare others with, and the most accurate one.
 ALWAYS = tuple((criterion, "least_squares") for criterion in ("random", "sparsegpt", "obs"))
+FOLDERS = ("--data", "--model", "--out")  # options that name one
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -85,7 +86,7 @@ def measure(task: Task, settings: Sequence[Setting], results: Results) -> None:
     left = [setting for setting in settings if setting not in results]
     about = conditions() | {
         "transformers": transformers.__version__,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
     }
     meter = BusyMeter()
     with progress_bar(task.name) as report:
@@ -100,6 +101,14 @@ def measure(task: Task, settings: Sequence[Setting], results: Results) -> None:
                 seconds = round(perf_counter() - start, 1)
                 timing = {"seconds": seconds, "busy": max(busy, meter.look())}
             results.add(setting, task.evaluate(model) | timing | {"conditions": about})
+
+
+def _command() -> str:
+    """The command line, without the names of this machine's folders."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    before = ["", *words]
+    named = zip(before, words, strict=False)
+    return " ".join("FOLDER" if option in FOLDERS else word for option, word in named)
 
 
 def _prune(model: nn.Module, setting: Setting, arguments: dict[str, Any]) -> None:
