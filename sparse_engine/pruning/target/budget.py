@@ -152,19 +152,19 @@ class Times(Budget):
         """
         uniform = [Setting(Element(), sparsity) for sparsity in UNIFORM]
         shapes = sorted({layer.shape for layer in self._layers})
-        todo = [
+        timed = [
             (shape, setting)
             for shape in shapes
             for setting in dict.fromkeys([DENSE, *uniform, *settings])
             if setting.granularity.fits(*shape)
         ]
-        count = len(todo) + len(uniform)
-        for done, (shape, setting) in enumerate(todo):
+        count = len(timed) + len(uniform)
+        for done, (shape, setting) in enumerate(timed):
             text = "{}x{} {} at {:.0%}".format(*shape, setting.granularity, setting.sparsity)
             report(done, count, f"timing {text}")
             self._machine.measure_layer(shape, setting)
         points = []
-        for done, setting in enumerate(uniform, len(todo)):
+        for done, setting in enumerate(uniform, len(timed)):
             report(done, count, f"timing the model at {setting.sparsity:.0%}")
             points.append(self._whole(setting))
         self._fit(points)
