@@ -24,11 +24,13 @@ __all__ = [
     "Bitmask",
     "Block",
     "Element",
+    "Head",
     "PruneReport",
     "SensitivityReport",
     "SparseConfig",
     "SparsifyReport",
     "Target",
+    "Unit",
     "densify_",
     "errors",
     "formats",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from sparse_engine.formats import BSR, CSR, Bitmask
     from sparse_engine.io import load, save
     from sparse_engine.pruning import NM, Block, Element, PruneReport, Target, prune
+    from sparse_engine.structures import Head, Unit
 else:
     from importlib import import_module as _import_module
 
@@ -64,6 +67,7 @@ else:
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),
         "pruning": ("NM", "Block", "Element", "PruneReport", "Target", "prune"),
+        "structures": ("Head", "Unit"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),
     }

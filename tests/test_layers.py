@@ -24,6 +24,8 @@ ALLOWED = {
     "auto": {"_core", "backends", "config", "errors", "formats", "ops"},
     "modules": {"errors"},
     "models": {"errors"},
+    "named": {"errors"},
+    "structures": {"errors", "models", "modules", "named"},
     "nn": {
         "_core",
         "auto",
@@ -47,9 +49,11 @@ ALLOWED = {
         "formats",
         "models",
         "modules",
+        "named",
         "nn",
         "ops",
         "reporting",
+        "structures",
     },
     "analysis": {
         "backends",

@@ -21,6 +21,7 @@ from sparse_engine.pruning.sections import (
     target_section,
     units_section,
 )
+from sparse_engine.pruning.site_report import SiteReport
 from sparse_engine.pruning.target.report import TargetReport
 from sparse_engine.reporting.example import Example
 from sparse_engine.reporting.page import Page, footer, write_charts
@@ -62,6 +63,8 @@ class PruneReport:
         versions: of the packages that computed the result.
         metrics: what the caller measures on the result, by name.
         target: what a target came to; None without one.
+        sites: places from which structures were removed.
+        parameters: of the model before and after structures were removed.
     """
 
     granularity: str
@@ -84,6 +87,8 @@ class PruneReport:
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     target: TargetReport | None = None
+    sites: list[SiteReport] = field(default_factory=list)
+    parameters: tuple[int, int] = (0, 0)
 
     @property
     def sparsity(self) -> float:

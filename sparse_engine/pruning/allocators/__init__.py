@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparse_engine.named import find
 from sparse_engine.pruning.allocators.base import Allocator, Candidate, DenseModel, Setting
 from sparse_engine.pruning.allocators.erk import ERK
 from sparse_engine.pruning.allocators.lamp import Lamp
@@ -9,7 +10,6 @@ from sparse_engine.pruning.allocators.owl import OWL
 from sparse_engine.pruning.allocators.raw import Raw
 from sparse_engine.pruning.allocators.sensitivity import Sensitivity
 from sparse_engine.pruning.allocators.uniform import Uniform
-from sparse_engine.pruning.named import find
 
 ALLOCATORS: tuple[type[Allocator], ...] = (
     Uniform,

@@ -9,10 +9,10 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from sparse_engine.named import Named
 from sparse_engine.pruning.allocators.bounds import Bounds, check_bounds
 from sparse_engine.pruning.criteria import Inputs
 from sparse_engine.pruning.granularity.base import Granularity
-from sparse_engine.pruning.named import Named
 from sparse_engine.pruning.plan import Layer
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.statistics.needs import Statistic

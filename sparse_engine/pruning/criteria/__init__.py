@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparse_engine.named import find
 from sparse_engine.pruning.criteria.activation import Activation
 from sparse_engine.pruning.criteria.base import Criterion, Inputs
 from sparse_engine.pruning.criteria.coupled import Coupled
@@ -13,7 +14,6 @@ from sparse_engine.pruning.criteria.snip import Snip
 from sparse_engine.pruning.criteria.sparsegpt import SparseGPT
 from sparse_engine.pruning.criteria.taylor import Taylor
 from sparse_engine.pruning.criteria.wanda import Wanda
-from sparse_engine.pruning.named import find
 from sparse_engine.pruning.statistics.needs import check_needs
 
 CRITERIA: tuple[type[Criterion], ...] = (

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
+from sparse_engine.named import Named
 from sparse_engine.pruning.coupling import Coupling
 from sparse_engine.pruning.granularity.base import Granularity
-from sparse_engine.pruning.named import Named
 from sparse_engine.pruning.statistics.needs import Statistic
 
 
@@ -56,6 +56,8 @@ class Criterion(Named):
             whole rows make sense.
         fits: whether `prune` returns the least-squares fit, in the norm of the Hessian, to the
             weight that it gets.
+        counts_writers: whether the score of a structure includes the rows that compute it, besides
+            the columns that read it.
     """
 
     kind = "criterion"
@@ -64,6 +66,7 @@ class Criterion(Named):
     needs_coupling: ClassVar[bool] = False
     needs_whole_rows: ClassVar[bool] = False
     fits: ClassVar[bool] = False
+    counts_writers: ClassVar[bool] = False
 
     @property
     def decides_sparsity(self) -> bool:
@@ -106,6 +109,25 @@ class Criterion(Named):
             [out, in], not negative.
         """
         return self.score(weight, inputs, generator)
+
+    def column_scores(
+        self, weight: Tensor, inputs: Inputs, groups: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Scores of whole columns, whose sum over a structure is the score of the structure.
+
+        By default the sum of `score` over a column. A criterion whose loss of a structure is not a
+        sum over its columns shares it out among them.
+
+        Args:
+            weight: [out, in], float32.
+            inputs: the statistics that `needs` names.
+            groups: int64 [in], the structure that each column reads; -1 for none.
+            generator: the source of random numbers, on the CPU.
+
+        Returns:
+            [in].
+        """
+        return self.score(weight, inputs, generator).sum(0)
 
     def fisher_width(self, span: int) -> int:
         """Width of the blocks of `Inputs.fisher`, for groups of `span` columns; 1 is a diagonal."""

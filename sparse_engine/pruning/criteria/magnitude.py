@@ -36,6 +36,7 @@ class Magnitude(Criterion):
     """
 
     name = "magnitude"
+    counts_writers = True
     p: int = 2
     threshold: float | None = None
     sigma: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparse_engine.pruning.named import find
+from sparse_engine.named import find
 from sparse_engine.pruning.recovery.base import Recovery
 from sparse_engine.pruning.recovery.bias import Bias
 from sparse_engine.pruning.recovery.blocks import Blocks

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.named import Named
 from sparse_engine.pruning.calibration import Batch
-from sparse_engine.pruning.named import Named
 from sparse_engine.pruning.plan import Layer
 from sparse_engine.pruning.statistics.needs import Statistic
 from sparse_engine.pruning.statistics.system import System

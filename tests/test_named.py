@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.named import Named, find
+from sparse_engine.named import Named, find
 
 
 class Fruit(Named):

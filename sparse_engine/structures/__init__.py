@@ -1,0 +1,23 @@
+"""Structures: heads, units and other groups that are removed from a model as a whole.
+
+`find_sites` tells where a model has them and which rows and columns belong to each, by explicit
+tables; `resize_` takes them out. A new kind of model is a file in tables/, a new kind of module
+one in resize/.
+"""
+
+from sparse_engine.structures.find import find_sites
+from sparse_engine.structures.resize import check_resizable, resize_
+from sparse_engine.structures.site import Site, Size
+from sparse_engine.structures.structure import STRUCTURES, Head, Structure, Unit
+
+__all__ = [
+    "STRUCTURES",
+    "Head",
+    "Site",
+    "Size",
+    "Structure",
+    "Unit",
+    "check_resizable",
+    "find_sites",
+    "resize_",
+]
