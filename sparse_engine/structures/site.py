@@ -45,6 +45,7 @@ class Site:
             whose columns belong to groups.
         sizes: attributes that change with the number of groups.
         even: sites of the same text lose equally many groups; "" for a site by itself.
+        refusal: why the groups cannot be removed, and what to do; "" if they can.
     """
 
     name: str
@@ -55,3 +56,4 @@ class Site:
     between: Mapping[str, Tensor] = field(default_factory=dict)
     sizes: tuple[Size, ...] = ()
     even: str = ""
+    refusal: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,10 +54,41 @@ class Head(Structure):
 
 @dataclass(frozen=True)
 class Unit(Structure):
-    """Hidden units: of feed-forwards, recurrent networks, and chains of linear layers."""
+    """Hidden units: of feed-forwards, recurrent networks, and chains of linear layers.
+
+    Args:
+        readers: the modules that read the outputs of recurrent networks and cells, where they are
+            not known, as "lstm: fc" or "encoder: attention fc; decoder: words". They are linear
+            layers, or other networks, and read all features of the outputs in their order. Between
+            the two there may only be functions that treat each feature by itself, such as dropout
+            and the maximum over time.
+
+    Raises:
+        UsageError: if `readers` cannot be read.
+    """
 
     name: ClassVar[str] = "unit"
     keep: int = 16
+    readers: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.readers_by_network
+
+    @property
+    def readers_by_network(self) -> Mapping[str, tuple[str, ...]]:
+        """`readers` as names of modules, by the name of the network or cell."""
+        stated: dict[str, tuple[str, ...]] = {}
+        for part in filter(None, map(str.strip, self.readers.split(";"))):
+            network, colon, rest = part.partition(":")
+            readers = tuple(rest.split())
+            if not (colon and readers and network.strip()) or network.strip() in stated:
+                raise UsageError(
+                    f"unit: readers={self.readers!r:.80}; expected 'network: layer layer; ...', "
+                    "each network once"
+                )
+            stated[network.strip()] = readers
+        return stated
 
 
 STRUCTURES: tuple[type[Structure], ...] = (Head, Unit)

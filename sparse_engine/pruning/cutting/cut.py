@@ -24,6 +24,7 @@ from sparse_engine.pruning.gradients import GradientStatistics, LossFunction, ma
 from sparse_engine.pruning.loop import new_report, prune_layers
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Plan, Selection, make_plan, with_couplings
+from sparse_engine.pruning.plan.selection import IGNORED
 from sparse_engine.pruning.progress import Progress, ProgressCallback
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.site_report import SiteReport
@@ -62,7 +63,7 @@ def cut(
     started = time.perf_counter()
     check_readable(model)
     fold_(model)
-    sites = _chosen(find_sites(model, tuple(method.structures)), method, selection)
+    sites = _chosen(find_sites(model, tuple(method.structures), method.readers), method, selection)
     check_resizable(model, sites)
     before = _parameters(model)
     of_layers = method.of_layers
@@ -108,10 +109,27 @@ def cut(
 
 
 def _chosen(sites: list[Site], method: CutMethod, selection: Selection) -> list[Site]:
-    """The sites that take part; every kind has one, and every pattern matches one."""
+    """The sites that take part; every kind has one, and every pattern matches one.
+
+    A site takes part if all layers that compute it are chosen, and none of its layers is ignored.
+    """
     names = [name for site in sites for name in (*site.writers, *site.readers)]
     left = selection.left(names, [site.name for site in sites], {})
-    chosen = [site for site in sites if left.keys().isdisjoint((*site.writers, *site.readers))]
+    ignored = {name for name, reason in left.items() if reason == IGNORED}
+    chosen = [
+        site
+        for site in sites
+        if left.keys().isdisjoint(site.writers) and ignored.isdisjoint(site.readers)
+    ]
+    for site in chosen:
+        if site.refusal:
+            raise UsageError(f"{site.kind}: {site.refusal}")
+        others = [other.name for other in sites if site.even and other.even == site.even]
+        if left_out := set(others) - {other.name for other in chosen}:
+            raise UsageError(
+                f"{site.kind}: {site.name} and {sorted(left_out)[0]} keep the same size; choose "
+                "both, or ignore both"
+            )
     for kind in method.structures:
         if not any(site.kind == kind for site in chosen):
             raise UsageError(f"there is no {kind} to remove in this model")

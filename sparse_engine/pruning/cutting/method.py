@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from sparse_engine.pruning.cutting.counts import ALLOCATORS
 from sparse_engine.pruning.granularity import Element
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.recovery import Recovery, find_recovery
-from sparse_engine.structures import STRUCTURES, Structure
+from sparse_engine.structures import STRUCTURES, Structure, Unit
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class CutMethod:
     sparsity: float
     allocator: str
     of_layers: Method
+
+    @property
+    def readers(self) -> Mapping[str, tuple[str, ...]]:
+        """The modules that are stated to read recurrent networks and cells."""
+        unit = self.structures.get(Unit.name)
+        return unit.readers_by_network if isinstance(unit, Unit) else {}
 
 
 def find_structures(granularity: Any) -> tuple[Structure, ...]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.structures.resize import linear
+from sparse_engine.structures.resize import linear, recurrent
 from sparse_engine.structures.resize.base import Kept
 from sparse_engine.structures.site import Site
 
-KINDS: tuple[ModuleType, ...] = (linear,)
+KINDS: tuple[ModuleType, ...] = (linear, recurrent)
 
 
 def check_resizable(model: nn.Module, sites: Sequence[Site]) -> None:
