@@ -38,6 +38,7 @@ ALLOWED = {
         "modules",
         "ops",
         "packings",
+        "structures",
     },
     "convert": {"auto", "backends", "config", "errors", "models", "modules", "nn"},
     "pruning": {

@@ -6,8 +6,8 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models import LayerStack, find_family
-from sparse_engine.modules.as_built import difference_from_config
 from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear, SparseRNNBase
+from sparse_engine.nn.native.as_built import difference_from_config
 from sparse_engine.nn.native.fused import FusedProjections, SparseGatedMLP
 
 
@@ -42,7 +42,7 @@ def install_native(model: nn.Module) -> str:
     # The encoder and the decoder of one model have a config each.
     configs = [getattr(original, "config", model.config) for original in originals]
     for stack, original, config in zip(stacks, originals, configs, strict=True):
-        reason = difference_from_config(original, stack.name, config, stack.local_layers)
+        reason = difference_from_config(original, stack, config)
         if reason:
             return f"layers run one by one: {reason}"
     for stack, original, config in zip(stacks, originals, configs, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from sparse_engine.models.bart import Bart
 from sparse_engine.models.base import (
     AttentionNames,
     Family,
@@ -12,6 +13,7 @@ from sparse_engine.models.base import (
     LayerNames,
     LayerStack,
     Residual,
+    model_type,
     uniform,
 )
 from sparse_engine.models.bert import Bert
@@ -22,7 +24,7 @@ from sparse_engine.models.marian import Marian
 from sparse_engine.models.mpnet import MPNet
 from sparse_engine.models.t5 import T5
 
-FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet, GPT2, Llama, T5, Marian)
+FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet, GPT2, Llama, T5, Marian, Bart)
 
 
 def find_family(model: nn.Module) -> Family | None:
@@ -35,6 +37,7 @@ __all__ = [
     "GPT2",
     "T5",
     "AttentionNames",
+    "Bart",
     "Bert",
     "DistilBert",
     "Family",
@@ -47,5 +50,6 @@ __all__ = [
     "Marian",
     "Residual",
     "find_family",
+    "model_type",
     "uniform",
 ]

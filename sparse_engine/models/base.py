@@ -114,6 +114,10 @@ class LayerStack:
         embedding, positions, final_norm: names below the module of the embeddings of tokens and of
             positions, and of the norm after the last layer; None where there are none.
         embedding_scale: the factor of token embeddings.
+        position_offset: the row of `positions` that belongs to the first position.
+        embedding_norm: the norm of embeddings; None where there is none.
+        bias_table: the embedding of position biases, with a column for each head, where all layers
+            add the same bias. Cross attentions of such layers share a bias too, which is zero.
     """
 
     layers: tuple[str, ...]
@@ -125,7 +129,10 @@ class LayerStack:
     embedding: str | None = None
     embedding_scale: float = 1.0
     positions: str | None = None
+    position_offset: int = 0
+    embedding_norm: str | None = None
     final_norm: str | None = None
+    bias_table: str | None = None
 
     @property
     def name(self) -> str:

@@ -60,6 +60,7 @@ class MPNet(base.Family):
             base.uniform(geometry, layers),
             hidden=config.hidden_size,
             reach=config.max_position_embeddings,
+            bias_table="relative_attention_bias",
         )
         return (stack,)
 

@@ -91,6 +91,7 @@ class T5(base.Family):
                     reach=REACH,
                     embedding="embed_tokens",
                     final_norm="final_layer_norm",
+                    bias_table="block.0.layer.0.SelfAttention.relative_attention_bias",
                 )
             )
         return tuple(stacks)

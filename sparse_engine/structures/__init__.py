@@ -6,6 +6,7 @@ one in resize/.
 """
 
 from sparse_engine.structures.find import find_sites
+from sparse_engine.structures.match import kept_of
 from sparse_engine.structures.resize import check_resizable, resize_
 from sparse_engine.structures.site import Site, Size
 from sparse_engine.structures.structure import STRUCTURES, Head, Structure, Unit
@@ -19,5 +20,6 @@ __all__ = [
     "Unit",
     "check_resizable",
     "find_sites",
+    "kept_of",
     "resize_",
 ]

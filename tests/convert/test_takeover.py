@@ -215,12 +215,21 @@ def fewer_heads(model: Any) -> None:
 
 
 @pytest.mark.parametrize("cut", [narrower_ffn, fewer_heads])
-def test_one_narrower_layer_runs_layer_by_layer(cut: Callable[[Any], None]) -> None:
+def test_one_narrower_layer_stays_native(cut: Callable[[Any], None]) -> None:
     model = bert()
     cut(model)
     expected = states(model)
+    assert "encoder: 2 bert layers run natively" in se.sparsify_(model, "csr").native
+    assert torch.allclose(states(model), expected, atol=1e-5)
+
+
+def test_heads_that_an_attention_does_not_count_run_layer_by_layer() -> None:
+    model = bert()
+    fewer_heads(model)
+    model.encoder.layer[1].attention.self.num_attention_heads = 4
+    expected = states(model)
     report = se.sparsify_(model, "csr")
-    assert "one by one: encoder.layer.1" in report.native
+    assert "one by one: encoder.layer.1.attention.self has num_attention_heads 4" in report.native
     assert torch.allclose(states(model), expected, atol=1e-5)
 
 

@@ -47,6 +47,9 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "marian": ("Marian", "MTModel", MARIAN | {"activation_function": "swish"}),
     "marian, scaled": ("Marian", "MTModel", MARIAN | {"scale_embedding": True}),
+    "bart": ("Bart", "ForConditionalGeneration", MARIAN | {"forced_bos_token_id": None}),
+    "mbart": ("MBart", "ForConditionalGeneration", MARIAN | {"scale_embedding": True}),
+    "pegasus": ("Pegasus", "ForConditionalGeneration", MARIAN | {"scale_embedding": True}),
 }
 
 

@@ -14,7 +14,6 @@ from sparse_engine import _core
 from sparse_engine.backends import backend_of
 from sparse_engine.errors import UsageError
 from sparse_engine.models import LayerStack
-from sparse_engine.modules.as_built import difference_from_config
 from sparse_engine.modules.eligible import skip_reason_inside
 from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.modules.watch import (
@@ -25,6 +24,7 @@ from sparse_engine.modules.watch import (
     tensor_entry,
 )
 from sparse_engine.nn.linear import SparseLinear
+from sparse_engine.nn.native.as_built import difference_from_config
 from sparse_engine.nn.native.build import StackBuilder
 from sparse_engine.nn.native.proxy import Proxy
 
@@ -154,8 +154,7 @@ class NativeStack(Proxy):
     def _difference(self) -> str:
         if self.config is None:
             return skip_reason_inside(self.original)
-        layers = self.stack.local_layers
-        return difference_from_config(self.original, self.stack.name, self.config, layers)
+        return difference_from_config(self.original, self.stack, self.config)
 
     def _tensors(self) -> Iterator[Watched]:
         """Every tensor that the native stack was built from.
@@ -209,7 +208,9 @@ class NativeStack(Proxy):
             raise UsageError(f"inputs_embeds must be [batch, seq, {stack.hidden}]")
         if stack.positions is not None:
             weight: Any = self.get_submodule(stack.positions).weight
-            embedded = embedded + F.embedding(positions, weight)
+            embedded = embedded + F.embedding(positions + stack.position_offset, weight)
+        if stack.embedding_norm is not None:
+            embedded = self.get_submodule(stack.embedding_norm)(embedded)
         return embedded
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
+from sparse_engine.models import find_family, model_type
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.linears import weight_of
 from sparse_engine.modules.readable import check_readable
@@ -63,7 +64,8 @@ def cut(
     started = time.perf_counter()
     check_readable(model)
     fold_(model)
-    sites = _chosen(find_sites(model, tuple(method.structures), method.readers), method, selection)
+    found = find_sites(model, tuple(method.structures), method.readers)
+    sites = _chosen(model, found, method, selection)
     check_resizable(model, sites)
     before = _parameters(model)
     of_layers = method.of_layers
@@ -108,7 +110,9 @@ def cut(
     return report
 
 
-def _chosen(sites: list[Site], method: CutMethod, selection: Selection) -> list[Site]:
+def _chosen(
+    model: nn.Module, sites: list[Site], method: CutMethod, selection: Selection
+) -> list[Site]:
     """The sites that take part; every kind has one, and every pattern matches one.
 
     A site takes part if all layers that compute it are chosen, and none of its layers is ignored.
@@ -132,8 +136,17 @@ def _chosen(sites: list[Site], method: CutMethod, selection: Selection) -> list[
             )
     for kind in method.structures:
         if not any(site.kind == kind for site in chosen):
-            raise UsageError(f"there is no {kind} to remove in this model")
+            raise UsageError(f"there is no {kind} to remove {_why_none(model, sites, kind)}")
     return chosen
+
+
+def _why_none(model: nn.Module, sites: list[Site], kind: str) -> str:
+    if any(site.kind == kind for site in sites):
+        return "among the chosen layers"
+    type_ = model_type(model)
+    if type_ and not any(find_family(module) for module in model.modules()):
+        return f"in this model: {type_} is no known family of models"
+    return "in this model"
 
 
 def _plan(model: nn.Module, sites: list[Site], method: Method) -> Plan:

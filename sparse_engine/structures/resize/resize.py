@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.structures.resize import linear, recurrent
+from sparse_engine.structures.resize import embedding, linear, recurrent
 from sparse_engine.structures.resize.base import Kept
 from sparse_engine.structures.site import Site
 
-KINDS: tuple[ModuleType, ...] = (linear, recurrent)
+KINDS: tuple[ModuleType, ...] = (linear, embedding, recurrent)
 
 
 def check_resizable(model: nn.Module, sites: Sequence[Site]) -> None:
@@ -28,7 +28,7 @@ def check_resizable(model: nn.Module, sites: Sequence[Site]) -> None:
         if _kind(module) is None:
             raise UsageError(f"{name}: a {type(module).__name__} cannot be resized")
     owners: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.errors import UnsupportedModelError, UsageError
 from sparse_engine.models import (
     AttentionNames,
     FeedForwardNames,
@@ -16,6 +17,7 @@ from sparse_engine.models import (
     find_family,
 )
 from sparse_engine.modules.linears import is_linear, weight_of
+from sparse_engine.modules.names import join
 from sparse_engine.structures.site import Site, Size
 
 # Attributes of attention modules of transformers, and what they count.
@@ -29,6 +31,7 @@ def sites(model: nn.Module) -> Iterator[Site]:
 
     Raises:
         UnsupportedModelError: if a family cannot describe the layers of such a model.
+        UsageError: if one of its layers is not a linear layer any more.
     """
     found: set[str] = set()
     for prefix, module in model.named_modules():
@@ -36,19 +39,41 @@ def sites(model: nn.Module) -> Iterator[Site]:
         if family is None:
             continue
         dot = f"{prefix}." if prefix else ""
-        for stack in family.stacks(module):
+        try:
+            stacks = family.stacks(module)
+        except UnsupportedModelError as error:
+            name = prefix or type(module).__name__
+            raise UnsupportedModelError(f"{name} has no known heads and units: {error}") from None
+        for stack in stacks:
             layers = tuple(f"{dot}{layer}" for layer in stack.layers)
             if layers[0] not in found:
                 found.update(layers)
-                yield from _of_stack(model, replace(stack, layers=layers))
+                yield from stack_sites(model, replace(stack, layers=layers))
 
 
-def _of_stack(model: nn.Module, stack: LayerStack) -> Iterator[Site]:
-    for layer, geometry in zip(stack.layers, stack.geometry, strict=True):
-        for names in (stack.names.attention, stack.names.cross_attention):
-            if names is not None:
-                yield attention_site(model, layer, names, geometry.head_size)
-        yield feed_forward_site(model, layer, stack.names.feed_forward)
+def stack_sites(model: nn.Module, stack: LayerStack) -> Iterator[Site]:
+    """The sites of one stack.
+
+    Args:
+        model: the module in which the names of `stack.layers` are.
+        stack: its layers.
+    """
+    names = stack.names
+    sizes = [geometry.head_size for geometry in stack.geometry]
+    attentions = [
+        attention_site(model, layer, names.attention, size)
+        for layer, size in zip(stack.layers, sizes, strict=True)
+    ]
+    if stack.bias_table is not None:
+        yield _with_one_bias(model, stack, attentions)
+    for attention, layer, size in zip(attentions, stack.layers, sizes, strict=True):
+        if stack.bias_table is None:
+            yield attention
+        if names.cross_attention is not None:
+            cross = attention_site(model, layer, names.cross_attention, size)
+            even = "" if stack.bias_table is None else f"{stack.name} {names.cross_attention.query}"
+            yield replace(cross, even=even)
+        yield feed_forward_site(model, layer, names.feed_forward)
 
 
 def attention_site(model: nn.Module, layer: str, names: AttentionNames, head_size: int) -> Site:
@@ -91,6 +116,23 @@ def feed_forward_site(model: nn.Module, layer: str, names: FeedForwardNames) -> 
     return Site(f"{layer}.{names.up}", "unit", len(units), writers, {down: units})
 
 
+def _with_one_bias(model: nn.Module, stack: LayerStack, attentions: Sequence[Site]) -> Site:
+    """One site of the heads of all layers: each adds a column of one table to its scores."""
+    heads = attentions[0].groups
+    return Site(
+        stack.name,
+        "head",
+        heads,
+        writers={name: of for site in attentions for name, of in site.writers.items()},
+        readers={name: of for site in attentions for name, of in site.readers.items()},
+        between={join(stack.name, stack.bias_table or ""): torch.arange(heads)},
+        sizes=(
+            *(size for site in attentions for size in site.sizes),
+            *_sizes(model, stack.name, heads, heads, stack.geometry[0].head_size),
+        ),
+    )
+
+
 def _of_heads(heads: int, groups: int, head_size: int) -> Tensor:
     """The group of each feature of queries."""
     return torch.arange(groups).repeat_interleave(heads // groups * head_size)
@@ -98,7 +140,10 @@ def _of_heads(heads: int, groups: int, head_size: int) -> Tensor:
 
 def _weight(model: nn.Module, name: str) -> Tensor:
     module = model.get_submodule(name)
-    assert is_linear(module)
+    if not is_linear(module):
+        kind = type(module)
+        fix = "densify_ the model" if kind.__module__.startswith("sparse_engine.") else "replace it"
+        raise UsageError(f"{name} is a {kind.__name__}, not a linear layer: {fix} first")
     return weight_of(module)
 
 

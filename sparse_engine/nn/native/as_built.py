@@ -1,22 +1,27 @@
 """Whether a module of transformers is still what its class builds from its config.
 
-Native stacks read sizes, heads, activations and options from the config and weights from the
-modules. Both must agree. Heads that were removed from one layer, an activation that was exchanged
-and an adapter that was inserted are found by comparing the module with one that is built again, on
-the meta device.
+Native stacks read activations and options from the config and weights from the modules. Both must
+agree. An activation that was exchanged and an adapter that was inserted are found by comparing the
+module with one that is built again, on the meta device. Heads and units may have been removed, if
+all layers that write and read them agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.models import LayerStack
 from sparse_engine.modules.eligible import skip_reason
+from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.modules.names import join
+from sparse_engine.structures import kept_of, resize_
+from sparse_engine.structures.tables.transformers import stack_sites
 
 # Implementations of attention with known results. Others can be registered with transformers.
 ATTENTION = (None, "eager", "sdpa", "flex_attention")
@@ -27,9 +32,7 @@ IGNORED_OF_EMBEDDINGS = ("num_embeddings", "padding_idx")
 PLAIN = (bool, int, float, str, tuple, type(None))
 
 
-def difference_from_config(
-    module: nn.Module, name: str, config: Any, layers: tuple[str, ...]
-) -> str:
+def difference_from_config(module: nn.Module, stack: LayerStack, config: Any) -> str:
     """In what `module` is not what its class builds from `config`; "" if it is the same.
 
     The difference begins with the name of the module that has it: another class, a hook, a shape,
@@ -37,13 +40,13 @@ def difference_from_config(
 
     Args:
         module: the module that runs a model's layers.
-        name: its name in the model.
+        stack: its name in the model, and the names of its layers; some of those that the config
+            describes may have been dropped.
         config: what transformers builds it from.
-        layers: names below `module` of its layers, children of one list; some of those that the
-            config describes may have been dropped.
 
-    >>> difference_from_config(model.bert.encoder, "bert.encoder", model.config, ("layer.0",))
+    >>> difference_from_config(model.bert.encoder, stack, model.config)
     """
+    name, layers = stack.name, stack.local_layers
     attention = getattr(config, "_attn_implementation", None)
     if attention not in ATTENTION:
         return f"{name} computes attention by {attention!r}"
@@ -54,9 +57,11 @@ def difference_from_config(
             return f"{join(name, path)} {reason}"
     try:
         with torch.device("meta"):
-            expected = dict(type(module)(deepcopy(config)).named_modules(remove_duplicate=False))
+            built = type(module)(deepcopy(config))
     except Exception as error:  # constructors raise anything
         return f"{name} cannot be built from its config ({type(error).__name__})"
+    _shrink(built, module, stack)
+    expected = dict(built.named_modules(remove_duplicate=False))
     parent = layers[0].rpartition(".")[0]
     dropped = {path for path in expected if path.rpartition(".")[0] == parent} - set(layers)
     for path, child in present.items():
@@ -70,6 +75,33 @@ def difference_from_config(
         if path not in present and not may_miss:
             return f"{join(name, path)} is missing"
     return ""
+
+
+def _shrink(built: nn.Module, module: nn.Module, stack: LayerStack) -> None:
+    """Remove as many heads and units from `built` as were removed from `module`."""
+    if not set(stack.local_layers) <= dict(built.named_modules()).keys():
+        return
+    kept, sizes = {}, dict(_layer_sizes(module))
+    sites = list(stack_sites(built, replace(stack, layers=stack.local_layers)))
+    for site in sites:
+        groups = kept_of(site, sizes)
+        if groups is not None:
+            kept[site.name] = groups
+    resize_(built, kept, sites)
+
+
+def _layer_sizes(module: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Rows and columns of linear layers; features and entries of embeddings."""
+    for name, child in module.named_modules():
+        if type(child).__name__ == "SparseLinear":
+            size: Any = child.weight.shape
+        elif is_linear(child):
+            size = weight_of(child).shape
+        elif isinstance(child, nn.Embedding):
+            size = child.weight.t().shape
+        else:
+            continue
+        yield name, tuple(size)
 
 
 def _with_original(module: Any) -> tuple[nn.Module, ...]:

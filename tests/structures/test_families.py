@@ -1,0 +1,220 @@
+"""Heads and units of every family: cut models against models whose readers have zeros."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from family_models import (
+    DECODERS,
+    MODELS,
+    SEQ2SEQ,
+    config_of,
+    inputs_of,
+    model_of,
+    output_of,
+)
+from torch import Tensor, nn
+
+import sparse_engine as se
+from sparse_engine.nn import NativeDecoder, NativeEncoder
+from sparse_engine.structures import find_sites
+
+STRUCTURES = ["head", "unit(keep=2)"]
+# The layer that reads a site, by the end of the site's name.
+READERS = {
+    "attention.self": "attention.output.dense",
+    "attention": "attention.out_lin",
+    "attn": "attn.c_proj",
+    "self_attn": "self_attn.o_proj",
+    "EncDecAttention": "EncDecAttention.o",
+    "encoder_attn": "encoder_attn.out_proj",
+    "intermediate.dense": "output.dense",
+    "lin1": "lin2",
+    "c_fc": "c_proj",
+    "up_proj": "down_proj",
+    "wi": "wo",
+    "wi_1": "wo",
+    "fc1": "fc2",
+}
+ALL_LAYERS = {"SelfAttention.o", "attn.o"}  # of sites of a whole stack: T5 and MPNet
+
+
+def readers(model: nn.Module, site: str) -> list[Any]:
+    modules = dict(model.named_modules())
+    if site.rpartition(".")[2] in ("encoder", "decoder"):
+        ends = tuple(ALL_LAYERS)
+        return [m for n, m in modules.items() if n.startswith(f"{site}.") and n.endswith(ends)]
+    end = max((end for end in READERS if site.endswith(end)), key=len)
+    stem = site.removesuffix(end)
+    if f"{stem}self_attn.out_proj" in modules and end == "self_attn":
+        return [modules[f"{stem}self_attn.out_proj"]]
+    return [modules[stem + READERS[end]]]
+
+
+def cut(model: Any, **options: Any) -> Any:
+    """Remove 30 % of the heads and units of all layers, unevenly."""
+    options = {"allocator": "raw", "criterion": "magnitude", **options}
+    return se.prune(model, 0.3, STRUCTURES, **options)
+
+
+@torch.no_grad()
+def zero_(model: nn.Module, report: Any) -> nn.Module:
+    """Zeros in the columns that read what a run has removed from `model`, by hand."""
+    for site in report.sites:
+        gone = [group for group in range(site.groups) if group not in site.kept]
+        for reader in readers(model, site.name):
+            weight = reader.weight if isinstance(reader, nn.Linear) else reader.weight.T
+            weight.unflatten(1, (site.groups, -1))[:, gone] = 0
+    return model
+
+
+def check(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
+    assert float((found - expected).abs().max() / expected.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_cut_equals_zeros_in_the_layers_that_read(name: str) -> None:
+    model = model_of(name).double()
+    reference, before = copy.deepcopy(model), sum(p.numel() for p in model.parameters())
+    report = cut(model)
+    zero_(reference, report)
+    assert {site.kind for site in report.sites} == {"head", "unit"}
+    assert len({len(site.kept) for site in report.sites if site.kind == "unit"}) > 1
+    for batch, padding in ((3, "right"), (2, "left"), (1, "none")):
+        given = inputs_of(name, batch, padding)
+        check(output_of(model, given), output_of(reference, given))
+    assert report.parameters == (before, sum(p.numel() for p in model.parameters()))
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+        elif isinstance(module, nn.Embedding):
+            assert module.weight.shape == (module.num_embeddings, module.embedding_dim)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_kept_rows_and_counts(name: str) -> None:
+    """Every removed group takes its rows and columns along, no more."""
+    model = model_of(name)
+    before = {path: parameter.clone() for path, parameter in model.named_parameters()}
+    sites = {site.name: site for site in find_sites(model, ("head", "unit"))}
+    report = cut(model)
+    changed: dict[str, Tensor] = {}
+    for found in report.sites:
+        site = sites[found.name]
+        for layer, groups in (*site.writers.items(), *site.between.items()):
+            assert layer not in changed
+            changed[layer] = torch.isin(groups, torch.tensor(found.kept))
+    for path, parameter in model.named_parameters():
+        layer, _, kind = path.rpartition(".")
+        if layer in changed:
+            module = model.get_submodule(layer)
+            expected = before[path]
+            transposed = kind == "weight" and not isinstance(module, nn.Linear)
+            expected = expected.T[changed[layer]].T if transposed else expected[changed[layer]]
+            assert torch.equal(parameter, expected)
+    for found in report.sites:
+        module = model.get_submodule(found.name)
+        for attribute in ("num_attention_heads", "num_heads", "n_heads"):
+            if found.kind == "head" and hasattr(module, attribute):
+                assert getattr(module, attribute) == len(found.kept)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sites_of_a_model_without_weights(name: str) -> None:
+    with torch.device("meta"):
+        empty = type(model_of(name))(config_of(name))
+    found, expected = (find_sites(m, ("head", "unit")) for m in (empty, model_of(name)))
+    for site, other in zip(found, expected, strict=True):
+        assert (site.name, site.sizes, site.even) == (other.name, other.sizes, other.even)
+        for which in ("writers", "readers", "between"):
+            ours, theirs = getattr(site, which), getattr(other, which)
+            assert list(ours) == list(theirs)
+            assert all(torch.equal(ours[layer], theirs[layer]) for layer in ours)
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *SEQ2SEQ])
+@torch.inference_mode()
+def test_generate_equals_steps_without_a_cache(name: str) -> None:
+    model = model_of(name)
+    cut(model)
+    given = inputs_of(name, 2, "left")
+    given.pop("decoder_input_ids", None)
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "min_new_tokens": 6}
+    tokens = model.generate(**given, **options)
+    if name in DECODERS:
+        ids, mask = given["input_ids"], given["attention_mask"]
+        while ids.shape[1] < tokens.shape[1]:
+            positions = (mask.cumsum(1) - 1).clamp_min(0)
+            logits = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        assert torch.equal(tokens, ids)
+        return
+    ids = tokens[:, :1]
+    while ids.shape[1] < tokens.shape[1]:
+        logits = model(**given, decoder_input_ids=ids, use_cache=False).logits[:, -1:]
+        logits[..., 1] = -torch.inf  # no end before six tokens
+        ids = torch.cat([ids, logits.argmax(-1)], 1)
+    assert torch.equal(tokens, ids)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_copies_states_and_fine_tuning(name: str) -> None:
+    model = model_of(name)
+    cut(model)
+    given = inputs_of(name)
+    expected = output_of(model, given).detach()
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    copied.load_state_dict(model.state_dict())
+    check(output_of(copied, given).detach(), expected)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    output_of(model, given).square().mean().backward()
+    for path, parameter in model.named_parameters():
+        if "pooler" not in path and "embed" not in path:
+            assert parameter.grad is not None, path
+    optimizer.step()
+    model.eval()
+    assert float((output_of(model, given) - expected).detach().abs().max()) > 1e-5
+    check(output_of(copied, given).detach(), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_native_stacks_of_uneven_layers(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    model = model_of(name)
+    cut(model, allocator="lamp")
+    first = find_sites(model, ("unit",))[0]
+    se.prune(model, 0.5, "unit(keep=2)", layers=[*first.writers, *first.readers])
+    given = inputs_of(name)
+    se.prune(model, 0.6, "element", "magnitude")
+    expected = output_of(copy.deepcopy(model).double(), given, **uncached(name))
+    dense = {path: tuple(tensor.shape) for path, tensor in model.state_dict().items()}
+    report = se.sparsify_(model, "csr")
+    assert "natively" in report.native, report.native
+    native = [m for m in model.modules() if isinstance(m, NativeDecoder | NativeEncoder)]
+    assert len(native) == (2 if name in SEQ2SEQ else 1)
+    check(output_of(model, given), expected, 1e-5)
+    if name in (*DECODERS, *SEQ2SEQ):
+        padded = inputs_of(name, 2, "left")
+        source = {key: padded[key] for key in ("input_ids", "attention_mask")}
+        options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+        tokens = model.generate(**source, **options)
+    assert not [str(w.message) for w in recwarn if "one by one" in str(w.message)]
+    se.densify_(model)
+    assert {path: tuple(tensor.shape) for path, tensor in model.state_dict().items()} == dense
+    check(output_of(model, given, **uncached(name)), expected, 1e-5)
+    if name in (*DECODERS, *SEQ2SEQ):
+        assert torch.equal(model.generate(**source, **options), tokens)
+
+
+def uncached(name: str) -> dict[str, Any]:
+    return {"use_cache": False} if name in (*DECODERS, *SEQ2SEQ) else {}
