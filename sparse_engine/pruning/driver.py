@@ -134,12 +134,15 @@ def prune(
         raise UsageError(f"model is {model!r:.80}; give a torch.nn.Module")
     if structures := find_structures(granularity):
         removed = cut_method(
-            structures, sparsity, criterion, recovery, allocator, calibration is not None
+            structures, sparsity, criterion, recovery, allocator, calibration is not None, overrides
         )
+        if target is not None:
+            raise UsageError("a target chooses zeros, no structures: give a sparsity for them")
         check_seed(seed)
         check_loss(loss)
         chosen = Selection.of(layers, ignore)
-        return cut(model, removed, calibration, chosen, seed, loss, progress)
+        _check_choice(filter_fn, chosen)
+        return cut(model, removed, calibration, chosen, seed, loss, progress, filter_fn)
     method = find_method(
         target,
         sparsity,
@@ -151,8 +154,7 @@ def prune(
         overrides,
     )
     selection = replace(Selection.of(layers, ignore), granularities=method.granularities)
-    if filter_fn is not None and selection.layers:
-        raise UsageError("filter_fn and layers both choose what is pruned: give one of them")
+    _check_choice(filter_fn, selection)
     check_seed(seed)
     check_loss(loss)
     check_readable(model)
@@ -180,6 +182,11 @@ def prune(
     add_coverage(report, model, plan.left | not_unrolled)
     report.heads = heads_of(model)
     return report
+
+
+def _check_choice(filter_fn: Filter | None, selection: Selection) -> None:
+    if filter_fn is not None and selection.layers:
+        raise UsageError("filter_fn and layers both choose what is pruned: give one of them")
 
 
 def _prune(

@@ -10,7 +10,7 @@ from unrolled_modules import CELLS, attention, conv
 
 import sparse_engine as se
 from sparse_engine.nn import SparseConv1d
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria import Criterion, Inputs
 from sparse_engine.pruning.unrolled import unrolled
 
 

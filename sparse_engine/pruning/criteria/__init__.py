@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from sparse_engine.named import find
 from sparse_engine.pruning.criteria.activation import Activation
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion
 from sparse_engine.pruning.criteria.coupled import Coupled
 from sparse_engine.pruning.criteria.fisher import Fisher
+from sparse_engine.pruning.criteria.groups import Groups, Reader, Removals
+from sparse_engine.pruning.criteria.inputs import Inputs
 from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.criteria.obs import OBS
 from sparse_engine.pruning.criteria.random import Random
@@ -52,9 +54,12 @@ __all__ = [
     "Coupled",
     "Criterion",
     "Fisher",
+    "Groups",
     "Inputs",
     "Magnitude",
     "Random",
+    "Reader",
+    "Removals",
     "Snip",
     "SparseGPT",
     "Taylor",

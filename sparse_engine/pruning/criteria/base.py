@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,33 +11,10 @@ from torch import Tensor
 
 from sparse_engine.errors import UsageError
 from sparse_engine.named import Named
-from sparse_engine.pruning.coupling import Coupling
+from sparse_engine.pruning.criteria.groups import Groups, Removals
+from sparse_engine.pruning.criteria.inputs import Inputs
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.statistics.needs import Statistic
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Statistics of a layer and its inputs X [in, tokens]; None for those that were not collected.
-
-    The gradients g are those of the dense model's loss for the dense weight.
-
-    Attributes:
-        norms: [in], sqrt(sum x^2) of each input.
-        hessian: [in, in], X X^T + lambda I.
-        gradient: [out, in], the mean of g over the calibration batches.
-        squared_gradient: [out, in], the mean of g^2 over the calibration batches.
-        fisher: [out, blocks, width, width], the mean of g g^T over single examples, for each block
-            of `fisher_width` consecutive weights of a row; zero where the last block is not full.
-        coupling: of the layer with those next to it.
-    """
-
-    norms: Tensor | None = None
-    hessian: Tensor | None = None
-    gradient: Tensor | None = None
-    squared_gradient: Tensor | None = None
-    fisher: Tensor | None = None
-    coupling: Coupling | None = None
 
 
 class Criterion(Named):
@@ -56,8 +32,9 @@ class Criterion(Named):
             whole rows make sense.
         fits: whether `prune` returns the least-squares fit, in the norm of the Hessian, to the
             weight that it gets.
-        counts_writers: whether the score of a structure includes the rows that compute it, besides
-            the columns that read it.
+        for_elements: options that mean something to single weights alone; structures refuse them.
+        scores_outputs: whether scores of structures are squared errors of outputs, so that those of
+            different layers are compared as shares of the energy of their outputs.
     """
 
     kind = "criterion"
@@ -66,7 +43,8 @@ class Criterion(Named):
     needs_coupling: ClassVar[bool] = False
     needs_whole_rows: ClassVar[bool] = False
     fits: ClassVar[bool] = False
-    counts_writers: ClassVar[bool] = False
+    for_elements: ClassVar[tuple[str, ...]] = ()
+    scores_outputs: ClassVar[bool] = False
 
     @property
     def decides_sparsity(self) -> bool:
@@ -110,24 +88,50 @@ class Criterion(Named):
         """
         return self.score(weight, inputs, generator)
 
-    def column_scores(
-        self, weight: Tensor, inputs: Inputs, groups: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Scores of whole columns, whose sum over a structure is the score of the structure.
+    def group_scores(self, groups: Groups, generator: torch.Generator) -> Tensor:
+        """Scores of the groups of a structure.
 
-        By default the sum of `score` over a column. A criterion whose loss of a structure is not a
-        sum over its columns shares it out among them.
+        By default the sum of `score` over all columns that read a group.
 
         Args:
-            weight: [out, in], float32.
-            inputs: the statistics that `needs` names.
-            groups: int64 [in], the structure that each column reads; -1 for none.
+            groups: the groups, with the statistics that `needs` names. Instead of gradients of
+                weights they have those of the groups.
             generator: the source of random numbers, on the CPU.
 
         Returns:
-            [in].
+            float64 [groups], not negative.
         """
-        return self.score(weight, inputs, generator).sum(0)
+        scores = [
+            self.score(reader.weight, reader.inputs, generator).sum(0) for reader in groups.readers
+        ]
+        return groups.of_columns(scores)
+
+    def removals(self, groups: Groups, generator: torch.Generator) -> Removals:
+        """The groups of a structure in the order of their removal, by default of their scores.
+
+        A criterion for which a removal changes the cost of the next one overrides this method.
+
+        Args:
+            groups: as for `group_scores`.
+            generator: the source of random numbers, on the CPU.
+
+        Raises:
+            UsageError: if a score is NaN.
+        """
+        scores = self.group_scores(groups, generator)
+        if scores.isnan().any():
+            raise UsageError(f"criterion {self.name} gives NaN as a score, which cannot be ordered")
+        ordered = scores.sort(stable=True)
+        return Removals(ordered.indices, ordered.values)
+
+    def group_quota(self, groups: Groups, removals: Removals) -> int:
+        """How many groups of a structure are removed, if the criterion decides that.
+
+        Args:
+            groups: as for `group_scores`.
+            removals: what `removals` returned for them.
+        """
+        raise NotImplementedError
 
     def fisher_width(self, span: int) -> int:
         """Width of the blocks of `Inputs.fisher`, for groups of `span` columns; 1 is a diagonal."""

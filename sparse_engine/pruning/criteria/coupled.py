@@ -6,6 +6,9 @@ sqrt(sum_k w_ik^2 w_kj^2); a weight has that of all paths that it lies on.
 
 Park et al. 2020, "Lookahead: A Far-Sighted Alternative of Magnitude-based Pruning",
 arXiv:2002.04809. The norms are those of the dense layers.
+
+Of a structure it is the magnitude of all paths through its units k, from the inputs j of the rows
+that compute them to the outputs i of the columns that read them: sum_ij w_ik^2 w_kj^2.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion
+from sparse_engine.pruning.criteria.groups import Groups
+from sparse_engine.pruning.criteria.inputs import Inputs
 
 LOOKS = ("both", "forward", "backward")
 
@@ -26,12 +31,14 @@ class Coupled(Criterion):
     """Magnitude that counts the weights before and after; a layer without neighbours has its own.
 
     Args:
-        look: "both", or only at the layers after ("forward") or before ("backward").
+        look: "both", or only at the layers after ("forward") or before ("backward"); with "forward"
+            a structure has the magnitude of the columns that read it.
         keep_rows: the best group of every row of groups is kept, so that no output is lost.
     """
 
     name = "coupled"
     needs_coupling = True
+    for_elements = ("keep_rows",)
     look: str = "both"
     keep_rows: bool = False
 
@@ -49,6 +56,13 @@ class Coupled(Criterion):
         if before is not None:
             score = score * before
         return score if after is None else score * after[:, None]
+
+    def group_scores(self, groups: Groups, generator: torch.Generator) -> Tensor:
+        read = groups.of_columns([x.weight.double().square().sum(0) for x in groups.readers])
+        written = groups.of_rows([w.double().square().sum(1) for w, _ in groups.writers])
+        if self.look == "forward" or not groups.writers:
+            return read
+        return written if self.look == "backward" else read * written
 
     def note(self, inputs: Inputs) -> str:
         if any(energies is not None for energies in self._neighbours(inputs)):

@@ -15,6 +15,13 @@ LeCun et al. 1990, "Optimal Brain Damage" (diagonal); Kurtic et al. 2022, "The O
 Scalable and Accurate Second-Order Pruning for Large Language Models", arXiv:2203.07259 (blocks of
 50). The inverses come from batched Cholesky factors of the blocks instead of a rank-one update for
 each gradient as in the paper: the result is the same, and rounding errors do not add up.
+
+Of structures it is the Fisher information of factors m of the groups, which are 1 before and 0
+after removal. To remove the groups S raises the loss by 1/2 sum_{i, j in S} E[dL/dm_i dL/dm_j];
+groups are removed one after another, each time the one that adds least. Kwon et al. 2022, "A Fast
+Post-Training Pruning Framework for Transformers", arXiv:2204.09656. The paper then tunes the masks
+that are left by least squares; the recovery `least_squares` does the same for all weights of the
+layers that read the groups, of which a factor of each group is a special case.
 """
 
 from __future__ import annotations
@@ -28,7 +35,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion
+from sparse_engine.pruning.criteria.groups import Groups, Removals
+from sparse_engine.pruning.criteria.inputs import Inputs
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.recovery.cholesky import factorise
 
@@ -49,6 +58,7 @@ class Fisher(Criterion):
     """
 
     name = "fisher"
+    for_elements = ("block", "per_row")
     needs = ("fisher",)
     block: int = 1
     per_row: bool = False
@@ -73,6 +83,20 @@ class Fisher(Criterion):
         # With a fixed pattern weights of a group are removed one by one.
         span = 1 if granularity.fixed_sparsity is not None else granularity.span(weight.shape[1])
         return _scores(weight, inputs.fisher, math.gcd(span, inputs.fisher.shape[-1]))
+
+    def removals(self, groups: Groups, generator: torch.Generator) -> Removals:
+        assert groups.gradients is not None
+        slopes = groups.gradients.double()
+        information = slopes.T @ slopes / len(slopes)  # [groups, groups]
+        growth = information.diagonal() / 2
+        order, costs = [], []
+        for _ in range(groups.count):
+            chosen = int(growth.argmin())
+            order.append(chosen)
+            costs.append(float(growth[chosen]))
+            growth += information[chosen]
+            growth[chosen] = torch.inf
+        return Removals(torch.tensor(order), torch.tensor(costs, dtype=torch.float64))
 
     def prune(
         self,

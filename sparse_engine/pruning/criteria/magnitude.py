@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion
+from sparse_engine.pruning.criteria.groups import Groups, Removals
+from sparse_engine.pruning.criteria.inputs import Inputs
 from sparse_engine.pruning.granularity.base import Granularity
 
 
@@ -24,19 +26,20 @@ class Magnitude(Criterion):
     """Removes small weights: the lowest share, or all groups below a threshold.
 
     Below means that the norm of a group, (mean |w|^p)^(1/p), is less than the threshold. Then the
-    criterion decides how many groups of each layer are removed, and no sparsity is given.
+    criterion decides how many groups of each layer are removed, and no sparsity is given. The
+    weights of a structure are the columns that read it and the rows that compute it.
 
     Args:
         p: 1 or 2. It makes a difference to groups of several weights: with 2 one large weight saves
             a group, with 1 the sum of all counts.
         threshold: the same for all layers.
         sigma: the threshold of a layer is `sigma` times the standard deviation of its weights that
-            are not zero.
+            are not zero; that of a site of structures, of all weights of its groups.
         keep_rows: the best group of every row of groups is kept, so that no output is lost.
     """
 
     name = "magnitude"
-    counts_writers = True
+    for_elements = ("keep_rows",)
     p: int = 2
     threshold: float | None = None
     sigma: float | None = None
@@ -71,6 +74,21 @@ class Magnitude(Criterion):
         groups = granularity.group_scores(scores)
         below = int((groups < self._threshold_of(weight) ** self.p).sum())
         return min(below, groups.numel() - (len(groups) if self.keep_rows else 1))
+
+    def group_scores(self, groups: Groups, generator: torch.Generator) -> Tensor:
+        """The mean |w|^p of the columns that read a group and of the rows that compute it."""
+        none = Inputs()
+        columns = [self.score(x.weight, none, generator).sum(0) for x in groups.readers]
+        rows = [self.score(weight, none, generator).sum(1) for weight, _ in groups.writers]
+        heights = [x.weight.new_full((len(x.groups),), len(x.weight)) for x in groups.readers]
+        widths = [w.new_full((len(w),), w.shape[1]) for w, _ in groups.writers]
+        sizes = groups.of_columns(heights) + groups.of_rows(widths)
+        return (groups.of_columns(columns) + groups.of_rows(rows)) / sizes
+
+    def group_quota(self, groups: Groups, removals: Removals) -> int:
+        weights = [x.weight[:, x.groups >= 0].flatten() for x in groups.readers]
+        weights += [weight[of >= 0].flatten() for weight, of in groups.writers]
+        return int((removals.costs < self._threshold_of(torch.cat(weights)) ** self.p).sum())
 
     def _threshold_of(self, weight: Tensor) -> float:
         if self.sigma is None:

@@ -22,7 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion
+from sparse_engine.pruning.criteria.groups import Groups, Removals
+from sparse_engine.pruning.criteria.inputs import Inputs
+from sparse_engine.pruning.criteria.structured_obs import costs_of, removal_order
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.granularity.element import Element
 from sparse_engine.pruning.granularity.nm import NM
@@ -63,6 +66,8 @@ class OBS(Criterion):
     """
 
     name = "obs"
+    for_elements = ("ratio", "budget")
+    scores_outputs = True
     needs = ("hessian",)
     fits = True
     ratio: float | None = None
@@ -78,6 +83,10 @@ class OBS(Criterion):
         """w^2 / (H^-1)_jj: the loss of removing one weight of the dense layer."""
         assert inputs.hessian is not None
         return weight.square() / upper_factor_of_inverse(inputs.hessian).square().sum(0)
+
+    def removals(self, groups: Groups, generator: torch.Generator) -> Removals:
+        """Each cost is exactly what the least-squares errors of the layers that read grow by."""
+        return removal_order(costs_of(groups), groups.count)
 
     def prune(
         self,

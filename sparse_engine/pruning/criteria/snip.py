@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion
+from sparse_engine.pruning.criteria.groups import Groups
+from sparse_engine.pruning.criteria.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,15 @@ class Snip(Criterion):
     """
 
     name = "snip"
+    for_elements = ("per_row",)
     needs = ("gradient",)
     per_row: bool = False
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
         assert inputs.gradient is not None
         return (weight * inputs.gradient).abs()
+
+    def group_scores(self, groups: Groups, generator: torch.Generator) -> Tensor:
+        """|sum of w E[g]| over the weights of a group."""
+        assert groups.gradients is not None
+        return groups.gradients.double().mean(0).abs()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion
+from sparse_engine.pruning.criteria.inputs import Inputs
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.granularity.tiles import ceil_div
 from sparse_engine.pruning.parallel import one_thread

@@ -1,5 +1,8 @@
 """Taylor: E[(w g)^2] over calibration batches, the squared first-order change of the loss.
 
+For a structure (w g) is summed over its weights before it is squared: that is the derivative of the
+loss with respect to a factor of the whole group.
+
 Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv:1906.10771.
 """
 
@@ -10,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_engine.pruning.criteria.base import Criterion, Inputs
+from sparse_engine.pruning.criteria.base import Criterion
+from sparse_engine.pruning.criteria.groups import Groups
+from sparse_engine.pruning.criteria.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Taylor(Criterion):
     """
 
     name = "taylor"
+    for_elements = ("per_row",)
     needs = ("squared_gradient",)
     signed: bool = False
     per_row: bool = False
@@ -37,3 +43,8 @@ class Taylor(Criterion):
             return (weight * inputs.gradient).square()
         assert inputs.squared_gradient is not None
         return weight.square() * inputs.squared_gradient
+
+    def group_scores(self, groups: Groups, generator: torch.Generator) -> Tensor:
+        assert groups.gradients is not None
+        slopes = groups.gradients.double()
+        return slopes.mean(0).square() if self.signed else slopes.square().mean(0)

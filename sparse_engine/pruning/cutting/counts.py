@@ -3,43 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from sparse_engine.pruning.allocators.lamp import lamp
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning.allocators import Allocator, Sensitivity, Uniform
+from sparse_engine.pruning.allocators.bounds import Bounds, count_lowest
+from sparse_engine.pruning.allocators.lamp import Lamp, lamp
+from sparse_engine.pruning.allocators.raw import Raw
+from sparse_engine.pruning.allocators.sensitivity import Point, convex, equal_slopes, grid
 from sparse_engine.pruning.cutting.ranking import Ranking
 from sparse_engine.structures import Structure
 
-ALLOCATORS = ("uniform", "raw", "lamp")
+ALLOCATORS: tuple[type[Allocator], ...] = (Uniform, Raw, Lamp, Sensitivity)
+REASONS = {
+    "erk": "it goes by the shapes of layers, which are equal in all blocks of a model",
+    "owl": "it counts outliers among single weights",
+}
+
+
+def check_allocator(allocator: Allocator) -> None:
+    """Raise UsageError unless the allocator shares out structures."""
+    if not isinstance(allocator, ALLOCATORS):
+        known = ", ".join(cls.name for cls in ALLOCATORS)
+        why = REASONS.get(allocator.name)
+        raise UsageError(
+            f"allocator {allocator.name} does not share out structures"
+            f"{f': {why}' if why else ''}; choose {known}"
+        )
 
 
 def counts(
     rankings: Sequence[Ranking],
     structures: Mapping[str, Structure],
     sparsity: float,
-    allocator: str,
+    allocator: Allocator,
+    fixed: Mapping[str, float] | None = None,
 ) -> list[int]:
     """How many groups each site keeps.
 
     Args:
         rankings: of all sites.
         structures: by kind, with the options of the run.
-        sparsity: fraction of the groups of each kind to remove.
-        allocator: "uniform"; with "raw" the costs of all sites of one kind are compared as they
-            are, with "lamp" as layer-adaptive scores.
+        sparsity: fraction of the groups of each kind to remove, unless the criterion has decided.
+        allocator: one of ALLOCATORS. With "raw" the costs of all sites of one kind are compared as
+            they are, with "lamp" as layer-adaptive scores; "sensitivity" makes the sum of the
+            errors of all layers that read least.
+        fixed: by site, sparsities of their own; these sites take no part in the allocation.
     """
-    wanted = [float(ranking.site.groups) * (1 - sparsity) for ranking in rankings]
-    if allocator != "uniform":
-        for kind in structures:
-            of_kind = [i for i, ranking in enumerate(rankings) if ranking.site.kind == kind]
-            total = sum(rankings[i].site.groups for i in of_kind)
-            structure = structures[kind]
-            kept = _compete(
-                [rankings[i] for i in of_kind], round(sparsity * total), allocator, structure
-            )
-            for i, count in zip(of_kind, kept, strict=True):
-                wanted[i] = count
+    fixed = fixed or {}
+    wanted: list[float] = []
+    for ranking in rankings:
+        own = fixed.get(ranking.site.name, sparsity)
+        removed = own * ranking.site.groups if ranking.quota is None else ranking.quota
+        wanted.append(ranking.site.groups - removed)
+    if not isinstance(allocator, Uniform):
+        for kind, structure in structures.items():
+            members = [
+                i
+                for i, ranking in enumerate(rankings)
+                if ranking.site.kind == kind and ranking.site.name not in fixed
+            ]
+            if not members:
+                continue
+            removals = _allocate([rankings[i] for i in members], structure, sparsity, allocator)
+            for i, count in zip(members, removals, strict=True):
+                wanted[i] = rankings[i].site.groups - count
     wanted = _even(rankings, wanted)
     return [
         structures[ranking.site.kind].kept(ranking.site.groups, count)
@@ -47,23 +78,28 @@ def counts(
     ]
 
 
-def _compete(
-    rankings: Sequence[Ranking], removed: int, allocator: str, structure: Structure
-) -> list[float]:
-    """How many groups each site keeps if the cheapest of all sites are removed."""
-    costs: list[Tensor] = []
-    for ranking in rankings:
-        own = ranking.costs.cummax(0).values  # a group is not removed before those in front of it
-        own = lamp(own).double() if allocator == "lamp" else own
-        spared = min(structure.keep, ranking.site.groups)
-        own[ranking.site.groups - spared :] = torch.inf
-        costs.append(own)
-    everything = torch.cat(costs)
-    removed = min(removed, int(everything.isfinite().sum()))
-    chosen = torch.zeros(len(everything), dtype=torch.bool)
-    chosen[everything.sort(stable=True).indices[:removed]] = True
-    parts = chosen.split([len(own) for own in costs])
-    return [float((~part).sum()) for part in parts]
+def _allocate(
+    rankings: Sequence[Ranking], structure: Structure, sparsity: float, allocator: Allocator
+) -> list[int]:
+    """How many groups each site of one kind loses."""
+    sizes = [ranking.site.groups for ranking in rankings]
+    bounds = Bounds.of(sizes, sparsity, allocator.min_sparsity, allocator.max_sparsity)
+    most = torch.minimum(bounds.most, (bounds.groups - structure.keep).clamp_min(0))
+    total = min(bounds.total, int(most.sum()))
+    bounds = replace(bounds, least=torch.minimum(bounds.least, most), most=most, total=total)
+    if isinstance(allocator, Sensitivity):
+        hulls = []
+        for i, ranking in enumerate(rankings):
+            assert ranking.errors is not None
+            errors: Any = [0.0, *ranking.errors.tolist()]
+            measured = [Point(removed, errors[removed]) for removed in [0, *grid(bounds, i)]]
+            hulls.append(convex(measured, int(bounds.least[i])))
+        return equal_slopes(hulls, bounds).tolist()
+    # A group is not removed before those in front of it.
+    costs = [ranking.costs.cummax(0).values for ranking in rankings]
+    if isinstance(allocator, Lamp):
+        costs = [lamp(own) for own in costs]
+    return count_lowest(costs, bounds).tolist()
 
 
 def _even(rankings: Sequence[Ranking], wanted: list[float]) -> list[float]:

@@ -9,23 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.errors import UsageError
-from sparse_engine.models import find_family, model_type
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.linears import weight_of
 from sparse_engine.modules.readable import check_readable
-from sparse_engine.pruning.allocators import Setting
+from sparse_engine.pruning.allocators import Sensitivity, Setting
 from sparse_engine.pruning.calibration import Batch, fingerprint, merge_batches, read_calibration
+from sparse_engine.pruning.criteria import Groups, Reader
 from sparse_engine.pruning.cutting.counts import counts
 from sparse_engine.pruning.cutting.kept import KeptColumns
 from sparse_engine.pruning.cutting.method import CutMethod
-from sparse_engine.pruning.cutting.ranking import Ranking, Reader, rank
+from sparse_engine.pruning.cutting.ranking import Ranking, rank
+from sparse_engine.pruning.cutting.selection import chosen_sites, own_sparsities
 from sparse_engine.pruning.evaluation import evaluation_mode
-from sparse_engine.pruning.gradients import GradientStatistics, LossFunction, make_loss
+from sparse_engine.pruning.gradients import (
+    LossFunction,
+    check_mean,
+    group_gradients,
+    make_loss,
+)
 from sparse_engine.pruning.loop import new_report, prune_layers
 from sparse_engine.pruning.method import Method
-from sparse_engine.pruning.plan import Plan, Selection, make_plan, with_couplings
-from sparse_engine.pruning.plan.selection import IGNORED
+from sparse_engine.pruning.plan import Filter, Plan, Selection, make_plan
 from sparse_engine.pruning.progress import Progress, ProgressCallback
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.site_report import SiteReport
@@ -43,6 +47,7 @@ def cut(
     seed: int,
     loss: LossFunction | None,
     progress: ProgressCallback | None,
+    filter_fn: Filter | None = None,
 ) -> PruneReport:
     """Remove structures from a model in place.
 
@@ -57,6 +62,7 @@ def cut(
         seed: of the random numbers of the criterion.
         loss: as `prune` takes it.
         progress: as `prune` takes it.
+        filter_fn: as `prune` takes it; a site takes part if all of its layers pass.
 
     Raises:
         UsageError: if there is no such structure, or it cannot be removed; nothing has changed.
@@ -64,13 +70,14 @@ def cut(
     started = time.perf_counter()
     check_readable(model)
     fold_(model)
-    found = find_sites(model, tuple(method.structures), method.readers)
-    sites = _chosen(model, found, method, selection)
+    sites = find_sites(model, tuple(method.structures), method.readers)
+    sites = chosen_sites(model, sites, method, selection, filter_fn)
+    own = own_sparsities(sites, method)
     check_resizable(model, sites)
     before = _parameters(model)
     of_layers = method.of_layers
     with unrolled(model):
-        plan = _plan(model, sites, of_layers)
+        plan = _plan(model, sites)
         batches: list[Batch] = []
         if calibration is not None and of_layers.needs:
             batches = read_calibration(model, calibration, loss is not None)
@@ -78,25 +85,16 @@ def cut(
         dense = DenseWeights(plan.layers)
         steps = Progress(progress, 2 * len(plan.layers))
         with evaluation_mode(model), torch.no_grad():
-            gradients = None
-            if of_layers.needs_gradients:
-                gradients = GradientStatistics(
-                    model,
-                    plan.layers,
-                    batches,
-                    dense,
-                    make_loss(loss, batches),
-                    of_layers,
-                    seed,
-                    steps,
-                )
-            source = ModelSource(
-                model, plan, merge_batches(model, batches), dense, steps, gradients
-            )
+            slopes = _gradients(model, sites, batches, loss, of_layers, seed, steps)
+            merged = merge_batches(model, batches)
+            source = ModelSource(model, plan, merged, dense, steps)
             try:
-                kept = _kept(model, source, sites, method, seed, steps)
+                kept = _kept(model, source, sites, slopes, own, method, seed, steps)
                 settings = _settings(sites, kept)
-                prune_layers(source, settings, of_layers, seed, report, steps)
+                readers = method.of_readers
+                if not readers.layer_needs:  # no statistics, so that the model need not run
+                    source = ModelSource(model, plan, [], dense, steps)
+                prune_layers(source, settings, readers, seed, report, steps)
             except BaseException:
                 dense.restore()
                 raise
@@ -110,56 +108,37 @@ def cut(
     return report
 
 
-def _chosen(
-    model: nn.Module, sites: list[Site], method: CutMethod, selection: Selection
-) -> list[Site]:
-    """The sites that take part; every kind has one, and every pattern matches one.
-
-    A site takes part if all layers that compute it are chosen, and none of its layers is ignored.
-    """
-    names = [name for site in sites for name in (*site.writers, *site.readers)]
-    left = selection.left(names, [site.name for site in sites], {})
-    ignored = {name for name, reason in left.items() if reason == IGNORED}
-    chosen = [
-        site
-        for site in sites
-        if left.keys().isdisjoint(site.writers) and ignored.isdisjoint(site.readers)
-    ]
-    for site in chosen:
-        if site.refusal:
-            raise UsageError(f"{site.kind}: {site.refusal}")
-        others = [other.name for other in sites if site.even and other.even == site.even]
-        if left_out := set(others) - {other.name for other in chosen}:
-            raise UsageError(
-                f"{site.kind}: {site.name} and {sorted(left_out)[0]} keep the same size; choose "
-                "both, or ignore both"
-            )
-    for kind in method.structures:
-        if not any(site.kind == kind for site in chosen):
-            raise UsageError(f"there is no {kind} to remove {_why_none(model, sites, kind)}")
-    return chosen
-
-
-def _why_none(model: nn.Module, sites: list[Site], kind: str) -> str:
-    if any(site.kind == kind for site in sites):
-        return "among the chosen layers"
-    type_ = model_type(model)
-    if type_ and not any(find_family(module) for module in model.modules()):
-        return f"in this model: {type_} is no known family of models"
-    return "in this model"
-
-
-def _plan(model: nn.Module, sites: list[Site], method: Method) -> Plan:
+def _plan(model: nn.Module, sites: list[Site]) -> Plan:
     """The layers that read the groups of sites."""
     readers = {name for site in sites for name in site.readers}
-    plan = make_plan(model, lambda module, name: name in readers)
-    return with_couplings(plan, model) if method.needs_coupling else plan
+    return make_plan(model, lambda module, name: name in readers)
+
+
+def _gradients(
+    model: nn.Module,
+    sites: list[Site],
+    batches: list[Batch],
+    loss: LossFunction | None,
+    method: Method,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """The gradients of the groups of each site; empty if the criterion reads none."""
+    if not method.needs_gradients:
+        return {}
+    made = make_loss(loss, batches)
+    if "gradient" in method.needs:
+        check_mean(made)
+    per_example = "fisher" in method.needs
+    return group_gradients(model, sites, batches, made, per_example, seed, progress)
 
 
 def _kept(
     model: nn.Module,
     source: ModelSource,
     sites: list[Site],
+    gradients: Mapping[str, Tensor],
+    own: Mapping[str, float],
     method: CutMethod,
     seed: int,
     progress: Progress,
@@ -182,16 +161,19 @@ def _kept(
                 read[layer.name] = Reader(weight, inputs, site.readers[layer.name])
                 if len(read) == len(site.readers):
                     readers = list(waiting.pop(site.name).values())
+                    groups = Groups(
+                        site.groups, readers, _writers(model, site), gradients.get(site.name)
+                    )
                     rankings[site.name] = rank(
                         site,
-                        readers,
+                        groups,
                         of_layers.criterion,
                         of_layers.generator,
-                        _writers(model, site),
+                        measures_errors=isinstance(of_layers.allocator, Sensitivity),
                     )
             progress.finished(f"scores of {layer.name}")
     ordered = [rankings[site.name] for site in sites]
-    left = counts(ordered, method.structures, method.sparsity, method.allocator)
+    left = counts(ordered, method.structures, of_layers.sparsity, of_layers.allocator, own)
     return {
         ranking.site.name: ranking.order[ranking.site.groups - count :].sort().values
         for ranking, count in zip(ordered, left, strict=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparse_engine.errors import UsageError
 from sparse_engine.named import find
-from sparse_engine.pruning.allocators.uniform import Uniform
+from sparse_engine.pruning.allocators import Allocator, Uniform, find_allocator
 from sparse_engine.pruning.criteria import Criterion, find_criterion
+from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.criteria.sparsegpt import SparseGPT
-from sparse_engine.pruning.cutting.counts import ALLOCATORS
+from sparse_engine.pruning.cutting.counts import check_allocator
 from sparse_engine.pruning.granularity import Element
 from sparse_engine.pruning.method import Method
+from sparse_engine.pruning.overrides import Override, find_overrides
+from sparse_engine.pruning.plan import NamePattern
 from sparse_engine.pruning.recovery import Recovery, find_recovery
+from sparse_engine.pruning.statistics.needs import GRADIENTS
 from sparse_engine.structures import STRUCTURES, Structure, Unit
 
 
@@ -24,15 +28,24 @@ class CutMethod:
 
     Attributes:
         structures: by kind.
-        sparsity: fraction of the groups of each kind to remove.
-        allocator: how the fraction is shared out among sites; one of ALLOCATORS.
-        of_layers: criterion and recovery of the layers that read the groups.
+        of_layers: sparsity, criterion, allocator and recovery; the granularity has no meaning.
+        own: patterns of sites and layers, and the sparsity of the sites that match; the first
+            match counts.
     """
 
     structures: dict[str, Structure]
-    sparsity: float
-    allocator: str
     of_layers: Method
+    own: tuple[tuple[NamePattern, float], ...] = ()
+
+    @property
+    def of_readers(self) -> Method:
+        """How the layers that read the groups are refitted, when the groups have been chosen."""
+        criterion = self.of_layers.criterion
+        return replace(
+            self.of_layers,
+            criterion=criterion if criterion.fits else Magnitude(),
+            allocator=Uniform(),
+        )
 
     @property
     def readers(self) -> Mapping[str, tuple[str, ...]]:
@@ -76,29 +89,78 @@ def cut_method(
     sparsity: float | None,
     criterion: str | Criterion | None,
     recovery: str | Recovery | None,
-    allocator: Any,
+    allocator: str | Allocator,
     has_calibration: bool,
+    overrides: Iterable[Override | Mapping[str, Any]] = (),
 ) -> CutMethod:
     """Validate the arguments of a run.
 
     Raises:
         UsageError: if one of them is unknown, out of range, or does not fit the others.
     """
-    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+    scoring, sharing = find_criterion(criterion or "magnitude"), find_allocator(allocator)
+    check_allocator(sharing)
+    _check_criterion(scoring)
+    name = structures[0].name
+    if scoring.decides_sparsity:
+        if sparsity is not None:
+            raise UsageError(
+                f"criterion {scoring} decides what is removed; leave out sparsity {sparsity}"
+            )
+        if not isinstance(sharing, Uniform):
+            raise UsageError(
+                f"allocator {sharing} has nothing to share out: {scoring} decides how many {name}s "
+                "of each site are removed"
+            )
+    elif not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise UsageError(
-            f"sparsity {sparsity!r} is not a fraction of {structures[0].name}s to remove; expected "
+            f"sparsity {sparsity!r} is not a fraction of {name}s to remove; expected "
             "0 <= sparsity < 1"
         )
-    names = {"local": "uniform", "global": "lamp"}
-    how = names.get(str(allocator), str(allocator))
-    if how not in ALLOCATORS:
-        known = ", ".join(ALLOCATORS)
-        raise UsageError(f"allocator {allocator} does not share out structures; choose {known}")
-    scoring = find_criterion(criterion or "magnitude")
-    if isinstance(scoring, SparseGPT):
-        raise UsageError("criterion sparsegpt removes single weights in turn; structures: use obs")
-    method = Method(float(sparsity), Element(), scoring, find_recovery(recovery), Uniform())
+    share = float(sparsity or 0.0)
+    sharing.check(share)
+    method = Method(share, Element(), scoring, find_recovery(recovery), sharing)
     if method.needs and not has_calibration:
-        needing = next(part for part in (scoring, method.recovery) if part.needs)
+        parts: tuple[Any, ...] = (scoring, method.recovery, sharing)
+        needing = next(part for part in parts if part.needs)
         raise UsageError(f"{needing.name} needs calibration inputs; pass calibration=")
-    return CutMethod({s.name: s for s in structures}, float(sparsity), how, method)
+    own = tuple(_own_sparsity(override, scoring) for override in find_overrides(overrides))
+    return CutMethod({s.name: s for s in structures}, method, own)
+
+
+def _check_criterion(criterion: Criterion) -> None:
+    """Refuse a criterion, or an option of one, that means something to single weights alone."""
+    if isinstance(criterion, SparseGPT):
+        raise UsageError("criterion sparsegpt removes single weights in turn; structures: use obs")
+    for option in criterion.for_elements:
+        if getattr(criterion, option) != getattr(type(criterion), option):
+            raise UsageError(
+                f"criterion {criterion}: {option} is about single weights; leave it out for "
+                "structures"
+            )
+    scores_groups = type(criterion).group_scores is not Criterion.group_scores
+    if GRADIENTS.intersection(criterion.needs) and not (
+        scores_groups or type(criterion).removals is not Criterion.removals
+    ):
+        raise UsageError(
+            f"criterion {criterion} scores single weights by their gradients; for structures it "
+            "needs group_scores"
+        )
+
+
+def _own_sparsity(override: Override, criterion: Criterion) -> tuple[NamePattern, float]:
+    """The sites that an override is for, and their sparsity."""
+    for option in ("granularity", "criterion"):
+        if getattr(override, option) is not None:
+            raise UsageError(
+                f"override {override.match!r}: structures take a sparsity of their own, no {option}"
+            )
+    sparsity = override.sparsity
+    if criterion.decides_sparsity:
+        raise UsageError(f"override {override.match!r}: criterion {criterion} decides the sparsity")
+    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+        raise UsageError(
+            f"override {override.match!r}: sparsity {sparsity!r} is no fraction; expected "
+            "0 <= sparsity < 1"
+        )
+    return NamePattern(override.match), float(sparsity)

@@ -25,9 +25,11 @@ class Loss(ABC):
     Attributes:
         mean_is_zero: whether the mean gradient of the dense model is zero but for the error of
             sampling, so that only the squares of gradients tell something.
+        adds_up: whether the loss of a batch is the sum of those of its rows.
     """
 
     mean_is_zero: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss.
@@ -80,6 +82,7 @@ class SampledLoss(Loss):
     """A loss of the outputs alone, whose squared gradients are a Fisher information."""
 
     mean_is_zero = True
+    adds_up = True
 
     def compute(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Any:
         with batch.naming_errors(model):
@@ -116,6 +119,15 @@ def check_loss(loss: Any) -> None:
         raise UsageError(
             f"loss is a {type(loss).__name__}; expected a function of the model and a batch that "
             "returns a scalar"
+        )
+
+
+def check_mean(loss: Loss) -> None:
+    """Raise UsageError if the mean gradient is zero by the choice of the loss."""
+    if loss.mean_is_zero:
+        raise UsageError(
+            "without labels the mean gradient is zero at the dense model; put labels into the "
+            "calibration inputs, pass loss=, or take the criterion taylor or fisher"
         )
 
 

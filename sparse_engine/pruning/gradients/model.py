@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparse_engine.errors import UsageError, one_line
-from sparse_engine.modules.linears import is_conv1d
+from sparse_engine.modules.linears import is_conv1d, weight_of
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.gradients.loss import Loss
 from sparse_engine.pruning.plan import Layer
@@ -35,12 +37,7 @@ class DifferentiableModel:
     def __init__(
         self, model: nn.Module, layers: list[Layer], dense: DenseWeights, loss: Loss, seed: int
     ) -> None:
-        for layer in layers:
-            if layer.weight.dtype == torch.float16:
-                raise UsageError(
-                    f"{layer.name} is in float16, in which small gradients become zero; convert "
-                    "the model with .float() or .bfloat16() first"
-                )
+        check_precision((layer.name, layer.linear) for layer in layers)
         self._loss = _LossOfModel(model, loss)
         self._seed = seed
         leaves: dict[int, Tensor] = {}  # tied parameters are one
@@ -80,6 +77,16 @@ class DifferentiableModel:
             name: (gradient.t() if name in self._transposed else gradient).float()
             for name, gradient in gradients.items()
         }
+
+
+def check_precision(layers: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise UsageError if one of these layers is in float16, in which small gradients vanish."""
+    for name, module in layers:
+        if weight_of(module).dtype == torch.float16:
+            raise UsageError(
+                f"{name} is in float16, in which small gradients become zero; convert the model "
+                "with .float() or .bfloat16() first"
+            )
 
 
 class _LossOfModel(nn.Module):

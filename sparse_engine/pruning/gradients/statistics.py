@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.calibration import Batch, split_batches
-from sparse_engine.pruning.gradients.loss import Loss
+from sparse_engine.pruning.gradients.loss import Loss, check_mean
 from sparse_engine.pruning.gradients.model import DifferentiableModel
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Layer
@@ -59,11 +59,8 @@ class GradientStatistics:
         seed: int,
         progress: Progress,
     ) -> None:
-        if "gradient" in method.needs and loss.mean_is_zero:
-            raise UsageError(
-                "without labels the mean gradient is zero at the dense model; put labels into the "
-                "calibration inputs, pass loss=, or take the criterion taylor or fisher"
-            )
+        if "gradient" in method.needs:
+            check_mean(loss)
         self._model = model
         self._batches = batches
         self._dense = dense

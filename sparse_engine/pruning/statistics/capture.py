@@ -20,14 +20,17 @@ class StopForward(BaseException):
 @contextmanager
 def pre_forward_hooks(
     modules: dict[str, nn.Module],
-    callback: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
+    callback: Callable[[str, tuple[Any, ...], dict[str, Any]], Any],
 ) -> Iterator[None]:
-    """Call callback(name, args, kwargs) before each run of a module."""
+    """Call callback(name, args, kwargs) before each run of a module.
+
+    A result (args, kwargs) of the callback other than None takes the place of the arguments.
+    """
     with ExitStack() as stack:
         for name, module in modules.items():
 
-            def hook(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                callback(name, args, kwargs)
+            def hook(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> Any:
+                return callback(name, args, kwargs)
 
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)

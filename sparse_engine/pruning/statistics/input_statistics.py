@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparse_engine.pruning.criteria.base import Inputs
+from sparse_engine.pruning.criteria.inputs import Inputs
 from sparse_engine.pruning.plan import Layer
 from sparse_engine.pruning.statistics.moments import InputNorms, Moments
 from sparse_engine.pruning.statistics.needs import Statistic
@@ -67,7 +67,7 @@ class InputStatistics:
             inputs = replace(inputs, norms=self._collected.norms())
         elif system := self.system(centred):
             norms = system.hessian.diagonal().sqrt()
-            inputs = replace(inputs, norms=norms, hessian=system.hessian)
+            inputs = replace(inputs, norms=norms, hessian=system.hessian, ridge=system.ridge)
         if self._gradients is None or self.are_missing:
             return inputs
         gradients: dict[Any, Any] = {**self._gradients.of(layer)}

@@ -16,10 +16,11 @@ arXiv:2302.04089.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sparse_engine.pruning.criteria.groups import Groups, Removals, columns_of
 
 SHARE = 0.02  # of the groups that are left, removed between two updates; at least one
 
@@ -59,19 +60,6 @@ class ReaderCosts:
         return cost
 
 
-@dataclass(frozen=True)
-class Removals:
-    """Groups in the order in which they are removed.
-
-    Attributes:
-        order: int64 [groups].
-        costs: float64 [groups], what each adds to the squared errors of the readers.
-    """
-
-    order: Tensor
-    costs: Tensor
-
-
 def removal_order(readers: Sequence[ReaderCosts], groups: int) -> Removals:
     """Remove the cheapest groups until none is left.
 
@@ -94,3 +82,13 @@ def removal_order(readers: Sequence[ReaderCosts], groups: int) -> Removals:
         shares.append(cost * sizes / sizes.sum())
         left = left[torch.isin(left, left[chosen], invert=True)]
     return Removals(torch.cat(order), torch.cat(shares))
+
+
+def costs_of(groups: Groups) -> list[ReaderCosts]:
+    """The costs of all layers that read groups, in the dense model."""
+    found = []
+    for reader in groups.readers:
+        assert reader.inputs.hessian is not None
+        columns = columns_of(reader.groups, groups.count)
+        found.append(ReaderCosts(reader.weight, reader.inputs.hessian, columns))
+    return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_engine.pruning.cutting.obs import ReaderCosts, removal_order
+from sparse_engine.pruning.criteria.structured_obs import ReaderCosts, removal_order
 
 
 def problem(out: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
