@@ -169,7 +169,7 @@ def test_filter() -> None:
     ]  # fmt: skip
     model = bert()
     before = state(model)
-    with pytest.raises(UsageError, match="no head to remove"):
+    with pytest.raises(UsageError, match="no head to remove among the chosen"):
         se.prune(model, 0.5, ["head", "unit"], filter_fn=filter_fn)
     assert len(asked) == 12
     with pytest.raises(UsageError, match="give one of them"):
