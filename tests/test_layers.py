@@ -40,7 +40,7 @@ ALLOWED = {
         "packings",
         "structures",
     },
-    "convert": {"auto", "backends", "config", "errors", "models", "modules", "nn"},
+    "convert": {"auto", "backends", "config", "errors", "models", "modules", "nn", "structures"},
     "pruning": {
         "auto",
         "backends",
@@ -76,6 +76,7 @@ ALLOWED = {
         "nn",
         "ops",
         "packings",
+        "structures",
     },
     "streaming": {"_core", "config", "convert", "errors", "formats", "io", "modules", "pruning"},
     "text": {"errors", "io", "models"},

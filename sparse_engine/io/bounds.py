@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.io.hugging import empty_model, read_config
 from sparse_engine.io.tensorfile import Slot
+from sparse_engine.structures import Fit, Shape, find_fit
 
 # Counts that config classes loop over when they are read; each counted thing has a tensor.
 COUNTS = re.compile(r"(layers?|depths?|blocks?|stages?|n_layer|num_labels)$")
@@ -61,21 +62,40 @@ def check_values(config: Any, tensors: int) -> None:
             )
 
 
-def check_checkpoint(cls: type[nn.Module], plain: dict[str, Any], slots: Sequence[Slot]) -> None:
+def check_checkpoint(cls: type[nn.Module], plain: dict[str, Any], slots: Mapping[str, Slot]) -> Fit:
     """Raise InvalidFileError where a checkpoint's config needs far more weights than its files
     hold.
 
     The model is built on the meta device. Missing tensors and other shapes are found later.
+
+    Returns:
+        Which heads, units and other groups the files lack.
     """
-    tensors, held = len(slots), sum(math.prod(slot.shape) for slot in slots)
+    tensors, held = len(slots), sum(math.prod(slot.shape) for slot in slots.values())
     check_values(plain, tensors)
     draft = empty_model(cls, read_config(plain), most_parameters(tensors), buffers=False)
+    fit = find_fit(draft, _shapes_in(draft, slots))
+    fit.apply_(draft)
     needed = sum(parameter.numel() for parameter in draft.parameters())
     if needed > 4 * held + SPARE_ELEMENTS:
         raise InvalidFileError(
             f"config.json: {cls.__name__} has {needed} weights, the files hold {held}"
         )
     check_buffers(draft)
+    return fit
+
+
+def _shapes_in(model: Any, slots: Mapping[str, Slot]) -> dict[str, Shape]:
+    """The shapes of stored tensors by their names in a model; the files may be of its base model,
+    or of one with a head.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return {
+        name: slots[stored].shape
+        for name in model.state_dict()
+        for stored in (name, name.removeprefix(prefix), f"{prefix}{name}")
+        if stored in slots
+    }
 
 
 def check_buffers(draft: nn.Module) -> None:

@@ -37,6 +37,7 @@ from sparse_engine.io.tensorfile import parse_json
 from sparse_engine.io.writer import RECIPE
 from sparse_engine.modules.effective import fold_
 from sparse_engine.nn import SparseLinear
+from sparse_engine.structures import Fit
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -123,9 +124,9 @@ def _build(folder: Path, plain: dict[str, Any], adapted: bool) -> nn.Module:
         names = plain.get("architectures")
         named = isinstance(names, list) and bool(names) and isinstance(names[0], str)
         cls: Any = model_class(plain, names[0] if named else None)  # type: ignore[index]
-        check_checkpoint(cls, plain, list(held.values()))
+        fit = check_checkpoint(cls, plain, held)
         with _quiet():
-            model, info = cls.from_pretrained(
+            model, info = _fitting(cls, fit).from_pretrained(
                 None if read_here else str(folder),
                 state_dict=_read_state(files, layout) if read_here else None,
                 config=read_config(plain),
@@ -140,6 +141,7 @@ def _build(folder: Path, plain: dict[str, Any], adapted: bool) -> nn.Module:
         if read_here and generation.is_file() and hasattr(model, "generation_config"):
             options = parse_json(generation.read_bytes(), str(generation))
             model.generation_config = transformers_module().GenerationConfig.from_dict(options)
+        model.__class__ = cls
         check_numbers(model)
     except (UnsupportedModelError, InvalidFileError) as error:
         raise type(error)(f"{folder}: {error}") from None
@@ -151,6 +153,18 @@ def _build(folder: Path, plain: dict[str, Any], adapted: bool) -> nn.Module:
     _fill_folded(model, info, files, layout)
     _check_complete(folder, cls.__name__, info)
     return model.eval().requires_grad_(False)
+
+
+def _fitting(cls: Any, fit: Fit) -> Any:
+    """A class whose models lose what the files lack as soon as they are built, without weights."""
+    if not fit.left:
+        return cls
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, *args, **kwargs)
+        fit.apply_(self)
+
+    return type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__})
 
 
 def _read_state(files: list[Path], layout: Layout | None) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from sparse_engine.backends import backend_of
 from sparse_engine.convert.native import install_native
 from sparse_engine.errors import UsageError
 from sparse_engine.io.package import Package, Progress, open_package
-from sparse_engine.io.skeleton import check_fit, fill, fold_as_stored_, rebuild
+from sparse_engine.io.skeleton import fill, fit_as_stored_, fold_as_stored_, rebuild
 
 
 def load(
@@ -75,7 +75,7 @@ def load_package(package: Package, model: nn.Module | None = None) -> nn.Module:
     """As `load`, from an open package."""
     if model is not None:
         fold_as_stored_(model, package)
-        check_fit(model, package)
+        fit_as_stored_(model, package)
     elif package.manifest.source == "transformers":
         model = rebuild(package)
     else:

@@ -27,6 +27,7 @@ from sparse_engine.modules.linears import is_conv1d, is_linear, weight_of
 from sparse_engine.modules.names import prefixes
 from sparse_engine.nn import SparseLinear
 from sparse_engine.nn.transformer import disable_nested_tensors_
+from sparse_engine.structures import Fit, Shape, find_fit, hollow
 
 
 def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -57,11 +58,12 @@ def rebuild(package: Package) -> nn.Module:
     except (InvalidFileError, UnsupportedModelError) as error:
         raise InvalidFileError(f"{package.path}: {error}") from None
     fold_as_stored_(draft, package)
-    check_fit(draft, package)
+    fit = fit_as_stored_(draft, package)
     try:
         check_buffers(draft)
         model = empty_model(cls, read_config(plain), limit, buffers=True)
         fold_as_stored_(model, package)
+        fit.apply_(model)
         check_numbers(model)
     except InvalidFileError as error:
         raise InvalidFileError(f"{package.path}: {error}") from None
@@ -93,6 +95,32 @@ def fold_as_stored_(model: nn.Module, package: Package) -> None:
         return not any(n in parts or n.startswith(parametrized) for n in stored)
 
     fold_(model, folded)
+
+
+def fit_as_stored_(model: nn.Module, package: Package) -> Fit:
+    """Remove the heads, units and other groups of `model` that the package has no more of.
+
+    Raises InvalidFileError unless the package holds exactly the state of the model that is left;
+    then `model` is as before.
+    """
+    try:
+        fit = find_fit(model, *stored_shapes(package))
+    except InvalidFileError as error:
+        raise InvalidFileError(f"{package.path}: {error}") from None
+    if fit.left:
+        copied = hollow(model)
+        fit.apply_(copied)
+        check_fit(copied, package)
+        fit.apply_(model)
+    else:
+        check_fit(model, package)
+    return fit
+
+
+def stored_shapes(package: Package) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """The shapes of tensors outside of sparse layers, and of sparse layers [out, in], by name."""
+    dense = {name: tuple(tensor.shape) for name, tensor in _dense(package).items()}
+    return dense, {name: entry.shape for name, entry in _layers(package).items()}
 
 
 def check_fit(model: nn.Module, package: Package) -> None:

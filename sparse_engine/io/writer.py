@@ -38,7 +38,7 @@ from sparse_engine.io.manifest import (
 )
 from sparse_engine.io.model_files import read_companions
 from sparse_engine.io.package import Progress, is_package, open_package
-from sparse_engine.io.skeleton import check_fit, fold_as_stored_, state_of
+from sparse_engine.io.skeleton import fit_as_stored_, fold_as_stored_, state_of
 from sparse_engine.io.tensorfile import parse_json, write_tensors
 from sparse_engine.nn import SparseLinear
 
@@ -298,7 +298,7 @@ def _read_back(
             cls = model_class(plain, architecture)
             model = empty_model(cls, read_config(plain), sys.maxsize, buffers=False)
             fold_as_stored_(model, package)
-            check_fit(model, package)
+            fit_as_stored_(model, package)
     except InvalidFileError as error:
         text = str(error).replace(str(draft), str(target))
         raise UsageError(f"the model cannot be packed: {text}") from None

@@ -119,9 +119,10 @@ def open_checkpoint(path_or_id: str | Path) -> Checkpoint:
     named = isinstance(names, list) and bool(names) and isinstance(names[0], str)
     try:
         cls = model_class(plain, names[0] if named else None)  # type: ignore[index]
-        check_checkpoint(cls, plain, [tensor.slot for tensor in tensors.values()])
+        fit = check_checkpoint(cls, plain, {name: t.slot for name, t in tensors.items()})
         limit = most_parameters(len(tensors))
         model = empty_model(cls, read_config(plain), limit, buffers=True)
+        fit.apply_(model)
         check_numbers(model)
     except (UnsupportedModelError, InvalidFileError) as error:
         raise type(error)(f"{folder}: {error}") from None

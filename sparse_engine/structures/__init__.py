@@ -6,6 +6,7 @@ one in resize/.
 """
 
 from sparse_engine.structures.find import find_sites
+from sparse_engine.structures.fit import Fit, Shape, find_fit, hollow
 from sparse_engine.structures.match import kept_of
 from sparse_engine.structures.resize import check_resizable, resize_
 from sparse_engine.structures.site import Site, Size
@@ -13,13 +14,17 @@ from sparse_engine.structures.structure import STRUCTURES, Head, Structure, Unit
 
 __all__ = [
     "STRUCTURES",
+    "Fit",
     "Head",
+    "Shape",
     "Site",
     "Size",
     "Structure",
     "Unit",
     "check_resizable",
+    "find_fit",
     "find_sites",
+    "hollow",
     "kept_of",
     "resize_",
 ]

@@ -19,7 +19,7 @@ KINDS: tuple[ModuleType, ...] = (linear, embedding, recurrent)
 def check_resizable(model: nn.Module, sites: Sequence[Site]) -> None:
     """Raise UsageError if a layer of a site cannot be resized, or is shared with other modules."""
     affected = {
-        _owner(model, name)[0]
+        owner_of(model, name)[0]
         for site in sites
         for name in (*site.writers, *site.readers, *site.between)
     }
@@ -62,7 +62,7 @@ def resize_(model: nn.Module, kept: Mapping[str, Tensor], sites: Sequence[Site])
             setattr(model.get_submodule(size.module), size.attribute, value)
     by_module: dict[str, dict[str, Kept]] = {}
     for name in {**rows, **columns}:
-        owner, inside = _owner(model, name)
+        owner, inside = owner_of(model, name)
         of_layer = Kept(_indices(rows.get(name)), _indices(columns.get(name)))
         by_module.setdefault(owner, {})[inside] = of_layer
     for name, parts in by_module.items():
@@ -84,11 +84,17 @@ def _indices(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.nonzero()[:, 0]
 
 
-def _owner(model: nn.Module, layer: str) -> tuple[str, str]:
+def owner_of(model: nn.Module, layer: str) -> tuple[str, str]:
     """The module that holds a layer of the unrolled model, and the layer's name below it."""
     name, inside = layer, ""
-    modules = dict(model.named_modules())
-    while name not in modules:
+    while not _has(model, name):
         name, _, last = name.rpartition(".")
         inside = f"{last}.{inside}" if inside else last
     return name, inside
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        return model.get_submodule(name) is not None
+    except AttributeError:
+        return False
