@@ -25,6 +25,7 @@ __all__ = [
     "Block",
     "Element",
     "Head",
+    "Layer",
     "PruneReport",
     "SensitivityReport",
     "SparseConfig",
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from sparse_engine.formats import BSR, CSR, Bitmask
     from sparse_engine.io import load, save
     from sparse_engine.pruning import NM, Block, Element, PruneReport, Target, prune
-    from sparse_engine.structures import Head, Unit
+    from sparse_engine.structures import Head, Layer, Unit
 else:
     from importlib import import_module as _import_module
 
@@ -67,7 +68,7 @@ else:
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),
         "pruning": ("NM", "Block", "Element", "PruneReport", "Target", "prune"),
-        "structures": ("Head", "Unit"),
+        "structures": ("Head", "Layer", "Unit"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),
     }

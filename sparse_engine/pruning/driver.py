@@ -18,7 +18,14 @@ from sparse_engine.pruning.allocators import Allocator
 from sparse_engine.pruning.calibration import Batch, fingerprint, merge_batches, read_calibration
 from sparse_engine.pruning.coverage import add_coverage
 from sparse_engine.pruning.criteria import Criterion
-from sparse_engine.pruning.cutting import cut, cut_method, find_structures
+from sparse_engine.pruning.cutting import (
+    block_method,
+    cut,
+    cut_blocks,
+    cut_method,
+    find_layer,
+    find_structures,
+)
 from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.gradients import GradientStatistics, LossFunction, check_loss, make_loss
 from sparse_engine.pruning.heads import heads_of
@@ -81,9 +88,10 @@ def prune(
             own, and with a threshold of magnitude the weights decide.
         granularity: Element(), Block(rows, cols), NM(keep, of), or "element", "4x1", "1xall",
             "2:4"; the default is "element". Or one or several structures, which are taken out, so
-            that the weights become smaller: Head(), Unit(), or "head", "unit(round_to=16)". With a
-            target several granularities are possible, or "auto" for those that have fast kernels
-            on the model's device, which is then the default.
+            that the weights become smaller: Head(), Unit(), or "head", "unit(round_to=16)". Or
+            Layer(), whole layers of a Transformer. With a target several granularities are
+            possible, or "auto" for those that have fast kernels on the model's device, which is
+            then the default.
         criterion: "random", "magnitude", "coupled", "activation", "wanda", "sparsegpt", "obs", or a
             Criterion. Options follow a name in brackets, as "magnitude(p=1)"; so do those of
             recoveries and allocators. The default is "magnitude", with a target "obs".
@@ -133,6 +141,17 @@ def prune(
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is {model!r:.80}; give a torch.nn.Module")
     if structures := find_structures(granularity):
+        if layer := find_layer(structures):
+            unused = {"target": target, "overrides": list(overrides), "loss": loss}
+            for name, given in (unused | {"filter_fn": filter_fn}).items():
+                if given:
+                    raise UsageError(f"structure layer reads no {name}: leave it out")
+            how = block_method(
+                layer, sparsity, criterion, recovery, allocator, calibration is not None
+            )
+            check_seed(seed)
+            blocks = Selection.of(layers, ignore)
+            return cut_blocks(model, how, calibration, blocks, seed, progress)
         removed = cut_method(
             structures, sparsity, criterion, recovery, allocator, calibration is not None, overrides
         )

@@ -5,26 +5,37 @@ tables; `resize_` takes them out. A new kind of model is a file in tables/, a ne
 one in resize/.
 """
 
+from sparse_engine.structures.blocks import (
+    Stack,
+    check_removable,
+    find_stacks,
+    remove_blocks_,
+)
 from sparse_engine.structures.find import find_sites
 from sparse_engine.structures.fit import Fit, Shape, find_fit, hollow
 from sparse_engine.structures.match import kept_of
 from sparse_engine.structures.resize import check_resizable, resize_
 from sparse_engine.structures.site import Site, Size
-from sparse_engine.structures.structure import STRUCTURES, Head, Structure, Unit
+from sparse_engine.structures.structure import STRUCTURES, Head, Layer, Structure, Unit
 
 __all__ = [
     "STRUCTURES",
     "Fit",
     "Head",
+    "Layer",
     "Shape",
     "Site",
     "Size",
+    "Stack",
     "Structure",
     "Unit",
+    "check_removable",
     "check_resizable",
     "find_fit",
     "find_sites",
+    "find_stacks",
     "hollow",
     "kept_of",
+    "remove_blocks_",
     "resize_",
 ]

@@ -91,4 +91,22 @@ class Unit(Structure):
         return stated
 
 
-STRUCTURES: tuple[type[Structure], ...] = (Head, Unit)
+@dataclass(frozen=True)
+class Layer(Structure):
+    """Whole blocks of a stack, such as the layers of a Transformer.
+
+    Args:
+        count: how many go, in place of a sparsity: of each stack, or where stacks compete of all
+            together.
+    """
+
+    name: ClassVar[str] = "layer"
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count is not None and self.count < 1:
+            raise UsageError(f"structure layer: count={self.count} is less than 1")
+
+
+STRUCTURES: tuple[type[Structure], ...] = (Head, Unit, Layer)

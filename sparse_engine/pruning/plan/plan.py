@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from torch import Tensor, nn
 
@@ -58,17 +59,25 @@ class Plan:
         stacks: by stack, the dotted names of its modules.
         residuals: the residual stream that a layer writes to, by the name of the layer.
         left: the reason of each linear layer that is not pruned, by its name.
+        removed: modules of stacks that the pruned model runs without.
     """
 
     layers: list[Layer]
     stacks: list[list[str]]
     residuals: dict[str, Residual] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
     def stack_module_of(self, name: str) -> str | None:
         """The module of a stack that contains a layer; None if the layer is in no stack."""
         modules = (module for stack in self.stacks for module in stack)
         return next((module for module in modules if name.startswith(f"{module}.")), None)
+
+    def removed_after(self, module: str) -> list[str]:
+        """The removed modules of a stack between this one and the next that remains."""
+        stack = next((stack for stack in self.stacks if module in stack), [module])
+        following = stack[stack.index(module) + 1 :]
+        return list(takewhile(lambda name: name in self.removed, following))
 
 
 def make_plan(

@@ -49,7 +49,8 @@ class LeastSquares(Recovery):
     ) -> tuple[Tensor, Tensor | None]:
         assert system is not None
         weight = layer.pruned
-        if not layer.is_fitted:
+        unchanged = problem.target is layer.dense and torch.equal(weight, layer.dense)
+        if not layer.is_fitted and not unchanged:
             weight = refit(problem.rhs, system.hessian, layer.keep)
         if layer.bias is None:
             return weight, None

@@ -35,6 +35,7 @@ from sparse_engine.pruning.statistics.segments import (
     hidden_states,
     is_expert,
 )
+from sparse_engine.pruning.statistics.skipping import skipping
 from sparse_engine.pruning.statistics.storage import Storage
 
 
@@ -102,6 +103,8 @@ class Collector:
         self._modules = dict(model.named_modules())
         self._batches = batches
         self._dense = dense
+        self._plan = plan
+        self._removed = {name: self._modules[name] for name in plan.removed}
         self._collection = collection
         self._progress = progress
         self._on_block = on_block
@@ -118,7 +121,7 @@ class Collector:
                     yield group, self._collect(segment, group, captured[0], self._batches)
                 continue
             if not segment.follows:
-                self.enter(segment.module, is_pruned=i > 0)
+                self.enter(segment.module, is_pruned=i > 0 or bool(self._removed))
             passes_on = i + 1 < len(self._segments) and self._segments[i + 1].follows
             yield from self.module_groups(segment, passes_on)
 
@@ -127,7 +130,7 @@ class Collector:
 
         Args:
             module: its dotted name.
-            is_pruned: whether layers before it have been pruned.
+            is_pruned: whether layers before it have been pruned, or modules removed.
         """
         dense = pruned = self._entrance(module, is_dense=True)
         if is_pruned and self._collection.pruned_inputs:
@@ -150,8 +153,8 @@ class Collector:
         )
         for group, of_group in zip(segment.groups, captured, strict=True):
             yield group, self._collect(segment, group, of_group, pruned)
-        if self._on_block is not None and self._collection.blocks:
-            self._on_block(self._block(segment, pruned, dense))
+        if self._on_block is not None and self._collection.blocks and segment.groups:
+            self._on_block(self._block(segment, pruned, self._after_removed(segment, dense)))
         if self._collection.pruned_inputs and passes_on:
             pruned = [self._following(segment, batch) for batch in pruned]
         self.states = States(dense, pruned)
@@ -167,6 +170,14 @@ class Collector:
         if isinstance(argument, int):
             return replace(batch, args=(*batch.args[:argument], x, *batch.args[argument + 1 :]))
         return replace(batch, kwargs={**batch.kwargs, str(argument): x})
+
+    def _after_removed(self, segment: Segment, dense: list[Batch]) -> list[Batch]:
+        """The batches of the dense model after the removed modules that follow a segment."""
+        for name in self._plan.removed_after(segment.module):
+            outputs = (self._run(name, self._storage.fetch(batch), True) for batch in dense)
+            pairs = zip(dense, outputs, strict=True)
+            dense = [self._next_batch(segment, batch, output) for batch, output in pairs]
+        return dense
 
     def _block(self, segment: Segment, pruned: list[Batch], following: list[Batch]) -> Block:
         """A module of a stack whose layers have all been pruned."""
@@ -195,7 +206,8 @@ class Collector:
         module = self._modules[name]
         with batch.naming_errors(self._modules[""]):
             if not is_dense:
-                return module(*batch.args, **batch.kwargs)
+                with skipping(self._removed):
+                    return module(*batch.args, **batch.kwargs)
             return functional_call(module, self._dense.of(module), batch.args, batch.kwargs)
 
     def _capture_all(
