@@ -28,7 +28,7 @@ from sparse_engine.io.folder import check_free, new_folder
 from sparse_engine.io.foreign import Layout, layout_of
 from sparse_engine.io.hugging import model_class, read_config, transformers_module
 from sparse_engine.io.manifest import MANIFEST
-from sparse_engine.io.model_files import read_companions
+from sparse_engine.io.model_files import Files, companions_of
 from sparse_engine.io.package import Progress, is_package
 from sparse_engine.io.reader import load
 from sparse_engine.io.shards import INDEX, WEIGHTS, StoredDtypes, read_headers, weight_files
@@ -271,6 +271,7 @@ def save_checkpoint(
     source: str | Path,
     pruning: Mapping[str, Any],
     progress: Progress | None = None,
+    files: Files | None = None,
 ) -> Path:
     """Write a pruned model as a Hugging Face checkpoint, zeros and all; returns its folder.
 
@@ -281,9 +282,10 @@ def save_checkpoint(
         model: The pruned model, dense.
         folder: The folder to write; must not exist.
         source: The folder that the model was loaded from. Its config.json and tokenizer files are
-            copied.
+            copied; options that changed in `model.config` since are written as they are now.
         pruning: The report of `prune` as plain values; written to pruning.json.
         progress: Called as (done, total, file name).
+        files: Written in place of files of `source`; None for one that is left out.
 
     Raises:
         UsageError: `folder` exists, the model is sparse or not of transformers, or a weight is too
@@ -296,7 +298,7 @@ def save_checkpoint(
         raise UsageError(f"{type(model).__name__} is not a transformers model: use save")
     if any(isinstance(module, SparseLinear) for module in model.modules()):
         raise UsageError("the model holds sparse layers: densify_(model) first, or use save")
-    files = read_companions(Path(source))
+    companions = companions_of(model, source, files)
     try:
         recipe = json.dumps(dict(pruning), indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -310,7 +312,7 @@ def save_checkpoint(
                 (draft / name).unlink()
         if progress is not None:
             progress(1, 2, WEIGHTS)
-        write_companions(draft, files)
+        write_companions(draft, companions)
         (draft / RECIPE).write_text(recipe)
         if progress is not None:
             progress(2, 2, RECIPE)

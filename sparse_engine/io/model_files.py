@@ -8,18 +8,24 @@ cache consists of links.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.io.companions import COMPANIONS, MAX_BYTES, Companion
 from sparse_engine.io.folder import read_regular
 from sparse_engine.io.foreign import plain_config
+from sparse_engine.io.live_config import live_config
 from sparse_engine.io.manifest import MANIFEST, FileEntry, read_folder_manifest
 from sparse_engine.io.package import read_listed
 from sparse_engine.io.tensorfile import read_json
 
 CONFIG: Companion = "config.json"
+Files = Mapping[Companion, bytes | None]
+"""Companion files by name, in place of those of a folder; None for one that is left out."""
 
 
 class ModelFiles:
@@ -68,4 +74,29 @@ def read_companions(source: Path) -> dict[Companion, bytes]:
     present = {name: data for name, data in found.items() if data is not None}
     if files.listed is None and CONFIG in present:
         present[CONFIG] = plain_config(present[CONFIG], str(source / CONFIG))
+    return present
+
+
+def companions_of(
+    model: nn.Module, source: str | Path | None, files: Files | None = None
+) -> dict[Companion, bytes]:
+    """The files that are written beside a model.
+
+    Args:
+        model: If it has a config, config.json has its values.
+        source: The folder that the model came from; None for no files.
+        files: In place of those of `source`.
+
+    Raises:
+        UsageError: `source` is not a folder, or `files` has another name than a companion's.
+        InvalidFileError: A file is too large or not a regular file.
+    """
+    given = {} if source is None else read_companions(Path(source))
+    if unknown := sorted(set(files or {}) - set(COMPANIONS)):
+        raise UsageError(f"{unknown[0]!r:.80} is no file of a model: {', '.join(COMPANIONS)}")
+    found = {**given, **(files or {})}
+    present = {name: data for name, data in found.items() if data is not None}
+    config = getattr(model, "config", None)
+    if CONFIG in present and hasattr(config, "to_dict"):
+        present[CONFIG] = live_config(present[CONFIG], f"{source}/{CONFIG}", config)
     return present

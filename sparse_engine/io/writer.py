@@ -36,7 +36,7 @@ from sparse_engine.io.manifest import (
     TensorEntry,
     stored_as,
 )
-from sparse_engine.io.model_files import read_companions
+from sparse_engine.io.model_files import CONFIG, Files, companions_of
 from sparse_engine.io.package import Progress, is_package, open_package
 from sparse_engine.io.skeleton import fit_as_stored_, fold_as_stored_, state_of
 from sparse_engine.io.tensorfile import parse_json, write_tensors
@@ -53,14 +53,17 @@ def save(
     recipe: Mapping[str, Any] | None = None,
     source: str | Path | None = None,
     progress: Progress | None = None,
+    files: Files | None = None,
 ) -> Path:
     """Write `model` to a new folder; returns its path.
 
     report: from `sparsify_`, for what was measured and why each format was chosen.
     recipe: how the weights were pruned, JSON-able; by default that of `source`, if it has one.
     source: the Hugging Face folder that the model came from; config and tokenizer files are copied
-    from it as they are. Without it the config is written from `model.config`, if there is one.
+    from it; options that changed in `model.config` since are written as they are now. Without it
+    the config is written from `model.config`, if there is one.
     progress: called as (done, total, tensor name).
+    files: written in place of files of `source`; None for one that is left out.
 
     A transformers model is loaded again by `load(folder)`; any other module by
     `load(folder, model=...)`. The folder appears only when it is complete. Raises UsageError if it
@@ -72,10 +75,12 @@ def save(
     check_free(target)
     contents = _collect(model)
     architecture = architecture_of(model)
-    files = _companions(model, source, architecture)
+    companions = _companions(model, source, files, architecture)
     skipped = skipped_share(census(model), dict(model.named_modules()))
     recorded = _recipe(recipe, source)
-    return write_package(target, contents, architecture, files, recorded, report, skipped, progress)
+    return write_package(
+        target, contents, architecture, companions, recorded, report, skipped, progress
+    )
 
 
 def write_package(
@@ -220,15 +225,15 @@ def architecture_of(model: nn.Module) -> str | None:
 
 
 def _companions(
-    model: nn.Module, source: str | Path | None, architecture: str | None
+    model: nn.Module, source: str | Path | None, files: Files | None, architecture: str | None
 ) -> dict[Companion, bytes]:
-    files = read_companions(Path(source)) if source is not None else {}
-    if architecture and "config.json" not in files:
+    found = companions_of(model, source, files)
+    if architecture and CONFIG not in found:
         if source is not None:
-            raise UsageError(f"source {source} has no config.json")
+            raise UsageError(f"source {source} has no {CONFIG}")
         config: Any = model.config
-        files["config.json"] = config.to_json_string().encode()
-    return files
+        found[CONFIG] = config.to_json_string().encode()
+    return found
 
 
 def _file(name: Companion, data: bytes) -> FileEntry:

@@ -21,7 +21,7 @@ from sparse_engine.pruning.sections import (
     target_section,
     units_section,
 )
-from sparse_engine.pruning.site_report import SiteReport
+from sparse_engine.pruning.site_report import SiteReport, with_numbers
 from sparse_engine.pruning.target.report import TargetReport
 from sparse_engine.reporting.example import Example
 from sparse_engine.reporting.page import Page, footer, write_charts
@@ -141,7 +141,8 @@ class PruneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "sparsity": self.sparsity}
+        sites = [site.to_dict() for site in self.sites]
+        return {**asdict(self), "sites": sites, "sparsity": self.sparsity}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PruneReport:
@@ -153,6 +154,9 @@ class PruneReport:
         Example:
             se.PruneReport.from_dict(json.loads(Path("pruned/pruning.json").read_text()))
         """
+        sites = values.get("sites")
+        if isinstance(sites, list):
+            values = {**values, "sites": [with_numbers(site) for site in sites]}
         return checked(cls, values, "report of prune")
 
     def to_html(self, path: str | Path, title: str = "Pruned model") -> Path:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from uneven_models import build, cut_, inputs, output, sparse
 
 import sparse_engine as se
-from sparse_engine.errors import InvalidFileError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.io import load_pretrained, save_checkpoint, verify
 from sparse_engine.structures import find_sites, resize_
 
@@ -195,3 +195,40 @@ def test_plain_modules_are_filled(tmp_path: Path) -> None:
     with pytest.raises(InvalidFileError, match="word_embeddings"):
         se.load(tmp_path / "package", other)
     assert shapes(other) == before
+
+
+def without_last_layer_(model: Any) -> None:
+    del model.bert.encoder.layer[-1]
+    model.config.num_hidden_layers -= 1
+
+
+def test_the_live_config_is_written(tmp_path: Path) -> None:
+    source = source_of("bert", tmp_path / "hf")
+    model: Any = load_pretrained(source)[0]
+    cut_(model)
+    without_last_layer_(model)
+    out = save_checkpoint(model, tmp_path / "out", source, {})
+    before, after = (json.loads((path / "config.json").read_text()) for path in (source, out))
+    assert after == {**before, "num_hidden_layers": 2}
+    assert list(after) == list(before)
+    assert torch.equal(output(load_pretrained(out)[0]), output(model))
+    se.save(sparse(model), tmp_path / "package", source=source)
+    torch.testing.assert_close(output(se.load(tmp_path / "package")), output(model))
+
+
+def test_files_take_the_place_of_those_of_the_source(tmp_path: Path) -> None:
+    source = source_of("bert", tmp_path / "hf")
+    (source / "vocab.txt").write_text("a\nb\n")
+    (source / "LICENSE").write_text("free")
+    model = load_pretrained(source)[0]
+    files: Any = {"vocab.txt": b"a\n", "LICENSE": None, "merges.txt": b"#"}
+    for save in (
+        lambda folder: save_checkpoint(model, folder, source, {}, files=files),
+        lambda folder: se.save(model, folder, source=source, files=files),
+    ):
+        out = save(tmp_path / f"out{len(list(tmp_path.iterdir()))}")
+        assert (out / "vocab.txt").read_bytes() == b"a\n"
+        assert (out / "merges.txt").read_bytes() == b"#"
+        assert not (out / "LICENSE").exists()
+    with pytest.raises(UsageError, match=r"'\.\./evil' is no file of a model"):
+        save_checkpoint(model, tmp_path / "x", source, {}, files={"../evil": b""})  # type: ignore[dict-item]
