@@ -24,6 +24,7 @@ __all__ = [
     "Bitmask",
     "Block",
     "Element",
+    "Filter",
     "Head",
     "Layer",
     "PruneReport",
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from sparse_engine.formats import BSR, CSR, Bitmask
     from sparse_engine.io import load, save
     from sparse_engine.pruning import NM, Block, Element, PruneReport, Target, prune
-    from sparse_engine.structures import Head, Layer, Unit
+    from sparse_engine.structures import Filter, Head, Layer, Unit
 else:
     from importlib import import_module as _import_module
 
@@ -68,7 +69,7 @@ else:
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),
         "pruning": ("NM", "Block", "Element", "PruneReport", "Target", "prune"),
-        "structures": ("Head", "Layer", "Unit"),
+        "structures": ("Filter", "Head", "Layer", "Unit"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),
     }

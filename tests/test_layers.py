@@ -222,7 +222,7 @@ def test_no_modules_import_each_other() -> None:
 
 # Modules outside of backends/ and packings/ that name a kind of device, and why they may.
 DEVICE_EXCEPTIONS = {
-    "nn/placeholder.py": "answers is_cpu and is_cuda in place of a tensor",
+    "modules/placeholder.py": "answers is_cpu and is_cuda in place of a tensor",
     "nn/recurrent/native.py": "native code reads and writes memory of the CPU in place",
 }
 

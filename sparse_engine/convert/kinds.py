@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from sparse_engine.modules.cut_attention import CutMultiheadAttention
 from sparse_engine.modules.experts import DOWN, is_experts
 from sparse_engine.nn import (
     SparseConv1d,
@@ -79,6 +80,7 @@ KINDS = (
         "self_attn.q_proj",
     ),
     Kind("attention", nn.MultiheadAttention, SparseMultiheadAttention, "q_proj"),
+    Kind("attention", CutMultiheadAttention, SparseMultiheadAttention, "q_proj"),
     Kind("conv", nn.Conv1d, SparseConv1d, "linears.0"),
     *(Kind("recurrent", dense, sparse, "hh_l0") for dense, sparse in NETWORKS.items()),
     *(Kind("cell", dense, sparse, "network.hh_l0") for dense, sparse in CELLS.items()),

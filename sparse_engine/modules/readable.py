@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.names import join
@@ -25,7 +26,7 @@ def directly_read(model: nn.Module) -> dict[str, str]:
     """Linear layers of `model` whose weight is read or written other than by calling the layer.
 
     A sparse layer has no dense weight to read or write. Only classes of transformers are listed;
-    where another model does so, the layer's `weight` raises (nn/placeholder.py).
+    where another model does so, the layer's `weight` raises (modules/placeholder.py).
 
     Returns:
         Names of the layers, with the reason for the report.
@@ -44,7 +45,7 @@ def check_readable(model: nn.Module) -> None:
     """Check that every parameter of `model` has values that can be read.
 
     Raises:
-        UsageError: A module is quantised, or a parameter is on the meta device.
+        UsageError: A module is quantised, or a parameter is lazy or on the meta device.
     """
     for path, module in model.named_modules():
         kind = type(module)
@@ -54,6 +55,11 @@ def check_readable(model: nn.Module) -> None:
                 "give the model as it was before; SparseConfig(dtype='int8') stores int8 weights"
             )
         for name, parameter in module._parameters.items():
+            if is_lazy(parameter):
+                raise UsageError(
+                    f"{join(path, name)} of a {kind.__name__} has no shape yet: run the model once "
+                    "first"
+                )
             if parameter is not None and parameter.is_meta:
                 raise UsageError(
                     f"{join(path, name)} has no values, it is on the meta device (not loaded, or "

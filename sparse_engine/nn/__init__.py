@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparse_engine.modules.cut_attention import CutMultiheadAttention
 from sparse_engine.nn.attention import SparseMultiheadAttention
 from sparse_engine.nn.conv import SparseConv1d
 from sparse_engine.nn.experts import SparseExperts
@@ -27,6 +28,7 @@ from sparse_engine.nn.transformer import (
 )
 
 __all__ = [
+    "CutMultiheadAttention",
     "NativeDecoder",
     "NativeEncoder",
     "NativeStack",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.modules.attention import attend, merge_masks
+from sparse_engine.modules.attention import multihead_attention
+from sparse_engine.modules.cut_attention import CutMultiheadAttention
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.modules.linears import linear_of
+from sparse_engine.modules.placeholder import placeholder_weight
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.parts import ComposedModule, as_dense_linear
-from sparse_engine.nn.placeholder import placeholder_weight
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class SparseMultiheadAttention(ComposedModule):
@@ -31,6 +34,8 @@ class SparseMultiheadAttention(ComposedModule):
     out_proj: nn.Module
     dropout = 0.0
     """Of the dense layer that it was made from; not applied here."""
+    bias_k = bias_v = None
+    add_zero_attn = False
 
     def __init__(
         self,
@@ -50,13 +55,14 @@ class SparseMultiheadAttention(ComposedModule):
         if embed_dim % num_heads:
             raise UsageError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
         self.embed_dim, self.num_heads, self.batch_first = embed_dim, num_heads, batch_first
+        self.head_dim = embed_dim // num_heads
         self.q_proj = SparseLinear(embed_dim, embed_dim, bias)
         self.k_proj = SparseLinear(kdim or embed_dim, embed_dim, bias)
         self.v_proj = SparseLinear(vdim or embed_dim, embed_dim, bias)
         self.out_proj = SparseLinear(embed_dim, embed_dim, bias)
 
     @classmethod
-    def unpacked(cls, attention: nn.MultiheadAttention) -> Self:
+    def unpacked(cls, attention: nn.MultiheadAttention | CutMultiheadAttention) -> Self:
         """See ComposedModule.unpacked; add_bias_kv and add_zero_attn are not supported."""
         check_plain(attention)
         if attention.bias_k is not None or attention.add_zero_attn:
@@ -64,7 +70,13 @@ class SparseMultiheadAttention(ComposedModule):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.embed_dim, layer.num_heads = attention.embed_dim, attention.num_heads
+        layer.head_dim = attention.head_dim
         layer.batch_first, layer.dropout = attention.batch_first, attention.dropout
+        if isinstance(attention, CutMultiheadAttention):
+            for name in PROJECTIONS:
+                projection: Any = attention.get_submodule(name)
+                setattr(layer, name, linear_of(projection.weight, projection.bias))
+            return layer.train(attention.training)
         if attention.in_proj_weight is not None:
             weights = attention.in_proj_weight.chunk(3)
         else:
@@ -76,10 +88,16 @@ class SparseMultiheadAttention(ComposedModule):
         layer.out_proj = linear_of(attention.out_proj.weight, attention.out_proj.bias)
         return layer.train(attention.training)
 
-    def to_dense(self, dtype: torch.dtype | None = None) -> nn.MultiheadAttention:
-        """A torch.nn.MultiheadAttention with the same weights, in `dtype` or the weights' own."""
-        names = ("q_proj", "k_proj", "v_proj", "out_proj")
-        q, k, v, out = (as_dense_linear(self.get_submodule(name), dtype) for name in names)
+    def to_dense(
+        self, dtype: torch.dtype | None = None
+    ) -> nn.MultiheadAttention | CutMultiheadAttention:
+        """A dense module with the same weights, in `dtype` or the weights' own.
+
+        It is a torch.nn.MultiheadAttention, or a CutMultiheadAttention if heads were removed.
+        """
+        q, k, v, out = (as_dense_linear(self.get_submodule(name), dtype) for name in PROJECTIONS)
+        if self.num_heads * self.head_dim != self.embed_dim:
+            return self._cut_dense(q, k, v, out)
         attention = nn.MultiheadAttention(
             self.embed_dim,
             self.num_heads,
@@ -102,6 +120,22 @@ class SparseMultiheadAttention(ComposedModule):
             attention.out_proj.bias.copy_(out.bias)
         return attention.train(self.training)
 
+    def _cut_dense(self, *projections: nn.Linear) -> CutMultiheadAttention:
+        q, k, v, _ = projections
+        cut = CutMultiheadAttention(
+            self.embed_dim,
+            self.num_heads,
+            self.head_dim,
+            self.dropout,
+            q.bias is not None,
+            k.in_features,
+            v.in_features,
+            self.batch_first,
+        )
+        for name, projection in zip(PROJECTIONS, projections, strict=True):
+            setattr(cut, name, projection)
+        return cut.requires_grad_(False).train(self.training)
+
     @property
     def in_proj_weight(self) -> Tensor:
         """A tensor without values.
@@ -110,7 +144,8 @@ class SparseMultiheadAttention(ComposedModule):
         of other classes than torch's own.
         """
         weight = self.q_proj.weight
-        return placeholder_weight((3 * self.embed_dim, self.embed_dim), weight.dtype, weight.device)
+        size = 3 * self.num_heads * self.head_dim, self.embed_dim
+        return placeholder_weight(size, weight.dtype, weight.device)
 
     def forward(
         self,
@@ -141,24 +176,19 @@ class SparseMultiheadAttention(ComposedModule):
         Returns:
             The output, and the weights [batch, (heads,) queries, keys] or None.
         """
-        single = query.dim() == 2
-        if single:
-            query, key, value = query[None], key[None], value[None]
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        elif not self.batch_first:
-            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-        q, k, v = (
-            part(t).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for part, t in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
         if is_causal and attn_mask is None:
-            size = (q.shape[2], k.shape[2])
-            attn_mask = torch.ones(size, dtype=torch.bool, device=q.device).triu(1)
-        mask = merge_masks(attn_mask, key_padding_mask, len(q), self.num_heads, q.dtype)
-        mixed, weights = attend(q, k, v, mask, need_weights)
-        y = self.out_proj(mixed)
-        if weights is not None and average_attn_weights:
-            weights = weights.mean(1)
-        if single:
-            return y[0], None if weights is None else weights[0]
-        return (y if self.batch_first else y.transpose(0, 1)), weights
+            axis = 0 if query.dim() == 2 or not self.batch_first else 1
+            size = (query.shape[axis], key.shape[axis])
+            attn_mask = torch.ones(size, dtype=torch.bool, device=query.device).triu(1)
+        return multihead_attention(
+            self,
+            query,
+            key,
+            value,
+            key_padding_mask,
+            need_weights,
+            attn_mask,
+            average_attn_weights,
+            is_causal,
+            dropout=0.0,
+        )

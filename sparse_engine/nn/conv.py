@@ -12,9 +12,9 @@ from sparse_engine.backends import backend_of_packing
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import check_plain
 from sparse_engine.modules.linears import linear_of
+from sparse_engine.modules.placeholder import placeholder_weight
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.parts import ComposedModule, as_dense_linear
-from sparse_engine.nn.placeholder import placeholder_weight
 from sparse_engine.ops import check_linear, is_plain, run_conv1d
 from sparse_engine.ops.conv1d import Window
 

@@ -16,7 +16,7 @@ from sparse_engine.config import SparseConfig
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.formats import CSR, Format, FormatSpec
 from sparse_engine.modules.effective import check_plain
-from sparse_engine.nn.placeholder import placeholder_weight
+from sparse_engine.modules.placeholder import placeholder_weight
 from sparse_engine.ops import check_linear, is_plain, linear_kernel
 
 

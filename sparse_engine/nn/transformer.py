@@ -19,7 +19,7 @@ from sparse_engine.models import (
     LayerStack,
 )
 from sparse_engine.modules.effective import check_plain
-from sparse_engine.nn.attention import SparseMultiheadAttention
+from sparse_engine.nn.attention import PROJECTIONS, SparseMultiheadAttention
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.nn.native.encoder import NativeEncoder
 from sparse_engine.nn.parts import ComposedModule, as_dense_linear
@@ -49,7 +49,6 @@ REPLACED: dict[str, tuple[type[nn.Module], ...]] = {
     **dict.fromkeys(("norm1", "norm2"), NORM),
     **dict.fromkeys(("dropout", "dropout1", "dropout2"), DROPOUT),
 }
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 # Attribute of an encoder that would use nested tensors if its layers were dense.
 DISABLED = "_nested_tensors_disabled"
 
@@ -144,10 +143,10 @@ class SparseTransformerEncoderLayer(ComposedModule, nn.TransformerEncoderLayer):
     def _native(self) -> NativeEncoder:
         """The layer as a stack of one, made again when its geometry or options have changed."""
         attention: Any = self._modules["self_attn"]
-        options = attention.embed_dim, attention.num_heads, self._activation(), self.norm_first
+        options = attention.num_heads, attention.head_dim, self._activation(), self.norm_first
         if self._encoder is None or self._encoder[0] != options:
             geometry = LayerGeometry(
-                head_size=attention.embed_dim // attention.num_heads,
+                head_size=attention.head_dim,
                 activation=str(self._activation()),
             )
             names = _layer_names(self.norm_first)

@@ -8,6 +8,7 @@ from torch import nn
 
 from sparse_engine.errors import UnsupportedModelError
 from sparse_engine.models import find_family
+from sparse_engine.modules.cut_attention import CutMultiheadAttention
 from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.pruning.layer_report import HeadsReport
 
@@ -48,6 +49,8 @@ def _attentions(modules: dict[str, nn.Module]) -> Iterator[tuple[str, str, int]]
         dot = f"{prefix}." if prefix else ""
         if type(module) is nn.MultiheadAttention:
             yield "", f"{dot}out_proj", module.head_dim
+        elif isinstance(module, CutMultiheadAttention):
+            yield f"{dot}q_proj", f"{dot}out_proj", module.head_dim
         family = find_family(module)
         if family is None:
             continue

@@ -11,18 +11,27 @@ from sparse_engine.structures.blocks import (
     find_stacks,
     remove_blocks_,
 )
-from sparse_engine.structures.find import find_sites
+from sparse_engine.structures.find import find_left, find_sites
 from sparse_engine.structures.fit import Fit, Shape, find_fit, hollow
 from sparse_engine.structures.match import kept_of
 from sparse_engine.structures.resize import check_resizable, resize_
-from sparse_engine.structures.site import Site, Size
-from sparse_engine.structures.structure import STRUCTURES, Head, Layer, Structure, Unit
+from sparse_engine.structures.site import Left, Site, Size
+from sparse_engine.structures.structure import (
+    STRUCTURES,
+    Filter,
+    Head,
+    Layer,
+    Structure,
+    Unit,
+)
 
 __all__ = [
     "STRUCTURES",
+    "Filter",
     "Fit",
     "Head",
     "Layer",
+    "Left",
     "Shape",
     "Site",
     "Size",
@@ -32,6 +41,7 @@ __all__ = [
     "check_removable",
     "check_resizable",
     "find_fit",
+    "find_left",
     "find_sites",
     "find_stacks",
     "hollow",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from torch import nn
 
-from sparse_engine.structures.site import Site
-from sparse_engine.structures.tables import recurrent, transformers
+from sparse_engine.structures.site import Left, Site
+from sparse_engine.structures.tables import (
+    recurrent,
+    sequential,
+    torch_transformers,
+    transformers,
+)
 
-TABLES = (transformers.sites,)
+TABLES = (transformers.sites, torch_transformers.sites, sequential.sites)
 NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
@@ -27,6 +32,21 @@ def find_sites(
     Raises:
         UsageError: if a name in `readers` is wrong.
     """
-    found = [site for table in TABLES for site in table(model)]
+    found = [site for site in _all(model) if isinstance(site, Site)]
     found += recurrent.sites(model, readers)
     return [site for site in found if site.kind in kinds]
+
+
+def find_left(model: nn.Module, kind: str) -> list[Left]:
+    """The groups of a kind that cannot be removed, and why.
+
+    Args:
+        model: as `find_sites` takes it.
+        kind: text form of a structure.
+    """
+    return [left for left in _all(model) if isinstance(left, Left) and left.kind == kind]
+
+
+def _all(model: nn.Module) -> Iterator[Site | Left]:
+    for table in TABLES:
+        yield from table(model)

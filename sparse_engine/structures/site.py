@@ -57,3 +57,18 @@ class Site:
     sizes: tuple[Size, ...] = ()
     even: str = ""
     refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Left:
+    """Groups that cannot be removed.
+
+    Attributes:
+        name: dotted name of the module that holds them.
+        kind: text form of the structure.
+        reason: which module is in the way, in a sentence.
+    """
+
+    name: str
+    kind: str
+    reason: str

@@ -109,4 +109,11 @@ class Layer(Structure):
             raise UsageError(f"structure layer: count={self.count} is less than 1")
 
 
-STRUCTURES: tuple[type[Structure], ...] = (Head, Unit, Layer)
+@dataclass(frozen=True)
+class Filter(Structure):
+    """Output channels of nn.Conv1d."""
+
+    name: ClassVar[str] = "filter"
+
+
+STRUCTURES: tuple[type[Structure], ...] = (Head, Unit, Layer, Filter)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.linears import weight_of
 from sparse_engine.modules.readable import check_readable
@@ -111,7 +112,10 @@ def cut(
 def _plan(model: nn.Module, sites: list[Site]) -> Plan:
     """The layers that read the groups of sites."""
     readers = {name for site in sites for name in site.readers}
-    return make_plan(model, lambda module, name: name in readers)
+    plan = make_plan(model, lambda module, name: name in readers)
+    if missing := readers - {layer.name for layer in plan.layers}:
+        raise UsageError(f"{min(missing)} is no linear layer with a weight of its own")
+    return plan
 
 
 def _gradients(

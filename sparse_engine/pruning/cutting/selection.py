@@ -10,7 +10,7 @@ from sparse_engine.pruning.cutting.method import CutMethod
 from sparse_engine.pruning.plan import Filter, Selection
 from sparse_engine.pruning.plan.selection import IGNORED
 from sparse_engine.pruning.unrolled import unrolled
-from sparse_engine.structures import Site
+from sparse_engine.structures import Site, find_left
 
 
 def chosen_sites(
@@ -67,6 +67,8 @@ def _why_none(model: nn.Module, sites: list[Site], kind: str) -> str:
     type_ = model_type(model)
     if type_ and not any(find_family(module) for module in model.modules()):
         return f"in this model: {type_} is no known family of models"
+    for left in find_left(model, kind):
+        return f"in this model: {left.name or 'it'} stays, {left.reason}"
     return "in this model"
 
 

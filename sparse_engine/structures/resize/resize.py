@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.structures.resize import embedding, linear, recurrent
+from sparse_engine.structures.resize import (
+    attention,
+    channels,
+    conv,
+    embedding,
+    linear,
+    recurrent,
+)
 from sparse_engine.structures.resize.base import Kept
 from sparse_engine.structures.site import Site
 
-KINDS: tuple[ModuleType, ...] = (linear, embedding, recurrent)
+KINDS: tuple[ModuleType, ...] = (linear, embedding, recurrent, conv, channels, attention)
 
 
 def check_resizable(model: nn.Module, sites: Sequence[Site]) -> None:
