@@ -193,6 +193,9 @@ def test_library_models_equal_their_copies_with_zeros(options: dict[str, Any]) -
     for site in report.sites:
         gone = [i for i in range(site.groups) if i not in site.kept]
         assert len(gone) == round(0.3 * site.groups)
+        if site.name == "softmax.tail.0.0":  # rare words have a narrow layer of their own
+            reference.softmax.tail[0][1].weight[:, gone] = 0
+            continue
         if site not in units:
             index = int(site.name.rpartition(".")[2])
             chain = [*reference.inner, reference.classifier]
