@@ -1,54 +1,33 @@
-"""The entry point: validates, runs the loop over layers, and restores the model after an error."""
+"""The entry point: validates, runs the steps, and restores the model after an error."""
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.allocators import Allocator
-from sparse_engine.pruning.calibration import Batch, fingerprint, merge_batches, read_calibration
-from sparse_engine.pruning.coverage import add_coverage
+from sparse_engine.pruning.calibration import Batch, fingerprint, read_calibration
 from sparse_engine.pruning.criteria import Criterion
-from sparse_engine.pruning.cutting import (
-    block_method,
-    cut,
-    cut_blocks,
-    cut_method,
-    find_layer,
-    find_structures,
-)
-from sparse_engine.pruning.evaluation import evaluation_mode
-from sparse_engine.pruning.gradients import GradientStatistics, LossFunction, check_loss, make_loss
-from sparse_engine.pruning.heads import heads_of
-from sparse_engine.pruning.loop import allocate, new_report, prune_layers
-from sparse_engine.pruning.method import Method, check_seed
+from sparse_engine.pruning.cutting import BlockMethod, CutMethod, cut, cut_blocks
+from sparse_engine.pruning.gradients import LossFunction, check_loss
 from sparse_engine.pruning.overrides import Override
-from sparse_engine.pruning.plan import (
-    Filter,
-    NamePattern,
-    Plan,
-    Selection,
-    make_plan,
-    with_couplings,
-)
-from sparse_engine.pruning.progress import Progress, ProgressCallback
-from sparse_engine.pruning.recipe import recipe_of, versions
+from sparse_engine.pruning.plan import Filter
+from sparse_engine.pruning.progress import ProgressCallback
+from sparse_engine.pruning.recipe import recipe_of_steps, versions
 from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.report import PruneReport
-from sparse_engine.pruning.source import ModelSource
-from sparse_engine.pruning.statistics.dense_weights import DenseWeights
-from sparse_engine.pruning.target.method import Granularities, bind, find_method, settled
+from sparse_engine.pruning.run import Run
+from sparse_engine.pruning.steps import Step, find_steps, naming_step
+from sparse_engine.pruning.target.method import Granularities
 from sparse_engine.pruning.target.target import Target
-from sparse_engine.pruning.unrolled import left_alone, unrolled
+from sparse_engine.pruning.zeros import set_zeros
+from sparse_engine.structures.snapshot import unchanged_after_error
 
 
 def prune(
@@ -67,6 +46,7 @@ def prune(
     overrides: Iterable[Override | Mapping[str, Any]] = (),
     loss: LossFunction | None = None,
     target: Target | None = None,
+    steps: Sequence[Mapping[str, Any]] | None = None,
 ) -> PruneReport:
     """Set a fraction of the weights of a model's linear layers to zero, in place.
 
@@ -77,10 +57,10 @@ def prune(
     `make_plan`); the report names them.
 
     All arguments and weights are checked before anything changes. If an error or an interrupt
-    happens later, the weights are restored; a second copy of the pruned weights is kept for that
-    time. Weights that are zero already stay zero. Weights that are computed before each call
-    (masks of torch.nn.utils.prune, weight norm, spectral norm, parametrizations) become plain ones
-    of the same values, as `torch.nn.utils.prune.remove` makes them.
+    happens later, the model is restored to what it was; a second copy of the weights that change
+    is kept for that time. Weights that are zero already stay zero. Weights that are computed before
+    each call (masks of torch.nn.utils.prune, weight norm, spectral norm, parametrizations) become
+    plain ones of the same values, as `torch.nn.utils.prune.remove` makes them.
 
     Args:
         model: any module.
@@ -125,9 +105,14 @@ def prune(
             outputs of the dense model (see docs/pruning.md).
         target: instead of a sparsity, what the converted model may cost, such as
             `Target(speedup=3.0)`: granularity and sparsity are then chosen for each layer.
+        steps: several runs in one, each a mapping of the arguments from `sparsity` to `allocator`,
+            and of filter_fn, seed, layers, ignore, overrides and target, where they differ from the
+            arguments of this call. Steps that remove structures come first. Calibration inputs are
+            read once.
 
     Returns:
-        What was pruned, and what was left alone and why.
+        What was pruned, and what was left alone and why; of several steps the report of the last,
+        whose `steps` are those before it.
 
     Raises:
         UsageError: if an argument, the model or a calibration input cannot be used.
@@ -137,106 +122,69 @@ def prune(
             model, 0.9, "4x1", "sparsegpt", recovery="least_squares", calibration=batches
         )
         print(report)
+
+        steps = [
+            {"granularity": ["head", "unit"], "sparsity": 0.25, "criterion": "obs"},
+            {"granularity": "4x1", "sparsity": 0.8, "criterion": "sparsegpt"},
+        ]
+        se.prune(model, steps=steps, recovery="least_squares", calibration=batches)
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is {model!r:.80}; give a torch.nn.Module")
-    if structures := find_structures(granularity):
-        if layer := find_layer(structures):
-            unused = {"target": target, "overrides": list(overrides), "loss": loss}
-            for name, given in (unused | {"filter_fn": filter_fn}).items():
-                if given:
-                    raise UsageError(f"structure layer reads no {name}: leave it out")
-            how = block_method(
-                layer, sparsity, criterion, recovery, allocator, calibration is not None
-            )
-            check_seed(seed)
-            blocks = Selection.of(layers, ignore)
-            return cut_blocks(model, how, calibration, blocks, seed, progress)
-        removed = cut_method(
-            structures, sparsity, criterion, recovery, allocator, calibration is not None, overrides
-        )
-        if target is not None:
-            raise UsageError("a target chooses zeros, no structures: give a sparsity for them")
-        check_seed(seed)
-        check_loss(loss)
-        chosen = Selection.of(layers, ignore)
-        _check_choice(filter_fn, chosen)
-        return cut(model, removed, calibration, chosen, seed, loss, progress, filter_fn)
-    method = find_method(
-        target,
-        sparsity,
-        granularity,
-        criterion,
-        recovery,
-        allocator,
-        calibration is not None,
-        overrides,
-    )
-    selection = replace(Selection.of(layers, ignore), granularities=method.granularities)
-    _check_choice(filter_fn, selection)
-    check_seed(seed)
+    defaults = {
+        "sparsity": sparsity,
+        "granularity": granularity,
+        "criterion": criterion,
+        "recovery": recovery,
+        "allocator": allocator,
+        "filter_fn": filter_fn,
+        "seed": seed,
+        "layers": layers,
+        "ignore": ignore,
+        "overrides": overrides,
+        "target": target,
+    }
+    found = find_steps(steps, defaults, calibration is not None)
     check_loss(loss)
-    check_readable(model)
-    fold_(model)
-    # Measurements convert copies of the model as it is before it is unrolled.
-    copied = None if target is None else copy.deepcopy(model).eval()
-    not_unrolled = left_alone(model)
-    with unrolled(model):
-        plan = make_plan(model, filter_fn, method.granularity, selection)
-        if method.needs_coupling:
-            plan = with_couplings(plan, model)
+    with unchanged_after_error(model) as snapshot:
+        check_readable(model)
+        fold_(model)
+        for number, step in enumerate(found[1:], 2):
+            with naming_step(number):
+                step.check(model)
         batches: list[Batch] = []
-        if calibration is not None and method.needs:
+        if calibration is not None and any(step.method.needs_calibration for step in found):
             batches = read_calibration(model, calibration, loss is not None)
-        if copied is not None:
-            method = bind(method, copied, batches, seed, progress)
-        report = _prune(model, method, plan, batches, loss, seed, progress)
-        report.calibration = fingerprint(batches) if batches else {}
-    if filter_fn is not None:  # a recipe holds the names that it chose
-        names = (layer.name for layer in plan.layers)
-        selection = replace(selection, layers=tuple(map(NamePattern.exactly, names)))
-    if target is not None:  # a recipe holds what was chosen
-        method = settled(method)
-    report.recipe, report.versions = recipe_of(method, seed, selection), versions()
-    add_coverage(report, model, plan.left | not_unrolled)
-    report.heads = heads_of(model)
+        # What a target compares with; a first step with a target makes its own copy.
+        dense = None
+        if any(step.target is not None for step in found[1:]):
+            dense = copy.deepcopy(model).eval()
+        reports = []
+        for number, step in enumerate(found, 1):
+            own = batches if step.method.needs_calibration else []
+            told = _of_step(progress, number, len(found))
+            with naming_step(number if len(found) > 1 else None):
+                reports.append(_step(model, step, Run(own, loss, told, snapshot, dense)))
+        *earlier, report = reports
+        report.steps = earlier
+        report.recipe = recipe_of_steps([one.recipe for one in reports])
+        return report
+
+
+def _step(model: nn.Module, step: Step, run: Run) -> PruneReport:
+    if isinstance(step.method, CutMethod):
+        report = cut(model, step.method, step.selection, step.filter_fn, step.seed, run)
+    elif isinstance(step.method, BlockMethod):
+        report = cut_blocks(model, step.method, step.selection, step.seed, run)
+    else:
+        report = set_zeros(model, step.method, step.selection, step.filter_fn, step.seed, run)
+    report.versions = versions()
+    report.calibration = fingerprint(run.batches) if run.batches else {}
     return report
 
 
-def _check_choice(filter_fn: Filter | None, selection: Selection) -> None:
-    if filter_fn is not None and selection.layers:
-        raise UsageError("filter_fn and layers both choose what is pruned: give one of them")
-
-
-def _prune(
-    model: nn.Module,
-    method: Method,
-    plan: Plan,
-    batches: list[Batch],
-    loss: LossFunction | None,
-    seed: int,
-    progress_callback: ProgressCallback | None,
-) -> PruneReport:
-    """Prune all layers of a plan; after an error the weights are restored."""
-    started = time.perf_counter()
-    report = new_report(method)
-    dense = DenseWeights(plan.layers)
-    with evaluation_mode(model), torch.no_grad():
-        progress = Progress(progress_callback, len(plan.layers))
-        gradients = None
-        if method.needs_gradients:
-            gradients = GradientStatistics(
-                model, plan.layers, batches, dense, make_loss(loss, batches), method, seed, progress
-            )
-        progress.working("grouping calibration batches")
-        batches = merge_batches(model, batches)
-        source = ModelSource(model, plan, batches, dense, progress, gradients)
-        try:
-            settings = allocate(source, method, seed)
-            prune_layers(source, settings, method, seed, report, progress)
-            method.allocator.finish(plan.layers, report)
-        except BaseException:
-            dense.restore()
-            raise
-    report.seconds = time.perf_counter() - started
-    return report
+def _of_step(progress: ProgressCallback | None, number: int, count: int) -> ProgressCallback | None:
+    """The callback of one of several steps, whose number it adds to the text."""
+    if progress is None or count == 1:
+        return progress
+    return lambda done, total, text: progress(done, total, f"step {number} of {count}: {text}")

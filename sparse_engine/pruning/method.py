@@ -49,6 +49,11 @@ class Method:
         return {*self.layer_needs, *self.allocator.needs}
 
     @property
+    def needs_calibration(self) -> bool:
+        """Whether calibration inputs are read."""
+        return bool(self.needs)
+
+    @property
     def layer_needs(self) -> set[Statistic]:
         """The statistics that are read while a layer is pruned."""
         return {*self.recovery.needs, *(need for c in self.criteria for need in c.needs)}
@@ -109,6 +114,19 @@ class Method:
         variant = self.variant_of(name)
         granularity = variant.setting.granularity if variant else self.granularity
         return self.for_layer(name).criterion.fisher_width(granularity.span(in_features))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of `prune` as plain values, for JSON."""
+        decided = self.criterion.decides_sparsity or self.granularity.fixed_sparsity is not None
+        overrides = [variant.to_dict() for variant in self.variants]
+        return {
+            **({} if decided else {"sparsity": self.sparsity}),
+            "granularity": str(self.granularity),
+            "criterion": str(self.criterion),
+            "recovery": str(self.recovery),
+            "allocator": str(self.allocator),
+            **({"overrides": overrides} if overrides else {}),
+        }
 
     def without_statistics(self) -> Method:
         """The method for an expert that no calibration token reaches.

@@ -10,6 +10,13 @@ A recipe is a YAML 1.2 mapping of the arguments of `prune`, or of the options of
     overrides:
       - {match: "*.query", granularity: 2:4}
 
+Several steps are a list of such mappings; what stands beside it holds for all of them:
+
+    criterion: obs
+    steps:
+      - {granularity: [head, unit], sparsity: 0.25}
+      - {granularity: 4x1, sparsity: 0.8}
+
 A report of an earlier run, a pruning.json, is one too: JSON is YAML, and the recipe is in its key
 "recipe".
 """
@@ -17,15 +24,14 @@ A report of an earlier run, a pruning.json, is one too: JSON is YAML, and the re
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.overrides import Override, find_overrides
 from sparse_engine.pruning.plan import Selection
 from sparse_engine.pruning.yaml_file import read_document
@@ -42,6 +48,7 @@ ARGUMENTS = (
     "layers",
     "ignore",
     "overrides",
+    "steps",
 )
 # Options of the command line that `prune` takes in another form.
 OTHERS = (
@@ -137,24 +144,33 @@ def read_recipe(path: str | Path) -> Recipe:
     return Recipe(found, _options(recipe, found), calibration, named)
 
 
-def recipe_of(method: Method, seed: int, selection: Selection) -> dict[str, Any]:
-    """The recipe of a run as plain values, which `read_recipe` reads."""
-    decided = method.criterion.decides_sparsity or method.granularity.fixed_sparsity is not None
+class Recorded(Protocol):
+    """A method of pruning that can be written down."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of `prune` as plain values, for JSON."""
+
+
+def recipe_of(method: Recorded, seed: int, selection: Selection) -> dict[str, Any]:
+    """The recipe of a run of one step as plain values, which `read_recipe` reads."""
     lists = {
         "layers": [pattern.text for pattern in selection.layers],
         "ignore": [pattern.text for pattern in selection.ignore],
-        "overrides": [variant.to_dict() for variant in method.variants],
     }
     return {
         "version": VERSION,
-        **({} if decided else {"sparsity": method.sparsity}),
-        "granularity": str(method.granularity),
-        "criterion": str(method.criterion),
-        "recovery": str(method.recovery),
-        "allocator": str(method.allocator),
+        **method.to_dict(),
         "seed": seed,
         **{name: values for name, values in lists.items() if values},
     }
+
+
+def recipe_of_steps(recipes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The recipe of a run from those of its steps; that of the step itself for a single one."""
+    if len(recipes) == 1:
+        return dict(recipes[0])
+    steps = [{n: v for n, v in recipe.items() if n != "version"} for recipe in recipes]
+    return {"version": VERSION, "steps": steps}
 
 
 def versions() -> dict[str, str]:

@@ -65,6 +65,7 @@ class PruneReport:
         target: what a target came to; None without one.
         sites: places from which structures were removed.
         parameters: of the model before and after structures were removed.
+        steps: the reports of the steps before this one, of a run in several steps.
     """
 
     granularity: str
@@ -89,6 +90,7 @@ class PruneReport:
     target: TargetReport | None = None
     sites: list[SiteReport] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
+    steps: list[PruneReport] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:

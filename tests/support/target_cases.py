@@ -50,8 +50,10 @@ class FormulaMachine(Machine):
     bias = 1.0
     models = 0
 
-    def __init__(self, model: nn.Module, target: Target, inputs: Any = None) -> None:
-        super().__init__(model, target, inputs or {})
+    def __init__(
+        self, model: nn.Module, target: Target, inputs: Any = None, dense: nn.Module | None = None
+    ) -> None:
+        super().__init__(model, target, inputs or {}, dense)
 
     def measure_layer(self, shape: tuple[int, int], setting: Setting) -> None:
         """Nothing is timed."""
@@ -65,12 +67,13 @@ class FormulaMachine(Machine):
 
     def measure(self, weights: Weights, format: str = "auto", clock: bool = True) -> Measured:
         FormulaMachine.models += 1
-        kept = dense = 0
+        kept = 0
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear):
                 weight = weights[name][0] if name in weights else module.weight
                 kept += int(weight.count_nonzero())
-                dense += module.weight.numel()
+        linears = (m for m in self.dense.modules() if isinstance(m, nn.Linear))
+        dense = sum(linear.weight.numel() for linear in linears)
         ms = (self.FIXED + kept * 1e-3) * self.bias
         formats = dict.fromkeys(weights, "csr")
         return Measured(ms, self.FIXED + dense * 1e-3, 4 * kept, formats, {})

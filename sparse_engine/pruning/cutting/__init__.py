@@ -1,10 +1,17 @@
 """Cutting: heads, units and other structures are scored, chosen and taken out."""
 
-from sparse_engine.pruning.cutting.blocks import block_method, cut_blocks, find_layer
-from sparse_engine.pruning.cutting.cut import cut
+from sparse_engine.pruning.cutting.blocks import (
+    BlockMethod,
+    block_method,
+    cut_blocks,
+    find_layer,
+    wanted_blocks,
+)
+from sparse_engine.pruning.cutting.cut import cut, sites_of
 from sparse_engine.pruning.cutting.method import CutMethod, cut_method, find_structures
 
 __all__ = [
+    "BlockMethod",
     "CutMethod",
     "block_method",
     "cut",
@@ -12,4 +19,6 @@ __all__ = [
     "cut_method",
     "find_layer",
     "find_structures",
+    "sites_of",
+    "wanted_blocks",
 ]

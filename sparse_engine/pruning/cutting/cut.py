@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.linears import weight_of
-from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.allocators import Sensitivity, Setting
-from sparse_engine.pruning.calibration import Batch, fingerprint, merge_batches, read_calibration
+from sparse_engine.pruning.calibration import Batch, merge_batches
 from sparse_engine.pruning.criteria import Groups, Reader
 from sparse_engine.pruning.cutting.counts import counts
 from sparse_engine.pruning.cutting.kept import KeptColumns
@@ -30,9 +28,11 @@ from sparse_engine.pruning.gradients import (
 )
 from sparse_engine.pruning.loop import new_report, prune_layers
 from sparse_engine.pruning.method import Method
-from sparse_engine.pruning.plan import Filter, Plan, Selection, make_plan
-from sparse_engine.pruning.progress import Progress, ProgressCallback
+from sparse_engine.pruning.plan import Filter, NamePattern, Plan, Selection, make_plan
+from sparse_engine.pruning.progress import Progress
+from sparse_engine.pruning.recipe import recipe_of
 from sparse_engine.pruning.report import PruneReport
+from sparse_engine.pruning.run import Run
 from sparse_engine.pruning.site_report import SiteReport
 from sparse_engine.pruning.source import ModelSource
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
@@ -43,12 +43,10 @@ from sparse_engine.structures import Site, check_resizable, find_sites, resize_
 def cut(
     model: nn.Module,
     method: CutMethod,
-    calibration: Iterable[Any] | None,
     selection: Selection,
+    filter_fn: Filter | None,
     seed: int,
-    loss: LossFunction | None,
-    progress: ProgressCallback | None,
-    filter_fn: Filter | None = None,
+    run: Run,
 ) -> PruneReport:
     """Remove structures from a model in place.
 
@@ -56,57 +54,62 @@ def cut(
     one after another, and at last the rows and columns are taken out.
 
     Args:
-        model: any module.
+        model: with plain weights.
         method: what is removed, and how.
-        calibration: model inputs, as `prune` takes them.
         selection: which sites take part, by the names of their layers.
-        seed: of the random numbers of the criterion.
-        loss: as `prune` takes it.
-        progress: as `prune` takes it.
         filter_fn: as `prune` takes it; a site takes part if all of its layers pass.
+        seed: of the random numbers of the criterion.
+        run: calibration inputs, and what else the steps share.
 
     Raises:
-        UsageError: if there is no such structure, or it cannot be removed; nothing has changed.
+        UsageError: if there is no such structure, or it cannot be removed.
     """
     started = time.perf_counter()
-    check_readable(model)
-    fold_(model)
-    sites = find_sites(model, tuple(method.structures), method.readers)
-    sites = chosen_sites(model, sites, method, selection, filter_fn)
+    sites = sites_of(model, method, selection, filter_fn)
     own = own_sparsities(sites, method)
-    check_resizable(model, sites)
     before = _parameters(model)
     of_layers = method.of_layers
     with unrolled(model):
         plan = _plan(model, sites)
-        batches: list[Batch] = []
-        if calibration is not None and of_layers.needs:
-            batches = read_calibration(model, calibration, loss is not None)
         report = new_report(of_layers)
         dense = DenseWeights(plan.layers)
-        steps = Progress(progress, 2 * len(plan.layers))
+        run.snapshot.keep(dense)
+        steps = Progress(run.progress, 2 * len(plan.layers))
         with evaluation_mode(model), torch.no_grad():
-            slopes = _gradients(model, sites, batches, loss, of_layers, seed, steps)
-            merged = merge_batches(model, batches)
+            slopes = _gradients(model, sites, run.batches, run.loss, of_layers, seed, steps)
+            merged = merge_batches(model, run.batches)
             source = ModelSource(model, plan, merged, dense, steps)
-            try:
-                kept = _kept(model, source, sites, slopes, own, method, seed, steps)
-                settings = _settings(sites, kept)
-                readers = method.of_readers
-                if not readers.layer_needs:  # no statistics, so that the model need not run
-                    source = ModelSource(model, plan, [], dense, steps)
-                prune_layers(source, settings, readers, seed, report, steps)
-            except BaseException:
-                dense.restore()
-                raise
+            kept = _kept(model, source, sites, slopes, own, method, seed, steps)
+            settings = _settings(sites, kept)
+            readers = method.of_readers
+            if not readers.layer_needs:  # no statistics, so that the model need not run
+                source = ModelSource(model, plan, [], dense, steps)
+            prune_layers(source, settings, readers, seed, report, steps)
     resize_(model, kept, sites)
     report.granularity = ", ".join(map(str, method.structures.values()))
     report.sites = [SiteReport.of(site, kept[site.name]) for site in sites]
     report.layers = []
     report.parameters = (before, _parameters(model))
-    report.calibration = fingerprint(batches) if batches else {}
+    if filter_fn is not None:  # a recipe holds the names that it chose
+        names = (name for site in sites for name in site.writers)
+        selection = replace(selection, layers=tuple(map(NamePattern.exactly, names)))
+    report.recipe = recipe_of(method, seed, selection)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def sites_of(
+    model: nn.Module, method: CutMethod, selection: Selection, filter_fn: Filter | None
+) -> list[Site]:
+    """The sites of a model from which groups are removed.
+
+    Raises:
+        UsageError: if a kind has none, a pattern matches none, or one cannot be resized.
+    """
+    sites = find_sites(model, tuple(method.structures), method.readers)
+    sites = chosen_sites(model, sites, method, selection, filter_fn)
+    check_resizable(model, sites)
+    return sites
 
 
 def _plan(model: nn.Module, sites: list[Site]) -> Plan:

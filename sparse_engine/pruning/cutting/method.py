@@ -53,6 +53,26 @@ class CutMethod:
         unit = self.structures.get(Unit.name)
         return unit.readers_by_network if isinstance(unit, Unit) else {}
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether calibration inputs are read."""
+        return self.of_layers.needs_calibration
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is removed: text forms of structures, without options."""
+        return tuple(self.structures)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of `prune` as plain values, for JSON."""
+        texts = list(map(str, self.structures.values()))
+        own = [{"match": pattern.text, "sparsity": sparsity} for pattern, sparsity in self.own]
+        return {
+            **self.of_layers.to_dict(),
+            "granularity": texts if len(texts) > 1 else texts[0],
+            **({"overrides": own} if own else {}),
+        }
+
 
 def find_structures(granularity: Any) -> tuple[Structure, ...]:
     """The structures among the granularities of `prune`; empty if there are none.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from sparse_engine.pruning.plan import Layer
@@ -22,7 +24,6 @@ class DenseWeights:
         named = module.named_parameters(remove_duplicate=False)
         return {name: self._copies[id(p)][1] for name, p in named if id(p) in self._copies}
 
-    def restore(self) -> None:
-        """Write the dense values back into the model."""
-        for parameter, copy in self._copies.values():
-            parameter.data.copy_(copy)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The parameters, each with the copy of its values."""
+        return iter(self._copies.values())

@@ -124,7 +124,7 @@ class ByTarget(Allocator):
         if self.target.goal == "size_mb":
             return Bytes(machine, layers)
         if not self.target.is_time:
-            return Counts(machine.model, self.target, layers)
+            return Counts(machine.model, self.target, layers, machine.dense)
         budget = Times(machine, layers)
         budget.prepare(settings, self._report)
         return budget

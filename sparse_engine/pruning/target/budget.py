@@ -77,21 +77,23 @@ class Budget(ABC):
 class Counts(Budget):
     """Parameters or operations: counted, never measured."""
 
-    def __init__(self, model: nn.Module, target: Target, layers: Sequence[Layer]) -> None:
-        counted = census(model)
+    def __init__(
+        self, model: nn.Module, target: Target, layers: Sequence[Layer], dense: nn.Module
+    ) -> None:
+        counted, original = census(model), census(dense)
         sizes = {layer.name: layer.weight.numel() for layer in layers}
         if target.goal == "params":
             self._factor = dict.fromkeys(sizes, 1.0)
-            unit, dense = "parameters", float(counted.parameters)
+            unit, now, before = "parameters", counted.parameters, original.parameters
         else:
             uses = {row.name: row.multiply_adds / (row.weights or 1) for row in counted.rows}
             self._factor = {
                 name: 2 * next((uses[n] for n in reversed([*prefixes(name)]) if n in uses), 1.0)
                 for name in sizes
             }
-            unit, dense = "FLOPs", 2.0 * counted.multiply_adds
-        fixed = dense - sum(self._factor[name] * size for name, size in sizes.items())
-        super().__init__(unit, target.value, dense, fixed)
+            unit, now, before = "FLOPs", 2 * counted.multiply_adds, 2 * original.multiply_adds
+        fixed = now - sum(self._factor[name] * size for name, size in sizes.items())
+        super().__init__(unit, target.value, float(before), float(fixed))
 
     def price(self, layer: Layer, setting: Setting) -> tuple[str, float]:
         kept = round((1 - setting.sparsity) * layer.weight.numel())
@@ -111,11 +113,8 @@ class Bytes(Budget):
     def __init__(self, machine: Machine, layers: Sequence[Layer]) -> None:
         self._machine = machine
         self._sizes: dict[tuple[tuple[int, int], Setting], float] = {}
-        model = machine.model
-        tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
-        dense = sum(tensors.values()) / 1e6
-        fixed = dense - sum(layer.weight.nbytes for layer in layers) / 1e6
-        super().__init__("MB", machine.target.value, dense, fixed)
+        fixed = _megabytes(machine.model) - sum(layer.weight.nbytes for layer in layers) / 1e6
+        super().__init__("MB", machine.target.value, _megabytes(machine.dense), fixed)
 
     def price(self, layer: Layer, setting: Setting) -> tuple[str, float]:
         if setting == DENSE:
@@ -213,3 +212,9 @@ class Times(Budget):
     def measure(self, weights: Weights) -> tuple[float, dict[str, str]]:
         found = self._machine.measure(weights)
         return self._ms(found), found.formats
+
+
+def _megabytes(model: nn.Module) -> float:
+    """Of all parameters and buffers; tied ones count once."""
+    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return sum(tensors.values()) / 1e6

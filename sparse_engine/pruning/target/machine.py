@@ -52,13 +52,21 @@ class Machine:
     `convert` times them, and stored in the same cache, so that it makes the same choice.
 
     Args:
-        model: the dense model, not unrolled; it is copied, never changed.
+        model: what is pruned, not unrolled; it is copied, never changed.
         target: tokens, threads and dtype.
         inputs: arguments of a call with so many tokens.
+        dense: what converted models are timed against; None for `model`.
     """
 
-    def __init__(self, model: nn.Module, target: Target, inputs: dict[str, Any] | Sequence[Any]):
+    def __init__(
+        self,
+        model: nn.Module,
+        target: Target,
+        inputs: dict[str, Any] | Sequence[Any],
+        dense: nn.Module | None = None,
+    ) -> None:
         self.model = model
+        self.dense = model if dense is None else dense
         self.target = target
         self._inputs = inputs
         self._choices: dict[tuple[tuple[int, int], Setting], Choice] = {}
@@ -144,7 +152,7 @@ class Machine:
             report = sparsify_(clone, config)
             times = {"dense": 1e-3, "converted": 1e-3}
             if clock:
-                calls = {"dense": self._call(self.model), "converted": self._call(clone)}
+                calls = {"dense": self._call(self.dense), "converted": self._call(clone)}
                 times = in_turn(calls)
         tensors = {t.data_ptr(): t.nbytes for t in (*clone.parameters(), *clone.buffers())}
         return Measured(

@@ -116,6 +116,7 @@ def _single(granularity: Granularities | None) -> str | Granularity:
 def bind(
     method: Method,
     model: nn.Module,
+    dense: nn.Module,
     batches: list[Batch],
     seed: int,
     progress: ProgressCallback | None,
@@ -124,7 +125,8 @@ def bind(
 
     Args:
         method: of `target_method`.
-        model: the dense model, not unrolled; it is copied, never changed.
+        model: what is pruned, not unrolled; it is copied, never changed.
+        dense: what the target compares with: the model before structures were removed.
         batches: calibration inputs.
         seed: of the search.
         progress: called with (done, total, text).
@@ -134,8 +136,8 @@ def bind(
     target = unbound.target
     backend = backend_of(next(model.parameters()))
     patterns = unbound.granularities or tuple(map(parse_granularity, backend.patterns))
-    inputs = inputs_of(model, target.tokens, batches) if target.is_time else {}
-    machine = Machine(model, target, inputs)
+    inputs = inputs_of(dense, target.tokens, batches) if target.is_time else {}
+    machine = Machine(model, target, inputs, dense)
     return replace(method, allocator=ByTarget(target, patterns, machine, seed, progress))
 
 

@@ -33,7 +33,7 @@ def test_a_correction_moves_the_fixed_part_but_not_below_zero() -> None:
 def test_counts_are_those_of_a_census(goal: str) -> None:
     model = bert()
     layers = make_plan(model).layers
-    budget = Counts(model, Target(**{goal: 1e4}), layers)
+    budget = Counts(model, Target(**{goal: 1e4}), layers, model)
     counted = census(model)
     whole = counted.parameters if goal == "params" else 2 * counted.multiply_adds
     assert budget.dense == whole

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from sparse_engine.errors import UsageError
-from sparse_engine.modules.effective import fold_
-from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.allocators import Setting
-from sparse_engine.pruning.calibration import Batch, fingerprint, merge_batches, read_calibration
+from sparse_engine.pruning.calibration import Batch, merge_batches
 from sparse_engine.pruning.cutting.blocks.choose import Quota, choose, quota
 from sparse_engine.pruning.cutting.blocks.criteria import DenseBlocks
 from sparse_engine.pruning.cutting.blocks.method import BlockMethod
@@ -22,7 +19,9 @@ from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.loop import prune_layers
 from sparse_engine.pruning.plan import Plan, Selection, make_plan
 from sparse_engine.pruning.progress import Progress, ProgressCallback
+from sparse_engine.pruning.recipe import recipe_of
 from sparse_engine.pruning.report import PruneReport
+from sparse_engine.pruning.run import Run
 from sparse_engine.pruning.site_report import SiteReport
 from sparse_engine.pruning.source import ModelSource
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
@@ -33,10 +32,9 @@ from sparse_engine.structures import Stack, check_removable, find_stacks, remove
 def cut_blocks(
     model: nn.Module,
     method: BlockMethod,
-    calibration: Iterable[Any] | None,
     selection: Selection,
     seed: int,
-    progress: ProgressCallback | None,
+    run: Run,
 ) -> PruneReport:
     """Remove blocks of a model's stacks in place.
 
@@ -44,39 +42,25 @@ def cut_blocks(
     to what they compute in the dense model, and at last the blocks are taken out.
 
     Args:
-        model: any module.
+        model: with plain weights.
         method: what is removed, and how.
-        calibration: model inputs, as `prune` takes them.
         selection: which blocks may go, by their names.
         seed: of the random numbers of the criterion.
-        progress: as `prune` takes it.
+        run: calibration inputs, and what else the steps share.
 
     Raises:
-        UsageError: if there is no block that can be removed; nothing has changed.
+        UsageError: if there is no block that can be removed.
     """
     started = time.perf_counter()
-    check_readable(model)
     stacks = find_stacks(model)
-    if not stacks:
-        raise UsageError(
-            f"there is no layer to remove in this model: no stack of a {type(model).__name__} "
-            "is known"
-        )
-    modules = dict(model.named_modules())
-    wanted = quota(stacks, method, selection, list(modules))
-    check_removable(model, [item.stack for item in wanted.stacks])
+    wanted = wanted_blocks(model, method, selection)
     before = _parameters(model)
-    fold_(model)
     report = _report(method)
-    batches: list[Batch] = []
     with unrolled(model), evaluation_mode(model), torch.no_grad():
-        if method.needs_calibration:
-            assert calibration is not None
-            batches = read_calibration(model, calibration)
-        merged = merge_batches(model, batches)
-        removed = _chosen(model, wanted, method, merged, seed, progress)
+        merged = merge_batches(model, run.batches)
+        removed = _chosen(model, wanted, method, merged, seed, run.progress)
         if method.repairs:
-            _repair(model, stacks, removed, method, merged, seed, report, progress)
+            _repair(model, stacks, removed, method, merged, seed, report, run)
     cut = [item.stack for item in wanted.stacks]
     kept = {stack.name: _kept(stack, removed) for stack in cut}
     remove_blocks_(model, kept, cut)
@@ -85,9 +69,26 @@ def cut_blocks(
         for stack in cut
     ]
     report.parameters = (before, _parameters(model))
-    report.calibration = fingerprint(batches) if batches else {}
+    report.recipe = recipe_of(method, seed, selection)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def wanted_blocks(model: nn.Module, method: BlockMethod, selection: Selection) -> Quota:
+    """How many blocks of a model go, and which may.
+
+    Raises:
+        UsageError: if there is no block that can be removed.
+    """
+    stacks = find_stacks(model)
+    if not stacks:
+        raise UsageError(
+            f"there is no layer to remove in this model: no stack of a {type(model).__name__} "
+            "is known"
+        )
+    wanted = quota(stacks, method, selection, [name for name, _ in model.named_modules()])
+    check_removable(model, [item.stack for item in wanted.stacks])
+    return wanted
 
 
 def _chosen(
@@ -115,19 +116,16 @@ def _repair(
     batches: list[Batch],
     seed: int,
     report: PruneReport,
-    progress: ProgressCallback | None,
+    run: Run,
 ) -> None:
-    """Refit the layers behind the first removed block; after an error the weights are restored."""
+    """Refit the layers behind the first removed block."""
     plan = _plan(model, stacks, removed, method)
     dense = DenseWeights(plan.layers)
-    steps = Progress(progress, len(plan.layers))
+    run.snapshot.keep(dense)
+    steps = Progress(run.progress, len(plan.layers))
     source = ModelSource(model, plan, batches, dense, steps)
     settings = {layer.name: Setting(method.of_layers.granularity, 0.0) for layer in plan.layers}
-    try:
-        prune_layers(source, settings, method.of_layers, seed, report, steps)
-    except BaseException:
-        dense.restore()
-        raise
+    prune_layers(source, settings, method.of_layers, seed, report, steps)
     report.layers = []  # nothing was removed from them, and their names change
 
 

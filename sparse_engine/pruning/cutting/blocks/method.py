@@ -47,6 +47,21 @@ class BlockMethod:
         """Whether the model is run."""
         return self.criterion.needs_calibration or self.repairs
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is removed: text forms of structures, without options."""
+        return (self.structure.name,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of `prune` as plain values, for JSON."""
+        return {
+            **({} if self.sparsity is None else {"sparsity": self.sparsity}),
+            "granularity": str(self.structure),
+            "criterion": str(self.criterion),
+            "recovery": str(self.of_layers.recovery),
+            "allocator": "raw" if self.competing else "uniform",
+        }
+
 
 def find_layer(structures: Sequence[Structure]) -> Layer | None:
     """The structure Layer, if it is the one to remove.
