@@ -81,6 +81,8 @@ def find_steps(
         return [_step(defaults, has_calibration)]
     if not isinstance(steps, Sequence) or isinstance(steps, str) or not steps:
         raise UsageError(f"steps is {steps!r:.80}; give a list of mappings, one for each step")
+    # Every step reads them.
+    defaults = {n: list(v) if isinstance(v, Iterator) else v for n, v in defaults.items()}
     found = []
     for number, given in enumerate(steps, 1):
         with naming_step(number):

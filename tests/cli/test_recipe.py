@@ -117,7 +117,7 @@ def test_recipes_that_do_not_fit(
 
 def test_the_options_are_those_of_the_command() -> None:
     names = set(inspect.signature(prune).parameters)
-    assert {*ARGUMENTS, *OTHERS} - {"overrides"} <= names
+    assert {*ARGUMENTS, *OTHERS} - {"overrides", "steps"} <= names
 
 
 def test_no_such_recipe(model: Path, tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ def test_progress_tells_the_step() -> None:
     assert texts[-1].startswith("step 2 of 2: encoder.layer.")
 
 
+def test_every_step_reads_an_iterator() -> None:
+    model = mlp()
+    se.prune(model, layers=iter(["0"]), steps=[{"sparsity": 0.5}, {"sparsity": 0.75}])
+    assert int((model[0].weight == 0).sum()) == 180
+    assert model[2].weight.all()
+
+
 def test_zeros_in_two_steps() -> None:
     model, reference = mlp(), mlp()
     se.prune(reference, 0.5, "4x1")
