@@ -146,6 +146,8 @@ def prune(
     }
     found = find_steps(steps, defaults, calibration is not None)
     check_loss(loss)
+    if loss is not None and all(isinstance(step.method, BlockMethod) for step in found):
+        raise UsageError("structure layer reads no loss: leave it out")
     with unchanged_after_error(model) as snapshot:
         check_readable(model)
         fold_(model)
