@@ -33,6 +33,9 @@ __all__ = [
     "SparsifyReport",
     "Target",
     "Unit",
+    "Vocabulary",
+    "VocabularyReport",
+    "cut_vocabulary",
     "densify_",
     "errors",
     "formats",
@@ -57,7 +60,8 @@ if TYPE_CHECKING:
     from sparse_engine.formats import BSR, CSR, Bitmask
     from sparse_engine.io import load, save
     from sparse_engine.pruning import NM, Block, Element, PruneReport, Target, prune
-    from sparse_engine.structures import Filter, Head, Layer, Unit
+    from sparse_engine.structures import Filter, Head, Layer, Unit, Vocabulary
+    from sparse_engine.vocabulary import VocabularyReport, cut_vocabulary
 else:
     from importlib import import_module as _import_module
 
@@ -69,7 +73,8 @@ else:
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),
         "pruning": ("NM", "Block", "Element", "PruneReport", "Target", "prune"),
-        "structures": ("Filter", "Head", "Layer", "Unit"),
+        "structures": ("Filter", "Head", "Layer", "Unit", "Vocabulary"),
+        "vocabulary": ("VocabularyReport", "cut_vocabulary"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),
     }

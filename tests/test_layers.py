@@ -80,6 +80,7 @@ ALLOWED = {
     },
     "streaming": {"_core", "config", "convert", "errors", "formats", "io", "modules", "pruning"},
     "text": {"errors", "io", "models"},
+    "vocabulary": {"errors", "io", "models", "modules", "named", "structures", "text"},
     "generation": {"errors"},
     "tasks": {"errors", "generation", "io", "models", "reporting", "text"},
     "bench": {

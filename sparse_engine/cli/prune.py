@@ -124,6 +124,8 @@ def prune(
 
       sparse-engine prune ./model pruned --speedup 3 --tokens 128 --calibration texts.txt
 
+      sparse-engine prune ./model small --granularity vocabulary --calibration corpus.txt
+
       sparse-engine prune ./llama-8b pruned --sparsity 0.5 --criterion wanda --stream
       --calibration texts.txt  # run it again after an interrupt: it continues
     """
@@ -136,6 +138,7 @@ def prune(
         target_tables,
         without_goal,
     )
+    from sparse_engine.cli.vocabulary import cut, is_vocabulary
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
@@ -150,6 +153,9 @@ def prune(
     check_details(ctx)
     set_threads(threads)
     check_free(out)
+    if is_vocabulary(granularity):
+        cut(ctx, model, out, str(granularity), calibration or ["none"])
+        return
     example_texts = read_examples(report, examples)
     goals = {
         "speedup": speedup,

@@ -24,6 +24,7 @@ from sparse_engine.structures.structure import (
     Structure,
     Unit,
 )
+from sparse_engine.structures.vocabulary import Vocabulary
 
 __all__ = [
     "STRUCTURES",
@@ -38,6 +39,7 @@ __all__ = [
     "Stack",
     "Structure",
     "Unit",
+    "Vocabulary",
     "check_removable",
     "check_resizable",
     "find_fit",

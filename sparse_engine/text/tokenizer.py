@@ -33,8 +33,14 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def encode(tokenizer: Any, texts: Sequence[Any]) -> list[Any]:
-    """Encode texts, or pairs of texts; raises UsageError where the tokenizer fails."""
+def encode(tokenizer: Any, texts: Sequence[Any], special: bool = True) -> list[Any]:
+    """Encode texts, or pairs of texts; raises UsageError where the tokenizer fails.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        texts: or pairs of them.
+        special: with the tokens that it puts around a text.
+    """
     with one_line("the tokenizer fails on a text; does its vocabulary have the unknown token?"):
-        encodings: list[Any] = tokenizer.encode_batch(list(texts))
+        encodings: list[Any] = tokenizer.encode_batch(list(texts), add_special_tokens=special)
     return encodings

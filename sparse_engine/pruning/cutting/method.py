@@ -19,7 +19,7 @@ from sparse_engine.pruning.overrides import Override, find_overrides
 from sparse_engine.pruning.plan import NamePattern
 from sparse_engine.pruning.recovery import Recovery, find_recovery
 from sparse_engine.pruning.statistics.needs import GRADIENTS
-from sparse_engine.structures import STRUCTURES, Structure, Unit
+from sparse_engine.structures import STRUCTURES, Structure, Unit, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ def find_structures(granularity: Any) -> tuple[Structure, ...]:
 def _structure(item: Any) -> Structure | None:
     if isinstance(item, Structure):
         return item
+    if str(item).partition("(")[0] == Vocabulary.name:
+        raise UsageError(
+            "a vocabulary is cut with its tokenizer: se.cut_vocabulary(model, folder, texts)"
+        )
     names = {cls.name for cls in STRUCTURES}
     if isinstance(item, str) and item.partition("(")[0] in names:
         return find(item, STRUCTURES)

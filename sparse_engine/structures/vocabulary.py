@@ -1,0 +1,30 @@
+"""The structure of which a tokenizer and a model lose the same entries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparse_engine.errors import UsageError
+from sparse_engine.named import Named
+
+
+@dataclass(frozen=True)
+class Vocabulary(Named):
+    """Tokens that a corpus does not use: embedding rows, output rows and tokenizer entries.
+
+    Args:
+        minimum: how often the corpus uses a token at least that is kept. The words of rarer tokens
+            are split into smaller ones.
+
+    Raises:
+        UsageError: if `minimum` is less than 1.
+    """
+
+    kind = "structure"
+    name: ClassVar[str] = "vocabulary"
+    minimum: int = 1
+
+    def __post_init__(self) -> None:
+        if self.minimum < 1:
+            raise UsageError(f"structure {self.name}: minimum={self.minimum} is less than 1")
