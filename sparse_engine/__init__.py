@@ -24,6 +24,7 @@ __all__ = [
     "Bitmask",
     "Block",
     "Element",
+    "Expert",
     "Filter",
     "Head",
     "Layer",
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from sparse_engine.formats import BSR, CSR, Bitmask
     from sparse_engine.io import load, save
     from sparse_engine.pruning import NM, Block, Element, PruneReport, Target, prune
-    from sparse_engine.structures import Filter, Head, Layer, Unit, Vocabulary
+    from sparse_engine.structures import Expert, Filter, Head, Layer, Unit, Vocabulary
     from sparse_engine.vocabulary import VocabularyReport, cut_vocabulary
 else:
     from importlib import import_module as _import_module
@@ -73,7 +74,7 @@ else:
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),
         "pruning": ("NM", "Block", "Element", "PruneReport", "Target", "prune"),
-        "structures": ("Filter", "Head", "Layer", "Unit", "Vocabulary"),
+        "structures": ("Expert", "Filter", "Head", "Layer", "Unit", "Vocabulary"),
         "vocabulary": ("VocabularyReport", "cut_vocabulary"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),

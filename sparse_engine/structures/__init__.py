@@ -18,6 +18,7 @@ from sparse_engine.structures.resize import check_resizable, resize_
 from sparse_engine.structures.site import Left, Site, Size
 from sparse_engine.structures.structure import (
     STRUCTURES,
+    Expert,
     Filter,
     Head,
     Layer,
@@ -28,6 +29,7 @@ from sparse_engine.structures.vocabulary import Vocabulary
 
 __all__ = [
     "STRUCTURES",
+    "Expert",
     "Filter",
     "Fit",
     "Head",

@@ -9,13 +9,14 @@ from torch import nn
 
 from sparse_engine.structures.site import Left, Site
 from sparse_engine.structures.tables import (
+    experts,
     recurrent,
     sequential,
     torch_transformers,
     transformers,
 )
 
-TABLES = (transformers.sites, torch_transformers.sites, sequential.sites)
+TABLES = (transformers.sites, experts.sites, torch_transformers.sites, sequential.sites)
 NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 

@@ -46,6 +46,9 @@ class Site:
         sizes: attributes that change with the number of groups.
         even: sites of the same text lose equally many groups; "" for a site by itself.
         refusal: why the groups cannot be removed, and what to do; "" if they can.
+        least: the fewest groups that are kept.
+        multiple: how many are kept is a multiple of it.
+        rerouted: whether the groups that are left take over from those that go, as experts do.
     """
 
     name: str
@@ -57,6 +60,14 @@ class Site:
     sizes: tuple[Size, ...] = ()
     even: str = ""
     refusal: str = ""
+    least: int = 1
+    multiple: int = 1
+    rerouted: bool = False
+
+    def kept(self, wanted: int) -> int:
+        """How many groups are kept where `wanted` would be without the limits of the site."""
+        rounded = -(-wanted // self.multiple) * self.multiple
+        return min(max(rounded, self.least), self.groups)
 
 
 @dataclass(frozen=True)

@@ -116,4 +116,11 @@ class Filter(Structure):
     name: ClassVar[str] = "filter"
 
 
-STRUCTURES: tuple[type[Structure], ...] = (Head, Unit, Layer, Filter)
+@dataclass(frozen=True)
+class Expert(Structure):
+    """Whole experts of a mixture; the router chooses among those that are left."""
+
+    name: ClassVar[str] = "expert"
+
+
+STRUCTURES: tuple[type[Structure], ...] = (Head, Unit, Layer, Filter, Expert)

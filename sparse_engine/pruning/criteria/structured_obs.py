@@ -32,16 +32,28 @@ class ReaderCosts:
         weight: [out, in].
         hessian: [in, in], positive definite.
         columns: int64 [groups, columns of a group].
+        read: the groups that the layer reads, ascending, one a row of `columns`; None for all.
     """
 
-    def __init__(self, weight: Tensor, hessian: Tensor, columns: Tensor) -> None:
+    def __init__(
+        self, weight: Tensor, hessian: Tensor, columns: Tensor, read: Tensor | None = None
+    ) -> None:
         self._fit = weight.to(torch.float64, copy=True)
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
         self._columns = columns.to(weight.device)
+        self._read = torch.arange(len(columns)) if read is None else read
 
     def of(self, groups: Tensor) -> Tensor:
-        """What each of these groups costs, float64 [groups]."""
-        columns = self._columns[groups]
+        """What each of these groups costs, float64 [groups]; 0 for those that are not read."""
+        costs = torch.zeros(len(groups), dtype=torch.float64, device=self._fit.device)
+        costs[torch.isin(groups, self._read)] = self._alone(self._columns[self._places(groups)])
+        return costs
+
+    def _places(self, groups: Tensor) -> Tensor:
+        """Where those of these groups are that the layer reads."""
+        return torch.searchsorted(self._read, groups[torch.isin(groups, self._read)])
+
+    def _alone(self, columns: Tensor) -> Tensor:
         tiles = self._inverse[columns[:, :, None], columns[:, None, :]]
         fit = self._fit.T[columns]  # [groups, columns of a group, out]
         if columns.shape[1] == 1:
@@ -50,7 +62,7 @@ class ReaderCosts:
 
     def remove(self, groups: Tensor) -> float:
         """Remove groups; returns what they cost together."""
-        removed = self._columns[groups].flatten()
+        removed = self._columns[self._places(groups)].flatten()
         factor = torch.linalg.cholesky(self._inverse[removed][:, removed])
         step = torch.cholesky_solve(self._inverse[removed], factor)
         fit = self._fit[:, removed]
@@ -89,6 +101,9 @@ def costs_of(groups: Groups) -> list[ReaderCosts]:
     found = []
     for reader in groups.readers:
         assert reader.inputs.hessian is not None
-        columns = columns_of(reader.groups, groups.count)
-        found.append(ReaderCosts(reader.weight, reader.inputs.hessian, columns))
+        read, numbers = reader.groups.unique(return_inverse=True)
+        if int(read[0]) < 0:
+            read, numbers = read[1:], numbers - 1
+        columns = columns_of(numbers, len(read))
+        found.append(ReaderCosts(reader.weight, reader.inputs.hessian, columns, read))
     return found

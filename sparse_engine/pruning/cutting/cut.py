@@ -84,6 +84,8 @@ def cut(
             readers = method.of_readers
             if not readers.layer_needs:  # no statistics, so that the model need not run
                 source = ModelSource(model, plan, [], dense, steps)
+            untouched = {layer.name for layer in plan.layers} - settings.keys()
+            source = source.without(untouched)
             prune_layers(source, settings, readers, seed, report, steps)
     resize_(model, kept, sites)
     report.granularity = ", ".join(map(str, method.structures.values()))
@@ -182,7 +184,7 @@ def _kept(
     ordered = [rankings[site.name] for site in sites]
     left = counts(ordered, method.structures, of_layers.sparsity, of_layers.allocator, own)
     return {
-        ranking.site.name: ranking.order[ranking.site.groups - count :].sort().values
+        ranking.site.name: ranking.order[-ranking.site.kept(count) :].sort().values
         for ranking, count in zip(ordered, left, strict=True)
     }
 
@@ -195,10 +197,16 @@ def _writers(model: nn.Module, site: Site) -> list[tuple[Tensor, Tensor]]:
 
 
 def _settings(sites: list[Site], kept: Mapping[str, Tensor]) -> dict[str, Setting]:
-    """How each layer that reads groups is pruned: it loses the columns of those that go."""
+    """How each layer that reads groups is pruned: it loses the columns of those that go.
+
+    Where others take over what a removed group has computed, zeros in its place would be another
+    model: the layers that read such groups stay as they are.
+    """
     masks: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for site in sites:
+        if site.rerouted:
+            continue
         left = torch.zeros(site.groups + 1, dtype=torch.bool)
         left[kept[site.name]] = True
         left[-1] = True

@@ -14,13 +14,24 @@ from sparse_engine.structures.resize import (
     channels,
     conv,
     embedding,
+    experts,
     linear,
     recurrent,
+    router,
 )
 from sparse_engine.structures.resize.base import Kept
 from sparse_engine.structures.site import Site
 
-KINDS: tuple[ModuleType, ...] = (linear, embedding, recurrent, conv, channels, attention)
+KINDS: tuple[ModuleType, ...] = (
+    linear,
+    embedding,
+    recurrent,
+    conv,
+    channels,
+    attention,
+    experts,
+    router,
+)
 
 
 def check_resizable(model: nn.Module, sites: Sequence[Site]) -> None:

@@ -29,26 +29,24 @@ FEATURES = ("all_head_size", "split_size", "inner_dim")
 def sites(model: nn.Module) -> Iterator[Site]:
     """The sites of all models of known families in `model`, itself or below it.
 
-    Raises:
-        UnsupportedModelError: if a family cannot describe the layers of such a model.
-        UsageError: if one of its layers is not a linear layer any more.
+    Where a family cannot describe the layers of a model, or one of them is not a linear layer any
+    more, the sites have a refusal.
     """
     found: set[str] = set()
     for prefix, module in model.named_modules():
         family = find_family(module)
         if family is None:
             continue
-        dot = f"{prefix}." if prefix else ""
         try:
-            stacks = family.stacks(module)
-        except UnsupportedModelError as error:
+            for stack in family.stacks(module):
+                layers = tuple(join(prefix, layer) for layer in stack.layers)
+                if layers[0] not in found:
+                    found.update(layers)
+                    yield from list(stack_sites(model, replace(stack, layers=layers)))
+        except (UnsupportedModelError, UsageError) as error:
             name = prefix or type(module).__name__
-            raise UnsupportedModelError(f"{name} has no known heads and units: {error}") from None
-        for stack in stacks:
-            layers = tuple(f"{dot}{layer}" for layer in stack.layers)
-            if layers[0] not in found:
-                found.update(layers)
-                yield from stack_sites(model, replace(stack, layers=layers))
+            for kind in ("head", "unit"):
+                yield Site(name, kind, 0, {}, {}, refusal=f"{name}: {error}")
 
 
 def stack_sites(model: nn.Module, stack: LayerStack) -> Iterator[Site]:
@@ -142,8 +140,9 @@ def _weight(model: nn.Module, name: str) -> Tensor:
     module = model.get_submodule(name)
     if not is_linear(module):
         kind = type(module)
-        fix = "densify_ the model" if kind.__module__.startswith("sparse_engine.") else "replace it"
-        raise UsageError(f"{name} is a {kind.__name__}, not a linear layer: {fix} first")
+        sparse = kind.__module__.startswith("sparse_engine.")
+        fix = ": densify_ the model first" if sparse else ""
+        raise UsageError(f"{name} is a {kind.__name__}, not a linear layer{fix}")
     return weight_of(module)
 
 
