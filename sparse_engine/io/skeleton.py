@@ -22,6 +22,7 @@ from sparse_engine.io.hugging import (
 from sparse_engine.io.manifest import LayerEntry
 from sparse_engine.io.package import Package
 from sparse_engine.io.tensorfile import parse_json
+from sparse_engine.modules.cut_attention import CutMultiheadAttention
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.linears import is_conv1d, is_linear, weight_of
 from sparse_engine.modules.names import prefixes
@@ -171,6 +172,10 @@ def _sparse_modules(model: nn.Module, package: Package) -> dict[str, nn.Module]:
     for name, module in model.named_modules(remove_duplicate=False):
         kind = kind_of(module)
         if kind is None or f"{name}.{kind.marker}" not in names or not name:
+            continue
+        # An attention with fewer heads has the names of a sparse one.
+        cut = any(isinstance(part, CutMultiheadAttention) for part in module.modules())
+        if cut and not any(layer.startswith(f"{name}.") for layer in layers):
             continue
         if not found.keys().isdisjoint(prefixes(name)):
             continue

@@ -22,6 +22,7 @@ from sparse_engine.structures.structure import (
     Filter,
     Head,
     Layer,
+    Read,
     Structure,
     Unit,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Head",
     "Layer",
     "Left",
+    "Read",
     "Shape",
     "Site",
     "Size",

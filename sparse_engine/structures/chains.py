@@ -62,7 +62,8 @@ class Chain:
 
     Attributes:
         first: name of the module that computes the features.
-        last: name of the module that reads them; "" if `broken_by` comes before one.
+        last: name of the module that reads them; "" if `broken_by` comes before one, or the
+            nn.Sequential ends.
         features: how many there are.
         writers: by linear layer of the first module, the feature of each row.
         readers: by linear layer of the last module, the feature of each column.
@@ -194,9 +195,9 @@ class _Open:
         fits = not self.is_last and not self.is_flat and module.in_channels == self.features
         return columns if fits else {}
 
-    def end(self, name: str, module: Any) -> Chain:
-        """The chain that ends with this module."""
-        readers = self.read_by(name, module)
+    def end(self, name: str = "", module: Any = None) -> Chain:
+        """The chain that ends with this module, or with the nn.Sequential."""
+        readers = self.read_by(name, module) if name else {}
         return Chain(
             self.name,
             name if readers else "",
@@ -204,7 +205,7 @@ class _Open:
             outputs_of(self.name, self.module),
             readers,
             self.between,
-            (self.name, *self.modules, name),
+            (self.name, *self.modules, *([name] if name else [])),
             "" if readers else name,
         )
 
@@ -233,3 +234,5 @@ def _in_order(modules: list[tuple[str, nn.Module]]) -> Iterator[Chain]:
                 continue
             yield current.end(name, module)
         current = _Open(name, module, has_positions) if is_layer(module) else None
+    if current is not None:
+        yield current.end()

@@ -7,11 +7,13 @@ from types import MappingProxyType
 
 from torch import nn
 
+from sparse_engine.structures.chains import is_layer
 from sparse_engine.structures.site import Left, Site
 from sparse_engine.structures.tables import (
     experts,
     recurrent,
     sequential,
+    stated,
     torch_transformers,
     transformers,
 )
@@ -28,13 +30,18 @@ def find_sites(
     Args:
         model: any module, not unrolled; it may be on the meta device.
         kinds: text forms of structures.
-        readers: by recurrent network or cell, the modules that read its outputs.
+        readers: by network, cell, linear layer or Conv1d, the modules that read its outputs.
 
     Raises:
         UsageError: if a name in `readers` is wrong.
     """
     found = [site for site in _all(model) if isinstance(site, Site)]
-    found += recurrent.sites(model, readers)
+    readers = stated.expanded(model, readers)
+    layers = {name for name, module in model.named_modules() if is_layer(module)}
+    networks = {name: of for name, of in readers.items() if name not in layers}
+    found += recurrent.sites(model, networks)
+    of_layers = {name: of for name, of in readers.items() if name in layers}
+    found += stated.sites(model, kinds, of_layers)
     return [site for site in found if site.kind in kinds]
 
 

@@ -53,15 +53,51 @@ class Head(Structure):
 
 
 @dataclass(frozen=True)
-class Unit(Structure):
+class Read(Structure):
+    """Structures whose readers may have to be stated, as the code of a forward pass is not read.
+
+    Args:
+        readers: modules and those that read their outputs, as "lstm: fc" or
+            "encoder: attention fc; decoder: words". They read all features of the outputs in their
+            order. Between the two there may only be functions that treat each feature by itself,
+            such as dropout and the maximum over time; norms and PReLU, which have values for each
+            feature, are among the readers: "conv1: norm1 conv2". A reader that several modules
+            name reads their outputs side by side, in the order of the text; "convs.*: fc" is all
+            layers whose names match.
+
+    Raises:
+        UsageError: if `readers` cannot be read.
+    """
+
+    readers: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.readers_by_source
+
+    @property
+    def readers_by_source(self) -> Mapping[str, tuple[str, ...]]:
+        """`readers` as names of modules, by the name of the module that they read."""
+        stated: dict[str, tuple[str, ...]] = {}
+        for part in filter(None, map(str.strip, self.readers.split(";"))):
+            source, colon, rest = part.partition(":")
+            readers = tuple(rest.split())
+            if not (colon and readers and source.strip()) or source.strip() in stated:
+                raise UsageError(
+                    f"{self.name}: readers={self.readers!r:.80}; expected 'module: layer layer; "
+                    "...', each module once"
+                )
+            stated[source.strip()] = readers
+        return stated
+
+
+@dataclass(frozen=True)
+class Unit(Read):
     """Hidden units: of feed-forwards, recurrent networks, and chains of linear layers.
 
     Args:
-        readers: the modules that read the outputs of recurrent networks and cells, where they are
-            not known, as "lstm: fc" or "encoder: attention fc; decoder: words". They are linear
-            layers, or other networks, and read all features of the outputs in their order. Between
-            the two there may only be functions that treat each feature by itself, such as dropout
-            and the maximum over time.
+        readers: see `Read`, for recurrent networks and cells, and for linear layers outside of
+            nn.Sequential. The readers are linear layers, or other networks.
 
     Raises:
         UsageError: if `readers` cannot be read.
@@ -69,26 +105,24 @@ class Unit(Structure):
 
     name: ClassVar[str] = "unit"
     keep: int = 16
-    readers: str = ""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.readers_by_network
 
-    @property
-    def readers_by_network(self) -> Mapping[str, tuple[str, ...]]:
-        """`readers` as names of modules, by the name of the network or cell."""
-        stated: dict[str, tuple[str, ...]] = {}
-        for part in filter(None, map(str.strip, self.readers.split(";"))):
-            network, colon, rest = part.partition(":")
-            readers = tuple(rest.split())
-            if not (colon and readers and network.strip()) or network.strip() in stated:
-                raise UsageError(
-                    f"unit: readers={self.readers!r:.80}; expected 'network: layer layer; ...', "
-                    "each network once"
-                )
-            stated[network.strip()] = readers
-        return stated
+@dataclass(frozen=True)
+class Filter(Read):
+    """Output channels of nn.Conv1d, and the linear layers and convolutions that read them.
+
+    Args:
+        readers: see `Read`, for convolutions outside of nn.Sequential. Pooling over time, and
+            flattening channels with their positions, may come in between.
+
+    Raises:
+        UsageError: if `readers` cannot be read.
+
+    Example:
+        se.prune(text_cnn, 0.5, se.Filter(readers="convs.*: fc"))
+    """
+
+    name: ClassVar[str] = "filter"
 
 
 @dataclass(frozen=True)
@@ -107,13 +141,6 @@ class Layer(Structure):
         super().__post_init__()
         if self.count is not None and self.count < 1:
             raise UsageError(f"structure layer: count={self.count} is less than 1")
-
-
-@dataclass(frozen=True)
-class Filter(Structure):
-    """Output channels of nn.Conv1d."""
-
-    name: ClassVar[str] = "filter"
 
 
 @dataclass(frozen=True)

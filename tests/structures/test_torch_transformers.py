@@ -6,6 +6,7 @@ The reference is a module of torch in which the weights of the removed heads are
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,6 +185,31 @@ def test_a_cut_encoder_is_pruned_and_runs_natively() -> None:
     se.densify_(model)
     assert isinstance(model.layers[0].self_attn, CutMultiheadAttention)
     torch.testing.assert_close(model(x), expected, **TIGHT)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_cut_encoder_is_saved_and_loaded(sparse: bool, tmp_path: Path) -> None:
+    model = encoder()
+    se.prune(model, 0.3, [se.Head(), "unit"])
+    if sparse:
+        se.prune(model, 0.7)
+        se.save(model, tmp_path / "cut", report=se.sparsify_(model, "csr"))
+    else:
+        se.save(model, tmp_path / "cut")
+    loaded = se.load(tmp_path / "cut", model=encoder()).eval()
+    expected = se.nn.SparseMultiheadAttention if sparse else CutMultiheadAttention
+    assert type(loaded.layers[0].self_attn) is expected
+    x = torch.randn(4, 5, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0)
+
+
+def test_heads_that_all_stay_leave_the_module_as_it_is() -> None:
+    model = Holder()
+    before = model.attention.in_proj_weight
+    se.prune(model, 0.3, se.Head(keep=6))
+    assert type(model.attention) is nn.MultiheadAttention
+    assert model.attention.in_proj_weight is before
 
 
 def test_refusals() -> None:

@@ -87,7 +87,8 @@ def cut(
             untouched = {layer.name for layer in plan.layers} - settings.keys()
             source = source.without(untouched)
             prune_layers(source, settings, readers, seed, report, steps)
-    resize_(model, kept, sites)
+    changed = [site for site in sites if len(kept[site.name]) < site.groups]
+    resize_(model, kept, changed)
     report.granularity = ", ".join(map(str, method.structures.values()))
     report.sites = [SiteReport.of(site, kept[site.name]) for site in sites]
     report.layers = []

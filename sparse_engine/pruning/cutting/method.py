@@ -19,7 +19,7 @@ from sparse_engine.pruning.overrides import Override, find_overrides
 from sparse_engine.pruning.plan import NamePattern
 from sparse_engine.pruning.recovery import Recovery, find_recovery
 from sparse_engine.pruning.statistics.needs import GRADIENTS
-from sparse_engine.structures import STRUCTURES, Structure, Unit, Vocabulary
+from sparse_engine.structures import STRUCTURES, Read, Structure, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,12 @@ class CutMethod:
 
     @property
     def readers(self) -> Mapping[str, tuple[str, ...]]:
-        """The modules that are stated to read recurrent networks and cells."""
-        unit = self.structures.get(Unit.name)
-        return unit.readers_by_network if isinstance(unit, Unit) else {}
+        """The modules that are stated to read others, by the names of these."""
+        stated: dict[str, tuple[str, ...]] = {}
+        for structure in self.structures.values():
+            if isinstance(structure, Read):
+                stated |= structure.readers_by_source
+        return stated
 
     @property
     def needs_calibration(self) -> bool:

@@ -15,6 +15,8 @@ from sparse_engine.structures.site import Left, Site
 def sites(model: nn.Module) -> Iterator[Site | Left]:
     """The hidden features between two layers of every nn.Sequential; those that stay, and why."""
     for chain in chains(model):
+        if not chain.last and not chain.broken_by:  # what reads the features is not known
+            continue
         kind = "filter" if type(model.get_submodule(chain.first)) is nn.Conv1d else "unit"
         if reason := _refusal(model, chain):
             yield Left(chain.first, kind, reason)
