@@ -23,12 +23,14 @@ __all__ = [
     "NM",
     "Bitmask",
     "Block",
+    "Column",
     "Element",
     "Expert",
     "Filter",
     "Head",
     "Layer",
     "PruneReport",
+    "Row",
     "SensitivityReport",
     "SparseConfig",
     "SparsifyReport",
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from sparse_engine.convert.sparsify import densify_, sparsify_
     from sparse_engine.formats import BSR, CSR, Bitmask
     from sparse_engine.io import load, save
-    from sparse_engine.pruning import NM, Block, Element, PruneReport, Target, prune
+    from sparse_engine.pruning import NM, Block, Column, Element, PruneReport, Row, Target, prune
     from sparse_engine.structures import Expert, Filter, Head, Layer, Unit, Vocabulary
     from sparse_engine.vocabulary import VocabularyReport, cut_vocabulary
 else:
@@ -73,7 +75,16 @@ else:
         "config": ("SparseConfig",),
         "formats": ("BSR", "CSR", "Bitmask"),
         "io": ("load", "save"),
-        "pruning": ("NM", "Block", "Element", "PruneReport", "Target", "prune"),
+        "pruning": (
+            "NM",
+            "Block",
+            "Column",
+            "Element",
+            "PruneReport",
+            "Row",
+            "Target",
+            "prune",
+        ),
         "structures": ("Expert", "Filter", "Head", "Layer", "Unit", "Vocabulary"),
         "vocabulary": ("VocabularyReport", "cut_vocabulary"),
         "convert.sparsify": ("densify_", "sparsify_"),

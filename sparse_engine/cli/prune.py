@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sparse_engine.cli import streamed
-from sparse_engine.cli.common import progress_bar, remark, say, set_threads, split
+from sparse_engine.cli.common import progress_bar, remark, say, set_threads
 from sparse_engine.cli.recipe import (
     check_conflicts,
     options_of,
     overrides_of,
+    recorded,
+    steps_of,
     use_recipe,
     warn_changes,
 )
@@ -23,12 +25,14 @@ def prune(
     model: Annotated[str, typer.Argument(help="Hugging Face folder or id, or a package.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of zeros, e.g. 0.9; 2:4 implies its own.")
+        float | None,
+        typer.Option(help="Fraction of zeros, or of heads, e.g. 0.9; 2:4 implies its own."),
     ] = None,
     granularity: Annotated[
         str | None,
         typer.Option(
-            help="element, 4x1 (rows x cols), 1xall, 2:4. With a target: auto, or a list."
+            help="element, 4x1 (rows x cols), row, column, 2:4. Taken out: head, unit, layer, or "
+            "head,unit. With a target: auto, or a list."
         ),
     ] = None,
     criterion: Annotated[
@@ -101,7 +105,10 @@ def prune(
 ) -> None:
     """Set weights of a model's linear layers to zero and write a Hugging Face folder.
 
-    The default is sparsegpt scores and a least-squares refit on calibration texts. Texts like
+    Structures such as heads are taken out, so that the weights become smaller.
+
+    The default is sparsegpt scores, obs for structures, and a least-squares refit on calibration
+    texts. Texts like
     those that the model will read keep most of its quality. Without --calibration texts of Python's
     documentation are used; with --calibration none only magnitude and random scores are possible.
     Embeddings, norms, poolers and heads are left alone. For a model that translates or summarises a
@@ -118,6 +125,10 @@ def prune(
 
       sparse-engine prune ./model pruned --criterion "magnitude(sigma=1.5)"
 
+      sparse-engine prune ./model cut --granularity "head,unit(round_to=16)" --sparsity 0.25
+
+      sparse-engine prune ./model cut --recipe steps.yaml  # structures, then blocks of the rest
+
       sparse-engine prune ./model again --recipe pruned  # repeats the run that wrote ./pruned
 
       sparse-engine prune ./model pruned --sparsity 0.8 --layer "*.query" --ignore encoder.layer.0
@@ -130,22 +141,19 @@ def prune(
       --calibration texts.txt  # run it again after an interrupt: it continues
     """
     from sparse_engine.cli.reports import compare, read_examples
+    from sparse_engine.cli.steps import arguments_of
     from sparse_engine.cli.tables import prune_tables, show
     from sparse_engine.cli.target import (
         check_details,
         convert_options,
         find_target,
         target_tables,
-        without_goal,
     )
     from sparse_engine.cli.vocabulary import cut, is_vocabulary
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as prune_model
-    from sparse_engine.pruning.method import check_seed
-    from sparse_engine.pruning.plan import Selection
-    from sparse_engine.pruning.target.method import find_method
     from sparse_engine.text.calibration import Draw
     from sparse_engine.text.sources import find_sources
 
@@ -165,32 +173,28 @@ def prune(
         "flops": flops,
     }
     target = find_target(goals, tokens, dtype, threads, search_seconds)
-    patterns: Any = granularity and split(granularity, str, "--granularity")
     # Wrong options are refused before the model is loaded.
     sources = find_sources(calibration or ["default"])
-    if target is None:
-        patterns = granularity or "element"
-        criterion = criterion or ("sparsegpt" if sources else "magnitude")
-        recovery = recovery or ("least_squares" if sources else "none")
-    options: dict[str, Any] = {
+    values = {
         "sparsity": sparsity,
-        "granularity": patterns,
+        "granularity": granularity,
         "criterion": criterion,
         "recovery": recovery,
         "allocator": allocator,
         "overrides": overrides_of(ctx),
+        "seed": seed,
+        "layers": layers or (),
+        "ignore": ignore or (),
+        "target": target,
     }
-    check_seed(seed)
-    method = find_method(target, **options, has_calibration=bool(sources))
-    Selection.of(layers or (), ignore or ())
-    draw = Draw(sources, samples, max_length, seed) if method.needs else None
-    options |= {"seed": seed, "layers": layers or (), "ignore": ignore or ()}
+    arguments, found = arguments_of(values, steps_of(ctx), bool(sources))
+    reads = any(step.method.needs_calibration for step in found)
+    draw = Draw(sources, samples, max_length, seed) if reads else None
     batches, texts = None, None
-    whole = "--examples run" if example_texts else ""
-    whole = whole if target is None else "a target times"
+    whole = streamed.needs_whole(found, bool(example_texts))
     if streamed.chosen(stream, model, whole):
-        options["recipe"] = options_of(ctx)
-        result, texts = streamed.prune_streamed(model, out, draw, options)
+        arguments["recipe"] = options_of(ctx)
+        result, texts = streamed.prune_streamed(model, out, draw, arguments)
     else:
         with progress_bar("loading") as bar:
             loaded, folder = load_pretrained(model, bar)
@@ -199,14 +203,12 @@ def prune(
             batches, texts = draw.batches(folder, loaded)
         comparison = compare(loaded, folder, example_texts)
         with progress_bar("pruning") as bar:
-            result = prune_model(
-                loaded, **options, calibration=batches, progress=bar, target=target
-            )
+            result = prune_model(loaded, **arguments, calibration=batches, progress=bar)
         if texts is not None:
             result.calibration |= texts.fingerprint
         if comparison is not None:
             result.examples = comparison.examples()
-        result.recipe = without_goal(options_of(ctx)) | result.recipe
+        result.recipe = recorded(ctx, result.recipe)
         with progress_bar("writing") as bar:
             save_checkpoint(loaded, out, folder, result.to_dict(), bar)
     if report is not None:

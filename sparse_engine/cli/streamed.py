@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparse_engine.config import SparseConfig
     from sparse_engine.convert.report import SparsifyReport
     from sparse_engine.pruning import PruneReport
+    from sparse_engine.pruning.steps import Step
     from sparse_engine.text.calibration import Draw
     from sparse_engine.text.mixture import CalibrationTexts
 
@@ -51,6 +52,19 @@ def chosen(stream: bool | None, model: str, whole: str) -> bool:
     if short:
         remark(f"{model} is too large for the memory that is free: it is streamed", "yellow")
     return bool(stream or short)
+
+
+def needs_whole(steps: list[Step], has_examples: bool) -> str:
+    """What of a pruning run needs the whole model, as `chosen` takes it; "" for nothing."""
+    from sparse_engine.pruning.method import Method
+
+    if any(step.target is not None for step in steps):
+        return "a target times"
+    if not all(isinstance(step.method, Method) for step in steps):
+        return "a structure changes"
+    if len(steps) > 1:
+        return "a run in several steps changes"
+    return "--examples run" if has_examples else ""
 
 
 def prune_streamed(

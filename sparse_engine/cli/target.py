@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
@@ -94,8 +94,3 @@ def convert_options(target: Target | None) -> str:
     tokens = f" --tokens {target.tokens}" if target.is_time else ""
     dtype = f" --dtype {target.dtype}" if target.dtype != "float32" else ""
     return format + tokens + dtype
-
-
-def without_goal(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a recipe, which holds what was chosen in place of the target."""
-    return {n: v for n, v in options.items() if n not in OPTIONS}

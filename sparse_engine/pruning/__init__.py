@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from sparse_engine.pruning.criteria import CRITERIA, Criterion, Inputs
 from sparse_engine.pruning.driver import prune
-from sparse_engine.pruning.granularity import NM, Block, Element, Granularity, parse_granularity
+from sparse_engine.pruning.granularity import (
+    NM,
+    Block,
+    Column,
+    Element,
+    Granularity,
+    Row,
+    parse_granularity,
+)
 from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.patterns import LayerPattern, PatternReport, find_patterns
@@ -21,6 +29,7 @@ __all__ = [
     "CRITERIA",
     "NM",
     "Block",
+    "Column",
     "Criterion",
     "Element",
     "Granularity",
@@ -31,6 +40,7 @@ __all__ = [
     "PatternReport",
     "PruneReport",
     "Recipe",
+    "Row",
     "Target",
     "find_patterns",
     "parse_granularity",

@@ -155,7 +155,7 @@ def test_recipes_hold_options_of_prune(block: CodeBlock, tmp_path: Path) -> None
 
     (tmp_path / "recipe.yaml").write_text(block.code)
     options = set(read_recipe(tmp_path / "recipe.yaml").options)
-    assert options <= {*inspect.signature(prune).parameters, "overrides"}
+    assert options <= {*inspect.signature(prune).parameters, "overrides", "steps"}
     assert options
 
 

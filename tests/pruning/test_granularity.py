@@ -9,6 +9,7 @@ import torch
 from driver_models import mean_square
 from torch import Tensor, nn
 
+import sparse_engine as se
 from sparse_engine import formats
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import (
@@ -218,3 +219,9 @@ def test_an_own_granularity_works_with_every_criterion(
     assert sum(int(rows.sum()) for rows in removed) == 14
     for layer, rows in zip(model, removed, strict=True):
         assert layer.weight[~rows].all()
+
+
+@pytest.mark.parametrize(("name", "block"), [("row", Block(1, "all")), ("column", Block("all", 1))])
+def test_rows_and_columns_have_names(name: str, block: Block) -> None:
+    assert parse_granularity(name) == block
+    assert {"row": se.Row(), "column": se.Column()}[name] == block

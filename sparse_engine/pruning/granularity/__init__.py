@@ -8,7 +8,7 @@ from __future__ import annotations
 from sparse_engine import formats
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity.base import Granularity
-from sparse_engine.pruning.granularity.block import Block
+from sparse_engine.pruning.granularity.block import Block, Column, Row
 from sparse_engine.pruning.granularity.element import Element
 from sparse_engine.pruning.granularity.nm import NM
 from sparse_engine.pruning.granularity.tiles import Tiles
@@ -20,9 +20,9 @@ def parse_granularity(text: str | Granularity) -> Granularity:
     """Return the granularity of a text form; `str()` of the result gives the text back.
 
     Args:
-        text: "element", "4x1" (rows x columns), "1xall" (whole rows), "2:4" (keep:of), or
-            a granularity, which is returned as it is. A matrix that is stored as N:M gives its
-            pattern.
+        text: "element", "4x1" (rows x columns), "1xall" (whole rows, or "row"), "column", "2:4"
+            (keep:of), or a granularity, which is returned as it is. A matrix that is stored as N:M
+            gives its pattern.
 
     Raises:
         UsageError: if no granularity has this text form.
@@ -42,8 +42,10 @@ __all__ = [
     "GRANULARITIES",
     "NM",
     "Block",
+    "Column",
     "Element",
     "Granularity",
+    "Row",
     "Tiles",
     "parse_granularity",
 ]

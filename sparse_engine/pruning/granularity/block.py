@@ -9,6 +9,8 @@ from typing import ClassVar, Self
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity.tiles import Size, Tiles
 
+NAMES = {"row": "1xall", "column": "allx1"}
+
 
 @dataclass(frozen=True)
 class Block(Tiles):
@@ -25,7 +27,7 @@ class Block(Tiles):
         UsageError: if `rows` or `cols` is less than 1, or both are "all".
     """
 
-    text_form: ClassVar[str] = "ROWSxCOLS such as 4x1 or 1xall"
+    text_form: ClassVar[str] = "ROWSxCOLS such as 4x1 or 1xall, row, column"
     rows: Size
     cols: Size
 
@@ -38,7 +40,7 @@ class Block(Tiles):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        match = re.fullmatch(r"(\d+|all)x(\d+|all)", text)
+        match = re.fullmatch(r"(\d+|all)x(\d+|all)", NAMES.get(text, text))
         if match is None:
             return None
         rows, cols = match.groups()
@@ -55,3 +57,27 @@ class Block(Tiles):
         # A single group would never be removed.
         is_whole = "all" in (self.rows, self.cols) and self.groups(out_features, in_features) == 1
         return super().fits(out_features, in_features) and not is_whole
+
+
+class Row(Block):
+    """Whole output rows, which become zero: Row() is Block(1, "all"), the text "row".
+
+    The shapes of layers stay as they are; the structures Unit and Head take rows out.
+
+    Example:
+        se.prune(model, 0.5, se.Row())
+    """
+
+    def __new__(cls) -> Block:  # type: ignore[misc]
+        return Block(1, "all")
+
+
+class Column(Block):
+    """Whole input columns, which become zero: Column() is Block("all", 1), the text "column".
+
+    Example:
+        se.prune(model, 0.5, se.Column())
+    """
+
+    def __new__(cls) -> Block:  # type: ignore[misc]
+        return Block("all", 1)
