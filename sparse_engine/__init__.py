@@ -41,6 +41,7 @@ __all__ = [
     "cut_vocabulary",
     "densify_",
     "errors",
+    "export_transformers",
     "formats",
     "load",
     "nn",
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from sparse_engine.convert.report import SparsifyReport
     from sparse_engine.convert.sparsify import densify_, sparsify_
     from sparse_engine.formats import BSR, CSR, Bitmask
-    from sparse_engine.io import load, save
+    from sparse_engine.io import export_transformers, load, save
     from sparse_engine.pruning import NM, Block, Column, Element, PruneReport, Row, Target, prune
     from sparse_engine.structures import Expert, Filter, Head, Layer, Unit, Vocabulary
     from sparse_engine.vocabulary import VocabularyReport, cut_vocabulary
@@ -74,7 +75,7 @@ else:
         "analysis.sensitivity": ("sensitivity",),
         "config": ("SparseConfig",),
         "formats": ("BSR", "CSR", "Bitmask"),
-        "io": ("load", "save"),
+        "io": ("export_transformers", "load", "save"),
         "pruning": (
             "NM",
             "Block",

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from sparse_engine import __version__
-from sparse_engine.cli import bench, convert, demo, info, inspect, prune, sensitivity, serve
+from sparse_engine.cli import (
+    bench,
+    convert,
+    demo,
+    export,
+    info,
+    inspect,
+    prune,
+    sensitivity,
+    serve,
+)
 from sparse_engine.cli import run as run_package
 from sparse_engine.cli.common import Command
 from sparse_engine.errors import SparseEngineError
@@ -28,6 +38,7 @@ app.command("demo", cls=Command)(demo.demo)
 app.command("prune", cls=Command)(prune.prune)
 app.command("sensitivity", cls=Command)(sensitivity.sensitivity)
 app.command("convert", cls=Command)(convert.convert)
+app.command("export", cls=Command)(export.export)
 app.command("run", cls=Command)(run_package.run)
 app.command("inspect", cls=Command)(inspect.inspect)
 app.command("verify", cls=Command)(inspect.verify)

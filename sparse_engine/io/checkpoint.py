@@ -305,8 +305,7 @@ def save_checkpoint(
         raise UsageError(f"pruning is not plain JSON: {error}") from None
     dtypes = None if is_package(Path(source)) else StoredDtypes(Path(source))
     with new_folder(target) as draft:
-        with _quiet():
-            _write_weights(model, draft, dtypes)
+        write_weights(model, draft, dtypes)
         for name in os.listdir(draft):
             if not name.startswith("model"):
                 (draft / name).unlink()
@@ -319,12 +318,14 @@ def save_checkpoint(
     return target
 
 
-def _write_weights(model: Any, draft: Path, dtypes: StoredDtypes | None) -> None:
+def write_weights(model: Any, draft: Path, dtypes: StoredDtypes | None) -> None:
+    """`save_pretrained` into a folder, in the dtypes of a source; None for those of the model."""
     from safetensors import SafetensorError
 
     state = None if dtypes is None else _cast_state(model, dtypes)
     try:
-        model.save_pretrained(str(draft), state_dict=state)
+        with _quiet():
+            model.save_pretrained(str(draft), state_dict=state)
     except SafetensorError as error:  # a full disk
         raise OSError(None, str(error).splitlines()[0]) from None
 

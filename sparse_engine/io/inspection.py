@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from sparse_engine.formats import Format
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.manifest import ChoiceEntry, LayerEntry
 from sparse_engine.io.package import Package, open_package
+from sparse_engine.io.skeleton import draft_of
 from sparse_engine.ops import linear_kernel
+from sparse_engine.structures import Remaining
 
 # Tokens for which kernels are named where nothing was measured.
 TOKENS = 128
@@ -49,6 +51,7 @@ class Inspection:
     """What `inspect` found. Bytes are of all weights, dense ones included; `rows` one a layer.
 
     skipped: share of the multiply-adds for one token; None in packages of before it was stored.
+    removed: places of a transformers model that lost heads, units or other groups.
     """
 
     folder: str
@@ -62,6 +65,7 @@ class Inspection:
     dense_bytes: int
     machine: dict[str, str] | None
     recipe: dict[str, Any] | None
+    removed: tuple[Remaining, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -106,7 +110,21 @@ class Inspection:
             f"{sparse} of {len(self.rows)} layers are sparse; "
             f"{self.parameters / 1e6:.1f} M parameters, {self.sparsity:.1%} of them zero{skipped}; "
             f"{self.bytes / 1e6:.1f} MB, dense {self.dense_bytes / 1e6:.1f} MB"
+            f"{describe(self.removed)}"
         )
+
+
+def describe(removed: Sequence[Remaining]) -> str:
+    """What is left of each kind of structure, after a semicolon; "" where nothing was removed."""
+    text = ""
+    for kind in dict.fromkeys(site.kind for site in removed):
+        sites = [site for site in removed if site.kind == kind]
+        kept = [site.kept for site in sites]
+        text += (
+            f"; {kind}s: {sum(kept)} of {sum(site.groups for site in sites)} remain, "
+            f"{min(kept)} to {max(kept)} in each of {len(sites)} places"
+        )
+    return text
 
 
 def inspect(folder: str | Path) -> Inspection:
@@ -149,7 +167,12 @@ def inspect(folder: str | Path) -> Inspection:
         dense_bytes=size + saved,
         machine=manifest.machine.model_dump() if manifest.machine else None,
         recipe=manifest.recipe,
+        removed=_removed(package),
     )
+
+
+def _removed(package: Package) -> tuple[Remaining, ...]:
+    return draft_of(package)[1].remaining if package.manifest.source == "transformers" else ()
 
 
 def _choice_name(name: str, choices: Mapping[str, ChoiceEntry]) -> str:

@@ -47,22 +47,10 @@ def rebuild(package: Package) -> nn.Module:
     It is built twice: once with no memory at all, to compare it with the package; then with its
     non-persistent buffers, which no file holds.
     """
-    where = package.path / "config.json"
-    plain = parse_json(package.read_file("config.json"), str(where))
-    entries = package.manifest.tensors
-    names = sum(1 + len(entry.aliases) for entry in entries)
-    limit = most_parameters(names)
-    try:
-        check_values(plain, names)
-        cls = model_class(plain, package.manifest.architecture)
-        draft = empty_model(cls, read_config(plain), limit, buffers=False)
-    except (InvalidFileError, UnsupportedModelError) as error:
-        raise InvalidFileError(f"{package.path}: {error}") from None
-    fold_as_stored_(draft, package)
-    fit = fit_as_stored_(draft, package)
+    draft, fit = draft_of(package)
     try:
         check_buffers(draft)
-        model = empty_model(cls, read_config(plain), limit, buffers=True)
+        model = _empty(package, buffers=True)
         fold_as_stored_(model, package)
         fit.apply_(model)
         check_numbers(model)
@@ -70,6 +58,27 @@ def rebuild(package: Package) -> nn.Module:
         raise InvalidFileError(f"{package.path}: {error}") from None
     _read_generation_config(model, package)
     return model
+
+
+def draft_of(package: Package) -> tuple[nn.Module, Fit]:
+    """The transformers model of a package with no memory at all, and which of its heads, units and
+    other groups the package lacks; raises InvalidFileError unless the package fits.
+    """
+    try:
+        draft = _empty(package, buffers=False)
+    except (InvalidFileError, UnsupportedModelError) as error:
+        raise InvalidFileError(f"{package.path}: {error}") from None
+    fold_as_stored_(draft, package)
+    return draft, fit_as_stored_(draft, package)
+
+
+def _empty(package: Package, buffers: bool) -> nn.Module:
+    """The model that config.json describes, its parameters on the meta device."""
+    plain = parse_json(package.read_file("config.json"), str(package.path / "config.json"))
+    names = sum(1 + len(entry.aliases) for entry in package.manifest.tensors)
+    check_values(plain, names)
+    cls = model_class(plain, package.manifest.architecture)
+    return empty_model(cls, read_config(plain), most_parameters(names), buffers)
 
 
 def _read_generation_config(model: Any, package: Package) -> None:

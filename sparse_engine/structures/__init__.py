@@ -12,7 +12,7 @@ from sparse_engine.structures.blocks import (
     remove_blocks_,
 )
 from sparse_engine.structures.find import find_left, find_sites
-from sparse_engine.structures.fit import Fit, Shape, find_fit, hollow
+from sparse_engine.structures.fit import Fit, Remaining, Shape, find_fit, hollow
 from sparse_engine.structures.match import kept_of
 from sparse_engine.structures.resize import check_resizable, resize_
 from sparse_engine.structures.site import Left, Site, Size
@@ -37,6 +37,7 @@ __all__ = [
     "Layer",
     "Left",
     "Read",
+    "Remaining",
     "Shape",
     "Site",
     "Size",

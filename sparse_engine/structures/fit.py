@@ -46,6 +46,22 @@ class Equation:
 
 
 @dataclass(frozen=True)
+class Remaining:
+    """A site that lost groups.
+
+    Attributes:
+        name, kind: of the site.
+        kept: how many groups remain.
+        groups: how many there are by the config.
+    """
+
+    name: str
+    kind: str
+    kept: int
+    groups: int
+
+
+@dataclass(frozen=True)
 class Fit:
     """What stored weights lack.
 
@@ -56,6 +72,12 @@ class Fit:
 
     left: dict[str, int] = field(default_factory=dict)
     sites: tuple[Site, ...] = ()
+
+    @property
+    def remaining(self) -> tuple[Remaining, ...]:
+        """What is left of each site that lost groups."""
+        left = self.left
+        return tuple(Remaining(s.name, s.kind, left[s.name], s.groups) for s in self.sites)
 
     def apply_(self, model: nn.Module) -> None:
         """Remove the last groups of the sites of a model, which is as its config builds it."""
