@@ -122,7 +122,7 @@ def export_transformers(
     config, fit = _best_config(model, shapes)
     before, after = model.config.to_dict(), config.to_dict()
     full = empty_model(type(model), config, sys.maxsize, buffers=True)
-    _fill(full, fit, model)
+    _fill(full, fit, state, model)
     files = companions_of(full, source)
     dtypes = None if source is None or is_package(Path(source)) else StoredDtypes(Path(source))
     with new_folder(target) as draft:
@@ -136,7 +136,7 @@ def export_transformers(
         str(folder),
         {key: (before.get(key), value) for key, value in after.items() if before.get(key) != value},
         fit.remaining,
-        (model.num_parameters(), full.num_parameters()),
+        (_parameters(model), _parameters(full)),
     )
 
 
@@ -222,13 +222,12 @@ def _candidates(built: nn.Module, config: Any, fit: Fit) -> Iterator[dict[str, A
             }
 
 
-def _fill(full: Any, fit: Fit, model: nn.Module) -> None:
+def _fill(full: Any, fit: Fit, live: Mapping[str, Tensor], model: Any) -> None:
     """Give an empty model the weights of a cut one, and zeros where groups were removed."""
     places = dict(_places(full, fit))
     empty = full.state_dict()
     state: dict[str, Tensor] = {}
-    tensors: dict[str, Tensor] = model.state_dict()
-    for name, tensor in tensors.items():
+    for name, tensor in live.items():
         if name in places:
             padded = tensor.new_zeros(empty[name].shape)
             padded.view(-1)[places[name].reshape(-1)] = tensor.reshape(-1)
@@ -268,3 +267,7 @@ def _places(full: nn.Module, fit: Fit) -> Iterator[tuple[str, Tensor]]:
         kept = numbered.get_parameter(name)
         if kept.shape != full.get_parameter(name).shape:
             yield name, kept.detach()
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
