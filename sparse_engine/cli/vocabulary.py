@@ -51,7 +51,7 @@ def cut(ctx: typer.Context, model: str, out: Path, structure: str, files: list[s
         if source is not None and source.name == "COMMANDLINE" and name not in OPTIONS:
             raise UsageError(
                 f"{parameter.opts[0]} has no effect on a vocabulary: leave it out. The corpus "
-                "decides, and vocabulary(minimum=2)"
+                "decides, and vocabulary(minimum=2) or vocabulary(size=4096)"
             )
     chosen = find(structure, (Vocabulary,))
     corpus = _corpus(files)

@@ -16,15 +16,19 @@ class Vocabulary(Named):
     Args:
         minimum: how often the corpus uses a token at least that is kept. The words of rarer tokens
             are split into smaller ones.
+        size: how many tokens are kept at most; `minimum` then grows as far as it has to.
 
     Raises:
-        UsageError: if `minimum` is less than 1.
+        UsageError: if one of them is less than 1.
     """
 
     kind = "structure"
     name: ClassVar[str] = "vocabulary"
     minimum: int = 1
+    size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.minimum < 1:
-            raise UsageError(f"structure {self.name}: minimum={self.minimum} is less than 1")
+        for option in ("minimum", "size"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UsageError(f"structure {self.name}: {option}={value} is less than 1")

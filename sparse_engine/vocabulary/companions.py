@@ -55,32 +55,41 @@ def rewritten(
     found |= dict.fromkeys(name for name in REPLACED if name in files)
     changed: dict[Companion, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "generation_config.json": lambda plain: merged(plain, new.changes(plain)),
-        "tokenizer_config.json": lambda plain: _tokenizer_config(plain, new),
+        "tokenizer_config.json": lambda plain: _tokenizer_config(plain, old, cut),
         "vocab.json": lambda plain: _tokens(plain, "vocab.json", old, cut),
         "added_tokens.json": lambda plain: _tokens(plain, "added_tokens.json", old, cut),
     }
     for name, change in changed.items():
         if name in files:
             plain = read_json(files[name], name, dict)
-            if (new_plain := change(plain)) == plain:
+            try:
+                new_plain = change(plain)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InvalidFileError(f"{name}: unexpected value: {error!r:.80}") from error
+            if new_plain == plain:
                 continue
             found[name] = (json.dumps(new_plain, ensure_ascii=False, indent=1) + "\n").encode()
     if "vocab.txt" in files:
-        listed = {token: i for i, token in enumerate(_lines(files["vocab.txt"]))}
+        listed = {token: i for i, token in enumerate(_lines(files, "vocab.txt"))}
         found["vocab.txt"] = _joined(_tokens(listed, "vocab.txt", old, cut))
     if "merges.txt" in files:
-        left = {f"{a} {b}" for a, b in cut.model.plain["merges"]}
-        gone = {f"{a} {b}" for a, b in old.model.plain["merges"]} - left
-        lines = _lines(files["merges.txt"])
+        left = {f"{a} {b}" for a, b in cut.model.plain.get("merges", ())}
+        gone = {f"{a} {b}" for a, b in old.model.plain.get("merges", ())} - left
+        lines = _lines(files, "merges.txt")
         found["merges.txt"] = _joined(line for line in lines if line not in gone)
     return found
 
 
-def _tokenizer_config(plain: dict[str, Any], new: Renumbering) -> dict[str, Any]:
-    if "added_tokens_decoder" not in plain:
+def _tokenizer_config(
+    plain: dict[str, Any], old: TokenizerFile, cut: TokenizerFile
+) -> dict[str, Any]:
+    name = "added_tokens_decoder"
+    if not isinstance(plain.get(name), dict):
         return plain
-    added = plain["added_tokens_decoder"].items()
-    return plain | {"added_tokens_decoder": {str(new.moves[int(i)]): token for i, token in added}}
+    entries = {str(token["content"]): token for token in plain[name].values()}
+    ids = {str(token["content"]): int(i) for i, token in plain[name].items()}
+    added = _tokens(ids, "tokenizer_config.json", old, cut)
+    return plain | {name: {str(i): entries[token] for token, i in added.items()}}
 
 
 def _tokens(
@@ -93,8 +102,11 @@ def _tokens(
     return dict(sorted(kept.items(), key=lambda item: item[1]))
 
 
-def _lines(raw: bytes) -> list[str]:
-    return raw.decode().removesuffix("\n").split("\n")
+def _lines(files: Mapping[Companion, bytes], name: Companion) -> list[str]:
+    try:
+        return files[name].decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(f"{name} is not UTF-8 text: {error.reason}") from None
 
 
 def _joined(lines: Iterable[str]) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_engine.errors import SparseEngineError, UsageError
+from sparse_engine.structures import Vocabulary
 from sparse_engine.text.tokenizer import encode
 from sparse_engine.vocabulary.tokenizer_file import TokenizerFile
 
@@ -43,6 +44,39 @@ class Choice:
     reference: TokenizerFile
 
 
+def choose_size(
+    file: TokenizerFile,
+    texts: Sequence[str],
+    structure: Vocabulary,
+    special: set[str],
+    progress: Progress | None,
+) -> Choice:
+    """The tokens that are kept, at most as many as the structure allows; see `choose`.
+
+    Raises:
+        UsageError: as `choose`, or if more tokens have to stay.
+    """
+    choice = choose(file, texts, structure.minimum, special, progress)
+    if structure.size is None or len(choice.kept) <= structure.size:
+        return choice
+    # The least minimum that is enough lies above `low` and at or below `high`.
+    low, high = structure.minimum, max(choice.use.counts.values()) + 1
+    choice = choose(file, texts, high, special, progress)
+    if len(choice.kept) > structure.size:
+        raise UsageError(
+            f"structure {structure.name}: size={structure.size}: {len(choice.kept)} tokens have "
+            "to stay, so that any text can be read"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = choose(file, texts, middle, special, progress)
+        if len(tried.kept) <= structure.size:
+            choice, high = tried, middle
+        else:
+            low = middle
+    return choice
+
+
 def choose(
     file: TokenizerFile,
     texts: Sequence[str],
@@ -70,7 +104,7 @@ def choose(
     while True:
         use = count(reference, texts, progress)
         unknown = use.counts[reference.model.unknown or ""]
-        if not sum(use.counts.values()) - unknown:
+        if reference is file and not sum(use.counts.values()) - unknown:
             reason = f"all its {unknown} tokens are unknown" if unknown else "it has no tokens"
             raise UsageError(f"the vocabulary does not fit the corpus: {reason}")
         frequent = {t for t, n in use.counts.items() if n >= minimum}

@@ -14,9 +14,10 @@ from sparse_engine.io.model_files import read_companions
 from sparse_engine.modules.readable import check_readable
 from sparse_engine.named import find
 from sparse_engine.structures import Vocabulary
+from sparse_engine.structures.snapshot import unchanged_after_error
 from sparse_engine.vocabulary.companions import check_companions, rewritten
 from sparse_engine.vocabulary.configs import Renumbering
-from sparse_engine.vocabulary.corpus import Progress, check_same, choose
+from sparse_engine.vocabulary.corpus import Progress, check_same, choose_size
 from sparse_engine.vocabulary.report import VocabularyReport
 from sparse_engine.vocabulary.rows import apply_, required_ids, resized, vocabulary_rows
 from sparse_engine.vocabulary.tokenizer_file import TokenizerFile
@@ -44,7 +45,7 @@ def cut_vocabulary(
         model: of transformers, dense.
         tokenizer: the model's folder with a tokenizer.json, or a fast tokenizer of transformers.
         texts: the corpus, such as a list, or an open file of one text a line.
-        structure: Vocabulary(), or its text form, such as "vocabulary(minimum=2)".
+        structure: Vocabulary(), or its text form, such as "vocabulary(size=4096)".
         progress: called with (done, total, what).
 
     Returns:
@@ -77,7 +78,7 @@ def cut_vocabulary(
         )
     required = required_ids(model, rows)
     special = {token for token, i in old.ids.items() if i in required}
-    choice = choose(old, corpus, option.minimum, special, progress)
+    choice = choose_size(old, corpus, option, special, progress)
     with_token = {old.ids[token] for token in choice.kept}
     kept = sorted(with_token) + sorted(required - with_token)
     new = Renumbering(rows, {i: place for place, i in enumerate(kept)})
@@ -86,7 +87,8 @@ def cut_vocabulary(
     tensors = resized(model, new)
     new_files = rewritten(files, old, cut, new)
     before = _parameters(model)
-    apply_(model, tensors, new)
+    with unchanged_after_error(model):
+        apply_(model, tensors, new)
     return VocabularyReport(
         structure=str(option),
         rows=rows,

@@ -37,12 +37,10 @@ class TokenizerFile:
         self.model = token_model(self.plain["model"])
         added = {entry["content"]: entry["id"] for entry in self.plain["added_tokens"]}
         self.ids: dict[str, int] = self.model.ids | added
-        around = {token for part in self._processors() for token, _ in _tokens(part)}
-        self.added = self.ids.keys() & (added.keys() | around | {self.model.unknown})
-
-    def _processors(self) -> list[dict[str, Any]]:
-        top = self.plain["post_processor"]
-        return [] if top is None else top.get("processors", [top])
+        around = dict(token for part in _processors(self.plain) for token in _tokens(part))
+        if other := next((token for token, i in around.items() if self.ids.get(token) != i), None):
+            raise InvalidFileError(f"{where}: {other!r:.60} of the post-processor has another id")
+        self.added = self.ids.keys() & (added.keys() | around.keys() | {self.model.unknown})
 
     def tokenizer(self) -> Any:
         """The `tokenizers.Tokenizer`, without its own padding and truncation."""
@@ -72,14 +70,18 @@ class TokenizerFile:
             entry["id"] = moves[entry["id"]]
         if plain["padding"] is not None:
             plain["padding"]["pad_id"] = moves.get(plain["padding"]["pad_id"], 0)
-        top = plain["post_processor"]
-        for part in [] if top is None else top.get("processors", [top]):
+        for part in _processors(plain):
             _renumber(part, moves)
         new = TokenizerFile(json.dumps(plain).encode(), "the new tokenizer.json")
         expected = {token: moves[i] for token, i in self.ids.items() if i in moves}
         if new.ids != expected or new.tokenizer().get_vocab() != expected:
             raise UsageError("tokenizer.json has gaps between its ids, so it cannot be renumbered")
         return new
+
+
+def _processors(plain: dict[str, Any]) -> list[dict[str, Any]]:
+    top = plain["post_processor"]
+    return [] if top is None else top.get("processors", [top])
 
 
 def _tokens(processor: dict[str, Any]) -> Iterator[tuple[str, int]]:

@@ -13,7 +13,8 @@ pytest.importorskip("tokenizers")
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from vocabulary_cases import CORPUS, KINDS, OTHER, TRAINING, tokenizer
 
-from sparse_engine.vocabulary.corpus import check_same, choose
+from sparse_engine.structures import Vocabulary
+from sparse_engine.vocabulary.corpus import check_same, choose, choose_size
 from sparse_engine.vocabulary.tokenizer_file import TokenizerFile
 
 
@@ -125,6 +126,33 @@ def test_rare_tokens_are_split(kind: str) -> None:
     for text in CORPUS:
         assert frequent.encode(text).tokens.count("[UNK]") == 0
         assert "<unk>" not in frequent.encode(text).tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_are_kept(kind: str) -> None:
+    file = file_of(tokenizer(kind))
+    corpus = CORPUS[:1] * 3 + CORPUS[1:] * 2 + TRAINING
+    every = choose(file, corpus, 1, set(), None)
+    wanted = len(every.kept) - 5
+    choice = choose_size(file, corpus, Vocabulary(size=wanted), set(), None)
+    assert len(choice.kept) <= wanted
+    # The next smaller minimum would keep too many.
+    counts = sorted(set(every.use.counts.values()))
+    minimum = next(n for n in range(1, 99) if kept_with(file, corpus, n) <= wanted)
+    assert kept_with(file, corpus, minimum) == len(choice.kept)
+    assert minimum > counts[0]
+
+
+def kept_with(file: TokenizerFile, corpus: list[str], minimum: int) -> int:
+    return len(choose(file, corpus, minimum, set(), None).kept)
+
+
+def test_whole_words() -> None:
+    vocabulary = {word: i for i, word in enumerate(["?", "a", "b", "c", "d"])}
+    file = file_of(words(models.WordLevel(vocabulary, unk_token="?")))
+    choice = choose_size(file, ["a b", "a b", "a c"], Vocabulary(size=2), set(), None)
+    assert choice.kept == {"?", "a"}
+    assert cut(file.tokenizer(), ["a b", "x"]).get_vocab().keys() == {"?", "a", "b"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

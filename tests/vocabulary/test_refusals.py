@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def test_corpora(source: Path) -> None:
 def test_structures(source: Path) -> None:
     loaded, _ = load_pretrained(source)
     refuse(loaded, source, CORPUS, "minimum=0", "vocabulary(minimum=0)")
-    refuse(loaded, source, CORPUS, "has no option 'size'", "vocabulary(size=3)")
+    refuse(loaded, source, CORPUS, "has no option 'share'", "vocabulary(share=3)")
+    refuse(loaded, source, CORPUS, "size=0", "vocabulary(size=0)")
+    refuse(loaded, source, CORPUS, r"size=3: \d+ tokens have to stay", "vocabulary(size=3)")
     for granularity in ("vocabulary", se.Vocabulary(), ["head", "vocabulary(minimum=2)"]):
         with pytest.raises(UsageError, match=r"se\.cut_vocabulary"):
             se.prune(loaded, 0.5, granularity)
@@ -69,6 +72,44 @@ def test_tokenizers(source: Path, tmp_path: Path) -> None:
     refuse(loaded, source, CORPUS, "is not a tokenizer")
     (source / "tokenizer.json").unlink()
     refuse(loaded, source, CORPUS, r"has no tokenizer\.json")
+
+
+def test_damaged_files(source: Path) -> None:
+    loaded, _ = load_pretrained(source)
+    config = source / "tokenizer_config.json"
+    plain = config.read_text()
+    for added, match in (
+        ('{"900": {"content": "[new]"}}', r"token '\[new\]' has another id"),
+        ('{"x": {"content": "[PAD]"}}', "unexpected value"),
+        ('{"0": 1}', "unexpected value"),
+    ):
+        config.write_text(plain.replace("{", f'{{"added_tokens_decoder": {added},', 1))
+        refuse(loaded, source, CORPUS, match)
+    config.write_text(plain)
+    (source / "vocab.txt").write_bytes(b"\xff\n")
+    refuse(loaded, source, CORPUS, r"vocab\.txt is not UTF-8")
+    (source / "vocab.txt").unlink()
+    path = source / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [7]
+    path.write_text(json.dumps(tokenizer))
+    refuse(loaded, source, CORPUS, "of the post-processor has another id")
+
+
+def test_an_interrupt_changes_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, _ = load_pretrained(source)
+    config, tables = loaded.config.to_dict(), dict(loaded.named_parameters())
+
+    def interrupt(name: str) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparse_engine.vocabulary.rows.is_id", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        se.cut_vocabulary(loaded, source, CORPUS)
+    assert loaded.config.to_dict() == config
+    assert dict(loaded.named_parameters()).keys() == tables.keys()
+    assert all(tables[name] is tensor for name, tensor in loaded.named_parameters())
+    assert loaded.embeddings.word_embeddings.num_embeddings == config["vocab_size"]
 
 
 def test_models(source: Path) -> None:
