@@ -140,9 +140,38 @@ def time_of_dense(spec: str, times_us: dict[str, dict[int, float]]) -> str:
 def prune_tables(report: PruneReport) -> Iterator[Table]:
     """A row for each layer: its zeros, and the error of its outputs before and after recovery.
 
-    A second table has the modules that were left out, with their share of the multiply-adds of one
-    token.
+    If structures were removed, a row for each site comes first. The last table has the modules that
+    were left out, with their share of the multiply-adds of one token.
     """
+    for step in (*report.steps, report):
+        if step.sites:
+            yield _sites_table(step)
+    if report.layers or not report.sites:
+        yield _layers_table(report)
+    if report.left:
+        yield _left_table(report)
+
+
+def _sites_table(report: PruneReport) -> Table:
+    """A row for each site: what is left of it, and the largest error of the layers that read it."""
+    cells = [
+        (
+            f"{len(site.kept)} of {site.groups} {site.kind}s",
+            "-" if site.error_before is None else f"{site.error_before:.3f}",
+            "-" if site.error_after is None else f"{site.error_after:.3f}",
+        )
+        for site in report.sites
+    ]
+    table = new_table(tight=True)
+    add_columns(table, "site", "kept|error\nbefore|error\nafter")
+    width = _left_for_names(cells, ("kept", "before", "error"))
+    for site, values in zip(report.sites, cells, strict=True):
+        table.add_row(Text(fold(site.name, width)), *values)
+    return table
+
+
+def _layers_table(report: PruneReport) -> Table:
+    """A row for each pruned layer."""
     cells = [
         (
             f"{row.shape[0]}x{row.shape[1]}",
@@ -158,9 +187,7 @@ def prune_tables(report: PruneReport) -> Iterator[Table]:
     width = _left_for_names(cells, ("shape", "zeros", "before", "error", "seconds"))
     for row, values in zip(report.layers, cells, strict=True):
         table.add_row(Text(fold(row.name, width)), *values)
-    yield table
-    if report.left:
-        yield _left_table(report)
+    return table
 
 
 def pattern_table(report: PatternReport) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from sparse_engine.convert.census import Census, Row, census
@@ -34,6 +36,17 @@ def add_coverage(
     report.zeros_of_parameters = counted.zeros_of_parameters
     report.zeros_of_multiply_adds = counted.zeros_of_multiply_adds
     pruned = {layer.name: layer.shape[0] * layer.shape[1] for layer in report.layers}
+    _add_shares(report, modules, counted, pruned, reasons)
+
+
+def _add_shares(
+    report: PruneReport,
+    modules: Mapping[str, nn.Module],
+    counted: Census,
+    pruned: Mapping[str, int],
+    reasons: Mapping[str, str],
+) -> None:
+    """The share of pruned layers, and what was left; `pruned` has the weights of each layer."""
     total = max(counted.multiply_adds, 1)
     pruned_multiply_adds = 0.0
     left: list[Left] = []
@@ -55,6 +68,35 @@ def add_coverage(
     report.left = sorted(left, key=lambda item: (-item.multiply_adds, -item.weights))
 
 
+def add_cut_coverage(
+    report: PruneReport,
+    model: nn.Module,
+    dense: Census,
+    cut: Mapping[str, int],
+    reason: str,
+) -> None:
+    """Fill in the fields of a report on structures that concern the whole model.
+
+    Args:
+        report: receives the zeros of what is left, and the shares of the dense model.
+        model: what is left of the model, no longer unrolled.
+        dense: the counts of the model before.
+        cut: by layer that lost rows or columns, how many weights it had.
+        reason: why other linear layers were left.
+    """
+    modules = dict(model.named_modules())
+    after = census(model)
+    report.multiply_adds = (dense.multiply_adds, after.multiply_adds)
+    report.zeros_of_parameters = after.zeros_of_parameters
+    report.zeros_of_multiply_adds = after.zeros_of_multiply_adds
+    reasons = {
+        row.name: reason
+        for row in dense.rows
+        if row.kind in ("linear", *UNROLLED) and not (row.sparse or reason_by_name(row.name))
+    }
+    _add_shares(report, modules, dense, cut, reasons)
+
+
 def _is_part(layer: str, row: Row) -> bool:
     """Whether a pruned layer holds weights of a module: it is the module, or a part of it."""
     if row.kind not in UNROLLED or layer == row.name:
@@ -64,7 +106,7 @@ def _is_part(layer: str, row: Row) -> bool:
     return layer.startswith(prefix) and layer != f"{prefix}out_proj"
 
 
-def _reason(row: Row, module: nn.Module, reasons: dict[str, str]) -> str:
+def _reason(row: Row, module: nn.Module, reasons: Mapping[str, str]) -> str:
     """Why a module, or a part of it, was left."""
     for name, reason in reasons.items():
         if _is_part(name, row):

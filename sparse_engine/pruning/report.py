@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from sparse_engine.pruning.sections import (
     target_section,
     units_section,
 )
-from sparse_engine.pruning.site_report import SiteReport, with_numbers
+from sparse_engine.pruning.site_report import LOST, SiteReport, counts_of, with_numbers
+from sparse_engine.pruning.sites_section import sites_section
 from sparse_engine.pruning.target.report import TargetReport
 from sparse_engine.reporting.example import Example
 from sparse_engine.reporting.page import Page, footer, write_charts
@@ -53,7 +54,8 @@ class PruneReport:
         unseen: layers of experts that no calibration token reached: pruned by magnitude.
         zeros_of_parameters: fraction of zeros in all parameters of the model.
         zeros_of_multiply_adds: fraction of the multiply-adds for one token whose weight is zero.
-        pruned_multiply_adds: share of the pruned layers in the multiply-adds for one token.
+        pruned_multiply_adds: share of the pruned layers in the multiply-adds for one token; of the
+            layers that lost rows or columns, in those of the model before.
         seconds: the whole time, running the model included.
         heads: what is left of each attention head, for known model families and torch's attention.
         examples: what the model makes of some texts before and after, for the page; see
@@ -65,6 +67,7 @@ class PruneReport:
         target: what a target came to; None without one.
         sites: places from which structures were removed.
         parameters: of the model before and after structures were removed.
+        multiply_adds: the same for one token.
         steps: the reports of the steps before this one, of a run in several steps.
     """
 
@@ -90,6 +93,7 @@ class PruneReport:
     target: TargetReport | None = None
     sites: list[SiteReport] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
+    multiply_adds: tuple[int, int] = (0, 0)
     steps: list[PruneReport] = field(default_factory=list)
 
     @property
@@ -106,6 +110,16 @@ class PruneReport:
             f"zeros: {self.sparsity:.1%} of these layers, {self.zeros_of_parameters:.1%} of all "
             f"parameters, {self.zeros_of_multiply_adds:.1%} of multiply-adds for one token"
         )
+
+    @property
+    def sizes(self) -> str:
+        """One sentence: parameters and multiply-adds before and after structures were removed."""
+        parameters, work = (
+            f"{before / 1e6:.4g} to {after / 1e6:.4g} million"
+            for before, after in (self.parameters, self.multiply_adds)
+        )
+        counted = f"; multiply-adds for one token: {work}" if self.multiply_adds[0] else ""
+        return f"parameters: {parameters}{counted}"
 
     @property
     def warnings(self) -> list[str]:
@@ -135,7 +149,15 @@ class PruneReport:
             messages.append(
                 f"{_and_more(collapsed)}: more than {limit:.1%} of the weights are gone"
             )
+        for kind in dict.fromkeys(site.kind for site in self.sites):
+            of_kind = [site for site in self.sites if site.kind == kind]
+            if floors := [site.name for site in of_kind if site.at_floor]:
+                messages.append(f"{_and_more(floors)}: the fewest {kind}s that are kept")
+            if lost := [s.name for s in of_kind if s.is_collapsed and s.name not in floors]:
+                messages.append(f"{_and_more(lost)}: more than {LOST:.0%} of the {kind}s are gone")
         by_warning: dict[str, list[str]] = {}
+        for site in self.sites:
+            by_warning.setdefault(site.warning, []).append(site.name)
         for layer in self.layers:
             by_warning.setdefault(layer.warning, []).append(layer.name)
         messages += [f"{_and_more(by_warning[w])}: {w}" for w in by_warning if w]
@@ -190,9 +212,7 @@ class PruneReport:
             title,
             self.method,
             (
-                (percent(self.sparsity), f"zeros of the {len(self.layers)} pruned layers"),
-                (percent(self.zeros_of_parameters), "zeros of all parameters"),
-                (percent(self.zeros_of_multiply_adds), "of the multiply-adds have a zero weight"),
+                *self._figures(),
                 (f"{self.seconds:.1f} s", "for pruning"),
                 *(self.target.figures if self.target else ()),
                 *((f"{value:.4g}", name) for name, value in self.metrics.items()),
@@ -200,7 +220,8 @@ class PruneReport:
             tuple(self.warnings),
             (
                 target_section(self.target),
-                layers_section(self.layers),
+                *(sites_section(cut.sites, _sentence(cut.sizes)) for cut in self._cuts),
+                *((layers_section(self.layers),) if self.layers or not self.sites else ()),
                 blocks_section(self.blocks),
                 density_section(self.layers),
                 units_section(self.layers, self.heads),
@@ -210,6 +231,32 @@ class PruneReport:
             ),
             footer(),
         )
+
+    @property
+    def _cuts(self) -> list[PruneReport]:
+        """The steps that removed structures."""
+        return [step for step in (*self.steps, self) if step.sites]
+
+    def _figures(self) -> Iterator[tuple[str, str]]:
+        """What is left of the model, and how much of it is zero."""
+        for name, what in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
+            sizes = [size for cut in self._cuts if all(size := getattr(cut, name))]
+            if sizes:
+                yield percent(sizes[-1][1] / sizes[0][0]), f"of the {what} are left"
+        if self.layers or not self.sites:
+            yield percent(self.sparsity), f"zeros of the {len(self.layers)} pruned layers"
+            yield percent(self.zeros_of_parameters), "zeros of all parameters"
+            yield percent(self.zeros_of_multiply_adds), "of the multiply-adds have a zero weight"
+
+    def sites_to_markdown(self) -> str:
+        """Table with a row for each site from which structures were removed."""
+        lines = ["| site | kept | error before | error after |", "|---|--:|--:|--:|"]
+        lines += [
+            f"| {site.name} | {len(site.kept)} of {site.groups} {site.kind}s | "
+            f"{_error(site.error_before)} | {_error(site.error_after)} |"
+            for site in self.sites
+        ]
+        return "\n".join(lines)
 
     def to_markdown(self) -> str:
         """Table with a row for each pruned layer."""
@@ -241,19 +288,35 @@ class PruneReport:
 
     @property
     def summary(self) -> str:
-        """Lines: number of layers, method and time; shares of the whole model; warnings."""
-        lines = [
-            f"{len(self.layers)} layers ({self.method}), {self.seconds:.1f} s",
-            self.shares,
+        """Lines: number of layers or sites, method and time; shares and sizes; warnings."""
+        lines = [f"step {i}: {step.summary}" for i, step in enumerate(self.steps, 1)]
+        if self.sites:
+            lines += [
+                f"{len(self.sites)} sites ({self.method}), {self.seconds:.1f} s",
+                f"kept: {counts_of(self.sites)}",
+                self.sizes,
+            ]
+        if self.layers or not self.sites:
+            lines += [
+                f"{len(self.layers)} layers ({self.method}), {self.seconds:.1f} s",
+                self.shares,
+            ]
+        lines += [
             *([self.target.summary] if self.target else []),
             *(f"warning: {line}" for line in self.warnings),
         ]
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        tables = [self.to_markdown(), *([self.left_to_markdown()] if self.left else [])]
+        tables = [cut.sites_to_markdown() for cut in self._cuts]
+        tables += [self.to_markdown()] if self.layers or not self.sites else []
+        tables += [self.left_to_markdown()] if self.left else []
         tables += [self.target.to_markdown()] if self.target else []
         return "\n\n".join([self.summary, *tables])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _has_emptied_rows(layer: LayerReport) -> bool:

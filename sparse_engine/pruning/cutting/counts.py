@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,19 @@ REASONS = {
 }
 
 
+@dataclass(frozen=True)
+class SiteCount:
+    """How many groups of a site are kept.
+
+    Attributes:
+        kept: the number.
+        at_floor: whether more would have been removed, but for the fewest that are kept.
+    """
+
+    kept: int
+    at_floor: bool
+
+
 def check_allocator(allocator: Allocator) -> None:
     """Raise UsageError unless the allocator shares out structures."""
     if not isinstance(allocator, ALLOCATORS):
@@ -41,7 +54,7 @@ def counts(
     sparsity: float,
     allocator: Allocator,
     fixed: Mapping[str, float] | None = None,
-) -> list[int]:
+) -> list[SiteCount]:
     """How many groups each site keeps.
 
     Args:
@@ -71,11 +84,16 @@ def counts(
             removals = _allocate([rankings[i] for i in members], structure, sparsity, allocator)
             for i, count in zip(members, removals, strict=True):
                 wanted[i] = rankings[i].site.groups - count
-    wanted = _even(rankings, wanted)
-    return [
-        structures[ranking.site.kind].kept(ranking.site.groups, count)
-        for ranking, count in zip(rankings, wanted, strict=True)
-    ]
+    found: list[SiteCount] = []
+    for ranking, share in zip(rankings, _even(rankings, wanted), strict=True):
+        site, structure = ranking.site, structures[ranking.site.kind]
+        kept = site.kept(structure.kept(site.groups, share))
+        competes = not isinstance(allocator, Uniform) and site.name not in fixed
+        floor = max(structure.keep, site.least)
+        is_least = kept <= floor < site.groups
+        limited = competes or round(share) < floor
+        found.append(SiteCount(kept, is_least and limited))
+    return found
 
 
 def _allocate(
@@ -84,7 +102,8 @@ def _allocate(
     """How many groups each site of one kind loses."""
     sizes = [ranking.site.groups for ranking in rankings]
     bounds = Bounds.of(sizes, sparsity, allocator.min_sparsity, allocator.max_sparsity)
-    most = torch.minimum(bounds.most, (bounds.groups - structure.keep).clamp_min(0))
+    floors = torch.tensor([max(structure.keep, ranking.site.least) for ranking in rankings])
+    most = torch.minimum(bounds.most, (bounds.groups - floors).clamp_min(0))
     total = min(bounds.total, int(most.sum()))
     bounds = replace(bounds, least=torch.minimum(bounds.least, most), most=most, total=total)
     if isinstance(allocator, Sensitivity):

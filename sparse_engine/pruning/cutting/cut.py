@@ -9,15 +9,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.convert.census import census
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.linears import weight_of
 from sparse_engine.pruning.allocators import Sensitivity, Setting
 from sparse_engine.pruning.calibration import Batch, merge_batches
+from sparse_engine.pruning.coverage import add_cut_coverage
 from sparse_engine.pruning.criteria import Groups, Reader
-from sparse_engine.pruning.cutting.counts import counts
+from sparse_engine.pruning.cutting.counts import SiteCount, counts
 from sparse_engine.pruning.cutting.kept import KeptColumns
 from sparse_engine.pruning.cutting.method import CutMethod
-from sparse_engine.pruning.cutting.ranking import Ranking, rank
+from sparse_engine.pruning.cutting.ranking import Ranking, rank, rank_unseen
 from sparse_engine.pruning.cutting.selection import chosen_sites, own_sparsities
 from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.gradients import (
@@ -26,6 +28,7 @@ from sparse_engine.pruning.gradients import (
     group_gradients,
     make_loss,
 )
+from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import new_report, prune_layers
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.plan import Filter, NamePattern, Plan, Selection, make_plan
@@ -67,11 +70,16 @@ def cut(
     started = time.perf_counter()
     sites = sites_of(model, method, selection, filter_fn)
     own = own_sparsities(sites, method)
-    before = _parameters(model)
+    before, counted = _parameters(model), census(model)
     of_layers = method.of_layers
     with unrolled(model):
         plan = _plan(model, sites)
         report = new_report(of_layers)
+        cut_weights = {
+            name: weight_of(model.get_submodule(name)).numel()
+            for site in sites
+            for name in (*site.writers, *site.readers)
+        }
         dense = DenseWeights(plan.layers)
         run.snapshot.keep(dense)
         steps = Progress(run.progress, 2 * len(plan.layers))
@@ -79,7 +87,14 @@ def cut(
             slopes = _gradients(model, sites, run.batches, run.loss, of_layers, seed, steps)
             merged = merge_batches(model, run.batches)
             source = ModelSource(model, plan, merged, dense, steps)
-            kept = _kept(model, source, sites, slopes, own, method, seed, steps)
+            rankings = _rankings(model, source, sites, slopes, method, seed, report, steps)
+            sizes = counts(
+                rankings, method.structures, of_layers.sparsity, of_layers.allocator, own
+            )
+            kept = {
+                ranking.site.name: ranking.order[ranking.site.groups - size.kept :].sort().values
+                for ranking, size in zip(rankings, sizes, strict=True)
+            }
             settings = _settings(sites, kept)
             readers = method.of_readers
             if not readers.layer_needs:  # no statistics, so that the model need not run
@@ -90,9 +105,13 @@ def cut(
     changed = [site for site in sites if len(kept[site.name]) < site.groups]
     resize_(model, kept, changed)
     report.granularity = ", ".join(map(str, method.structures.values()))
-    report.sites = [SiteReport.of(site, kept[site.name]) for site in sites]
-    report.layers = []
+    report.sites = _site_reports(report, sites, kept, sizes)
+    report.layers = []  # they have no zeros any more
+    report.unseen = list(dict.fromkeys(report.unseen))
     report.parameters = (before, _parameters(model))
+    kinds = " or ".join(method.structures)
+    add_cut_coverage(report, model, counted, cut_weights, f"no {kinds} of it was to be removed")
+    report.heads = heads_of(model)
     if filter_fn is not None:  # a recipe holds the names that it chose
         names = (name for site in sites for name in site.writers)
         selection = replace(selection, layers=tuple(map(NamePattern.exactly, names)))
@@ -113,6 +132,22 @@ def sites_of(
     sites = chosen_sites(model, sites, method, selection, filter_fn)
     check_resizable(model, sites)
     return sites
+
+
+def _site_reports(
+    report: PruneReport, sites: list[Site], kept: Mapping[str, Tensor], sizes: list[SiteCount]
+) -> list[SiteReport]:
+    """What is left of each site, with the errors of the layers that read it."""
+    rows = {row.name: row for row in report.layers}
+    return [
+        SiteReport.of(
+            site,
+            kept[site.name],
+            [rows[name] for name in site.readers if name in rows],
+            size.at_floor,
+        )
+        for site, size in zip(sites, sizes, strict=True)
+    ]
 
 
 def _plan(model: nn.Module, sites: list[Site]) -> Plan:
@@ -143,51 +178,56 @@ def _gradients(
     return group_gradients(model, sites, batches, made, per_example, seed, progress)
 
 
-def _kept(
+def _rankings(
     model: nn.Module,
     source: ModelSource,
     sites: list[Site],
     gradients: Mapping[str, Tensor],
-    own: Mapping[str, float],
     method: CutMethod,
     seed: int,
+    report: PruneReport,
     progress: Progress,
-) -> dict[str, Tensor]:
-    """By site, the numbers of the groups that remain, ascending."""
+) -> list[Ranking]:
+    """The groups of all sites in the dense model, in the order of their removal.
+
+    Layers that no calibration token reaches, which only those of experts may be, count for nothing;
+    sites with no others are ranked by magnitude. The report receives the layers.
+    """
     of_layers = method.of_layers
     of_layers.generator.manual_seed(seed)
+    measures_errors = isinstance(of_layers.allocator, Sensitivity)
     rankings: dict[str, Ranking] = {}
     waiting: dict[str, dict[str, Reader]] = {site.name: {} for site in sites}
     for layers, statistics in source.groups(of_layers.scoring_collection):
+        unseen = bool(of_layers.needs) and statistics.are_missing
         for layer in layers:
             # What a bias can absorb costs nothing.
             centred = of_layers.recovery.centres(layer.linear.bias is not None)
             inputs = statistics.inputs(layer, centred)
             weight = layer.weight.detach().float()
+            report.unseen += [layer.name] if unseen else []
             for site in sites:
                 if layer.name not in site.readers:
                     continue
                 read = waiting[site.name]
                 read[layer.name] = Reader(weight, inputs, site.readers[layer.name])
-                if len(read) == len(site.readers):
-                    readers = list(waiting.pop(site.name).values())
-                    groups = Groups(
-                        site.groups, readers, _writers(model, site), gradients.get(site.name)
+                if len(read) < len(site.readers):
+                    continue
+                all_readers = waiting.pop(site.name)
+                readers = [of for name, of in all_readers.items() if name not in report.unseen]
+                slopes = gradients.get(site.name)
+                groups = Groups(site.groups, readers, _writers(model, site), slopes)
+                if not readers:
+                    groups = replace(groups, readers=list(all_readers.values()))
+                    rankings[site.name] = rank_unseen(
+                        site, groups, of_layers.criterion, of_layers.generator
                     )
-                    rankings[site.name] = rank(
-                        site,
-                        groups,
-                        of_layers.criterion,
-                        of_layers.generator,
-                        measures_errors=isinstance(of_layers.allocator, Sensitivity),
-                    )
+                    continue
+                rankings[site.name] = rank(
+                    site, groups, of_layers.criterion, of_layers.generator, measures_errors
+                )
             progress.finished(f"scores of {layer.name}")
-    ordered = [rankings[site.name] for site in sites]
-    left = counts(ordered, method.structures, of_layers.sparsity, of_layers.allocator, own)
-    return {
-        ranking.site.name: ranking.order[-ranking.site.kept(count) :].sort().values
-        for ranking, count in zip(ordered, left, strict=True)
-    }
+    return [rankings[site.name] for site in sites]
 
 
 def _writers(model: nn.Module, site: Site) -> list[tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.pruning.criteria import Criterion, Groups, Removals
+from sparse_engine.pruning.criteria.magnitude import Magnitude
 from sparse_engine.pruning.criteria.structured_obs import costs_of
 from sparse_engine.structures import Site
 
@@ -61,6 +62,17 @@ def rank(
         growth = removals.costs if criterion.fits else _growth(groups, removals)
         errors = growth.cumsum(0) / _energy(groups)
     return Ranking(site, removals.order, costs, errors, quota)
+
+
+def rank_unseen(
+    site: Site, groups: Groups, criterion: Criterion, generator: torch.Generator
+) -> Ranking:
+    """Order the groups of a site that no calibration token reaches by magnitude, at no cost."""
+    removals = Magnitude().removals(groups, generator)
+    nothing = torch.zeros(groups.count, dtype=torch.float64)
+    return Ranking(
+        site, removals.order, nothing, nothing, 0 if criterion.decides_sparsity else None
+    )
 
 
 def _growth(groups: Groups, removals: Removals) -> Tensor:

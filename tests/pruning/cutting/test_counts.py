@@ -28,7 +28,8 @@ def ranking(
 def kept(
     rankings: list[Ranking], sparsity: float, allocator: str, fixed: dict[str, float] | None = None
 ) -> list[int]:
-    return counts(rankings, KEEP, sparsity, find_allocator(allocator), fixed)
+    found = counts(rankings, KEEP, sparsity, find_allocator(allocator), fixed)
+    return [size.kept for size in found]
 
 
 CHEAP = ranking("a", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
@@ -38,6 +39,16 @@ DEAR = ranking("b", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
 def test_uniform_keeps_the_same_share() -> None:
     assert kept([CHEAP, DEAR], 0.5, "uniform") == [3, 3]
     assert kept([CHEAP, ranking("h", [1.0] * 4, "head")], 0.99, "uniform") == [2, 1]
+
+
+def test_floors_are_reported() -> None:
+    def at_floor(sparsity: float, allocator: str) -> list[bool]:
+        found = counts([CHEAP, DEAR], KEEP, sparsity, find_allocator(allocator))
+        return [size.at_floor for size in found]
+
+    assert at_floor(2 / 3, "uniform") == [False, False]  # two of six are what is asked for
+    assert at_floor(0.9, "uniform") == [True, True]
+    assert at_floor(0.5, "raw") == [True, False]
 
 
 def test_raw_removes_the_cheapest_above_the_floor() -> None:
