@@ -13,7 +13,6 @@ from sparse_engine.structures.blocks import (
 )
 from sparse_engine.structures.find import find_left, find_sites
 from sparse_engine.structures.fit import Fit, Remaining, Shape, find_fit, hollow
-from sparse_engine.structures.match import kept_of
 from sparse_engine.structures.resize import check_resizable, resize_
 from sparse_engine.structures.site import Left, Site, Size
 from sparse_engine.structures.structure import (
@@ -52,7 +51,6 @@ __all__ = [
     "find_sites",
     "find_stacks",
     "hollow",
-    "kept_of",
     "remove_blocks_",
     "resize_",
 ]

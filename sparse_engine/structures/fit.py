@@ -124,7 +124,8 @@ def find_fit(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidFileError(f"its heads and units cannot be found: {reason:.200}") from None
     removed = _solve(chosen, equations)
-    left = {chosen[i].name: chosen[i].groups - count for i, count in removed.items() if count}
+    counts = {i: removed.get(first, 0) for i, first in enumerate(_firsts(model, chosen))}
+    left = {chosen[i].name: chosen[i].groups - count for i, count in counts.items() if count}
     return Fit(left, tuple(site for site in chosen if site.name in left))
 
 
@@ -189,6 +190,9 @@ def _separate(sites: Sequence[Site]) -> list[Site]:
     taken: dict[tuple[str, bool], Tensor] = {}
     chosen: list[Site] = []
     for site in sites:
+        if site.rerouted:  # whole layers, whose rows and columns other sites may divide
+            chosen.append(site)
+            continue
         claims = [
             ((name, is_row), groups >= 0)
             for is_row, layers in ((True, {**site.writers, **site.between}), (False, site.readers))
@@ -210,9 +214,10 @@ def _equations(
 ) -> list[Equation]:
     """An equation for each size of a stored tensor that depends on the groups of sites."""
     check_resizable(model, sites)
-    found = [equation for equation in _of_layers(sites, layers) if equation.per_group]
+    firsts = _firsts(model, sites)
+    found = [equation for equation in _of_layers(sites, layers, firsts) if equation.per_group]
     others: set[int] = set()  # sites of tensors that differ in more than their groups
-    for name, dims in _of_parameters(model, sites).items():
+    for name, dims in _of_parameters(model, sites, firsts).items():
         stored = shapes.get(name)
         if stored is None:
             continue
@@ -229,26 +234,40 @@ def _equations(
     return [equation for equation in found if others.isdisjoint(equation.per_group)]
 
 
-def _of_layers(sites: Sequence[Site], layers: Mapping[str, Shape]) -> Iterable[Equation]:
+def _firsts(model: nn.Module, sites: Sequence[Site]) -> list[int]:
+    """By site, the first of those in the same modules that lose equally many groups.
+
+    They have one unknown number, as the experts that one parameter holds.
+    """
+    known: dict[tuple[str, frozenset[str]], int] = {}
+    return [
+        known.setdefault((site.even, frozenset(_owners(model, site))), i) if site.even else i
+        for i, site in enumerate(sites)
+    ]
+
+
+def _of_layers(
+    sites: Sequence[Site], layers: Mapping[str, Shape], firsts: Sequence[int]
+) -> Iterable[Equation]:
     """The equations of rows and columns of layers of the unrolled model."""
     for name, shape in layers.items():
         for dim in (0, 1):
             equation = Equation(name, shape, 0, shape[dim])
             for i, site in enumerate(sites):
                 groups = (site.readers if dim else site.writers).get(name)
-                if groups is not None:
+                if groups is not None and not site.rerouted:
                     equation.built = len(groups)
-                    equation.per_group[i] = int((groups >= 0).sum()) // site.groups
+                    equation.per_group[firsts[i]] = int((groups >= 0).sum()) // site.groups
             yield equation
 
 
 def _of_parameters(
-    model: nn.Module, sites: Sequence[Site]
+    model: nn.Module, sites: Sequence[Site], firsts: Sequence[int]
 ) -> dict[str, list[tuple[int, dict[int, int]]]]:
     """By parameter, for each dimension its size, and by the index of a site the part of a group.
 
     One group of a site is taken out of a copy without weights, and the shapes are compared. Sites
-    that change no common module are taken out of one copy.
+    that change no common module are taken out of one copy; so are those of one unknown number.
     """
     owners = [_owners(model, site) for site in sites]
     everything = {site.name: torch.arange(site.groups) for site in sites}
@@ -258,7 +277,7 @@ def _of_parameters(
     found: dict[str, list[tuple[int, dict[int, int]]]] = {
         name: [(size, {}) for size in shape] for name, shape in whole.items()
     }
-    waiting = list(range(len(sites)))
+    waiting = sorted(set(firsts))
     while waiting:
         by_owner: dict[str, int] = {}
         for i in waiting:
@@ -267,7 +286,8 @@ def _of_parameters(
         chosen = set(by_owner.values())
         waiting = [i for i in waiting if i not in chosen]
         smaller = {
-            site.name: torch.arange(site.groups - (i in chosen)) for i, site in enumerate(sites)
+            site.name: torch.arange(site.groups - (firsts[i] in chosen))
+            for i, site in enumerate(sites)
         }
         part = hollow(model)
         resize_(part, smaller, sites)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -187,3 +188,15 @@ def test_experts_that_are_not_known_are_refused() -> None:
         se.prune(model, 0.5, "unit")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("structures", [["unit"], ["expert"], ["unit", "expert"]])
+def test_packages_of_cut_mixtures(structures: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = mixture("qwen3-moe").eval()
+    model.save_pretrained(tmp_path / "dense")
+    se.prune(model, 0.3, structures, "magnitude", allocator="raw")
+    expected = logits(model)
+    se.sparsify_(model, "csr")
+    se.save(model, tmp_path / "package", source=tmp_path / "dense")
+    torch.testing.assert_close(logits(se.load(tmp_path / "package")), expected)

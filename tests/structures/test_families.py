@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from family_models import (
     DECODERS,
     MODELS,
@@ -19,6 +20,7 @@ from family_models import (
 from torch import Tensor, nn
 
 import sparse_engine as se
+from sparse_engine.errors import UsageError
 from sparse_engine.nn import NativeDecoder, NativeEncoder
 from sparse_engine.structures import find_sites
 
@@ -218,3 +220,65 @@ def test_native_stacks_of_uneven_layers(name: str, recwarn: pytest.WarningsRecor
 
 def uncached(name: str) -> dict[str, Any]:
     return {"use_cache": False} if name in (*DECODERS, *SEQ2SEQ) else {}
+
+
+@pytest.mark.parametrize("name", ["t5", "mpnet", "llama", "bart"])
+@torch.no_grad()
+def test_readers_are_refitted(name: str) -> None:
+    """Least squares brings the outputs nearer to those of the dense model."""
+    model = model_of(name)
+    given = inputs_of(name, 3, "none")
+    expected = output_of(model, given)
+    errors = {}
+    for recovery in ("none", "least_squares"):
+        copied = copy.deepcopy(model)
+        cut(copied, criterion="obs", recovery=recovery, calibration=[given], allocator="uniform")
+        errors[recovery] = float((output_of(copied, given) - expected).norm())
+    assert errors["least_squares"] < errors["none"]
+
+
+def unchanged(model: Any, message: str, kind: str = "head", **options: Any) -> None:
+    """The run is refused with this message in one line, and the model stays as it is."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match=message) as caught:
+        se.prune(model, 0.5, kind, **options)
+    assert "\n" not in str(caught.value)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_models_without_known_heads_are_refused() -> None:
+    sizes = {"hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 40}
+    albert = transformers.AlbertConfig(**sizes, vocab_size=50, embedding_size=16)
+    unchanged(transformers.AlbertModel(albert), "albert is no known family")
+    decoder = transformers.BertConfig(**sizes, vocab_size=50, num_hidden_layers=1, is_decoder=True)
+    unchanged(transformers.BertModel(decoder), "BertModel: is_decoder")
+    config = config_of("gpt2")
+    config.scale_attn_by_inverse_layer_idx = True
+    unchanged(transformers.GPT2LMHeadModel(config), "GPT2LMHeadModel: scale_attn", "unit")
+
+
+def test_models_whose_layers_are_not_plain_are_refused() -> None:
+    model = model_of("bert")
+    se.prune(model, 0.8)
+    se.sparsify_(model, "csr")
+    name = r"encoder\.layer\.0\.attention\.self\.query|encoder\.layer\.0\.attention\.output\.dense"
+    with pytest.raises(UsageError, match=f"({name}) is a SparseLinear.*densify_"):
+        se.prune(model, 0.5, "head")
+    se.densify_(model)
+    se.prune(model, 0.5, "head")
+    quantised = torch.ao.quantization.quantize_dynamic(model_of("bert"), {nn.Linear}, torch.qint8)
+    with pytest.raises(UsageError, match="quantised already"):
+        se.prune(quantised, 0.5, "unit")
+    shared = model_of("bert")
+    shared.encoder.layer[1].attention.self.query = shared.encoder.layer[0].attention.self.query
+    unchanged(shared, r"layer\.0\.attention\.self\.query and .*layer\.1.* share a weight")
+    layer = model_of("llama")
+    layer.model.layers[1] = layer.model.layers[0]
+    unchanged(layer, r"model\.layers\.0\..* and model\.layers\.1\..* share a weight")
+
+
+def test_sites_that_go_together_are_chosen_together() -> None:
+    unchanged(model_of("t5"), "choose both", layers=["*EncDecAttention.o", "decoder.block.0.*"])
+    unchanged(model_of("mpnet"), "among the chosen layers", layers=["encoder.layer.0"])

@@ -144,7 +144,7 @@ def test_layers_inside_of_modules() -> None:
     site = Site("lstm", "unit", 5, {"lstm.hh_l0": rows}, {"lstm.hh_l0": columns})
     from sparse_engine.structures.fit import Equation, _of_layers
 
-    assert list(_of_layers([site], {"lstm.hh_l0": (12, 3)})) == [
+    assert list(_of_layers([site], {"lstm.hh_l0": (12, 3)}, [0])) == [
         Equation("lstm.hh_l0", (12, 3), 20, 12, {0: 4}),
         Equation("lstm.hh_l0", (12, 3), 5, 3, {0: 1}),
     ]

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.errors import InvalidFileError
 from sparse_engine.models import LayerStack
 from sparse_engine.modules.eligible import skip_reason
-from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.modules.names import join
-from sparse_engine.structures import kept_of, resize_
+from sparse_engine.structures import find_fit
 from sparse_engine.structures.tables.transformers import stack_sites
 
 # Implementations of attention with known results. Others can be registered with transformers.
@@ -81,27 +81,16 @@ def _shrink(built: nn.Module, module: nn.Module, stack: LayerStack) -> None:
     """Remove as many heads and units from `built` as were removed from `module`."""
     if not set(stack.local_layers) <= dict(built.named_modules()).keys():
         return
-    kept, sizes = {}, dict(_layer_sizes(module))
-    sites = list(stack_sites(built, replace(stack, layers=stack.local_layers)))
-    for site in sites:
-        groups = kept_of(site, sizes)
-        if groups is not None:
-            kept[site.name] = groups
-    resize_(built, kept, sites)
-
-
-def _layer_sizes(module: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Rows and columns of linear layers; features and entries of embeddings."""
-    for name, child in module.named_modules():
-        if type(child).__name__ == "SparseLinear":
-            size: Any = child.weight.shape
-        elif is_linear(child):
-            size = weight_of(child).shape
-        elif isinstance(child, nn.Embedding):
-            size = child.weight.t().shape
-        else:
-            continue
-        yield name, tuple(size)
+    sites = stack_sites(built, replace(stack, layers=stack.local_layers))
+    shapes = {
+        join(name, key): shape
+        for name, child in module.named_modules()
+        for key, shape in _shapes(child).items()
+    }
+    try:
+        find_fit(built, shapes, sites=sites).apply_(built)
+    except InvalidFileError:  # no whole groups: the comparison names the module
+        return
 
 
 def _with_original(module: Any) -> tuple[nn.Module, ...]:
