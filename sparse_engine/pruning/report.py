@@ -166,7 +166,8 @@ class PruneReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         sites = [site.to_dict() for site in self.sites]
-        return {**asdict(self), "sites": sites, "sparsity": self.sparsity}
+        steps = [step.to_dict() for step in self.steps]
+        return {**asdict(self), "sites": sites, "steps": steps, "sparsity": self.sparsity}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PruneReport:
@@ -178,9 +179,9 @@ class PruneReport:
         Example:
             se.PruneReport.from_dict(json.loads(Path("pruned/pruning.json").read_text()))
         """
-        sites = values.get("sites")
-        if isinstance(sites, list):
-            values = {**values, "sites": [with_numbers(site) for site in sites]}
+        values = _numbered(values)
+        if isinstance(steps := values.get("steps"), list):
+            values = {**values, "steps": [_numbered(step) for step in steps]}
         return checked(cls, values, "report of prune")
 
     def to_html(self, path: str | Path, title: str = "Pruned model") -> Path:
@@ -317,6 +318,14 @@ class PruneReport:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def _numbered(values: Any) -> Any:
+    """The plain values of a report with the kept groups of its sites as numbers."""
+    sites = values.get("sites") if isinstance(values, Mapping) else None
+    if not isinstance(sites, list):
+        return values
+    return {**values, "sites": [with_numbers(site) for site in sites]}
 
 
 def _has_emptied_rows(layer: LayerReport) -> bool:

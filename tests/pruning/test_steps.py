@@ -55,6 +55,7 @@ def test_a_recipe_of_steps_repeats_them_bit_by_bit(tmp_path: Path) -> None:
     read = PruneReport.from_dict(json.loads((tmp_path / "pruning.json").read_text()))
     assert read == report
     assert read.steps[0].sites
+    assert isinstance(report.to_dict()["steps"][0]["sites"][0]["kept"], str)  # ranges
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,7 @@ def test_zeros_in_two_steps() -> None:
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
+        ([{"granularity": ["head", "4x1"], "target": se.Target(speedup=2)}], "give steps="),
         ([], r"steps is \[\]; give a list"),
         ("head", "steps is 'head'; give a list"),
         ({"granularity": "head"}, "give a list of mappings"),

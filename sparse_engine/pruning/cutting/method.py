@@ -91,7 +91,10 @@ def find_structures(granularity: Any) -> tuple[Structure, ...]:
     found = [_structure(item) for item in given]
     structures = tuple(item for item in found if item is not None)
     if structures and len(structures) < len(found):
-        raise UsageError("structures and granularities are removed in steps of their own")
+        raise UsageError(
+            "structures and granularities are removed in steps of their own: give steps=[...]; the "
+            "last one may have the target"
+        )
     names = [structure.name for structure in structures]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"structure {twice} is given twice")

@@ -7,6 +7,7 @@ from calibration_models import bert
 from driver_models import mlp
 
 from sparse_engine.convert.census import census
+from sparse_engine.pruning import prune
 from sparse_engine.pruning.allocators.base import Setting
 from sparse_engine.pruning.granularity import Element
 from sparse_engine.pruning.plan import make_plan
@@ -57,3 +58,14 @@ def test_bytes_of_a_layer_are_those_that_csr_packs() -> None:
     assert set(formats.values()) >= {"csr"}
     # Biases are stored a second time, in float32, beside each packed weight.
     assert measured == pytest.approx(budget.predict(half), rel=0.02)
+
+
+def test_bytes_are_compared_with_the_model_before_structures_were_removed() -> None:
+    model, dense = bert(), bert()
+    prune(model, 0.5, "unit(keep=4)")
+    freed = sum(p.nbytes for p in dense.parameters()) - sum(p.nbytes for p in model.parameters())
+    layers = make_plan(model).layers
+    budget = Bytes(Machine(model, Target(size_mb=1.0), {}, dense), layers)
+    costs = sum(budget.price(layer, DENSE)[1] for layer in layers)
+    assert freed > 0
+    assert budget.dense - budget.predict(costs) == pytest.approx(freed / 1e6)

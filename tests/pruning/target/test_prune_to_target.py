@@ -13,8 +13,10 @@ from driver_models import batches, bert_batches, hooks, mlp, same, state
 from target_cases import FormulaMachine
 from torch import nn
 
+from sparse_engine.convert.census import census
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import prune, read_recipe
+from sparse_engine.pruning.plan import make_plan
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.target import method
 from sparse_engine.pruning.target.target import Target
@@ -207,3 +209,36 @@ def test_the_recipe_repeats_the_choice(tmp_path: Any) -> None:
     again = prune(second, **read_recipe(path).options, calibration=bert_batches())
     assert again.target is None
     assert same(state(first), state(second))
+
+
+@pytest.mark.parametrize("goal", ["speedup", "params", "flops"])
+def test_a_target_after_a_structure_counts_what_it_frees(goal: str) -> None:
+    model, dense = bert(), bert()
+    before = census(dense)
+    values = {
+        "speedup": 3.0,
+        "params": 0.8 * before.parameters,
+        "flops": 0.8 * before.multiply_adds,
+    }
+    target = Target(**{goal: values[goal], "search_seconds": 0})  # type: ignore[arg-type]
+    steps = [{"granularity": "unit(keep=4)", "sparsity": 0.5}, {"target": target}]
+    report = prune(model, steps=steps, criterion="magnitude", calibration=bert_batches())
+    found = report.target
+    assert found is not None
+    assert found.measured <= 1.05 * found.limit
+    assert found.predicted == pytest.approx(found.measured, rel=0.05)
+    if goal == "params":
+        assert found.dense == before.parameters
+        zeros = sum(int((layer.weight == 0).sum()) for layer in make_plan(model).layers)
+        assert found.measured == sum(p.numel() for p in model.parameters()) - zeros
+    if goal == "flops":
+        assert found.dense == 2 * before.multiply_adds
+    if goal == "speedup":
+        assert found.dense / found.measured == pytest.approx(3.0, rel=0.05)
+    again = bert()
+    prune(again, **_arguments(report), calibration=bert_batches())
+    assert same(state(model), state(again))
+
+
+def _arguments(report: PruneReport) -> dict[str, Any]:
+    return {name: value for name, value in report.recipe.items() if name != "version"}
