@@ -7,7 +7,7 @@ weights: all groups of a site are alike.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -215,7 +215,9 @@ def _equations(
     """An equation for each size of a stored tensor that depends on the groups of sites."""
     check_resizable(model, sites)
     firsts = _firsts(model, sites)
-    found = [equation for equation in _of_layers(sites, layers, firsts) if equation.per_group]
+    padded = {name for name in layers if _is_padded(model, name)}
+    of_layers = _of_layers(sites, layers, firsts, padded)
+    found = [equation for equation in of_layers if equation.per_group]
     others: set[int] = set()  # sites of tensors that differ in more than their groups
     for name, dims in _of_parameters(model, sites, firsts).items():
         stored = shapes.get(name)
@@ -246,12 +248,21 @@ def _firsts(model: nn.Module, sites: Sequence[Site]) -> list[int]:
     ]
 
 
+def _is_padded(model: nn.Module, layer: str) -> bool:
+    """Whether a stored layer has rows of zeros, as the gates of sparse recurrent networks."""
+    owner, inside = owner_of(model, layer)
+    return isinstance(model.get_submodule(owner), nn.RNNBase) and not inside.startswith("hr")
+
+
 def _of_layers(
-    sites: Sequence[Site], layers: Mapping[str, Shape], firsts: Sequence[int]
+    sites: Sequence[Site],
+    layers: Mapping[str, Shape],
+    firsts: Sequence[int],
+    padded: Collection[str] = (),
 ) -> Iterable[Equation]:
-    """The equations of rows and columns of layers of the unrolled model."""
+    """The equations of rows and columns of layers of the unrolled model; of some only columns."""
     for name, shape in layers.items():
-        for dim in (0, 1):
+        for dim in (1,) if name in padded else (0, 1):
             equation = Equation(name, shape, 0, shape[dim])
             for i, site in enumerate(sites):
                 groups = (site.readers if dim else site.writers).get(name)

@@ -148,3 +148,5 @@ def test_layers_inside_of_modules() -> None:
         Equation("lstm.hh_l0", (12, 3), 20, 12, {0: 4}),
         Equation("lstm.hh_l0", (12, 3), 5, 3, {0: 1}),
     ]
+    padded = list(_of_layers([site], {"lstm.hh_l0": (64, 3)}, [0], {"lstm.hh_l0"}))
+    assert padded == [Equation("lstm.hh_l0", (64, 3), 5, 3, {0: 1})]
