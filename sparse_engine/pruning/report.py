@@ -152,7 +152,7 @@ class PruneReport:
         for kind in dict.fromkeys(site.kind for site in self.sites):
             of_kind = [site for site in self.sites if site.kind == kind]
             if floors := [site.name for site in of_kind if site.at_floor]:
-                messages.append(f"{_and_more(floors)}: the fewest {kind}s that are kept")
+                messages.append(f"{_and_more(floors)}: as few {kind}s are left as keep allows")
             if lost := [s.name for s in of_kind if s.is_collapsed and s.name not in floors]:
                 messages.append(f"{_and_more(lost)}: more than {LOST:.0%} of the {kind}s are gone")
         by_warning: dict[str, list[str]] = {}
@@ -209,6 +209,7 @@ class PruneReport:
 
     def page(self, title: str = "Pruned model") -> Page:
         """The page of `to_html`, before it is written."""
+        is_cut = bool(self.sites) and not self.layers  # what is left has no zeros to show
         return Page(
             title,
             self.method,
@@ -222,10 +223,10 @@ class PruneReport:
             (
                 target_section(self.target),
                 *(sites_section(cut.sites, _sentence(cut.sizes)) for cut in self._cuts),
-                *((layers_section(self.layers),) if self.layers or not self.sites else ()),
+                *(() if is_cut else (layers_section(self.layers),)),
                 blocks_section(self.blocks),
                 density_section(self.layers),
-                units_section(self.layers, self.heads),
+                *(() if is_cut else (units_section(self.layers, self.heads),)),
                 examples_section(self.examples),
                 left_section(self.left),
                 recipe_section(self.recipe, self.calibration, self.versions),

@@ -73,7 +73,7 @@ def _chart(sites: Sequence[SiteReport], kind: str) -> BarChart:
     are_blocks = all(blocks) and len(set(blocks)) == len(blocks)
     short = short_names(site.name for site in sites)
     return BarChart(
-        f"{kind}s",
+        f"{kind}s-left",
         f"{kind.capitalize()}s that are left",
         f"A bar for each site: from {100 * min(shares):.1f} % to {100 * max(shares):.1f} % of the "
         f"{kind}s are left. The table has the numbers.",

@@ -44,6 +44,7 @@ class BarChart(Chart):
         turned = sum(map(len, names)) > 44
         axes.set_xticks(at[::every], names, rotation=90 if turned else 0)
         axes.set(xlabel=plain(self.x_label), ylabel=plain(self.y_label))
+        axes.yaxis.get_major_locator().set_params(integer=True)
         clean_axes(axes)
 
     def table(self) -> Table:

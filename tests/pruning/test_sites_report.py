@@ -138,7 +138,10 @@ def test_warnings() -> None:
     report = se.prune(model, 0.5, "unit(keep=2)", allocator="raw")
     assert report.sites[0].at_floor
     assert not report.sites[1].at_floor
-    assert "encoder.layer.0.intermediate.dense: the fewest units that are kept" in report.warnings
+    assert (
+        "encoder.layer.0.intermediate.dense: as few units are left as keep allows"
+        in report.warnings
+    )
     lost = SiteReport("a", "unit", 100, tuple(range(9)))
     made = PruneReport("unit", "obs", None, "raw", sites=[lost, replace(lost, name="b")])
     assert "a and 1 more: more than 90% of the units are gone" in made.warnings
@@ -188,7 +191,7 @@ def test_page(cut: tuple[nn.Module, PruneReport], tmp_path: Path) -> None:
     assert "zeros of the 0 pruned layers" not in page.text
     assert counts_of(report.sites) in page.text
     names = {path.name for path in report.to_png(tmp_path)}
-    assert {"heads.png", "units.png"} <= names
+    assert names == {"heads-left.png", "units-left.png"}
 
 
 def test_page_of_structures_and_zeros(cut: tuple[nn.Module, PruneReport]) -> None:
