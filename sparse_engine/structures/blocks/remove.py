@@ -59,7 +59,9 @@ def _changes(model: nn.Module, stack: Stack, kept: Sequence[int]) -> list[_Chang
     changes += [_Change(owner, count, len(kept)) for owner, count in stack.counts]
     for owner, attribute in stack.lists:
         items = getattr(owner, attribute)
-        changes.append(_Change(owner, attribute, type(items)(items[i] for i in kept)))
+        left = type(items)(items[i] for i in kept)
+        changes.append(_Change(owner, attribute, left))
+        changes += [_Change(flagged, flag, item in left) for flagged, flag, item in stack.flags]
     for new, (old, block) in enumerate(zip(kept, blocks, strict=True)):
         changes += [
             _Change(module, NUMBER, new)

@@ -32,6 +32,8 @@ class Stack:
         blocks: dotted names of the blocks, in the order in which they run.
         counts: objects with an attribute that is the number of blocks, and its name.
         lists: objects with an attribute that is a list with an item for each block, and its name.
+        flags: objects with an attribute that tells whether an item is in these lists, its name, and
+            the item.
         first_only: what only the first block has.
     """
 
@@ -39,4 +41,5 @@ class Stack:
     blocks: tuple[str, ...]
     counts: tuple[tuple[Any, str], ...]
     lists: tuple[tuple[Any, str], ...] = ()
+    flags: tuple[tuple[Any, str, str], ...] = ()
     first_only: FirstOnly | None = None

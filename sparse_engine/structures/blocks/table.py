@@ -19,8 +19,12 @@ from sparse_engine.structures.blocks.stack import FirstOnly, Stack
 BIAS_OF_T5 = FirstOnly(
     "layer.0.SelfAttention", "relative_attention_bias", "has_relative_attention_bias"
 )
+# Attributes of the module that holds a list which count its blocks.
+COUNTS = ("n_layers",)
 # Lists of configs with an item for each block.
 LISTS = ("layer_types",)
+# Attributes of the module that holds a list which tell whether an item is in these lists.
+FLAGS = (("has_sliding_layers", "sliding_attention"),)
 # Options of configs that make a block depend on its number.
 NUMBERED = ("scale_attn_by_inverse_layer_idx",)
 
@@ -33,7 +37,7 @@ class Row:
         model_types: those of their configs.
         modules: how the dotted name of the nn.ModuleList ends.
         count: the option of the config that is the number of blocks.
-        own_count: one more, of the config of the module that holds the list.
+        own_count: one more, of the innermost config.
         first_only: what only the first block has.
     """
 
@@ -73,7 +77,8 @@ def find_stacks(model: nn.Module) -> list[Stack]:
     for name, module in modules.items():
         if isinstance(module, TORCH_STACKS):
             dot = f"{name}." if name else ""
-            stacks.append(_stack(f"{dot}layers", module.layers, ((module, "num_layers"),)))
+            places = _places(f"{dot}layers", module.layers)
+            stacks.append(Stack(f"{dot}layers", places, ((module, "num_layers"),)))
         elif isinstance(module, nn.ModuleList):
             stacks += _of_family(name, module, modules)
     return stacks
@@ -103,18 +108,22 @@ def _of_family(name: str, blocks: nn.ModuleList, modules: dict[str, nn.Module]) 
     for option in NUMBERED:
         if getattr(own, option, False):
             raise UsageError(f"config.{option} makes a layer depend on its number: none can go")
+    parent = above[-1]
+    counts += [(parent, attribute) for attribute in COUNTS if attribute in parent.__dict__]
+    flags = [(parent, flag, item) for flag, item in FLAGS if flag in parent.__dict__]
     lists = [
         (config, option)
         for config in configs
         for option in LISTS
         if len(getattr(config, option, None) or ()) >= len(blocks)
     ]
-    yield _stack(name, blocks, tuple(counts), tuple(lists), row.first_only)
+    places = _places(name, blocks)
+    yield Stack(name, places, tuple(counts), tuple(lists), tuple(flags), row.first_only)
 
 
-def _stack(name: str, blocks: Any, *rest: Any) -> Stack:
-    # Every place counts, also where two of them hold one module.
-    return Stack(name, tuple(f"{name}.{i}" for i in range(len(blocks))), *rest)
+def _places(name: str, blocks: Any) -> tuple[str, ...]:
+    """The dotted names of blocks, also where two of them hold one module."""
+    return tuple(f"{name}.{i}" for i in range(len(blocks)))
 
 
 def _paths_above(name: str) -> list[str]:
