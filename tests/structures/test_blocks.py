@@ -13,6 +13,7 @@ from torch import nn
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
+from sparse_engine.io import load_pretrained, save_checkpoint, verify
 from sparse_engine.modules.linears import is_linear
 from sparse_engine.structures import check_removable, find_stacks, remove_blocks_
 
@@ -165,12 +166,14 @@ def shortened(name: str, kept: tuple[int, ...]) -> Any:
 
 
 def attributes(model: nn.Module) -> dict[str, Any]:
-    """The plain attributes of all modules."""
+    """The public plain attributes of all modules, without the path of a file."""
     return {
         f"{name}.{key}": value
         for name, module in model.named_modules()
         for key, value in module.__dict__.items()
-        if isinstance(value, bool | int | float | str) and key != "name_or_path"
+        if isinstance(value, bool | int | float | str)
+        and not key.startswith("_")
+        and key != "name_or_path"
     }
 
 
@@ -208,6 +211,23 @@ def test_is_a_plain_model(name: str, tmp_path: Path) -> None:
     assert_same(copy.deepcopy(model), model, name)
     model.save_pretrained(tmp_path)
     assert_same(type(model).from_pretrained(tmp_path).eval(), model, name)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "qwen3", "t5", "marian"])
+def test_checkpoints_and_packages(name: str, tmp_path: Path) -> None:
+    """They are written beside the config of the model as it was, and loaded without help."""
+    built(name).save_pretrained(tmp_path / "dense")
+    model = shortened(name, (1, 3))
+    save_checkpoint(model, tmp_path / "cut", tmp_path / "dense", {})
+    loaded, _ = load_pretrained(tmp_path / "cut")
+    assert_same(loaded.eval(), model, name)
+    se.prune(model, 0.5)
+    se.sparsify_(model, "csr")
+    se.save(model, tmp_path / "package", source=tmp_path / "dense")
+    verify(tmp_path / "package")
+    with torch.inference_mode():
+        found = se.load(tmp_path / "package")(**inputs(name))[0]
+        assert torch.equal(found, model(**inputs(name))[0])
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "mpnet", "gpt2", "llama", "qwen3", "t5"])
