@@ -27,8 +27,6 @@ def remove_blocks_(
 ) -> None:
     """Keep some blocks of stacks; lists, configs and numbers of blocks follow.
 
-    After an error or an interrupt the model is as before.
-
     Args:
         model: the model in which the stacks were found; `check_removable` has passed.
         kept: by the name of a stack, the numbers of the blocks that remain, ascending; at least
@@ -41,14 +39,8 @@ def remove_blocks_(
         if stack.name in kept
         for change in _changes(model, stack, kept[stack.name])
     ]
-    before = [_Change(c.owner, c.attribute, getattr(c.owner, c.attribute)) for c in changes]
-    try:
-        for change in changes:
-            setattr(change.owner, change.attribute, change.value)
-    except BaseException:
-        for change in reversed(before):
-            setattr(change.owner, change.attribute, change.value)
-        raise
+    for change in changes:
+        setattr(change.owner, change.attribute, change.value)
 
 
 def _changes(model: nn.Module, stack: Stack, kept: Sequence[int]) -> list[_Change]:

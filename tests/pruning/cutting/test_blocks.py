@@ -310,6 +310,11 @@ def test_refusals_leave_the_model_untouched() -> None:
     )
     with pytest.raises(UsageError, match="no stack of a AlbertModel is known"):
         se.prune(transformers.AlbertModel(config), **layer)
+    sparse = encoder()
+    se.prune(sparse, 0.7)
+    assert se.sparsify_(sparse, "csr").swapped
+    with pytest.raises(UsageError, match="sparse already: densify_"):
+        se.prune(sparse, **layer)
     shared = encoder()
     shared.encoder.layer[3] = shared.encoder.layer[1]
     with pytest.raises(UsageError, match="share"):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sparse_engine.errors import UsageError
+from sparse_engine.nn import SparseLinear
 from sparse_engine.pruning.allocators import Setting
 from sparse_engine.pruning.calibration import Batch, merge_batches
 from sparse_engine.pruning.cutting.blocks.choose import Quota, choose, quota
@@ -80,6 +81,8 @@ def wanted_blocks(model: nn.Module, method: BlockMethod, selection: Selection) -
     Raises:
         UsageError: if there is no block that can be removed.
     """
+    if any(isinstance(module, SparseLinear) for module in model.modules()):
+        raise UsageError("this model is sparse already: densify_ it to remove layers")
     stacks = find_stacks(model)
     if not stacks:
         raise UsageError(
