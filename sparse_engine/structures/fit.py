@@ -268,7 +268,9 @@ def _of_layers(
                 groups = (site.readers if dim else site.writers).get(name)
                 if groups is not None and not site.rerouted:
                     equation.built = len(groups)
-                    equation.per_group[firsts[i]] = int((groups >= 0).sum()) // site.groups
+                    part = int((groups >= 0).sum()) // site.groups
+                    first = firsts[i]
+                    equation.per_group[first] = equation.per_group.get(first, 0) + part
             yield equation
 
 
