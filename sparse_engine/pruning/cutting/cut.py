@@ -17,21 +17,23 @@ from sparse_engine.pruning.calibration import Batch, merge_batches
 from sparse_engine.pruning.coverage import add_cut_coverage
 from sparse_engine.pruning.criteria import Groups, Reader
 from sparse_engine.pruning.cutting.counts import SiteCount, counts
-from sparse_engine.pruning.cutting.kept import KeptColumns
 from sparse_engine.pruning.cutting.method import CutMethod
 from sparse_engine.pruning.cutting.ranking import Ranking, rank, rank_unseen
 from sparse_engine.pruning.cutting.selection import chosen_sites, own_sparsities
 from sparse_engine.pruning.evaluation import evaluation_mode
+from sparse_engine.pruning.gates import find_pairs
+from sparse_engine.pruning.gates.joint import refits_gates
 from sparse_engine.pruning.gradients import (
     LossFunction,
     check_mean,
     group_gradients,
     make_loss,
 )
+from sparse_engine.pruning.granularity import KeptColumns
 from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import new_report, prune_layers
 from sparse_engine.pruning.method import Method
-from sparse_engine.pruning.plan import Filter, NamePattern, Plan, Selection, make_plan
+from sparse_engine.pruning.plan import Filter, Layer, NamePattern, Plan, Selection, make_plan
 from sparse_engine.pruning.progress import Progress
 from sparse_engine.pruning.recipe import recipe_of
 from sparse_engine.pruning.report import PruneReport
@@ -73,7 +75,7 @@ def cut(
     before, counted = _parameters(model), census(model)
     of_layers = method.of_layers
     with unrolled(model):
-        plan = _plan(model, sites)
+        plan = _plan(model, sites, method.of_readers)
         report = new_report(of_layers)
         cut_weights = {
             name: weight_of(model.get_submodule(name)).numel()
@@ -95,7 +97,7 @@ def cut(
                 ranking.site.name: ranking.order[ranking.site.groups - size.kept :].sort().values
                 for ranking, size in zip(rankings, sizes, strict=True)
             }
-            settings = _settings(sites, kept)
+            settings = _settings(sites, kept, plan.layers)
             readers = method.of_readers
             if not readers.layer_needs:  # no statistics, so that the model need not run
                 source = ModelSource(model, plan, [], dense, steps)
@@ -150,9 +152,14 @@ def _site_reports(
     ]
 
 
-def _plan(model: nn.Module, sites: list[Site]) -> Plan:
-    """The layers that read the groups of sites."""
+def _plan(model: nn.Module, sites: list[Site], method: Method) -> Plan:
+    """The layers that read the groups of sites, and those that are refitted together with them."""
     readers = {name for site in sites for name in site.readers}
+    if refits_gates(method):
+        everything = make_plan(model, lambda module, name: True).layers
+        for pair in find_pairs(model, everything):
+            both = {layer.name for layer in pair.layers}
+            readers |= both if both & readers else set()
     plan = make_plan(model, lambda module, name: name in readers)
     if missing := readers - {layer.name for layer in plan.layers}:
         raise UsageError(f"{min(missing)} is no linear layer with a weight of its own")
@@ -237,14 +244,24 @@ def _writers(model: nn.Module, site: Site) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def _settings(sites: list[Site], kept: Mapping[str, Tensor]) -> dict[str, Setting]:
-    """How each layer that reads groups is pruned: it loses the columns of those that go.
+def _settings(
+    sites: list[Site], kept: Mapping[str, Tensor], layers: list[Layer]
+) -> dict[str, Setting]:
+    """How each layer is pruned: it loses the columns that read the groups that go.
 
     Where others take over what a removed group has computed, zeros in its place would be another
     model: the layers that read such groups stay as they are.
     """
-    masks: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
+    rerouted, read = (
+        {name for site in sites if site.rerouted is of for name in site.readers}
+        for of in (True, False)
+    )
+    masks = {
+        layer.name: torch.ones(layer.shape[1], dtype=torch.bool)
+        for layer in layers
+        if layer.name not in rerouted - read
+    }
+    names = dict.fromkeys(masks, sites[0].kind)
     for site in sites:
         if site.rerouted:
             continue
@@ -252,8 +269,7 @@ def _settings(sites: list[Site], kept: Mapping[str, Tensor]) -> dict[str, Settin
         left[kept[site.name]] = True
         left[-1] = True
         for name, groups in site.readers.items():
-            own = left[groups]
-            masks[name] = masks[name] & own if name in masks else own
+            masks[name] &= left[groups]
             names[name] = site.kind
     return {name: Setting(KeptColumns(names[name], mask), 0.0) for name, mask in masks.items()}
 

@@ -8,6 +8,7 @@ from sparse_engine.pruning.allocators import Setting
 from sparse_engine.pruning.criteria.obs import OBS
 from sparse_engine.pruning.gates.pairs import GatePair
 from sparse_engine.pruning.gates.prune import can_join, prune_pair
+from sparse_engine.pruning.granularity import KeptColumns
 from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.progress import Progress
@@ -21,10 +22,11 @@ def prune_gates(
     seed: int,
     progress: Progress,
 ) -> list[LayerReport]:
-    """Prune the recurrent layers whose criterion is obs, in place, before all other layers.
+    """Prune recurrent layers in place, before all other layers.
 
-    Pairs of different granularities or criteria, and those that the outputs do not depend on, are
-    left to the loop over layers.
+    These are the pairs whose criterion is obs, and those whose columns have been chosen, if they
+    are to be refitted. Pairs of different granularities or criteria, and those that the outputs do
+    not depend on, are left to the loop over layers.
 
     Args:
         source: the layers.
@@ -41,9 +43,9 @@ def prune_gates(
     if not pairs:
         return rows
     for pair, moments in zip(pairs, source.gate_moments(pairs, seed), strict=True):
-        criterion = method.for_layer(pair.ih.name).criterion
-        if moments is None or not isinstance(criterion, OBS):
+        if moments is None:
             continue
+        criterion = method.for_layer(pair.ih.name).criterion
         ih, hh = (settings[layer.name] for layer in pair.layers)
         for row in prune_pair(pair, moments, (ih, hh), criterion):
             rows.append(row)
@@ -51,7 +53,14 @@ def prune_gates(
     return rows
 
 
+def refits_gates(method: Method) -> bool:
+    """Whether recurrent layers are refitted once the columns that they lose have been chosen."""
+    return method.criterion.fits or method.recovery.fits_dense_model
+
+
 def _is_joint(pair: GatePair, settings: Mapping[str, Setting], method: Method) -> bool:
+    if all(isinstance(settings[layer.name].granularity, KeptColumns) for layer in pair.layers):
+        return refits_gates(method)
     criteria = [method.for_layer(layer.name).criterion for layer in pair.layers]
     granularities = [settings[layer.name].granularity for layer in pair.layers]
     return (

@@ -10,6 +10,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity.base import Granularity
 from sparse_engine.pruning.granularity.block import Block, Column, Row
 from sparse_engine.pruning.granularity.element import Element
+from sparse_engine.pruning.granularity.kept_columns import KeptColumns
 from sparse_engine.pruning.granularity.nm import NM
 from sparse_engine.pruning.granularity.tiles import Tiles
 
@@ -45,6 +46,7 @@ __all__ = [
     "Column",
     "Element",
     "Granularity",
+    "KeptColumns",
     "Row",
     "Tiles",
     "parse_granularity",
