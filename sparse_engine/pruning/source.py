@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from sparse_engine.pruning.allocators import Candidate
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.criteria import Inputs
-from sparse_engine.pruning.gates import GateMoments, GatePair, collect_moments, find_pairs
+from sparse_engine.pruning.gates import (
+    GateMoments,
+    GatePair,
+    SingleLayer,
+    collect_moments,
+    find_pairs,
+)
 from sparse_engine.pruning.gradients.weighted_outputs import WeightedOutputs
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.method import Method
@@ -62,11 +68,15 @@ class LayerSource(ABC):
         """The input and recurrent matrices of recurrent layers that can be pruned together."""
         return []
 
-    def gate_moments(self, pairs: list[GatePair], seed: int) -> list[GateMoments | None]:
+    def gate_moments(
+        self, pairs: Sequence[GatePair | SingleLayer], seed: int
+    ) -> list[GateMoments | None]:
         """The weighted second moments of pairs; None for those that the outputs do not depend on.
 
+        They are those of the dense model, and computed once.
+
         Args:
-            pairs: some of `gate_pairs`.
+            pairs: some of `gate_pairs`, and layers by themselves.
             seed: of the random numbers of the loss.
         """
         raise NotImplementedError
@@ -167,6 +177,7 @@ class ModelSource(LayerSource):
         self._dense = dense
         self._progress = progress
         self._gradients = gradients
+        self._gate_moments: dict[str, GateMoments | None] = {}
 
     def block_of(self, layer: str) -> str:
         return self._plan.stack_module_of(layer) or layer
@@ -188,9 +199,16 @@ class ModelSource(LayerSource):
     def gate_pairs(self) -> list[GatePair]:
         return find_pairs(self.model, self.layers) if self.batches else []
 
-    def gate_moments(self, pairs: list[GatePair], seed: int) -> list[GateMoments | None]:
-        working, loss = self._progress.working, WeightedOutputs()
-        return collect_moments(self.model, pairs, self.batches, self._dense, loss, seed, working)
+    def gate_moments(
+        self, pairs: Sequence[GatePair | SingleLayer], seed: int
+    ) -> list[GateMoments | None]:
+        new = [pair for pair in pairs if pair.layers[0].name not in self._gate_moments]
+        if new:
+            working, loss = self._progress.working, WeightedOutputs()
+            found = collect_moments(self.model, new, self.batches, self._dense, loss, seed, working)
+            names = (pair.layers[0].name for pair in new)
+            self._gate_moments.update(zip(names, found, strict=True))
+        return [self._gate_moments[pair.layers[0].name] for pair in pairs]
 
     def without(self, names: set[str]) -> ModelSource:
         layers = [layer for layer in self.layers if layer.name not in names]

@@ -121,7 +121,7 @@ def test_rows_share_an_h_where_memory_is_short() -> None:
     torch.manual_seed(0)
     x, h = torch.randn(20, 2), torch.randn(20, 3)
     a, b = torch.rand(20, 7), torch.rand(20, 7)
-    moments = GateMoments(7, 2, 3, True, max_elements=3 * 7 * 7)
+    moments = GateMoments(7, 2, 3, 2, max_elements=3 * 7 * 7)
     assert (moments.set_size, len(moments.hessians)) == (3, 3)
     moments.add(x, h, a, b)
     for index, rows in enumerate((slice(0, 3), slice(3, 6), slice(6, 7))):
@@ -134,7 +134,7 @@ def test_rows_share_an_h_where_memory_is_short() -> None:
 
 
 def test_rows_that_nothing_depends_on_weigh_nothing() -> None:
-    moments = GateMoments(2, 1, 1, False)
+    moments = GateMoments(2, 1, 1, 0)
     moments.add(torch.ones(3, 1), torch.ones(3, 1), torch.zeros(3, 2), torch.zeros(3, 2))
     assert moments.scales().tolist() == [0, 0]
     costs = GateCosts(torch.ones(2, 2), torch.zeros(2, 0), moments, 1)
@@ -146,7 +146,7 @@ def test_rows_that_nothing_depends_on_weigh_nothing() -> None:
 def test_scores_are_what_removals_cost() -> None:
     torch.manual_seed(0)
     rows, features, units = 6, 3, 2
-    moments = GateMoments(rows, features, units, True, max_elements=3 * 7 * 7)
+    moments = GateMoments(rows, features, units, 2, max_elements=3 * 7 * 7)
     moments.add(
         torch.randn(40, features),
         torch.randn(40, units),

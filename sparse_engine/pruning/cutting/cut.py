@@ -16,6 +16,7 @@ from sparse_engine.pruning.allocators import Sensitivity, Setting
 from sparse_engine.pruning.calibration import Batch, merge_batches
 from sparse_engine.pruning.coverage import add_cut_coverage
 from sparse_engine.pruning.criteria import Groups, Reader
+from sparse_engine.pruning.criteria.obs import OBS
 from sparse_engine.pruning.cutting.counts import SiteCount, counts
 from sparse_engine.pruning.cutting.method import CutMethod
 from sparse_engine.pruning.cutting.ranking import Ranking, rank, rank_unseen
@@ -23,6 +24,7 @@ from sparse_engine.pruning.cutting.selection import chosen_sites, own_sparsities
 from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.gates import find_pairs
 from sparse_engine.pruning.gates.joint import refits_gates
+from sparse_engine.pruning.gates.units import unit_removals
 from sparse_engine.pruning.gradients import (
     LossFunction,
     check_mean,
@@ -204,7 +206,12 @@ def _rankings(
     of_layers.generator.manual_seed(seed)
     measures_errors = isinstance(of_layers.allocator, Sensitivity)
     rankings: dict[str, Ranking] = {}
-    waiting: dict[str, dict[str, Reader]] = {site.name: {} for site in sites}
+    if isinstance(of_layers.criterion, OBS) and not measures_errors:
+        for name, removals in unit_removals(source, sites, seed).items():
+            site = next(site for site in sites if site.name == name)
+            rankings[name] = Ranking(site, removals.order, removals.costs)
+    rest = [site for site in sites if site.name not in rankings]
+    waiting: dict[str, dict[str, Reader]] = {site.name: {} for site in rest}
     for layers, statistics in source.groups(of_layers.scoring_collection):
         unseen = bool(of_layers.needs) and statistics.are_missing
         for layer in layers:
@@ -213,7 +220,7 @@ def _rankings(
             inputs = statistics.inputs(layer, centred)
             weight = layer.weight.detach().float()
             report.unseen += [layer.name] if unseen else []
-            for site in sites:
+            for site in rest:
                 if layer.name not in site.readers:
                     continue
                 read = waiting[site.name]

@@ -6,6 +6,6 @@ one least-squares problem covers both.
 
 from sparse_engine.pruning.gates.collect import collect_moments
 from sparse_engine.pruning.gates.moments import GateMoments
-from sparse_engine.pruning.gates.pairs import GatePair, find_pairs
+from sparse_engine.pruning.gates.pairs import GatePair, SingleLayer, find_pairs
 
-__all__ = ["GateMoments", "GatePair", "collect_moments", "find_pairs"]
+__all__ = ["GateMoments", "GatePair", "SingleLayer", "collect_moments", "find_pairs"]

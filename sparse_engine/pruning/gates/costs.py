@@ -27,7 +27,7 @@ class GateCosts:
         self._set_size = moments.set_size
         self._scales = moments.scales()[:, None]
         target = torch.cat([weight, biases], 1)
-        self._hessians = [_with_ridge(hessian) for hessian in moments.hessians]
+        self._hessians = [with_ridge(hessian) for hessian in moments.hessians]
         self._targets = target.split(moments.set_size)
         self._costs = [
             RemovalCosts(rows, hessian, span)
@@ -74,7 +74,7 @@ class GateCosts:
         return zip(self._costs, supports, strict=True)
 
 
-def _with_ridge(hessian: Tensor) -> Tensor:
+def with_ridge(hessian: Tensor) -> Tensor:
     """H + lambda I; the identity for rows that nothing depends on."""
     ridge = RIDGE * float(hessian.diagonal().mean()) or 1.0
     return hessian + ridge * torch.eye(len(hessian))

@@ -6,7 +6,8 @@ row r is fitted with
     H_r = sum_t z_rt z_rt^T,    z_rt = [x_t a; h_t b; a; b],    a = |a_rt|^(1/2), b = |b_rt|^(1/2)
 
 where a_rt and b_rt are the gradients for the outputs of the input and of the recurrent matrix. They
-differ only in the candidate gate of a GRU. The last two inputs are those of the two biases. The
+differ only in the candidate gate of a GRU. The last two inputs are those of the two biases. A
+layer by itself has neither h nor b. The
 gradients are the root of the sum of squares over several draws of a loss. Their magnitude in place
 of their square weighs steps more evenly, which keeps more accuracy when many weights are removed.
 
@@ -28,7 +29,7 @@ class GateMoments:
         rows: number of rows, gates x units.
         features: number of inputs x.
         units: number of states h.
-        has_bias: whether there are two biases.
+        biases: how many there are, 0 to 2.
         max_elements: the sets are as small as this number of elements of all H allows.
     """
 
@@ -37,13 +38,13 @@ class GateMoments:
         rows: int,
         features: int,
         units: int,
-        has_bias: bool,
+        biases: int,
         max_elements: int = MAX_ELEMENTS,
     ) -> None:
-        width = features + units + 2 * has_bias
+        width = features + units + biases
         sets = min(max(max_elements // width**2, 1), rows)
         self.set_size = -(-rows // sets)
-        self._has_bias = has_bias
+        self._biases = biases
         self._totals = torch.zeros(rows)
         self.hessians = torch.zeros(-(-rows // self.set_size), width, width)
 
@@ -63,7 +64,7 @@ class GateMoments:
             zip(a.split(self.set_size, 1), b.split(self.set_size, 1), strict=True)
         ):
             wx, wh = (part.mean(1, keepdim=True).sqrt() for part in (in_a, in_b))
-            parts = [x * wx, h * wh, *((wx, wh) if self._has_bias else ())]
+            parts = [x * wx, h * wh, *(wx, wh)[: self._biases]]
             z = torch.cat(parts, 1)
             self.hessians[index].addmm_(z.T, z)
 

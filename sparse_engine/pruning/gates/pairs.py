@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sparse_engine.pruning.plan import Layer
 from sparse_engine.pruning.unrolled import is_unrolled
@@ -30,6 +33,27 @@ class GatePair:
     def layers(self) -> tuple[Layer, Layer]:
         """ih and hh."""
         return self.ih, self.hh
+
+
+@dataclass(frozen=True)
+class SingleLayer:
+    """A linear layer whose inputs are weighted in the same way, such as one that reads states."""
+
+    layer: Layer
+    is_reverse = False
+
+    @property
+    def layers(self) -> tuple[Layer]:
+        """The layer."""
+        return (self.layer,)
+
+
+def joint_weights(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
+    """The weights of layers side by side [rows, columns], and their biases [rows, 0 to 2]."""
+    weight = torch.cat([layer.weight.detach().float() for layer in layers], 1)
+    given: list[Any] = [layer.linear.bias for layer in layers]
+    biases = [bias.detach().float() for bias in given if bias is not None]
+    return weight, torch.stack(biases, 1) if biases else weight.new_zeros(len(weight), 0)
 
 
 def find_pairs(model: nn.Module, layers: list[Layer]) -> list[GatePair]:

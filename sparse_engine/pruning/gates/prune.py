@@ -14,7 +14,7 @@ from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.criteria.obs import OBS
 from sparse_engine.pruning.gates.costs import GateCosts
 from sparse_engine.pruning.gates.moments import GateMoments
-from sparse_engine.pruning.gates.pairs import GatePair
+from sparse_engine.pruning.gates.pairs import GatePair, joint_weights
 from sparse_engine.pruning.granularity import Granularity, KeptColumns
 from sparse_engine.pruning.layer_report import LayerReport
 from sparse_engine.pruning.prune_layer import layer_report, write_parameter
@@ -45,16 +45,9 @@ def prune_pair(
         A row for each of the two layers.
     """
     started = time.perf_counter()
-    parts = [layer.weight.detach().float() for layer in pair.layers]
-    widths = [part.shape[1] for part in parts]
-    weight = torch.cat(parts, 1)
+    weight, biases = joint_weights(pair.layers)
+    widths = [layer.shape[1] for layer in pair.layers]
     linears: list[Any] = [layer.linear for layer in pair.layers]
-    has_bias = linears[0].bias is not None
-    biases = (
-        torch.stack([linear.bias.detach().float() for linear in linears], 1)
-        if has_bias
-        else weight.new_zeros(len(weight), 0)
-    )
     granularity = settings[0].granularity
     span = 1 if granularity.fixed_sparsity is not None else granularity.span(widths[0])
     costs = GateCosts(weight, biases, moments, span)
@@ -62,9 +55,8 @@ def prune_pair(
     if isinstance(criterion, OBS) and not isinstance(granularity, KeptColumns):
         keep = _chosen(pair, costs, keep, settings, criterion)
     else:
-        columns = [
-            setting.granularity.mask(part, 0) for part, setting in zip(parts, settings, strict=True)
-        ]
+        parts = zip(settings, weight.split(widths, 1), strict=True)
+        columns = [setting.granularity.mask(part, 0) for setting, part in parts]
         keep &= torch.cat(columns, 1)
     fitted, new_biases = costs.fit_with_biases(keep)
     before = costs.error(weight * keep, biases)
@@ -73,7 +65,7 @@ def prune_pair(
     rows = []
     for i, (layer, values) in enumerate(zip(pair.layers, fitted.split(widths, 1), strict=True)):
         write_parameter(layer.weight, values, layer.name)
-        if has_bias:
+        if biases.shape[1]:
             write_parameter(linears[i].bias, new_biases[:, i], layer.name)
         note = f"pruned together with {pair.layers[1 - i].name}, rows weighted by gradients"
         share = seconds * widths[i] / sum(widths)

@@ -11,11 +11,21 @@ from torch import Tensor, nn
 
 import sparse_engine as se
 from sparse_engine.pruning.calibration import Batch
-from sparse_engine.pruning.gates import GateMoments, collect_moments, find_pairs
+from sparse_engine.pruning.gates import (
+    GateMoments,
+    SingleLayer,
+    collect_moments,
+    find_pairs,
+)
+from sparse_engine.pruning.gates.pairs import joint_weights
+from sparse_engine.pruning.gates.units import unit_removals
 from sparse_engine.pruning.gradients.weighted_outputs import WeightedOutputs
 from sparse_engine.pruning.plan import make_plan
+from sparse_engine.pruning.progress import Progress
+from sparse_engine.pruning.source import ModelSource
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
 from sparse_engine.pruning.unrolled import unrolled
+from sparse_engine.structures import find_sites
 
 FEATURES, UNITS, LABELS = 5, 8, 4
 UNIT = "unit(keep=1, readers='rnn: head')"
@@ -113,3 +123,47 @@ def test_without_a_recovery_that_fits_the_gates_stay_as_they_are() -> None:
     report = se.prune(model, 0.5, UNIT, "wanda", "bias", calibration=inputs())
     rows = [gate * UNITS + unit for gate in range(4) for unit in report.sites[0].kept]
     assert torch.equal(model.rnn.weight_ih_l0, weight[rows])
+
+
+@torch.no_grad()
+def test_costs_of_units_are_weighted_errors_of_all_readers() -> None:
+    model = Tagger("GRU").eval()
+    with unrolled(model):
+        plan = make_plan(model, lambda module, name: True)
+        batches = [Batch((x,), {}, item=x) for x in inputs()]
+        source = ModelSource(
+            model, plan, batches, DenseWeights(plan.layers), Progress(None, len(plan.layers))
+        )
+        (site,) = find_sites(model, ("unit",), {"rnn": ["head"]})
+        removals = unit_removals(source, [site], 0)["rnn.hh_l0"]
+        layers = {layer.name: layer for layer in plan.layers}
+        readers = [*source.gate_pairs(), SingleLayer(layers["head"])]
+        problems = [
+            (torch.cat(joint_weights(reader.layers), 1).double(), moments)
+            for reader, moments in zip(readers, source.gate_moments(readers, 0), strict=True)
+        ]
+
+    def error(removed: list[int]) -> tuple[float, float]:
+        """The least weighted error without some units, and the energy of the outputs."""
+        total = energy = 0.0
+        for (target, moments), first in zip(problems, (FEATURES, 0), strict=True):
+            assert moments is not None
+            columns = [j for j in range(target.shape[1]) if j - first not in removed]
+            for row, hessian in zip(target, moments.hessians.double(), strict=True):
+                energy += float(row @ hessian @ row)
+                full = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+                fit = torch.zeros_like(row)
+                fit[columns] = torch.linalg.solve(full[columns][:, columns], (full @ row)[columns])
+                total += float((fit - row) @ full @ (fit - row))
+        return total, energy
+
+    removed: list[int] = []
+    before = 0.0
+    for unit, cost in zip(removals.order.tolist(), removals.costs.tolist(), strict=True):
+        left = [other for other in range(UNITS) if other not in removed]
+        errors = {other: error([*removed, other]) for other in left}
+        assert unit == min(left, key=lambda other: errors[other][0])
+        after, energy = errors[unit]
+        assert cost == pytest.approx((after - before) / energy, rel=1e-4)
+        removed.append(unit)
+        before = after
