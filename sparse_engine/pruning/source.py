@@ -213,9 +213,11 @@ class ModelSource(LayerSource):
     def without(self, names: set[str]) -> ModelSource:
         layers = [layer for layer in self.layers if layer.name not in names]
         plan = replace(self._plan, layers=layers)
-        return ModelSource(
+        source = ModelSource(
             self.model, plan, self.batches, self._dense, self._progress, self._gradients
         )
+        source._gate_moments = self._gate_moments
+        return source
 
     def output_error(self) -> Callable[[], float]:
         return OutputError(self.model, self.batches)
