@@ -16,6 +16,7 @@ arXiv:2302.04089.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -72,7 +73,17 @@ class ReaderCosts:
         return cost
 
 
-def removal_order(readers: Sequence[ReaderCosts], groups: int) -> Removals:
+class Costs(Protocol):
+    """What removals cost a layer; see `ReaderCosts`."""
+
+    def of(self, groups: Tensor) -> Tensor:
+        """What each of these groups costs, float64 [groups]."""
+
+    def remove(self, groups: Tensor) -> float:
+        """Remove groups; returns what they cost together."""
+
+
+def removal_order(readers: Sequence[Costs], groups: int, turns: Sequence[Tensor] = ()) -> Removals:
     """Remove the cheapest groups until none is left.
 
     Several groups that are removed between two updates share their cost in the proportions of what
@@ -81,18 +92,22 @@ def removal_order(readers: Sequence[ReaderCosts], groups: int) -> Removals:
     Args:
         readers: all layers that read the groups; they are used up.
         groups: how many there are.
+        turns: sets of groups that lose theirs in turns; by default all groups are one set.
     """
-    left = torch.arange(groups)
+    sets = list(turns) or [torch.arange(groups)]
     order, shares = [], []
-    while len(left):
-        alone = torch.stack([reader.of(left).cpu() for reader in readers]).sum(0)
-        count = max(int(SHARE * len(left)), 1)
-        chosen = alone.topk(count, largest=False).indices
-        cost = sum(reader.remove(left[chosen]) for reader in readers)
-        order.append(left[chosen])
-        sizes = alone[chosen].clamp_min(torch.finfo(torch.float64).tiny)
-        shares.append(cost * sizes / sizes.sum())
-        left = left[torch.isin(left, left[chosen], invert=True)]
+    while any(len(left) for left in sets):
+        for i, left in enumerate(sets):
+            if not len(left):
+                continue
+            alone = torch.stack([reader.of(left).cpu() for reader in readers]).sum(0)
+            count = max(int(SHARE * len(left)), 1)
+            chosen = alone.topk(count, largest=False).indices
+            cost = sum(reader.remove(left[chosen]) for reader in readers)
+            order.append(left[chosen])
+            sizes = alone[chosen].clamp_min(torch.finfo(torch.float64).tiny)
+            shares.append(cost * sizes / sizes.sum())
+            sets[i] = left[torch.isin(left, left[chosen], invert=True)]
     return Removals(torch.cat(order), torch.cat(shares))
 
 

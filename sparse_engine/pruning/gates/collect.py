@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.pruning.calibration import Batch
-from sparse_engine.pruning.gates.moments import GateMoments
+from sparse_engine.pruning.gates.moments import MAX_ELEMENTS, GateMoments
 from sparse_engine.pruning.gates.pairs import GatePair, SingleLayer
 from sparse_engine.pruning.gradients import LayerTokens, Loss, output_gradients
 from sparse_engine.pruning.statistics.dense_weights import DenseWeights
 
+MAX_SETS = 128  # of the rows of a layer by itself
 DRAWS = 4  # of a loss with random signs for each batch
 
 
@@ -66,7 +67,10 @@ def _add(
     h, b = rest[0] if rest else (x[:, :0], a)
     if moments is None:
         biases = sum(layer.linear.bias is not None for layer in pair.layers)
-        moments = GateMoments(a.shape[1], x.shape[1], h.shape[1], biases)
+        largest = MAX_ELEMENTS
+        if not rest:  # heads may have very many rows
+            largest = min(largest, MAX_SETS * (x.shape[1] + biases) ** 2)
+        moments = GateMoments(a.shape[1], x.shape[1], h.shape[1], biases, largest)
     moments.add(x, h, a, b)
     return moments
 

@@ -2,12 +2,14 @@
 
 All layers that read a unit count: the gates of its own layer, those of the next one, and what lies
 behind the network. Their errors are weighted by the gradients of the outputs, as in `GateMoments`,
-so that they can be added up. Gates are fitted again on [x; h] after each removal.
+so that they can be added up. Gates are fitted again on [x; h] after each removal. The two
+directions of a layer lose their units in turns, because the same layers read both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -43,23 +45,82 @@ def unit_removals(source: LayerSource, sites: Sequence[Site], seed: int) -> dict
     needed = {of_layer[name].layers[0].name: of_layer[name] for s in chosen for name in s.readers}
     found = dict(zip(needed, source.gate_moments(list(needed.values()), seed), strict=True))
     removals: dict[str, Removals] = {}
-    for site in chosen:
-        costs: list[ReaderCosts] = []
-        energy = 0.0
-        for name, groups in site.readers.items():
-            reader = of_layer[name]
-            moments = found[reader.layers[0].name]
-            if moments is None:
-                break
-            # The columns of hh follow those of ih.
-            first = reader.layers[0].shape[1] if name != reader.layers[0].name else 0
-            columns = columns_of(groups, site.groups) + first
-            new, own = _costs(reader, moments, columns)
-            costs, energy = costs + new, energy + own
-        else:
-            order = removal_order(costs, site.groups)
-            removals[site.name] = Removals(order.order, order.costs / max(energy, 1e-300))
+    for together in _with_common_readers(chosen):
+        names = {name for site in together for name in site.readers}
+        moments = {name: found[of_layer[name].layers[0].name] for name in names}
+        if all(of_reader is not None for of_reader in moments.values()):
+            removals |= _in_turns(together, of_layer, moments)
     return removals
+
+
+def _with_common_readers(sites: Sequence[Site]) -> list[list[Site]]:
+    """The directions of one layer of a network together, as the next layer reads both."""
+    together: list[list[Site]] = []
+    for site in sites:
+        for others in together:
+            if others[0].even == site.even and others[0].readers.keys() & site.readers.keys():
+                others.append(site)
+                break
+        else:
+            together.append([site])
+    return together
+
+
+def _in_turns(
+    sites: Sequence[Site],
+    of_layer: Mapping[str, GatePair | SingleLayer],
+    found: Mapping[str, GateMoments | None],
+) -> dict[str, Removals]:
+    """The removals of sites that lose their units in turns."""
+    starts = [0, *accumulate(site.groups for site in sites)]
+    turns = [torch.arange(first, last) for first, last in pairwise(starts)]
+    costs: list[_Members] = []
+    energy = 0.0
+    for name in dict.fromkeys(name for site in sites for name in site.readers):
+        reader, moments = of_layer[name], found[name]
+        assert moments is not None
+        # The columns of hh follow those of ih.
+        first = reader.layers[0].shape[1] if name != reader.layers[0].name else 0
+        members = [i for i, site in enumerate(sites) if name in site.readers]
+        columns = [columns_of(sites[i].readers[name], sites[i].groups) + first for i in members]
+        new, own = _costs(reader, moments, torch.cat(columns))
+        units = torch.cat([turns[i] for i in members])
+        costs += [_Members(one, units) for one in new]
+        energy += own
+    order = removal_order(costs, starts[-1], turns)
+    removals = {}
+    for site, units in zip(sites, turns, strict=True):
+        of_site = torch.isin(order.order, units)
+        removals[site.name] = Removals(
+            order.order[of_site] - units[0], order.costs[of_site] / max(energy, 1e-300)
+        )
+    return removals
+
+
+class _Members:
+    """Costs of a layer that reads some of the groups.
+
+    Args:
+        costs: by number among these groups.
+        groups: int64, these groups, ascending.
+    """
+
+    def __init__(self, costs: ReaderCosts, groups: Tensor) -> None:
+        self._costs, self._groups = costs, groups
+
+    def of(self, groups: Tensor) -> Tensor:
+        read = torch.isin(groups, self._groups)
+        found = torch.zeros(len(groups), dtype=torch.float64)
+        if read.any():
+            found[read] = self._costs.of(self._numbers(groups[read])).cpu()
+        return found
+
+    def remove(self, groups: Tensor) -> float:
+        read = groups[torch.isin(groups, self._groups)]
+        return self._costs.remove(self._numbers(read)) if len(read) else 0.0
+
+    def _numbers(self, groups: Tensor) -> Tensor:
+        return torch.searchsorted(self._groups, groups)
 
 
 def _costs(
