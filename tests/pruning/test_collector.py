@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.models import Residual
-from sparse_engine.pruning import driver, prune
+from sparse_engine.pruning import prune, zeros
 from sparse_engine.pruning.calibration import read_calibration
 from sparse_engine.pruning.plan import Plan, make_plan
 from sparse_engine.pruning.statistics.segments import find_segments
@@ -82,7 +82,7 @@ def with_plan(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     def changed(model: nn.Module, *arguments: Any) -> Plan:
         return replace(make_plan(model, *arguments), **changes)
 
-    monkeypatch.setattr(driver, "make_plan", changed)
+    monkeypatch.setattr(zeros, "make_plan", changed)
 
 
 def seen(net: nn.Module, name: str, batches: list[Tensor], argument: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from pruning_models import of
 from torch import Tensor, nn
 
-from sparse_engine.pruning import driver, prune
+from sparse_engine.pruning import prune, zeros
 from sparse_engine.pruning.calibration import read_calibration
 from sparse_engine.pruning.plan import make_plan
 from sparse_engine.pruning.statistics.capture import Captured
@@ -82,7 +82,7 @@ def without_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(model: nn.Module, *arguments: Any) -> Any:
         return replace(make_plan(model, *arguments), stacks=[])
 
-    monkeypatch.setattr(driver, "make_plan", changed)
+    monkeypatch.setattr(zeros, "make_plan", changed)
 
 
 def segments(model: nn.Module, calibration: list[Any], filter_fn: Any = None) -> list[str]:
