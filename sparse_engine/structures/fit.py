@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.errors import InvalidFileError, UnsupportedModelError
+from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.modules.linears import is_conv1d, is_linear
 from sparse_engine.structures.find import find_sites
 from sparse_engine.structures.resize import check_resizable, owner_of, resize_
@@ -118,7 +118,7 @@ def find_fit(
         found = _all_sites(model) if sites is None else sites
         chosen = _separate([s for s in found if s.groups > 1 and _touches(model, s, different)])
         equations = _equations(model, chosen, shapes, layers)
-    except UnsupportedModelError:
+    except (UnsupportedModelError, UsageError):  # no family of the tables, or shared weights
         return Fit()
     except Exception as error:  # sizes of a hostile config that do not fit each other
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

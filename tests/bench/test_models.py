@@ -18,7 +18,7 @@ Case, attempt = SCRIPT.Case, SCRIPT.attempt
     [
         ("BertModel", "12", "native"),
         ("MixtralForCausalLM", "24", "layer by layer"),
-        ("BartForConditionalGeneration", "32", "layer by layer"),
+        ("BartForConditionalGeneration", "32", "native"),
         ("HubertModel", "31", "layer by layer"),
     ],
 )

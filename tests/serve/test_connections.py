@@ -344,7 +344,7 @@ def test_texts_too_long_are_not_tokenized_and_two_at_most_at_once(
     three = threading.Event()
 
     class Slow:
-        def encode_batch(self, texts: list[str]) -> Any:
+        def encode_batch(self, texts: list[str], **options: Any) -> Any:
             nonlocal now, most
             with lock:
                 now += 1
@@ -354,7 +354,7 @@ def test_texts_too_long_are_not_tokenized_and_two_at_most_at_once(
             three.wait(0.2)
             with lock:
                 now -= 1
-            return real.encode_batch(texts)
+            return real.encode_batch(texts, **options)
 
     monkeypatch.setattr(embedder, "tokenizer", Slow())
     app = create_app({"tiny": embedder}, threads=1)
