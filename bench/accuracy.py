@@ -5,13 +5,17 @@
     python bench/accuracy.py stories --data FOLDER    # stories260K, a Llama
     python bench/accuracy.py domain --data FOLDER     # calibration texts of other domains
     python bench/accuracy.py target --data FOLDER     # speed-ups that are asked for, measured here
+    python bench/accuracy.py cut --data FOLDER        # heads and units taken out of MiniLM
+    python bench/accuracy.py cut-tagger --data FOLDER   # units of the tagger's LSTM
+    python bench/accuracy.py cut-textcnn --data FOLDER  # filters of a classifier, trained first
     python bench/accuracy.py all --data FOLDER        # every table
 
     python bench/accuracy.py sick --data FOLDER --criterion wanda --granularity 4x1 --sparsity 0.8
 
 Models are pruned in one shot on texts without labels; those of the test are never among them. They
 are evaluated in torch, with their zeros in dense weights. Every table has the dense model, and for
-each setting `obs`, `sparsegpt` and, as a control, random weights, all refitted by least squares.
+each setting `obs`, `sparsegpt` (where single weights are removed) and, as a control, random
+weights, all refitted by least squares.
 
 FOLDER holds the data under the paths that the modules accuracy_*.py name. Each result is appended
 at once to accuracy-TASK.jsonl with its conditions. Settings that are already there are not run
@@ -29,19 +33,21 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import transformers
+from accuracy_cut import CutSick, CutTagger
 from accuracy_domain import Domain
-from accuracy_rows import DENSE, Results, Setting, grid, table
+from accuracy_rows import DENSE, Results, Setting, fixed_sparsity, grid, table
 from accuracy_sick import Encoder, Sick
 from accuracy_stories import Stories
 from accuracy_tagger import Tagger
 from accuracy_target import TARGET, run_target
+from accuracy_textcnn import CutTextCNN
 from torch import nn
 
 from sparse_engine.bench.machine import BusyMeter, conditions
 from sparse_engine.cli.common import progress_bar, run_script, split
 from sparse_engine.demo.data import model_folder
 from sparse_engine.errors import UsageError
-from sparse_engine.pruning import parse_granularity, prune
+from sparse_engine.pruning import prune
 
 # In every table: the control, a method to compare others with, and the most accurate one.
 ALWAYS = tuple((criterion, "least_squares") for criterion in ("random", "sparsegpt", "obs"))
@@ -59,6 +65,7 @@ class Task(Protocol):
         samples: default number of calibration inputs.
         columns: names of the figures that `evaluate` gives.
         points: pairs of granularity and sparsity that are measured by default.
+        methods: pairs of criterion and recovery that are always measured; ALWAYS if there is none.
     """
 
     name: str
@@ -78,6 +85,9 @@ TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {
     "tagger": lambda given: Tagger(given.data),
     "stories": lambda given: Stories(given.data),
     "domain": lambda given: Domain(given.data, Encoder(given.model or model_folder())),
+    "cut": lambda given: CutSick(given.data, Encoder(given.model or model_folder())),
+    "cut-tagger": lambda given: CutTagger(given.data),
+    "cut-textcnn": lambda given: CutTextCNN(given.data),
 }
 
 
@@ -112,11 +122,10 @@ def _command() -> str:
 
 
 def _prune(model: nn.Module, setting: Setting, arguments: dict[str, Any]) -> None:
-    fixed = parse_granularity(setting.granularity).fixed_sparsity
     prune(
         model,
-        setting.sparsity if fixed is None else None,
-        setting.granularity,
+        setting.sparsity if fixed_sparsity(setting.granularity) is None else None,
+        setting.granularity.split(","),
         setting.criterion,
         setting.recovery,
         seed=setting.seed,
@@ -129,7 +138,10 @@ def run_task(name: str, given: argparse.Namespace) -> str:
     results = Results(given.out / f"accuracy-{name}.jsonl", name)
     task = TASKS[name](given)
     settings = grid(
-        [*ALWAYS, *((criterion, given.recovery) for criterion in given.criterion)],
+        [
+            *getattr(task, "methods", ALWAYS),
+            *((criterion, given.recovery) for criterion in given.criterion),
+        ],
         _points(task, given),
         _calibrations(task, given),
         given.samples or task.samples,

@@ -12,6 +12,7 @@ from typing import Any
 from sparse_engine.bench.machine import BUSY
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.pruning import parse_granularity
+from sparse_engine.pruning.cutting import find_structures
 
 DENSE = "dense"
 
@@ -23,7 +24,7 @@ class Setting:
     Attributes:
         criterion: text form of a criterion; "dense" for the model as it is.
         recovery: name of a recovery, or "none".
-        granularity: text form, such as "4x1".
+        granularity: text form, such as "4x1"; structures may be several, as "head,unit".
         sparsity: fraction of zeros.
         calibration: which texts the statistics come from.
         samples: number of calibration inputs.
@@ -100,12 +101,19 @@ def grid(
     for (granularity, sparsity), calibration, (criterion, recovery) in product(
         points, calibrations, methods
     ):
-        fixed = parse_granularity(granularity).fixed_sparsity
+        fixed = fixed_sparsity(granularity)
         sparsity = sparsity if fixed is None else fixed
         settings.append(
             Setting(criterion, recovery, granularity, sparsity, calibration, samples, seed)
         )
     return list(dict.fromkeys(settings))
+
+
+def fixed_sparsity(granularity: str) -> float | None:
+    """The sparsity that a pattern such as 2:4 fixes; None if any is possible."""
+    if find_structures(granularity.split(",")):
+        return None
+    return parse_granularity(granularity).fixed_sparsity
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
