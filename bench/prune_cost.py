@@ -104,7 +104,8 @@ def main() -> None:
             raise SparseEngineError(done.stderr[-2000:])
     peak, interpreter = map(int, re.search(r"peak (\d+) of (\d+)", done.stderr).groups())  # type: ignore[union-attr]
     shown = " ".join("TEXTS" if word.endswith("texts.txt") else word for word in options)
-    print("\n".join(re.findall("^module .*", done.stderr, re.MULTILINE)))
+    for line in re.findall("^module .*", done.stderr, re.MULTILINE):
+        print(line)
     print(
         f"{args.model}: {size / 1e9:.2f} GB, {shape}; {shown}\n"
         f"{seconds:.0f} s, loading and writing included\n"
@@ -119,8 +120,9 @@ def main() -> None:
 
 def write_bert(folder: Path, shape: Shape) -> int:
     """Write a BERT of random weights and a tokenizer of numbered words; returns its bytes."""
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertModel, logging
 
+    logging.disable_progress_bar()
     config = BertConfig(
         vocab_size=WORDS,
         hidden_size=shape.hidden,
@@ -129,7 +131,7 @@ def write_bert(folder: Path, shape: Shape) -> int:
         num_attention_heads=shape.heads,
     )
     torch.manual_seed(0)
-    model = BertModel(config, add_pooling_layer=False)
+    model = BertModel(config)
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return sum(parameter.nbytes for parameter in model.parameters())
