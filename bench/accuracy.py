@@ -65,7 +65,7 @@ class Task(Protocol):
         samples: default number of calibration inputs.
         columns: names of the figures that `evaluate` gives.
         points: pairs of granularity and sparsity that are measured by default.
-        methods: pairs of criterion and recovery that are always measured; ALWAYS if there is none.
+        methods: what is always measured, as `grid` takes it; ALWAYS if there is none.
     """
 
     name: str
@@ -128,6 +128,7 @@ def _prune(model: nn.Module, setting: Setting, arguments: dict[str, Any]) -> Non
         setting.granularity.split(","),
         setting.criterion,
         setting.recovery,
+        allocator=setting.allocator,
         seed=setting.seed,
         **arguments,
     )

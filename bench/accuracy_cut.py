@@ -40,6 +40,8 @@ class CutSick(Sick):
         ("taylor", LEAST_SQUARES),
         ("fisher", LEAST_SQUARES),
         ("obs", LEAST_SQUARES),
+        ("obs", LEAST_SQUARES, "raw"),
+        ("fisher", LEAST_SQUARES, "raw"),
         ("random", "none"),
         ("obs", "none"),
     )

@@ -29,6 +29,7 @@ class Setting:
         calibration: which texts the statistics come from.
         samples: number of calibration inputs.
         seed: of the calibration sample and of the criterion's random numbers.
+        allocator: how the sparsity is shared out; rows of older files have none.
     """
 
     criterion: str = DENSE
@@ -38,6 +39,7 @@ class Setting:
     calibration: str = ""
     samples: int = 0
     seed: int = 0
+    allocator: str = "uniform"
 
 
 FIELDS = tuple(field.name for field in fields(Setting))
@@ -62,6 +64,7 @@ class Results:
             try:
                 row = json.loads(line)
                 if row["task"] == task:
+                    row = {"allocator": "uniform"} | row
                     self._rows[Setting(**{name: row[name] for name in FIELDS})] = row
             except (ValueError, KeyError, TypeError) as error:
                 raise InvalidFileError(f"{path}, line {number}: not a row: {error!r}") from None
@@ -83,7 +86,7 @@ class Results:
 
 
 def grid(
-    methods: Iterable[tuple[str, str]],
+    methods: Iterable[tuple[str, ...]],
     points: Iterable[tuple[str, float]],
     calibrations: Iterable[str],
     samples: int,
@@ -92,19 +95,21 @@ def grid(
     """The dense model, then each point with each calibration by each method, none twice.
 
     Args:
-        methods: pairs of criterion and recovery.
+        methods: criterion, recovery, and an allocator if it is not uniform.
         points: pairs of granularity and sparsity; N:M has its own sparsity.
         calibrations: names of texts.
         samples, seed: of all settings.
     """
     settings = [Setting()]
-    for (granularity, sparsity), calibration, (criterion, recovery) in product(
+    for (granularity, sparsity), calibration, (criterion, recovery, *allocator) in product(
         points, calibrations, methods
     ):
         fixed = fixed_sparsity(granularity)
         sparsity = sparsity if fixed is None else fixed
         settings.append(
-            Setting(criterion, recovery, granularity, sparsity, calibration, samples, seed)
+            Setting(
+                criterion, recovery, granularity, sparsity, calibration, samples, seed, *allocator
+            )
         )
     return list(dict.fromkeys(settings))
 
@@ -126,7 +131,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     pruned = [row for row in rows if row["criterion"] != DENSE]
     varying = [
         name
-        for name in ("recovery", "calibration", "samples", "seed")
+        for name in ("recovery", "allocator", "calibration", "samples", "seed")
         if len({row[name] for row in pruned}) > 1
     ]
     head = ["criterion", "zeros", *varying, *columns, "s"]
