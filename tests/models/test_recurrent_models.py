@@ -162,16 +162,16 @@ def test_packages_of_plain_modules(tmp_path: Path) -> None:
     assert (loaded(x) - expected).abs().max() < 1e-5
     assert "hh_l1_reverse" in ok("inspect", tmp_path / "package")
 
-    class Wider(Net):
+    class Narrower(Net):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn = torch.nn.GRU(8, 40, 2, bidirectional=True)
+            self.rnn = torch.nn.GRU(8, 10, 2, bidirectional=True)
 
-    wider = Wider()
-    before = wider.rnn
+    narrower = Narrower()
+    before = narrower.rnn
     with pytest.raises(InvalidFileError, match="rnn"):
-        se.load(tmp_path / "package", model=wider)
-    assert wider.rnn is before
+        se.load(tmp_path / "package", model=narrower)
+    assert narrower.rnn is before
 
 
 @pytest.mark.parametrize("cell", [torch.nn.LSTMCell, torch.nn.GRUCell, torch.nn.RNNCell])
