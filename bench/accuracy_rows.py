@@ -146,7 +146,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
         for row in rows
     ]
     texts = 2 + len(varying)  # columns of text, before those of numbers
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+    widths = [max(2, *(len(line[i]) for line in [head, *cells])) for i in range(len(head))]
 
     def line(values: Sequence[str]) -> str:
         padded = (

@@ -54,7 +54,7 @@ class CutTextCNN:
     samples = 1000
     columns = ("accuracy",)
     methods = tuple(product(("random", "magnitude", "activation", "obs"), ("least_squares",)))
-    points = (("filter", 0.5),)
+    points = (("filter(readers='convolutions.*: classifier')", 0.5),)
 
     def __init__(self, data: Path) -> None:
         folder = data / "cls" / "sst2"
