@@ -73,29 +73,7 @@ class CutMultiheadAttention(nn.Module):
             (3 * weight.shape[0], self.embed_dim), weight.dtype, weight.device
         )
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attention of `query` over `key` and `value`, as torch.nn.MultiheadAttention has it."""
-        return multihead_attention(
-            self,
-            query,
-            key,
-            value,
-            key_padding_mask,
-            need_weights,
-            attn_mask,
-            average_attn_weights,
-            is_causal,
-        )
+    forward = multihead_attention
 
 
 def split_projections_(attention: Any) -> None:

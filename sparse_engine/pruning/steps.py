@@ -123,9 +123,12 @@ def _step(values: Mapping[str, Any], has_calibration: bool) -> Step:
     if layer := find_layer(structures):
         method = _block_method(layer, values, has_calibration)
     elif structures:
-        method = cut_method(structures, **common, has_calibration=has_calibration)
         if target is not None:
-            raise UsageError("a target chooses zeros, no structures: give a sparsity for them")
+            raise UsageError(
+                "a target chooses zeros, no structures: remove these in a step of their own, and "
+                "give the last step the target"
+            )
+        method = cut_method(structures, **common, has_calibration=has_calibration)
     else:
         method = find_method(
             target, granularity=granularity, has_calibration=has_calibration, **common

@@ -68,7 +68,7 @@ def test_steps_of_a_recipe_are_repeated_bit_by_bit(
         ("steps: head", (), "steps is 'head'; give a list"),
         ("steps: [head]", (), "step 1: 'head' is no mapping"),
         ("steps: [{granularity: head, sparsty: 1}]", (), "step 1: 'sparsty' is no argument"),
-        ("steps: [{granularity: head}]", (), "step 1: sparsity None is not a fraction"),
+        ("steps: [{granularity: head}]", (), "step 1: no sparsity given"),
         (STEPS, ("--seed", "1"), "--seed is given, and"),
     ],
 )

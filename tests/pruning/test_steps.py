@@ -120,7 +120,10 @@ def test_zeros_in_two_steps() -> None:
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([{"granularity": ["head", "4x1"], "target": se.Target(speedup=2)}], "give steps="),
+        (
+            [{"granularity": ["head", "4x1"], "target": se.Target(speedup=2)}],
+            "give steps, the structures first",
+        ),
         ([], r"steps is \[\]; give a list"),
         ("head", "steps is 'head'; give a list"),
         ({"granularity": "head"}, "give a list of mappings"),

@@ -44,6 +44,11 @@ def test_filters_of_parallel_convolutions_that_are_concatenated() -> None:
     assert (model.mix.in_features, model.convs[2].out_channels) == (51, 17)
 
 
+def test_without_a_statement_the_module_and_the_option_are_named() -> None:
+    with pytest.raises(UsageError, match=r"what reads convs\.0 is not known.*filter\(readers="):
+        se.prune(text_cnn(), 0.3, "filter")
+
+
 def test_a_cut_text_cnn_is_refitted_trains_and_is_pruned_further() -> None:
     model = text_cnn()
     dense, x = copy.deepcopy(model), ids(64, 11)

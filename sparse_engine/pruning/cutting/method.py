@@ -92,8 +92,8 @@ def find_structures(granularity: Any) -> tuple[Structure, ...]:
     structures = tuple(item for item in found if item is not None)
     if structures and len(structures) < len(found):
         raise UsageError(
-            "structures and granularities are removed in steps of their own: give steps=[...]; the "
-            "last one may have the target"
+            "structures and granularities are removed in steps of their own: give steps, the "
+            "structures first"
         )
     names = [structure.name for structure in structures]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -142,6 +142,8 @@ def cut_method(
                 f"allocator {sharing} has nothing to share out: {scoring} decides how many {name}s "
                 "of each site are removed"
             )
+    elif sparsity is None:
+        raise UsageError(f"no sparsity given; give the fraction of {name}s to remove, as 0.25")
     elif not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise UsageError(
             f"sparsity {sparsity!r} is not a fraction of {name}s to remove; expected "

@@ -12,6 +12,9 @@ from sparse_engine.pruning.plan.selection import IGNORED
 from sparse_engine.pruning.unrolled import unrolled
 from sparse_engine.structures import Site, find_left
 
+# Modules whose groups can be removed where the layers that read them are stated.
+SOURCES = {"filter": nn.Conv1d, "unit": nn.Linear}
+
 
 def chosen_sites(
     model: nn.Module,
@@ -69,6 +72,12 @@ def _why_none(model: nn.Module, sites: list[Site], kind: str) -> str:
         return f"in this model: {type_} is no known family of models"
     for left in find_left(model, kind):
         return f"in this model: {left.name or 'it'} stays, {left.reason}"
+    for name, module in model.named_modules():
+        if isinstance(module, SOURCES.get(kind, ())):
+            return (
+                f"in this model: what reads {name} is not known; state the module that does, as "
+                f"{kind}(readers='{name}: MODULE')"
+            )
     return "in this model"
 
 

@@ -13,6 +13,7 @@ from sparse_engine.pruning.granularity.element import Element
 from sparse_engine.pruning.granularity.kept_columns import KeptColumns
 from sparse_engine.pruning.granularity.nm import NM
 from sparse_engine.pruning.granularity.tiles import Tiles
+from sparse_engine.structures import STRUCTURES
 
 GRANULARITIES: tuple[type[Granularity], ...] = (Element, Block, NM)
 
@@ -36,7 +37,11 @@ def parse_granularity(text: str | Granularity) -> Granularity:
         if (granularity := known.parse(text)) is not None:
             return granularity
     *first, last = (known.text_form for known in GRANULARITIES)
-    raise UsageError(f"granularity {text!r} is not known; give {', '.join(first)}, or {last}")
+    structures = ", ".join(structure.name for structure in STRUCTURES)
+    raise UsageError(
+        f"granularity {text!r} is not known; give {', '.join(first)}, or {last}; or one of the "
+        f"structures {structures}"
+    )
 
 
 __all__ = [
