@@ -30,6 +30,7 @@ __all__ = [
     "Head",
     "Layer",
     "PruneReport",
+    "Pruner",
     "Row",
     "SensitivityReport",
     "SparseConfig",
@@ -52,10 +53,11 @@ __all__ = [
     "sensitivity",
     "sparsify_",
     "tasks",
+    "training",
 ]
 
 if TYPE_CHECKING:
-    from sparse_engine import errors, formats, nn, ops, packings, tasks
+    from sparse_engine import errors, formats, nn, ops, packings, tasks, training
     from sparse_engine.analysis.report import SensitivityReport
     from sparse_engine.analysis.sensitivity import sensitivity
     from sparse_engine.config import SparseConfig
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from sparse_engine.io import export_transformers, load, save
     from sparse_engine.pruning import NM, Block, Column, Element, PruneReport, Row, Target, prune
     from sparse_engine.structures import Expert, Filter, Head, Layer, Unit, Vocabulary
+    from sparse_engine.training import Pruner
     from sparse_engine.vocabulary import VocabularyReport, cut_vocabulary
 else:
     from importlib import import_module as _import_module
@@ -87,6 +90,7 @@ else:
             "prune",
         ),
         "structures": ("Expert", "Filter", "Head", "Layer", "Unit", "Vocabulary"),
+        "training": ("Pruner",),
         "vocabulary": ("VocabularyReport", "cut_vocabulary"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),

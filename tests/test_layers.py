@@ -56,6 +56,7 @@ ALLOWED = {
         "reporting",
         "structures",
     },
+    "training": {"errors", "modules", "named", "pruning", "structures"},
     "analysis": {
         "backends",
         "config",

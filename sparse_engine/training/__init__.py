@@ -1,0 +1,22 @@
+"""Pruning while training: a recipe of modifiers, and the Pruner that runs it in any loop."""
+
+from __future__ import annotations
+
+from sparse_engine.training.modifiers import MODIFIERS, Modifier, Prune
+from sparse_engine.training.pruner import Pruner
+from sparse_engine.training.recipe import TrainingRecipe, read_training_recipe
+from sparse_engine.training.report import Event, TrainingReport
+from sparse_engine.training.schedules import SCHEDULES, Schedule
+
+__all__ = [
+    "MODIFIERS",
+    "SCHEDULES",
+    "Event",
+    "Modifier",
+    "Prune",
+    "Pruner",
+    "Schedule",
+    "TrainingRecipe",
+    "TrainingReport",
+    "read_training_recipe",
+]

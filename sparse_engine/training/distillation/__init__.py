@@ -1,0 +1,1 @@
+"""What distillation reads of the two models."""

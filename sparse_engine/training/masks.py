@@ -1,0 +1,126 @@
+"""Masks of parameters: what is removed stays zero, whatever the optimizer does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_engine.errors import InvalidFileError
+from sparse_engine.training.layers import TrainedLayer
+
+
+class Masks:
+    """Keep masks of the parameters of a model; a parameter without a mask is kept whole.
+
+    A mask has the shape and the strides of its parameter, and is True where a weight is kept.
+
+    Args:
+        model: the model. Its parameters are looked up by name whenever they are needed, because
+            removing structures replaces them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._keep: dict[str, Tensor] = {}
+        self._layers: dict[str, TrainedLayer] = {}
+
+    def add(self, layers: Iterable[TrainedLayer]) -> None:
+        """Count these layers in the sparsity; they are kept whole until `set` or `take`."""
+        self._layers |= {layer.name: layer for layer in layers}
+
+    def of(self, layer: TrainedLayer) -> Tensor:
+        """The keep mask of a layer, bool [out, in]; writing into it changes the mask."""
+        parameter = self._model.get_parameter(layer.parameter)
+        if layer.parameter not in self._keep:
+            self._keep[layer.parameter] = torch.ones_like(parameter, dtype=torch.bool)
+        return layer.view(self._keep[layer.parameter])
+
+    def set(self, layer: TrainedLayer, keep: Tensor, optimizer: Optimizer | None = None) -> None:
+        """Replace the mask of a layer.
+
+        Args:
+            layer: the layer.
+            keep: bool [out, in].
+            optimizer: its state becomes zero where a weight is removed or comes back, so that a
+                weight that returns starts without momentum.
+        """
+        mask = self.of(layer)
+        changed = mask != keep
+        mask.copy_(keep)
+        if optimizer is None:
+            return
+        parameter = self._model.get_parameter(layer.parameter)
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                layer.view(value)[changed] = 0
+
+    def take(self, layers: Iterable[TrainedLayer], optimizer: Optimizer | None = None) -> None:
+        """Make the zeros that layers have now their masks."""
+        for layer in layers:
+            weight = layer.view(self._model.get_parameter(layer.parameter).detach())
+            self.set(layer, weight != 0, optimizer)
+
+    @property
+    def layers(self) -> list[TrainedLayer]:
+        """Those that were added."""
+        return list(self._layers.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of removed weights in the layers that were added; 0 without any."""
+        total = sum(layer.shape[0] * layer.shape[1] for layer in self._layers.values())
+        kept = sum(int(self.of(layer).sum()) for layer in self._layers.values())
+        return 1 - kept / total if total else 0.0
+
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """By layer that was added, the fraction of its weights that are removed."""
+        return {
+            name: 1 - int(self.of(layer).sum()) / (layer.shape[0] * layer.shape[1])
+            for name, layer in self._layers.items()
+        }
+
+    def drop(self, parameters: Iterable[str]) -> None:
+        """Forget the masks of parameters of these names."""
+        dropped = set(parameters)
+        for name in dropped:
+            self._keep.pop(name, None)
+        self._layers = {
+            name: layer for name, layer in self._layers.items() if layer.parameter not in dropped
+        }
+
+    @torch.no_grad()
+    def apply_to_weights(self) -> None:
+        """Set the removed weights to zero."""
+        for name, keep in self._keep.items():
+            self._model.get_parameter(name).mul_(keep)
+
+    @torch.no_grad()
+    def apply_to_gradients(self) -> None:
+        """Set the gradients of removed weights to zero, also where they are NaN or infinite."""
+        for name, keep in self._keep.items():
+            gradient = self._model.get_parameter(name).grad
+            if gradient is not None:
+                gradient.masked_fill_(~keep, 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The masks by the names of their parameters."""
+        return {name: keep.clone() for name, keep in self._keep.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Replace all masks.
+
+        Raises:
+            InvalidFileError: if a mask does not fit the model.
+        """
+        parameters = dict(self._model.named_parameters())
+        masks = {}
+        for name, keep in state.items():
+            parameter = parameters.get(name)
+            if parameter is None or parameter.shape != keep.shape or keep.dtype != torch.bool:
+                raise InvalidFileError(f"the state holds a mask of {name!r}, which does not fit")
+            masks[name] = torch.empty_like(parameter, dtype=torch.bool).copy_(keep)
+        self._keep = masks

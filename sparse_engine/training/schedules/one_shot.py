@@ -1,0 +1,17 @@
+"""One shot: everything is removed at the beginning, and the rest of the training recovers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparse_engine.training.schedules.base import Schedule
+
+
+@dataclass(frozen=True)
+class OneShot(Schedule):
+    """The final sparsity from the first step on."""
+
+    name = "one_shot"
+
+    def sparsity(self, progress: float, initial: float, final: float) -> float:
+        return final

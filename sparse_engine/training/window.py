@@ -1,0 +1,49 @@
+"""When something happens while a model is trained: in steps of the optimizer, or in epochs."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from sparse_engine.errors import UsageError
+
+EPOCHS = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?ep")
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, int) and value < 0:
+        raise ValueError("expected a number of steps that is not negative, or epochs such as 2ep")
+    if isinstance(value, str) and not EPOCHS.fullmatch(value):
+        raise ValueError("expected a number of steps such as 500, or epochs such as 1.5ep")
+    return value
+
+
+Moment = Annotated[int | str, AfterValidator(_checked)]
+"""A number of optimizer steps, as 500, or of epochs, as "1.5ep"."""
+
+
+def steps_of(moment: int | str, steps_per_epoch: int | None) -> int:
+    """A moment in steps.
+
+    Args:
+        moment: a number of steps, or of epochs.
+        steps_per_epoch: how many steps of the optimizer an epoch has; None if that is unknown.
+
+    Raises:
+        UsageError: if epochs are given and their number of steps is unknown.
+
+    Example:
+        steps_of("1.5ep", 100)  # 150
+    """
+    if isinstance(moment, int):
+        return moment
+    match = EPOCHS.fullmatch(moment)
+    assert match is not None
+    if steps_per_epoch is None:
+        raise UsageError(
+            f"{moment} is a number of epochs: pass steps_per_epoch= to the Pruner, or give steps"
+        )
+    return math.ceil(float(match[1]) * steps_per_epoch)

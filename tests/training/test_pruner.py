@@ -1,0 +1,242 @@
+"""Pruner: masks hold in any loop, and a training that stops goes on with the same numbers."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparse_engine as se
+from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.training import Prune, Pruner
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3)
+    )
+
+
+def batches(count: int = 6) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(8, 12, generator=generator) for _ in range(count)]
+    return [(x, x[:, :3].sin()) for x in inputs]
+
+
+def squared(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def gradual(**options: Any) -> list[Prune]:
+    return [Prune(**{"sparsity": 0.8, "end": 8, "every": 2, "layers": ("0", "2"), **options})]
+
+
+def train(pruner: Pruner, optimizer: torch.optim.Optimizer, data: list[Any]) -> list[float]:
+    losses = []
+    for batch in data:
+        loss = pruner.loss(batch)
+        loss.backward()
+        pruner.step(optimizer)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_removed_weights_stay_zero_under_every_optimizer(name: str) -> None:
+    model = network()
+    pruner = Pruner(model, gradual(), loss=squared)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    removed: dict[str, Tensor] = {}
+    for batch in batches(24):
+        train(pruner, optimizer, [batch])
+        for layer in ("0", "2"):
+            weight = model.get_submodule(layer).weight.detach()
+            if layer in removed:
+                assert not weight[removed[layer]].any()  # what was removed never comes back
+            removed[layer] = weight == 0
+    pruner.finalize()
+    assert float(removed["0"].float().mean()) == pytest.approx(0.8, abs=0.01)
+    assert model[4].weight.all()
+
+
+def test_momentum_of_removed_weights_is_cleared() -> None:
+    model = network()
+    pruner = Pruner(model, gradual(start=3, end=3), loss=squared)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    train(pruner, optimizer, batches(4))
+    weight = model[0].weight
+    assert not optimizer.state[weight]["momentum_buffer"][weight == 0].any()
+    assert optimizer.state[weight]["momentum_buffer"][weight != 0].all()
+
+
+def test_accumulated_gradients_give_the_step_of_one_large_batch() -> None:
+    data = batches(2)
+    large = tuple(map(torch.cat, zip(*data, strict=True)))
+    models = []
+    for parts in ([large], data):
+        model = network()
+        pruner = Pruner(model, gradual(end=None), loss=squared)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for part in parts:
+            (pruner.loss(part) / len(parts)).backward()
+        pruner.step(optimizer)
+        assert pruner.steps == 1
+        models.append(model)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_several_parameter_groups_and_a_loop_with_its_own_loss() -> None:
+    model = network()
+    pruner = Pruner(model, gradual(end=4))
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2:].parameters()}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    for batch in batches():
+        squared(model, batch).backward()
+        pruner.step(optimizer)
+    assert pruner.sparsity == pytest.approx(0.8, abs=0.01)
+
+
+def test_bfloat16_autocast_keeps_the_zeros() -> None:
+    model = network()
+    pruner = Pruner(model, gradual(end=4), loss=squared)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for batch in batches():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = pruner.loss(batch)
+        loss.backward()
+        pruner.step(optimizer)
+    assert (model[0].weight == 0).float().mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_gradient_scaler_is_unscaled_before_modifiers_see_gradients() -> None:
+    seen = []
+
+    class Look(Prune):
+        def before_step(self, training: Any) -> None:
+            seen.append(training.model[0].weight.grad.norm().item())
+
+    for scale in (1.0, 1024.0):
+        model = network()
+        pruner = Pruner(model, [Look(sparsity=0.5, layers=("0",))], loss=squared)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(pruner.loss(batches()[0])).backward()
+        pruner.step(optimizer, scaler)
+    assert seen[1] == pytest.approx(seen[0])
+
+
+@pytest.mark.parametrize("at", [3, 8, 11])
+def test_a_training_that_stops_goes_on_with_the_same_numbers(at: int) -> None:
+    data = batches(14)
+
+    def start(model: nn.Module) -> tuple[Pruner, torch.optim.Optimizer]:
+        recipe = [*gradual(criterion="random"), {"distil": {}}]
+        pruner = Pruner(model, recipe, teacher=network(), loss=squared)
+        return pruner, torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    whole = network()
+    pruner, optimizer = start(whole)
+    losses = train(pruner, optimizer, data)
+    stopped = network()
+    pruner, optimizer = start(stopped)
+    before = train(pruner, optimizer, data[:at])
+    file = io.BytesIO()
+    states = (stopped.state_dict(), optimizer.state_dict(), pruner.state_dict())
+    torch.save(states, file)
+    file.seek(0)
+    model_state, optimizer_state, pruner_state = torch.load(file, weights_only=True)
+    again = network()
+    pruner, optimizer = start(again)
+    again.load_state_dict(model_state)
+    optimizer.load_state_dict(optimizer_state)
+    pruner.load_state_dict(pruner_state)
+    assert before + train(pruner, optimizer, data[at:]) == losses
+    for a, b in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert len(pruner.finalize().events) == 4
+
+
+def test_a_state_of_another_recipe_is_refused() -> None:
+    state = Pruner(network(), gradual(), loss=squared).state_dict()
+    with pytest.raises(InvalidFileError, match="another recipe"):
+        Pruner(network(), gradual(sparsity=0.7), loss=squared).load_state_dict(state)
+    with pytest.raises(InvalidFileError, match="no state"):
+        Pruner(network(), gradual(), loss=squared).load_state_dict({"step": 3})
+
+
+def test_parts_of_one_parameter_are_layers_of_their_own() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"attention": nn.MultiheadAttention(16, 2), "lstm": nn.LSTM(16, 8, bidirectional=True)}
+    )
+
+    def loss(model: Any, x: Tensor) -> Tensor:
+        y, _ = model["attention"](x, x, x)
+        return model["lstm"](y)[0].square().mean()
+
+    recipe = [
+        {"prune": {"sparsity": 0.5, "layers": ["attention.k_proj"]}},
+        {"prune": {"sparsity": 0.75, "granularity": "4x1", "layers": ["lstm.hh_l0_reverse"]}},
+    ]
+    pruner = Pruner(model, recipe, loss=loss)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train(pruner, optimizer, [torch.randn(5, 3, 16) for _ in range(3)])
+    report = pruner.finalize()
+    assert report.sparsity == {"attention.k_proj": 0.5, "lstm.hh_l0_reverse": 0.75}
+    zeros = model["attention"].in_proj_weight == 0
+    assert zeros[16:32].float().mean() == 0.5
+    assert not zeros[:16].any()
+    assert not zeros[32:].any()
+    assert (model["lstm"].weight_hh_l0_reverse == 0).float().mean() == 0.75
+    assert model["lstm"].weight_hh_l0.all()
+
+
+def test_an_optimizer_without_the_weights_is_refused() -> None:
+    model = network()
+    pruner = Pruner(model, gradual(), loss=squared)
+    other = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)
+    pruner.loss(batches()[0]).backward()
+    with pytest.raises(UsageError, match=r"does not hold 0\.weight"):
+        pruner.step(other)
+
+
+def test_events_happen_once_and_the_report_tells_them() -> None:
+    model = network()
+    pruner = se.Pruner(model, gradual(schedule="linear"), loss=squared)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(pruner, optimizer, batches(5))
+    report = pruner.finalize()
+    assert [event.step for event in report.events] == [2, 4]
+    assert [round(event.sparsity, 2) for event in report.events] == [0.2, 0.4]
+    assert "stopped at step 5 of 8" in report.warnings[0]
+    with pytest.raises(UsageError, match="finalized"):
+        pruner.loss(batches()[0])
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_reason() -> None:
+    pruner = Pruner(
+        network(), gradual(), loss=lambda model, batch: squared(model, batch) * torch.nan
+    )
+    with pytest.raises(UsageError, match="the loss is nan"):
+        pruner.loss(batches()[0])
+
+
+def test_a_batch_without_any_loss_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing gives a loss"):
+        Pruner(network(), gradual()).loss((batches()[0][0],))
