@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparse_engine.training.modifiers import MODIFIERS, Modifier, Prune
+from sparse_engine.training.modifiers import MODIFIERS, Distil, Hold, Modifier, Prune
 from sparse_engine.training.pruner import Pruner
 from sparse_engine.training.recipe import TrainingRecipe, read_training_recipe
 from sparse_engine.training.report import Event, TrainingReport
@@ -11,7 +11,9 @@ from sparse_engine.training.schedules import SCHEDULES, Schedule
 __all__ = [
     "MODIFIERS",
     "SCHEDULES",
+    "Distil",
     "Event",
+    "Hold",
     "Modifier",
     "Prune",
     "Pruner",

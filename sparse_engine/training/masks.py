@@ -83,6 +83,11 @@ class Masks:
             for name, layer in self._layers.items()
         }
 
+    def release(self, layers: Iterable[TrainedLayer]) -> None:
+        """Let all weights of layers be trained again; those that were removed start at zero."""
+        for layer in layers:
+            self.of(layer).fill_(True)
+
     def drop(self, parameters: Iterable[str]) -> None:
         """Forget the masks of parameters of these names."""
         dropped = set(parameters)

@@ -54,7 +54,7 @@ class Prune(Scheduled):
         if parse_granularity(self.granularity).fixed_sparsity is not None:
             raise UsageError(
                 f"{self.name}: {self.granularity} has a sparsity of its own, which no schedule can "
-                "reach step by step; prune with se.prune, and train with the masks held"
+                "reach step by step; prune with se.prune, and then train with hold in the recipe"
             )
         method = make_method(
             self.sparsity,
