@@ -8,14 +8,17 @@
     python bench/accuracy.py cut --data FOLDER        # heads and units taken out of MiniLM
     python bench/accuracy.py cut-tagger --data FOLDER   # units of the tagger's LSTM
     python bench/accuracy.py cut-textcnn --data FOLDER  # filters of a classifier, trained first
+    python bench/accuracy.py train-sick --data FOLDER  # pruned, then trained by the dense model
+    python bench/accuracy.py train-tagger --data FOLDER
+    python bench/accuracy.py train-stories --data FOLDER
     python bench/accuracy.py all --data FOLDER        # every table
 
     python bench/accuracy.py sick --data FOLDER --criterion wanda --granularity 4x1 --sparsity 0.8
 
-Models are pruned in one shot on texts without labels; those of the test are never among them. They
-are evaluated in torch, with their zeros in dense weights. Every table has the dense model, and for
-each setting `obs`, `sparsegpt` (where single weights are removed) and, as a control, random
-weights, all refitted by least squares.
+Models are pruned in one shot, and by train-* also trained afterwards, on texts without labels;
+those of the test are never among them. They are evaluated in torch, with their zeros in dense
+weights. Every table has the dense model, and for each setting `obs`, `sparsegpt` (where single
+weights are removed in one shot) and, as a control, random weights, all refitted by least squares.
 
 FOLDER holds the data under the paths that the modules accuracy_*.py name. Each result is appended
 at once to accuracy-TASK.jsonl with its conditions. Settings that are already there are not run
@@ -41,6 +44,8 @@ from accuracy_stories import Stories
 from accuracy_tagger import Tagger
 from accuracy_target import TARGET, run_target
 from accuracy_textcnn import CutTextCNN
+from accuracy_train import TrainTask, run_training
+from accuracy_train_tasks import TrainSick, TrainStories, TrainTagger
 from torch import nn
 
 from sparse_engine.bench.machine import BusyMeter, conditions
@@ -90,14 +95,17 @@ TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {
     "cut-textcnn": lambda given: CutTextCNN(given.data),
 }
 
+TRAINED: dict[str, Callable[[argparse.Namespace], TrainTask]] = {
+    "train-sick": lambda given: TrainSick(given.data, Encoder(given.model or model_folder())),
+    "train-tagger": lambda given: TrainTagger(given.data),
+    "train-stories": lambda given: TrainStories(given.data),
+}
+
 
 def measure(task: Task, settings: Sequence[Setting], results: Results) -> None:
     """Prune a copy of the dense model in each setting that has no result yet, and evaluate it."""
     left = [setting for setting in settings if setting not in results]
-    about = conditions() | {
-        "transformers": transformers.__version__,
-        "command": _command(),
-    }
+    about = _about()
     meter = BusyMeter()
     with progress_bar(task.name) as report:
         for done, setting in enumerate(left):
@@ -111,6 +119,10 @@ def measure(task: Task, settings: Sequence[Setting], results: Results) -> None:
                 seconds = round(perf_counter() - start, 1)
                 timing = {"seconds": seconds, "busy": max(busy, meter.look())}
             results.add(setting, task.evaluate(model) | timing | {"conditions": about})
+
+
+def _about() -> dict[str, Any]:
+    return conditions() | {"transformers": transformers.__version__, "command": _command()}
 
 
 def _command() -> str:
@@ -146,7 +158,7 @@ def run_task(name: str, given: argparse.Namespace) -> str:
         _points(task, given),
         _calibrations(task, given),
         given.samples or task.samples,
-        given.seed,
+        given.seed or 0,
     )
     measure(task, settings, results)
     return table(results.of(settings), task.columns)
@@ -177,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=[*TASKS, TARGET, "all"])
+    parser.add_argument("task", choices=[*TASKS, *TRAINED, TARGET, "all"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--model", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--criterion", action="append", default=[], help="one more; repeat")
@@ -186,7 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparsity", help="fractions of zeros; default: the table's")
     parser.add_argument("--calibration", help="name of calibration texts; default: the table's")
     parser.add_argument("--samples", type=int, help="calibration inputs; default: the table's")
-    parser.add_argument("--seed", type=int, default=0, help="of calibration and random scores")
+    parser.add_argument(
+        "--seed", type=int, help="of calibration, scores, training; default: the table's, or 0"
+    )
+    parser.add_argument("--time", action="store_true", help="add times to the rows of train-*")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
     given = parser.parse_args(arguments)
     if not given.data.is_dir():
@@ -196,8 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in [*TASKS, TARGET] if given.task == "all" else [given.task]:
-        found = run_target(given) if name == TARGET else run_task(name, given)
+    for name in [*TASKS, *TRAINED, TARGET] if given.task == "all" else [given.task]:
+        if name in TRAINED:
+            found = run_training(TRAINED[name](given), given, _about())
+        else:
+            found = run_target(given) if name == TARGET else run_task(name, given)
         print(f"{name}\n\n{found}\n", flush=True)
 
 

@@ -44,12 +44,12 @@ class Domain:
     def __init__(self, data: Path, encoder: Encoder) -> None:
         self.encoder, self.dense, of_sick = encoder, encoder.dense, Sick(data, encoder)
         brown = data / "lm" / "brown"
-        test = _lines(brown / "brown.test.txt")
+        test = read_lines(brown / "brown.test.txt")
         self._test = {
             name: random.Random(0).sample(texts, min(TEST_SENTENCES, len(texts)))
             for name, texts in (("sick", of_sick.sentences), ("brown", test))
         }
-        train = sorted(set(_lines(brown / "brown.train.txt")) - set(test))
+        train = sorted(set(read_lines(brown / "brown.train.txt")) - set(test))
         novels = sorted((data / "lm" / "warandpeace").glob("*.txt"))
         if not novels:
             raise InvalidFileError(f"{data}/lm/warandpeace has no text file")
@@ -81,7 +81,7 @@ class Domain:
         return figures
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """Sentences of a file, sorted, each once."""
     lines = {line.strip() for line in path.read_text().splitlines()}
     return sorted(line for line in lines if len(line.split()) >= WORDS)

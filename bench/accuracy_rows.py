@@ -42,22 +42,21 @@ class Setting:
     allocator: str = "uniform"
 
 
-FIELDS = tuple(field.name for field in fields(Setting))
-
-
 class Results:
     """Rows of one task: those of a file of an earlier run, and new ones, which are appended.
 
     Args:
         path: JSON lines; read where it exists. None keeps rows in memory only.
         task: rows of other tasks in the file are ignored.
+        kind: of the settings; its fields are the first ones of each row.
 
     Raises:
         InvalidFileError: if a line of the file is no row.
     """
 
-    def __init__(self, path: Path | None, task: str) -> None:
+    def __init__(self, path: Path | None, task: str, kind: type[Setting] = Setting) -> None:
         self._path, self._task = path, task
+        names = [field.name for field in fields(kind)]
         self._rows: dict[Setting, dict[str, Any]] = {}
         lines = path.read_text().splitlines() if path and path.exists() else []
         for number, line in enumerate(lines, 1):
@@ -65,7 +64,7 @@ class Results:
                 row = json.loads(line)
                 if row["task"] == task:
                     row = {"allocator": "uniform"} | row
-                    self._rows[Setting(**{name: row[name] for name in FIELDS})] = row
+                    self._rows[kind(**{name: row[name] for name in names})] = row
             except (ValueError, KeyError, TypeError) as error:
                 raise InvalidFileError(f"{path}, line {number}: not a row: {error!r}") from None
 
@@ -79,6 +78,17 @@ class Results:
         if self._path:
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+    def save(self) -> None:
+        """Write the file anew: one line a row, other tasks' rows left out."""
+        assert self._path is not None
+        new = self._path.with_suffix(".tmp")
+        new.write_text("".join(json.dumps(row) + "\n" for row in self._rows.values()))
+        new.replace(self._path)
+
+    def all(self) -> dict[Setting, dict[str, Any]]:
+        """Every row by its setting, in the order of the file."""
+        return self._rows
 
     def of(self, settings: Iterable[Setting]) -> list[dict[str, Any]]:
         """The rows of these settings, in this order, those without a result left out."""
@@ -140,12 +150,22 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
             row["criterion"],
             "" if row["criterion"] == DENSE else f"{row['sparsity']:.0%} {row['granularity']}",
             *("" if row["criterion"] == DENSE else str(row[name]) for name in varying),
-            *(_figure(row.get(name)) for name in columns),
+            *(figure(row.get(name)) for name in columns),
             _seconds(row),
         ]
         for row in rows
     ]
-    texts = 2 + len(varying)  # columns of text, before those of numbers
+    return markdown(head, cells, texts=2 + len(varying))
+
+
+def markdown(head: Sequence[str], cells: Sequence[Sequence[str]], texts: int) -> str:
+    """A table in Markdown, columns padded to one width.
+
+    Args:
+        head: names of the columns.
+        cells: of each row.
+        texts: how many columns hold text; those behind them hold numbers.
+    """
     widths = [max(2, *(len(line[i]) for line in [head, *cells])) for i in range(len(head))]
 
     def line(values: Sequence[str]) -> str:
@@ -162,7 +182,8 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     return "\n".join([line(head), line(rules), *map(line, cells)])
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A figure with three digits behind the point if it is small, otherwise two."""
     if value is None:
         return ""
     return f"{value:.3f}" if abs(value) < 2 else f"{value:.2f}"

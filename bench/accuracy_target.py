@@ -38,10 +38,10 @@ COLUMNS = ("target", "zeros", "predicted ms", "ms", "speed-up", "rho", "cosine")
 def run_target(given: argparse.Namespace) -> str:
     """Measure all rows, append them to accuracy-target.jsonl, and return the table."""
     sick = Sick(given.data, Encoder(given.model or model_folder()))
-    batches = sick.encoder.batches(sick.texts(given.samples or SAMPLES, given.seed))
+    batches = sick.encoder.batches(sick.texts(given.samples or SAMPLES, given.seed or 0))
     rows = []
     with (given.out / "accuracy-target.jsonl").open("a") as file:
-        for row in target_rows(sick, batches, given.seed):
+        for row in target_rows(sick, batches, given.seed or 0):
             rows.append(row)
             file.write(json.dumps(row | {"conditions": conditions()}) + "\n")
             file.flush()

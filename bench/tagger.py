@@ -115,10 +115,10 @@ def read_sentences(folder: Path, part: str) -> list[Sentence]:
     return sentences
 
 
-def in_batches(sentences: Iterable[Sentence]) -> list[Batch]:
+def in_batches(sentences: Iterable[Sentence], size: int = BATCH) -> list[Batch]:
     """Batches of sentences of like length."""
     rows = sorted(sentences, key=lambda sentence: len(sentence.ids))
-    return [_batch(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
+    return [_batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
 def _batch(rows: list[Sentence]) -> Batch:
