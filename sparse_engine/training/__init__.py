@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from sparse_engine.training.modifiers import MODIFIERS, Distil, Hold, Modifier, Prune
+from sparse_engine.training.modifiers import (
+    MODIFIERS,
+    Distil,
+    Freeze,
+    Hold,
+    LearningRate,
+    Modifier,
+    Prune,
+    Regrow,
+)
 from sparse_engine.training.pruner import Pruner
 from sparse_engine.training.recipe import TrainingRecipe, read_training_recipe
 from sparse_engine.training.report import Event, TrainingReport
@@ -13,10 +22,13 @@ __all__ = [
     "SCHEDULES",
     "Distil",
     "Event",
+    "Freeze",
     "Hold",
+    "LearningRate",
     "Modifier",
     "Prune",
     "Pruner",
+    "Regrow",
     "Schedule",
     "TrainingRecipe",
     "TrainingReport",

@@ -74,6 +74,11 @@ class Modifier(BaseModel, ABC):
         """Take over the state of a training that was stopped; `begin` has been called."""
 
     @property
+    def events(self) -> tuple[int, ...]:
+        """The steps at which it prunes, ascending, when `resolve` has been called."""
+        return ()
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the dense model is run beside the one that is trained."""
         return False

@@ -18,6 +18,7 @@ from sparse_engine.pruning.gradients import LossFunction, check_loss
 from sparse_engine.pruning.gradients.loss import has_labels
 from sparse_engine.pruning.method import check_seed
 from sparse_engine.training.masks import Masks
+from sparse_engine.training.rates import scaled_rates
 from sparse_engine.training.recipe import read_training_recipe
 from sparse_engine.training.report import TrainingReport
 from sparse_engine.training.training import Training
@@ -103,6 +104,7 @@ class Pruner:
             loss,
             steps_per_epoch=steps_per_epoch,
             is_parallel=plain is not model,
+            events=[(step, m.name) for m in self._modifiers for step in m.events],
         )
         for modifier in self._modifiers:
             modifier.begin(self._training)
@@ -172,19 +174,21 @@ class Pruner:
         self._catch_up()
         if scaler is not None:
             scaler.unscale_(optimizer)
+        training.rate = 1.0
         with torch.no_grad():
             for modifier in self._modifiers:
                 modifier.before_step(training)
         training.masks.apply_to_gradients()
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-            scaler.update()
-        training.masks.apply_to_weights()
-        with torch.no_grad():
-            for modifier in self._modifiers:
-                modifier.after_step(training)
+        with scaled_rates(optimizer, training.rate):
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            training.masks.apply_to_weights()
+            with torch.no_grad():
+                for modifier in self._modifiers:
+                    modifier.after_step(training)
         optimizer.zero_grad()
         training.step += 1
         self._catch_up()

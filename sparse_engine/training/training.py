@@ -32,6 +32,8 @@ class Training:
         steps_per_epoch: how many steps an epoch has, if that is known.
         optimizer: the one of the last step; None before the first one.
         is_parallel: whether several processes train the same model.
+        events: the steps at which modifiers of the recipe prune, with their names.
+        rate: factor on the learning rates of the optimizer, for the next step alone.
     """
 
     model: nn.Module
@@ -45,6 +47,8 @@ class Training:
     steps_per_epoch: int | None = None
     optimizer: Optimizer | None = None
     is_parallel: bool = False
+    events: Sequence[tuple[int, str]] = ()
+    rate: float = 1.0
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of a tensor over the processes; the tensor itself if there is one process."""

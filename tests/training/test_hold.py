@@ -48,5 +48,5 @@ def test_after_its_end_all_weights_are_trained() -> None:
 
 
 def test_a_dense_model_has_nothing_to_hold() -> None:
-    with pytest.raises(UsageError, match="no layer has a zero weight"):
+    with pytest.raises(UsageError, match="no layer has a weight that is zero"):
         Pruner(network(), [Hold()], loss=energy)

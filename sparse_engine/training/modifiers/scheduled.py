@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from sparse_engine.errors import UsageError
@@ -20,9 +23,10 @@ class Scheduled(Modifier):
     Attributes:
         sparsity: at the end of the window.
         initial: at its beginning.
-        schedule: how it rises between the two: one_shot, linear or cubic. The default is cubic, and
-            one_shot without an end.
+        schedule: how it rises between the two: one of SCHEDULES. The default is cubic, and one_shot
+            without an end.
         every: from one event to the next, in steps or epochs; the default is a tenth of the window.
+            A schedule that has its own events, such as multi_step, does without it.
     """
 
     sparsity: float = Field(gt=0, lt=1)
@@ -31,6 +35,7 @@ class Scheduled(Modifier):
     every: Moment | None = None
 
     _events: list[int] = PrivateAttr(default_factory=list)
+    _progress: list[float] = PrivateAttr(default_factory=list)  # at each event
     _schedule: Schedule = PrivateAttr(default_factory=OneShot)
 
     @field_validator("schedule", mode="after")
@@ -44,37 +49,67 @@ class Scheduled(Modifier):
             raise ValueError(f"initial {self.initial} is above the sparsity {self.sparsity}")
         return self
 
+    @property
+    def default_schedule(self) -> str:
+        """The name of the schedule, if the recipe gives none."""
+        return "one_shot" if self.end is None else "cubic"
+
+    @property
+    def events(self) -> tuple[int, ...]:
+        return tuple(self._events)
+
     def resolve(self, steps_per_epoch: int | None, end: int | None) -> None:
         super().resolve(steps_per_epoch, end)
         first, last = self._window
-        by_default = OneShot() if self.end is None else "cubic"
-        self._schedule = find_schedule(self.schedule or by_default)
+        self._schedule = find_schedule(self.schedule or self.default_schedule)
         if isinstance(self._schedule, OneShot):
-            self._events = [first]
-            return
+            last = first
         if last is None:
             raise UsageError(f"{self.name}: schedule {self._schedule} needs an end")
-        every = max((last - first) // EVENTS, 1)
-        if self.every is not None:
-            every = steps_of(self.every, steps_per_epoch)
-            if every < 1:
-                raise UsageError(f"{self.name}: every {self.every} is less than one step")
-        self._events = [*range(first, last, every), last]
+        length = last - first
+        if moments := self._schedule.moments:
+            if self.schedule is not None and "every" in self.model_fields_set:
+                raise UsageError(
+                    f"{self.name}: schedule {self._schedule} has its own events; leave out every"
+                )
+            # A later moment counts where several fall on one step of a short window.
+            at = {first + _ceil(moment * length): moment for moment in moments}
+        else:
+            every = max(length // EVENTS, 1)
+            if self.every is not None:
+                every = steps_of(self.every, steps_per_epoch)
+                if every < 1:
+                    raise UsageError(f"{self.name}: every {self.every} is less than one step")
+            steps = [*range(first, last, every), last]
+            at = {step: (step - first) / length if length else 1.0 for step in steps}
+        self._events, self._progress = list(at), list(at.values())
 
     def is_due(self, training: Training) -> bool:
         """Whether something is removed now."""
         return training.step in self._events
 
-    def sparsity_at(self, step: int) -> float:
-        """The sparsity that the schedule has after some steps."""
-        first, last = self._events[0], self._events[-1]
-        progress = 1.0 if last == first else min(max((step - first) / (last - first), 0.0), 1.0)
-        return self._schedule.sparsity(progress, self.initial, self.sparsity)
+    def sparsity_at(self, step: int, final: float | None = None) -> float:
+        """The sparsity that was last set, after some steps; 0 before the first event.
+
+        Args:
+            step: how many steps are done.
+            final: the sparsity at the end, for a layer that has one of its own.
+        """
+        final = self.sparsity if final is None else final
+        passed = bisect_right(self._events, step)
+        if not passed:
+            return 0.0
+        return self._schedule.sparsity(self._progress[passed - 1], min(self.initial, final), final)
 
     def finish(self, training: Training) -> None:
         if training.step < self._events[-1]:
-            reached = self.sparsity_at(training.step) if training.step >= self._events[0] else 0.0
+            reached = self.sparsity_at(training.step)
             training.report.warnings.append(
                 f"{self.name} stopped at step {training.step} of {self._events[-1]}: the schedule "
                 f"was at a sparsity of {reached:.3g}, not yet at {self.sparsity}"
             )
+
+
+def _ceil(x: float) -> int:
+    """The next whole number, where one that was missed by rounding counts as met."""
+    return math.ceil(round(x, 6))

@@ -12,6 +12,14 @@ class Schedule(Named):
 
     kind = "schedule"
 
+    @property
+    def moments(self) -> tuple[float, ...]:
+        """When the sparsity changes, as ascending shares of the window.
+
+        It is empty for a schedule that rises all the time; the recipe then gives the events.
+        """
+        return ()
+
     @abstractmethod
     def sparsity(self, progress: float, initial: float, final: float) -> float:
         """The sparsity at a point of the window.

@@ -13,5 +13,9 @@ class OneShot(Schedule):
 
     name = "one_shot"
 
+    @property
+    def moments(self) -> tuple[float, ...]:
+        return (0.0,)
+
     def sparsity(self, progress: float, initial: float, final: float) -> float:
         return final
