@@ -31,14 +31,17 @@ __all__ = [
     "Layer",
     "PruneReport",
     "Pruner",
+    "Retrain",
     "Row",
     "SensitivityReport",
     "SparseConfig",
     "SparsifyReport",
     "Target",
     "Unit",
+    "UntilReport",
     "Vocabulary",
     "VocabularyReport",
+    "Widen",
     "cut_vocabulary",
     "densify_",
     "errors",
@@ -49,6 +52,7 @@ __all__ = [
     "ops",
     "packings",
     "prune",
+    "prune_until",
     "save",
     "sensitivity",
     "sparsify_",
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     from sparse_engine.pruning import NM, Block, Column, Element, PruneReport, Row, Target, prune
     from sparse_engine.structures import Expert, Filter, Head, Layer, Unit, Vocabulary
     from sparse_engine.training import Pruner
+    from sparse_engine.tuning import Retrain, UntilReport, Widen, prune_until
     from sparse_engine.vocabulary import VocabularyReport, cut_vocabulary
 else:
     from importlib import import_module as _import_module
@@ -91,6 +96,7 @@ else:
         ),
         "structures": ("Expert", "Filter", "Head", "Layer", "Unit", "Vocabulary"),
         "training": ("Pruner",),
+        "tuning": ("Retrain", "UntilReport", "Widen", "prune_until"),
         "vocabulary": ("VocabularyReport", "cut_vocabulary"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),

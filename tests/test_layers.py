@@ -57,6 +57,16 @@ ALLOWED = {
         "structures",
     },
     "training": {"errors", "modules", "named", "pruning", "structures"},
+    "tuning": {
+        "convert",
+        "errors",
+        "io",
+        "modules",
+        "pruning",
+        "reporting",
+        "structures",
+        "training",
+    },
     "analysis": {
         "backends",
         "config",

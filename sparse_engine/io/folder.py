@@ -1,6 +1,6 @@
 """Folders on disk: written atomically, and read without following links.
 
-A new folder is written as a temporary sibling, flushed to the disk and then renamed.
+A new folder or file is written as a temporary sibling, flushed to the disk and then renamed.
 """
 
 from __future__ import annotations
@@ -64,6 +64,28 @@ def new_folder(target: Path) -> Iterator[Path]:
         if lock is not None:
             os.close(lock)
     _flush(parent)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A temporary sibling to write; it replaces the file `target` when the block ends.
+
+    An error removes the draft, and leaves `target` as it was.
+
+    Raises:
+        SparseEngineError: The file cannot be written.
+    """
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield draft
+        _flush(draft)
+        os.replace(draft, target)
+        _flush(target.absolute().parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SparseEngineError(f"cannot write {target}: {reason}") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _make_locked(draft: Path) -> int:

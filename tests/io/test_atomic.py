@@ -17,6 +17,7 @@ from torch import nn
 from sparse_engine.errors import InvalidFileError, SparseEngineError, UsageError
 from sparse_engine.io import folder as folder_module
 from sparse_engine.io import load, save, writer
+from sparse_engine.io.folder import new_file
 
 torch.set_num_threads(1)
 
@@ -159,3 +160,20 @@ def test_leftovers_are_removed_but_no_living_writer_s(tmp_path: Path) -> None:
         assert names == {"a", "elsewhere", living.name, ".a.ba9876543210.tmp", ".a.notes.tmp"}
         shutil.rmtree(tmp_path / "a")
     assert (tmp_path / "a/x").read_text() == "x"
+
+
+def test_a_new_file_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> None:
+    target = tmp_path / "run.json"
+    for text in ("first", "second"):
+        with new_file(target) as draft:
+            draft.write_text(text)
+        assert target.read_text() == text
+    message = r"cannot write .*run.json: No space left"
+    with pytest.raises(SparseEngineError, match=message), new_file(target) as draft:
+        draft.write_text("thi")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(KeyboardInterrupt), new_file(target) as draft:
+        draft.write_text("third")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert target.read_text() == "second"

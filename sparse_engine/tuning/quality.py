@@ -1,0 +1,84 @@
+"""The metric of a run: how it is called, which direction is better, and what a drop is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparse_engine.errors import UsageError, one_line
+from sparse_engine.pruning.evaluation import evaluation_mode
+
+Metric = Callable[[nn.Module], float]
+DIGITS = 12  # of a drop
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A metric, and how much of it may be lost.
+
+    Attributes:
+        metric: metric(model) gives a number.
+        max_drop: the largest loss that passes.
+        relative: whether losses are fractions of the dense model's value.
+        higher_is_better: whether a larger value is better.
+    """
+
+    metric: Metric
+    max_drop: float
+    relative: bool = False
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.metric):
+            raise UsageError(f"metric is {self.metric!r:.60}; give a function of the model")
+        is_number = isinstance(self.max_drop, int | float) and not isinstance(self.max_drop, bool)
+        if not is_number or not 0 <= self.max_drop < math.inf:
+            raise UsageError(f"max_drop {self.max_drop!r:.40}: give a number of 0 or more")
+
+    @property
+    def name(self) -> str:
+        """What reports call the metric."""
+        return name_of(self.metric)
+
+    def measure(self, model: nn.Module) -> float:
+        """The metric of a model, in evaluation mode and without gradients.
+
+        Raises:
+            UsageError: if the metric fails, or gives no finite number.
+        """
+        what = "the function given as metric fails"
+        with evaluation_mode(model), torch.no_grad(), one_line(what):
+            return finite(self.metric(model))
+
+    def drop(self, value: float, dense: float) -> float:
+        """How much worse a value is than that of the dense model; negative if it is better."""
+        loss = dense - value if self.higher_is_better else value - dense
+        # 0.98 - 0.97 is more than 0.01 in binary: digits below a metric's own do not count.
+        return round(loss / abs(dense) if self.relative else loss, DIGITS)
+
+    def check_dense(self, dense: float) -> None:
+        """Raise UsageError if no relative loss can be computed."""
+        if self.relative and dense == 0:
+            raise UsageError("the metric of the dense model is 0: give an absolute max_drop")
+
+
+def finite(value: Any) -> float:
+    """What a metric gave as a number; raises UsageError."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"metric gives a {type(value).__name__}, which is no number") from None
+    if not math.isfinite(number):
+        raise UsageError(f"metric gives {number}; it has to give a finite number")
+    return number
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, for people."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return "metric" if name == "<lambda>" else str(name).replace("_", " ")

@@ -1,0 +1,131 @@
+"""Retrain: the training between two rounds, with a recipe and the dense model as the teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sparse_engine.errors import UsageError
+from sparse_engine.pruning.gradients import LossFunction, check_loss
+from sparse_engine.pruning.progress import ProgressCallback
+from sparse_engine.training import Pruner, read_training_recipe
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """Steps of an optimizer after each pruning, while what is removed stays zero.
+
+    Without a recipe the zeros are held, and the outputs of the dense model are the labels. The
+    batches are shuffled before each pass over them. The model is trained in the mode that it has:
+    call `model.train()` first for dropout.
+
+    Attributes:
+        batches: inputs of the model, as `prune` takes calibration inputs.
+        steps: of the optimizer, in each round.
+        learning_rate: of AdamW. It falls to zero over the steps of a round.
+        recipe: as `Pruner` takes it. Its steps are those of one round.
+        loss: loss(model, batch), as `Pruner` takes it.
+        optimizer: optimizer(parameters) makes another one than AdamW, which `learning_rate` is not
+            given to.
+
+    Raises:
+        UsageError: if a value is out of range, or the recipe is wrong.
+
+    Example:
+        se.prune_until(model, accuracy, train=se.Retrain(batches, steps=200))
+    """
+
+    batches: Sequence[Any]
+    steps: int = 100
+    learning_rate: float = 1e-4
+    recipe: Any = None
+    loss: LossFunction | None = None
+    optimizer: MakeOptimizer | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batches, Sequence) or isinstance(self.batches, str):
+            raise UsageError("Retrain batches: give a list of model inputs")
+        if not self.batches:
+            raise UsageError("Retrain batches are empty; give at least one batch of model inputs")
+        if type(self.steps) is not int or self.steps < 1:
+            raise UsageError(f"Retrain steps {self.steps!r:.40}: give a whole number from 1 up")
+        rate = self.learning_rate
+        if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+            raise UsageError(f"Retrain learning_rate {rate!r:.40}: give a number above 0")
+        check_loss(self.loss)
+        if self.recipe is not None:
+            read_training_recipe(self.recipe)
+
+    def run(
+        self,
+        model: nn.Module,
+        dense: nn.Module,
+        has_zeros: bool,
+        seed: int,
+        progress: ProgressCallback,
+    ) -> None:
+        """Train a model in place.
+
+        Args:
+            model: after pruning.
+            dense: the teacher.
+            has_zeros: whether weights were set to zero, which are held then.
+            seed: of the order of the batches, and of the modifiers.
+            progress: called with (done, total, text) after each step.
+        """
+        pruner = Pruner(
+            model,
+            self._recipe(has_zeros),
+            teacher=dense,
+            calibration=self.batches,
+            loss=self.loss,
+            steps_per_epoch=len(self.batches),
+            seed=seed,
+        )
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        make = self.optimizer or self._adamw
+        optimizer = make(parameters)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for step, batch in enumerate(self._shuffled(seed)):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 - step / self.steps)
+            loss = pruner.loss(batch)
+            loss.backward()
+            pruner.step(optimizer)
+            progress(step + 1, self.steps, f"training, loss {float(loss.detach()):.4g}")
+        pruner.finalize()
+
+    def _recipe(self, has_zeros: bool) -> Any:
+        """Modifiers without the state of an earlier round."""
+        if self.recipe is not None:
+            return read_training_recipe(self.recipe).to_dict()
+        return [*([{"hold": {}}] if has_zeros else []), {"distil": {}}]
+
+    def _adamw(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        return torch.optim.AdamW(parameters, lr=self.learning_rate)
+
+    def _shuffled(self, seed: int) -> Iterator[Any]:
+        """As many batches as steps, each pass over them in an order of its own."""
+        generator = torch.Generator().manual_seed(seed)
+        order: list[int] = []
+        for _ in range(self.steps):
+            order = order or torch.randperm(len(self.batches), generator=generator).tolist()
+            yield self.batches[order.pop()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, of which the batches are their number."""
+        recipe = None if self.recipe is None else read_training_recipe(self.recipe).to_dict()
+        return {
+            "batches": len(self.batches),
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "recipe": recipe,
+        }
