@@ -168,12 +168,15 @@ def test_a_new_file_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> None:
         with new_file(target) as draft:
             draft.write_text(text)
         assert target.read_text() == text
-    message = r"cannot write .*run.json: No space left"
-    with pytest.raises(SparseEngineError, match=message), new_file(target) as draft:
-        draft.write_text("thi")
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(KeyboardInterrupt), new_file(target) as draft:
-        draft.write_text("third")
-        raise KeyboardInterrupt
+
+    def write(error: BaseException) -> None:
+        with new_file(target) as draft:
+            draft.write_text("thi")
+            raise error
+
+    with pytest.raises(SparseEngineError, match=r"cannot write .*run.json: No space left"):
+        write(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(KeyboardInterrupt):
+        write(KeyboardInterrupt())
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     assert target.read_text() == "second"
