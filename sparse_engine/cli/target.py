@@ -68,7 +68,10 @@ def check_details(ctx: typer.Context) -> None:
 def target_tables(report: PruneReport) -> list[Table | Text]:
     """What was chosen for each layer, and a heading; nothing without a target."""
     target = report.target
-    return [] if target is None else [heading(f"target {target.target}"), _table(target)]
+    if target is None:
+        return []
+    tables: list[Table | Text] = [heading(f"target {target.target}"), _table(target)]
+    return [*tables, heading("structures"), _shares(target)] if target.shares else tables
 
 
 def _table(target: TargetReport) -> Table:
@@ -83,6 +86,14 @@ def _table(target: TargetReport) -> Table:
             target.text(row.cost),
             f"{row.error:.3f}",
         )
+    return table
+
+
+def _shares(target: TargetReport) -> Table:
+    table = new_table(tight=True)
+    add_columns(table, "", f"removed|{target.unit}|error of the outputs")
+    for row in target.share_rows:
+        table.add_row(*row)
     return table
 
 

@@ -16,6 +16,7 @@ from sparse_engine.pruning.calibration import Batch, fingerprint, read_calibrati
 from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.cutting import BlockMethod, CutMethod, cut, cut_blocks
 from sparse_engine.pruning.gradients import LossFunction, check_loss
+from sparse_engine.pruning.mixed import MixedMethod, prune_mixed
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.plan import Filter
 from sparse_engine.pruning.progress import ProgressCallback
@@ -71,7 +72,7 @@ def prune(
             that the weights become smaller: Head(), Unit(), or "head", "unit(round_to=16)". Or
             Layer(), whole layers of a Transformer. With a target several granularities are
             possible, or "auto" for those that have fast kernels on the model's device, which is
-            then the default.
+            then the default; structures beside them are removed where that loses less.
         criterion: "random", "magnitude", "coupled", "activation", "wanda", "sparsegpt", "obs", or a
             Criterion. Options follow a name in brackets, as "magnitude(p=1)"; so do those of
             recoveries and allocators. The default is "magnitude", with a target "obs".
@@ -104,7 +105,8 @@ def prune(
             the model's own loss where the items hold labels, and otherwise the distance to the
             outputs of the dense model (see docs/pruning.md).
         target: instead of a sparsity, what the converted model may cost, such as
-            `Target(speedup=3.0)`: granularity and sparsity are then chosen for each layer.
+            `Target(speedup=3.0)`: granularity and sparsity are then chosen for each layer, and
+            the share of structures if `granularity` has some.
         steps: several runs in one, each a mapping of the arguments from `sparsity` to `allocator`,
             and of filter_fn, seed, layers, ignore, overrides and target, where they differ from the
             arguments of this call. Steps that remove structures come first. Calibration inputs are
@@ -161,28 +163,33 @@ def prune(
         dense = None
         if any(step.target is not None for step in found[1:]):
             dense = copy.deepcopy(model).eval()
-        reports = []
+        reports: list[PruneReport] = []
         for number, step in enumerate(found, 1):
             own = batches if step.method.needs_calibration else []
             told = _of_step(progress, number, len(found))
             with naming_step(number if len(found) > 1 else None):
-                reports.append(_step(model, step, Run(own, loss, told, snapshot, dense)))
+                reports += _step(model, step, Run(own, loss, told, snapshot, dense))
         *earlier, report = reports
         report.steps = earlier
         report.recipe = recipe_of_steps([one.recipe for one in reports])
         return report
 
 
-def _step(model: nn.Module, step: Step, run: Run) -> PruneReport:
+def _step(model: nn.Module, step: Step, run: Run) -> list[PruneReport]:
+    """The report of a step; of structures and zeros for one target one each."""
+    selection, filter_fn, seed = step.selection, step.filter_fn, step.seed
     if isinstance(step.method, CutMethod):
-        report = cut(model, step.method, step.selection, step.filter_fn, step.seed, run)
+        reports = [cut(model, step.method, selection, filter_fn, seed, run)]
     elif isinstance(step.method, BlockMethod):
-        report = cut_blocks(model, step.method, step.selection, step.seed, run)
+        reports = [cut_blocks(model, step.method, selection, seed, run)]
+    elif isinstance(step.method, MixedMethod):
+        reports = prune_mixed(model, step.method, selection, filter_fn, seed, run)
     else:
-        report = set_zeros(model, step.method, step.selection, step.filter_fn, step.seed, run)
-    report.versions = versions()
-    report.calibration = fingerprint(run.batches) if run.batches else {}
-    return report
+        reports = [set_zeros(model, step.method, selection, filter_fn, seed, run)]
+    for report in reports:
+        report.versions = versions()
+        report.calibration = fingerprint(run.batches) if run.batches else {}
+    return reports
 
 
 def _of_step(progress: ProgressCallback | None, number: int, count: int) -> ProgressCallback | None:

@@ -18,6 +18,7 @@ from sparse_engine.pruning.sections import (
     left_section,
     percent,
     recipe_section,
+    shares_section,
     target_section,
     units_section,
 )
@@ -222,6 +223,7 @@ class PruneReport:
             tuple(self.warnings),
             (
                 target_section(self.target),
+                shares_section(self.target),
                 *(sites_section(cut.sites, _sentence(cut.sizes)) for cut in self._cuts),
                 *(() if is_cut else (layers_section(self.layers),)),
                 blocks_section(self.blocks),
@@ -314,6 +316,7 @@ class PruneReport:
         tables += [self.to_markdown()] if self.layers or not self.sites else []
         tables += [self.left_to_markdown()] if self.left else []
         tables += [self.target.to_markdown()] if self.target else []
+        tables += [self.target.shares_to_markdown()] if self.target and self.target.shares else []
         return "\n\n".join([self.summary, *tables])
 
 

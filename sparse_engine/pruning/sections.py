@@ -130,6 +130,20 @@ def target_section(target: TargetReport | None) -> Section:
     )
 
 
+def shares_section(target: TargetReport | None) -> Section:
+    """The shares of structures that were tried for a target."""
+    if target is None or not target.shares:
+        return Section("")
+    text = (
+        "Each share of structures was removed from a copy of the model, and the zeros that the "
+        "rest needs for the target were chosen there. The share whose outputs were closest to the "
+        "dense model's was taken."
+    )
+    head = ("structures removed", target.unit, "error of the outputs")
+    table = Table(head, tuple(target.share_rows))
+    return Section("Shares of structures", (text,), table=table, table_title="All shares")
+
+
 def recipe_section(*parts: Mapping[str, Any]) -> Section:
     """How the run can be repeated: the entries of all parts."""
     rows = tuple((name, _plain(value)) for part in parts for name, value in part.items())

@@ -159,6 +159,8 @@ class ModelSource(LayerSource):
         dense: copies of the dense weights.
         progress: receives what is being computed.
         gradients: of the dense model, if the method needs them.
+        reference: what the outputs of the model are compared with, where structures were removed
+            before; None for the model itself.
     """
 
     def __init__(
@@ -169,6 +171,7 @@ class ModelSource(LayerSource):
         dense: DenseWeights,
         progress: Progress,
         gradients: LayerGradients | None = None,
+        reference: nn.Module | None = None,
     ) -> None:
         self.model = model
         self.layers = plan.layers
@@ -177,6 +180,7 @@ class ModelSource(LayerSource):
         self._dense = dense
         self._progress = progress
         self._gradients = gradients
+        self._reference = reference
         self._gate_moments: dict[str, GateMoments | None] = {}
 
     def block_of(self, layer: str) -> str:
@@ -214,10 +218,16 @@ class ModelSource(LayerSource):
         layers = [layer for layer in self.layers if layer.name not in names]
         plan = replace(self._plan, layers=layers)
         source = ModelSource(
-            self.model, plan, self.batches, self._dense, self._progress, self._gradients
+            self.model,
+            plan,
+            self.batches,
+            self._dense,
+            self._progress,
+            self._gradients,
+            self._reference,
         )
         source._gate_moments = self._gate_moments
         return source
 
     def output_error(self) -> Callable[[], float]:
-        return OutputError(self.model, self.batches)
+        return OutputError(self.model, self.batches, self._reference)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -19,9 +19,11 @@ from sparse_engine.pruning.cutting import (
     find_layer,
     find_structures,
     sites_of,
+    split_structures,
     wanted_blocks,
 )
 from sparse_engine.pruning.method import Method, check_seed
+from sparse_engine.pruning.mixed import MixedMethod, mixed_method
 from sparse_engine.pruning.plan import Filter, Selection
 from sparse_engine.pruning.recipe import ARGUMENTS
 from sparse_engine.pruning.target.method import find_method
@@ -34,19 +36,22 @@ NAMES = (*(name for name in ARGUMENTS if name != "steps"), "filter_fn", "target"
 """The arguments of `prune` that a step may have."""
 
 
+AnyMethod: TypeAlias = Method | CutMethod | BlockMethod | MixedMethod
+
+
 @dataclass(frozen=True)
 class Step:
     """One step, validated.
 
     Attributes:
-        method: how weights are set to zero, or structures removed.
+        method: how weights are set to zero, structures removed, or both.
         selection: which layers take part.
         seed: of the random numbers of the criterion.
         filter_fn: as `prune` takes it.
         target: what the converted model may cost after the step.
     """
 
-    method: Method | CutMethod | BlockMethod
+    method: AnyMethod
     selection: Selection
     seed: int
     filter_fn: Filter | None
@@ -59,8 +64,12 @@ class Step:
         elif isinstance(self.method, BlockMethod):
             wanted_blocks(model, self.method, self.selection)
         else:
+            zeros = self.method
+            if isinstance(zeros, MixedMethod):
+                sites_of(model, zeros.cuts[0], self.selection, self.filter_fn)
+                zeros = zeros.zeros
             with unrolled(model):
-                plan_of(model, self.method, self.selection, self.filter_fn)
+                plan_of(model, zeros, self.selection, self.filter_fn)
 
 
 def find_steps(
@@ -118,16 +127,13 @@ def _step(values: Mapping[str, Any], has_calibration: bool) -> Step:
     granularity, target, filter_fn = (values[n] for n in ("granularity", "target", "filter_fn"))
     names = ("sparsity", "criterion", "recovery", "allocator", "overrides")
     common = {name: values[name] for name in names}
-    structures = find_structures(granularity)
-    method: Method | CutMethod | BlockMethod
+    structures, others = split_structures(granularity)
+    method: AnyMethod
     if layer := find_layer(structures):
         method = _block_method(layer, values, has_calibration)
-    elif structures:
-        if target is not None:
-            raise UsageError(
-                "a target chooses zeros, no structures: remove these in a step of their own, and "
-                "give the last step the target"
-            )
+    elif structures and target is not None:
+        method = mixed_method(target, structures, others, **common, has_calibration=has_calibration)
+    elif find_structures(granularity):
         method = cut_method(structures, **common, has_calibration=has_calibration)
     else:
         method = find_method(
@@ -174,3 +180,5 @@ def _check_order(steps: Sequence[Step]) -> None:
                     f"steps {removed[kind]} and {number} both remove {kind}s: give one share"
                 )
             removed[kind] = number
+        if isinstance(step.method, MixedMethod):
+            zeros = number

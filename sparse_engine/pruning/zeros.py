@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -69,21 +71,17 @@ def set_zeros(
         UsageError: if there is no layer to prune, or the calibration inputs cannot be used.
     """
     started = time.perf_counter()
-    # Measurements convert copies of the model as it is before it is unrolled.
-    by_target = isinstance(method.allocator, ByTarget)
-    copied = copy.deepcopy(model).eval() if by_target else None
+    method = _measuring(model, method, seed, run)
+    report = new_report(method)
     not_unrolled = left_alone(model)
-    with unrolled(model):
-        plan = plan_of(model, method, selection, filter_fn)
-        if method.needs_coupling:
-            plan = with_couplings(plan, model)
-        if copied is not None:
-            method = bind(method, copied, run.dense or copied, run.batches, seed, run.progress)
-        report = _prune(model, method, plan, seed, run)
+    with _opened(model, method, selection, filter_fn, seed, run) as (plan, source, progress):
+        settings = allocate(source, method, seed)
+        prune_layers(source, settings, method, seed, report, progress)
+        method.allocator.finish(plan.layers, report)
     if filter_fn is not None:  # a recipe holds the names that it chose
         names = (layer.name for layer in plan.layers)
         selection = replace(selection, layers=tuple(map(NamePattern.exactly, names)))
-    if by_target:  # a recipe holds what was chosen
+    if isinstance(method.allocator, ByTarget):  # a recipe holds what was chosen
         method = settled(method)
     report.recipe = recipe_of(method, seed, selection)
     add_coverage(report, model, plan.left | not_unrolled)
@@ -92,35 +90,73 @@ def set_zeros(
     return report
 
 
-def _prune(
+def choose_zeros(
     model: nn.Module,
     method: Method,
-    plan: Plan,
+    selection: Selection,
+    filter_fn: Filter | None,
     seed: int,
     run: Run,
-) -> PruneReport:
-    """Prune all layers of a plan."""
-    report = new_report(method)
-    dense = DenseWeights(plan.layers)
-    run.snapshot.keep(dense)
-    with evaluation_mode(model), torch.no_grad():
-        progress = Progress(run.progress, len(plan.layers))
-        gradients = None
-        if method.needs_gradients:
-            gradients = GradientStatistics(
-                model,
-                plan.layers,
-                run.batches,
-                dense,
-                make_loss(run.loss, run.batches),
-                method,
-                seed,
+) -> Method:
+    """The method of a target with what it chooses for a model, which does not change.
+
+    `set_zeros` then prunes a model of the same shapes without choosing again.
+
+    Args:
+        model, method, selection, filter_fn, seed, run: as `set_zeros` takes them.
+
+    Raises:
+        UsageError: as `set_zeros` does.
+    """
+    method = _measuring(model, method, seed, run)
+    with _opened(model, method, selection, filter_fn, seed, run) as (_, source, _):
+        allocate(source, method, seed)
+    return method
+
+
+def _measuring(model: nn.Module, method: Method, seed: int, run: Run) -> Method:
+    """A method that can measure, if it has a target."""
+    if not isinstance(method.allocator, ByTarget) or method.allocator.is_bound:
+        return method
+    # Measurements convert copies of the model as it is before it is unrolled.
+    copied = copy.deepcopy(model).eval()
+    return bind(method, copied, run.dense or copied, run.batches, seed, run.progress)
+
+
+@contextmanager
+def _opened(
+    model: nn.Module,
+    method: Method,
+    selection: Selection,
+    filter_fn: Filter | None,
+    seed: int,
+    run: Run,
+) -> Iterator[tuple[Plan, ModelSource, Progress]]:
+    """Inside of a `with` block, a model is unrolled, and its layers can be read and pruned."""
+    with unrolled(model):
+        plan = plan_of(model, method, selection, filter_fn)
+        if method.needs_coupling:
+            plan = with_couplings(plan, model)
+        dense = DenseWeights(plan.layers)
+        run.snapshot.keep(dense)
+        with evaluation_mode(model), torch.no_grad():
+            progress = Progress(run.progress, len(plan.layers))
+            gradients = None
+            if method.needs_gradients:
+                gradients = GradientStatistics(
+                    model,
+                    plan.layers,
+                    run.batches,
+                    dense,
+                    make_loss(run.loss, run.batches),
+                    method,
+                    seed,
+                    progress,
+                )
+            progress.working("grouping calibration batches")
+            batches = merge_batches(model, run.batches)
+            yield (
+                plan,
+                ModelSource(model, plan, batches, dense, progress, gradients, run.dense),
                 progress,
             )
-        progress.working("grouping calibration batches")
-        batches = merge_batches(model, run.batches)
-        source = ModelSource(model, plan, batches, dense, progress, gradients)
-        settings = allocate(source, method, seed)
-        prune_layers(source, settings, method, seed, report, progress)
-        method.allocator.finish(plan.layers, report)
-    return report

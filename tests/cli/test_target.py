@@ -24,6 +24,20 @@ def test_a_count_is_met(model: Path, texts: Path, tmp_path: Path) -> None:
     assert {row["granularity"] for row in found["layers"]} <= {"element", "4x1"}
 
 
+def test_structures_and_zeros_for_one_target(model: Path, texts: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    options = ("--params", 14_000, "--search-seconds", 0, "--calibration", texts)
+    told = ok("prune", model, out, *options, "--granularity", "head,unit(keep=2),4x1", COLUMNS="80")
+    assert "error of the outputs" in told
+    assert ", chosen" in told
+    found = json.loads((out / "pruning.json").read_text())
+    assert found["target"]["measured"] <= 14_000
+    assert [row["share"] for row in found["target"]["shares"]] == [0.0, 0.125, 0.25, 0.5]
+    ok("prune", model, again, "--recipe", out)
+    weights = "model.safetensors"
+    assert (again / weights).read_bytes() == (out / weights).read_bytes()
+
+
 def test_the_tables_fit_a_terminal(model: Path, texts: Path, tmp_path: Path) -> None:
     options = ("--flops", 20_000, "--search-seconds", 0, "--calibration", texts)
     told = ok("prune", model, tmp_path / "out", *options, COLUMNS="80")

@@ -121,7 +121,7 @@ def test_zeros_in_two_steps() -> None:
     ("steps", "message"),
     [
         (
-            [{"granularity": ["head", "4x1"], "target": se.Target(speedup=2)}],
+            [{"granularity": ["head", "4x1"], "sparsity": 0.5}],
             "give steps, the structures first",
         ),
         ([], r"steps is \[\]; give a list"),
@@ -136,9 +136,13 @@ def test_zeros_in_two_steps() -> None:
         ([HEADS, BLOCKS | {"layers": ["nothing"]}], "step 2: layer 'nothing' matches no layer"),
         ([BLOCKS, HEADS], "step 2 removes heads from layers that step 1 has pruned"),
         ([HEADS, HEADS], "steps 1 and 2 both remove heads: give one share"),
+        (
+            [{"granularity": ["head", "4x1"], "target": se.Target(params=9)}, HEADS],
+            "step 2 removes heads from layers that step 1 has pruned",
+        ),
         ([HEADS | {"filter_fn": lambda *_: True, "layers": ["a"]}], "give one of them"),
         ([HEADS | {"overrides": [{"match": "*", "granularity": "4x1"}]}], "no granularity"),
-        ([HEADS | {"target": se.Target(speedup=2)}], "a target chooses zeros, no structures"),
+        ([HEADS | {"target": se.Target(speedup=2)}], "a target needs zeros beside structures"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_changes(steps: Any, message: str) -> None:

@@ -82,7 +82,8 @@ class DenseModel(Protocol):
 
         Returns:
             The error of the outputs for some calibration inputs, against those of the model as it
-            is when this method is called. None if the whole model cannot be run.
+            is when this method is called, or as it was before structures were removed. None if the
+            whole model cannot be run.
         """
 
 

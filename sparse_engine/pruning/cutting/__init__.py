@@ -8,7 +8,12 @@ from sparse_engine.pruning.cutting.blocks import (
     wanted_blocks,
 )
 from sparse_engine.pruning.cutting.cut import cut, sites_of
-from sparse_engine.pruning.cutting.method import CutMethod, cut_method, find_structures
+from sparse_engine.pruning.cutting.method import (
+    CutMethod,
+    cut_method,
+    find_structures,
+    split_structures,
+)
 
 __all__ = [
     "BlockMethod",
@@ -20,5 +25,6 @@ __all__ = [
     "find_layer",
     "find_structures",
     "sites_of",
+    "split_structures",
     "wanted_blocks",
 ]

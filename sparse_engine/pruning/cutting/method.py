@@ -78,7 +78,7 @@ class CutMethod:
 
 
 def find_structures(granularity: Any) -> tuple[Structure, ...]:
-    """The structures among the granularities of `prune`; empty if there are none.
+    """The structures that a run without a target removes; empty if it sets weights to zero.
 
     Args:
         granularity: one, or several; texts, structures or granularities.
@@ -86,19 +86,32 @@ def find_structures(granularity: Any) -> tuple[Structure, ...]:
     Raises:
         UsageError: for structures beside granularities, or one of them twice.
     """
-    one = isinstance(granularity, str) or not isinstance(granularity, Sequence)
-    given = [granularity] if one else list(granularity)
-    found = [_structure(item) for item in given]
-    structures = tuple(item for item in found if item is not None)
-    if structures and len(structures) < len(found):
+    structures, others = split_structures(granularity)
+    if structures and others:
         raise UsageError(
             "structures and granularities are removed in steps of their own: give steps, the "
-            "structures first"
+            "structures first, or a target, which chooses how much of each"
         )
+    return structures
+
+
+def split_structures(granularity: Any) -> tuple[tuple[Structure, ...], list[Any]]:
+    """The structures among the granularities of `prune`, and the others as they are given.
+
+    Args:
+        granularity: one, or several; texts, structures or granularities.
+
+    Raises:
+        UsageError: for a structure that is given twice, or has wrong options.
+    """
+    one = isinstance(granularity, str) or not isinstance(granularity, Sequence)
+    given = [granularity] if one else list(granularity)
+    found = [(item, _structure(item)) for item in given]
+    structures = tuple(structure for _, structure in found if structure is not None)
     names = [structure.name for structure in structures]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"structure {twice} is given twice")
-    return structures
+    return structures, [item for item, structure in found if structure is None]
 
 
 def _structure(item: Any) -> Structure | None:

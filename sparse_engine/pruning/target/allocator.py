@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -22,10 +21,23 @@ from sparse_engine.pruning.target.report import TargetLayer, TargetReport, cost_
 from sparse_engine.pruning.target.search import search
 from sparse_engine.pruning.target.solve import solve
 from sparse_engine.pruning.target.target import Target
+from sparse_engine.pruning.target.trial import trying
 
 # A prediction that differs by more from what is measured is corrected, up to ROUNDS times.
 TOLERANCE = 0.04
 ROUNDS = 3
+
+
+class OutOfReachError(UsageError):
+    """A target that even the cheapest levels miss.
+
+    Attributes:
+        best: what the model then costs.
+    """
+
+    def __init__(self, message: str, best: float) -> None:
+        super().__init__(message)
+        self.best = best
 
 
 class ByTarget(Allocator):
@@ -37,6 +49,11 @@ class ByTarget(Allocator):
         machine: measures layers and whole models; None until it is known.
         seed: of the search.
         progress: called with (done, total, text).
+
+    Attributes:
+        predicted: what the model should cost, once the levels were chosen.
+        error: of the outputs of the whole model with these levels, each layer refitted alone; None
+            if the whole model cannot be run.
     """
 
     name = "target"
@@ -58,24 +75,37 @@ class ByTarget(Allocator):
         self._budget: Budget
         self._chosen: dict[str, Level] = {}
         self._evaluations = 0
+        self.predicted = 0.0
+        self.error: float | None = None
 
     def __str__(self) -> str:
         return f"target({self.target})"
 
     def allocate(self, dense: DenseModel, requested: Setting) -> dict[str, Setting]:
+        if self._chosen:
+            return self.settings
         layers = list(dense.layers)
         settings = [Setting(g, s) for g in self.granularities for s in self._sparsities(g)]
         budget = self._budget = self._make_budget(layers, settings)
         tables = self._tables(dense, settings)
         picks = solve(tables, budget.of_layers)
         assert picks is not None  # the cheapest levels are within the budget
-        if self.target.search_seconds:
-            picks = self._search(dense, layers, tables, picks)
+        output_error = dense.output_error()
+        if self.target.search_seconds and output_error:
+            picks = self._search(layers, tables, self._check(layers, tables, picks), output_error)
         picks = self._check(layers, tables, picks)
+        if output_error:
+            with trying(layers, tables, output_error) as error_of:
+                self.error = error_of(picks)
         chosen = [table[pick] for table, pick in zip(tables, picks, strict=True)]
         self._chosen = {layer.name: level for layer, level in zip(layers, chosen, strict=True)}
-        self._predicted = budget.predict(total(tables, picks))
+        self.predicted = budget.predict(total(tables, picks))
         return self.settings
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it can measure."""
+        return self._machine is not None
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -105,13 +135,14 @@ class ByTarget(Allocator):
             str(self.target),
             budget.unit,
             budget.limit,
-            self._predicted,
+            self.predicted,
             measured,
             budget.dense,
             budget.fixed,
             self.target.tokens if self.target.is_time else 0,
             self._evaluations,
             tuple(rows),
+            self.error,
         )
 
     def _sparsities(self, granularity: Granularity) -> tuple[float, ...]:
@@ -142,7 +173,7 @@ class ByTarget(Allocator):
             tried[layer.name] = affordable(prices)
             least += min(prices.values())
         if least > self._budget.of_layers:
-            raise UsageError(self._out_of_reach(least))
+            raise self._out_of_reach(least)
         for done, (layer, candidates) in enumerate(dense.candidates(tried)):
             for candidate in candidates:
                 setting = candidate.setting
@@ -154,14 +185,16 @@ class ByTarget(Allocator):
             _keep_one_sparse(found)
         return found
 
-    def _out_of_reach(self, costs: float) -> str:
-        """The message for a budget that even the cheapest levels exceed."""
+    def _out_of_reach(self, costs: float) -> OutOfReachError:
+        """The error for a budget that even the cheapest levels exceed."""
         budget = self._budget
         best = budget.predict(costs)
         reached = f"{cost_text(best)} {budget.unit}"
         if self.target.goal == "speedup":
             reached = f"{budget.dense / best:.2f} ({reached})"
-        return f"target {self.target} is out of reach: the best is {reached}; nothing was pruned"
+        return OutOfReachError(
+            f"target {self.target} is out of reach: the best is {reached}; nothing was pruned", best
+        )
 
     def _check(self, layers: list[Layer], tables: list[list[Level]], picks: list[int]) -> list[int]:
         """Measure the choice; where the prediction is wrong, correct it and fit the choice."""
@@ -177,7 +210,7 @@ class ByTarget(Allocator):
             budget.correct(costs, measured)
             fitted = fit(tables, picks, budget.of_layers)
             if fitted is None:
-                raise UsageError(self._out_of_reach(sum(table[0].cost for table in tables)))
+                raise self._out_of_reach(sum(table[0].cost for table in tables))
             picks = refill(tables, fitted, budget.of_layers)
         return picks
 
@@ -191,24 +224,14 @@ class ByTarget(Allocator):
         return measured
 
     def _search(
-        self, dense: DenseModel, layers: list[Layer], tables: list[list[Level]], picks: list[int]
+        self,
+        layers: list[Layer],
+        tables: list[list[Level]],
+        picks: list[int],
+        output_error: Callable[[], float],
     ) -> list[int]:
         """Improve the choice by the error of the model's outputs, as long as the target allows."""
-        output_error = dense.output_error()
-        if output_error is None:
-            return picks
-        picks = self._check(layers, tables, picks)
-        originals = [Original.of(layer) for layer in layers]
         began, seconds = time.monotonic(), self.target.search_seconds
-        written: list[int | None] = [None] * len(layers)
-
-        def evaluate(picks: Sequence[int]) -> float:
-            self._evaluations += 1
-            for i, pick in enumerate(picks):
-                if written[i] != pick:
-                    originals[i].replace(tables[i][pick])
-                    written[i] = pick
-            return output_error()
 
         def proceed(least: float) -> bool:
             spent = min(time.monotonic() - began, seconds)
@@ -216,11 +239,13 @@ class ByTarget(Allocator):
             self._report(int(spent), max(int(seconds), 1), text)
             return spent < seconds
 
-        try:
+        with trying(layers, tables, output_error) as error_of:
+
+            def evaluate(picks: Sequence[int]) -> float:
+                self._evaluations += 1
+                return error_of(picks)
+
             return search(tables, picks, self._budget.of_layers, evaluate, proceed, self.seed)
-        finally:
-            for original in originals:
-                original.restore()
 
 
 def _keep_one_sparse(tables: list[list[Level]]) -> None:
@@ -228,36 +253,6 @@ def _keep_one_sparse(tables: list[list[Level]]) -> None:
     several = [table for table in tables if len(table) > 1]
     if several:
         min(several, key=lambda table: table[-2].error).pop()
-
-
-@dataclass(frozen=True)
-class Original:
-    """A layer whose weight and bias are replaced for a while."""
-
-    weight: Tensor
-    bias: Tensor | None
-    dense_weight: Tensor
-    dense_bias: Tensor | None
-
-    @classmethod
-    def of(cls, layer: Layer) -> Original:
-        """The layer as it is."""
-        weight, bias = layer.weight, layer.linear._parameters.get("bias")
-        return cls(weight, bias, weight.clone(), None if bias is None else bias.clone())
-
-    def replace(self, level: Level) -> None:
-        """Write the pruned weight and bias of a level."""
-        self.restore()
-        if level.stored is not None:
-            self.weight.copy_(level.stored.to_dense())
-        if level.bias is not None and self.bias is not None:
-            self.bias.copy_(level.bias)
-
-    def restore(self) -> None:
-        """Write the dense weight and bias."""
-        self.weight.copy_(self.dense_weight)
-        if self.bias is not None and self.dense_bias is not None:
-            self.bias.copy_(self.dense_bias)
 
 
 def pruned_weights(

@@ -13,25 +13,28 @@ TOKENS = 2048  # about so many are compared
 
 
 class OutputError:
-    """The error of a model's outputs against those that it had when this was made.
+    """The error of a model's outputs against those of the dense model.
 
     For a language model with a head it is the KL divergence per token from the dense model's
     distribution; for others the squared relative error of the logits or hidden states. Padding
     does not count.
 
     Args:
-        model: the dense model, whose weights are then replaced.
+        model: whose weights are then replaced.
         batches: calibration inputs, of which the first are used.
+        dense: what the outputs are compared with; None for those of `model` as it is now.
     """
 
-    def __init__(self, model: nn.Module, batches: list[Batch]) -> None:
+    def __init__(
+        self, model: nn.Module, batches: list[Batch], dense: nn.Module | None = None
+    ) -> None:
         self._model = model
         self._has_head = _has_head(model)
         self._batches: list[Batch] = []
         self._wanted: list[Tensor] = []
         for batch in batches:
             self._batches.append(batch)
-            self._wanted.append(self._output(batch))
+            self._wanted.append(self._output(model if dense is None else dense, batch))
             if sum(map(len, self._wanted)) >= TOKENS:
                 break
 
@@ -39,7 +42,7 @@ class OutputError:
         """The error with the model's weights as they are now."""
         lost = size = 0.0
         for batch, wanted in zip(self._batches, self._wanted, strict=True):
-            found = self._output(batch)
+            found = self._output(self._model, batch)
             if self._has_head:
                 lost += float((wanted.exp() * (wanted - found)).sum())
                 size += len(wanted)
@@ -48,10 +51,10 @@ class OutputError:
                 size += float(wanted.double().square().sum())
         return lost / max(size, 1e-30)
 
-    def _output(self, batch: Batch) -> Tensor:
+    def _output(self, model: nn.Module, batch: Batch) -> Tensor:
         """Rows [tokens, features]: log-probabilities of a language model, values of others."""
-        with batch.naming_errors(self._model):
-            y = first_tensor(self._model(*batch.args, **batch.kwargs))
+        with batch.naming_errors(model):
+            y = first_tensor(model(*batch.args, **batch.kwargs))
         rows = batch.token_rows(y, "the output").float()
         return rows.log_softmax(-1) if self._has_head else rows
 

@@ -27,6 +27,24 @@ class TargetLayer:
 
 
 @dataclass(frozen=True)
+class TargetShare:
+    """A share of structures that was tried.
+
+    Attributes:
+        share: of each kind of structures, the fraction that was removed.
+        predicted: what the model should cost with the best zeros in the rest; with `error` None,
+            the least that it could cost.
+        error: of the outputs of the whole model; None if the target is out of reach.
+        is_chosen: whether the model was pruned in this way.
+    """
+
+    share: float
+    predicted: float
+    error: float | None
+    is_chosen: bool = False
+
+
+@dataclass(frozen=True)
 class TargetReport:
     """How a model was pruned to a target.
 
@@ -41,6 +59,9 @@ class TargetReport:
         tokens: tokens of the call that was timed; 0 where nothing was.
         evaluations: choices of levels whose output error was computed.
         layers: what was chosen for each layer.
+        error: of the outputs of the whole model on calibration inputs, with each layer pruned and
+            refitted alone: their KL divergence, or squared relative error; None if not computed.
+        shares: of structures that were tried, ascending; empty if only zeros were possible.
     """
 
     target: str
@@ -53,6 +74,8 @@ class TargetReport:
     tokens: int
     evaluations: int
     layers: tuple[TargetLayer, ...]
+    error: float | None = None
+    shares: tuple[TargetShare, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -88,6 +111,26 @@ class TargetReport:
             for row in self.layers
         ]
         return "\n".join(lines)
+
+    def shares_to_markdown(self) -> str:
+        """Table with a row for each share of structures that was tried."""
+        lines = [f"| structures removed | {self.unit} | error of the outputs |", "|--:|--:|--:|"]
+        lines += [f"| {' | '.join(cells)} |" for cells in self.share_rows]
+        return "\n".join(lines)
+
+    @property
+    def share_rows(self) -> list[tuple[str, str, str]]:
+        """Of each share that was tried, its text, what the model costs, and its error."""
+        return [
+            (
+                f"{row.share:.1%}",
+                self.text(row.predicted),
+                "out of reach"
+                if row.error is None
+                else f"{row.error:.4g}{', chosen' if row.is_chosen else ''}",
+            )
+            for row in self.shares
+        ]
 
 
 def cost_text(cost: float) -> str:

@@ -10,6 +10,7 @@ from sparse_engine.errors import UsageError
 GOALS = ("speedup", "latency_ms", "size_mb", "params", "flops")
 TIMES = ("speedup", "latency_ms")
 DTYPES = ("float32", "bfloat16", "int8")
+SHARES = (0.0, 0.125, 0.25, 0.5)
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 
@@ -27,8 +28,10 @@ class Target:
         dtype: of the weights after conversion, as in SparseConfig.
         threads: cores that are used while times are measured; None for torch's setting.
         search_seconds: how long the choice of levels is improved by the error of the model's
-            outputs on calibration inputs; 0 for not at all.
+            outputs on calibration inputs; 0 for not at all. All shares together have so long.
         sparsities: what is tried in every layer, ascending.
+        shares: fractions of heads, units or other structures that are tried where `prune` may
+            remove some, ascending; 0 is none.
 
     Raises:
         UsageError: unless there is one goal, and every value is in its range.
@@ -47,6 +50,7 @@ class Target:
     threads: int | None = None
     search_seconds: float = 30.0
     sparsities: tuple[float, ...] = SPARSITIES
+    shares: tuple[float, ...] = SHARES
 
     def __post_init__(self) -> None:
         given = [goal for goal in GOALS if getattr(self, goal) is not None]
@@ -64,12 +68,17 @@ class Target:
             raise UsageError(f"target dtype {self.dtype!r}: use {', '.join(DTYPES)}")
         if not _is_number(self.search_seconds) or not 0 <= self.search_seconds < math.inf:
             raise UsageError(f"target search_seconds {self.search_seconds!r}: give 0 or more")
-        levels = self.sparsities
-        ascending = isinstance(levels, tuple) and all(map(_is_number, levels))
-        if not ascending or not levels or [*levels] != sorted({*levels}):
-            raise UsageError(f"target sparsities {levels!r}: give fractions in ascending order")
-        if not 0 < levels[0] <= levels[-1] < 1:
-            raise UsageError(f"target sparsities {levels!r}: each must be above 0 and below 1")
+        for name in ("sparsities", "shares"):
+            fractions = getattr(self, name)
+            ascending = isinstance(fractions, tuple) and all(map(_is_number, fractions))
+            if not ascending or not fractions or [*fractions] != sorted({*fractions}):
+                raise UsageError(f"target {name} {fractions!r}: give fractions in ascending order")
+        if not 0 < self.sparsities[0] <= self.sparsities[-1] < 1:
+            raise UsageError(
+                f"target sparsities {self.sparsities!r}: each must be above 0 and below 1"
+            )
+        if not 0 <= self.shares[0] <= self.shares[-1] < 1:
+            raise UsageError(f"target shares {self.shares!r}: each must be 0 or above, and below 1")
 
     @property
     def goal(self) -> str:

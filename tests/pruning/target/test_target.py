@@ -31,6 +31,10 @@ from sparse_engine.pruning.target.target import Target
         ({"speedup": 3, "sparsities": (0.5, 0.3)}, "ascending"),
         ({"speedup": 3, "sparsities": (0.0, 0.3)}, "above 0 and below 1"),
         ({"speedup": 3, "sparsities": (0.5, 1.0)}, "above 0 and below 1"),
+        ({"speedup": 3, "shares": ()}, "shares ()"),
+        ({"speedup": 3, "shares": [0.0]}, "shares [0.0]"),
+        ({"speedup": 3, "shares": (0.5, 0.0)}, "ascending"),
+        ({"speedup": 3, "shares": (0.0, 1.0)}, "each must be 0 or above, and below 1"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:
