@@ -6,6 +6,8 @@
     python bench/accuracy.py domain --data FOLDER     # calibration texts of other domains
     python bench/accuracy.py target --data FOLDER     # speed-ups that are asked for, measured here
     python bench/accuracy.py cut --data FOLDER        # heads and units taken out of MiniLM
+    python bench/accuracy.py cut-layers --data FOLDER   # whole layers of MiniLM
+    python bench/accuracy.py cut-steps --data FOLDER    # heads and units of MiniLM, then 4x1 blocks
     python bench/accuracy.py cut-tagger --data FOLDER   # units of the tagger's LSTM
     python bench/accuracy.py cut-textcnn --data FOLDER  # filters of a classifier, trained first
     python bench/accuracy.py train-sick --data FOLDER  # pruned, then trained by the dense model
@@ -36,7 +38,8 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import transformers
-from accuracy_cut import CutSick, CutTagger
+from accuracy_cut import CutLayers, CutSick, CutTagger
+from accuracy_cut_steps import CUT_STEPS, run_cut_steps
 from accuracy_domain import Domain
 from accuracy_rows import DENSE, Results, Setting, fixed_sparsity, grid, table
 from accuracy_sick import Encoder, Sick
@@ -56,7 +59,9 @@ from sparse_engine.pruning import prune
 
 # In every table: the control, a method to compare others with, and the most accurate one.
 ALWAYS = tuple((criterion, "least_squares") for criterion in ("random", "sparsegpt", "obs"))
-FOLDERS = ("--data", "--model", "--out")  # options that name one
+FOLDERS = ("--data", "--model", "--out", "--packages")  # options that name one
+# Tasks with rows of their own.
+OTHERS = {TARGET: run_target, CUT_STEPS: run_cut_steps}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -91,6 +96,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {
     "stories": lambda given: Stories(given.data),
     "domain": lambda given: Domain(given.data, Encoder(given.model or model_folder())),
     "cut": lambda given: CutSick(given.data, Encoder(given.model or model_folder())),
+    "cut-layers": lambda given: CutLayers(given.data, Encoder(given.model or model_folder())),
     "cut-tagger": lambda given: CutTagger(given.data),
     "cut-textcnn": lambda given: CutTextCNN(given.data),
 }
@@ -152,7 +158,7 @@ def run_task(name: str, given: argparse.Namespace) -> str:
     task = TASKS[name](given)
     settings = grid(
         [
-            *getattr(task, "methods", ALWAYS),
+            *(() if given.only else getattr(task, "methods", ALWAYS)),
             *((criterion, given.recovery) for criterion in given.criterion),
         ],
         _points(task, given),
@@ -189,10 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=[*TASKS, *TRAINED, TARGET, "all"])
+    parser.add_argument("task", choices=[*TASKS, *TRAINED, *OTHERS, "all"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--model", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--criterion", action="append", default=[], help="one more; repeat")
+    parser.add_argument("--only", action="store_true", help="those criteria and no others")
     parser.add_argument("--recovery", default="least_squares", help="of those criteria")
     parser.add_argument("--granularity", help="such as element,4x1,2:4; default: the table's")
     parser.add_argument("--sparsity", help="fractions of zeros; default: the table's")
@@ -203,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--time", action="store_true", help="add times to the rows of train-*")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--packages", type=Path, help="of cut-steps; kept to be timed again")
     given = parser.parse_args(arguments)
     if not given.data.is_dir():
         raise UsageError(f"--data {given.data}: not a folder")
@@ -211,11 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in [*TASKS, *TRAINED, TARGET] if given.task == "all" else [given.task]:
+    for name in [*TASKS, *TRAINED, *OTHERS] if given.task == "all" else [given.task]:
         if name in TRAINED:
             found = run_training(TRAINED[name](given), given, _about())
         else:
-            found = run_target(given) if name == TARGET else run_task(name, given)
+            found = OTHERS[name](given) if name in OTHERS else run_task(name, given)
         print(f"{name}\n\n{found}\n", flush=True)
 
 

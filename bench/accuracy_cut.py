@@ -1,8 +1,8 @@
 """Structures cut from all-MiniLM-L6-v2 and from the tagger g2pM, and what plain torch gains.
 
-The tasks are those of accuracy_sick.py and accuracy_tagger.py, with their data. Heads and units are
-taken out, so that the model is a smaller one in plain torch; its speed there is measured in turn
-with the dense one, on one text of 128 tokens.
+The tasks are those of accuracy_sick.py and accuracy_tagger.py, with their data. Heads, units and
+layers are taken out, so that the model is a smaller one in plain torch; its speed there is measured
+in turn with the dense one, on one text of 128 tokens.
 """
 
 from __future__ import annotations
@@ -60,6 +60,23 @@ class CutSick(Sick):
             "promised": round(flops, 2),
             "faster": round(times["dense"] / times["cut"], 2),
         }
+
+
+class CutLayers(CutSick):
+    """Whole layers of MiniLM: one and two of six."""
+
+    name = "cut-layers"
+    methods = (
+        ("last", "none"),
+        ("last", LEAST_SQUARES),
+        ("random", LEAST_SQUARES),
+        ("activation", LEAST_SQUARES),
+        ("influence", LEAST_SQUARES),
+        ("outputs", "none"),
+        ("outputs", LEAST_SQUARES),
+        ("outputs", "blocks"),
+    )
+    points = (("layer", 1 / 6), ("layer", 1 / 3))
 
 
 class CutTagger(Tagger):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import WORDS
 from target_cases import FormulaMachine
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # as Python does f
 import accuracy
 import accuracy_stories
 import accuracy_target
+from accuracy_cases import sentence, tiny_encoder, write_sick
 from accuracy_domain import Domain
 from accuracy_rows import Results, Setting, grid, table
 from accuracy_sick import Encoder, Sick, read_pairs
@@ -32,22 +32,14 @@ from accuracy_tagger import Tagger
 METHODS = (("random", "least_squares"), ("wanda", "none"))
 
 
-def sentence(source: random.Random) -> str:
-    return " ".join(source.choices(WORDS[4:], k=6))
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SICK, Brown and a novel of made-up sentences."""
     folder, source = tmp_path_factory.mktemp("data"), random.Random(0)
-    sick, brown, novel = (folder / "match/sick", folder / "lm/brown", folder / "lm/warandpeace")
-    for path in (sick, brown, novel):
+    brown, novel = (folder / "lm/brown", folder / "lm/warandpeace")
+    for path in (brown, novel):
         path.mkdir(parents=True)
-    head = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
-    shared = sentence(source)
-    for name in ("train", "test_annotated"):
-        rows = [f"1\t{shared}\t{sentence(source)}\t{i / 4}\tNEUTRAL" for i in range(12)]
-        (sick / f"SICK_{name}.txt").write_text("\n".join([head, *rows]))
+    write_sick(folder, source)
     for part in ("train", "test"):
         lines = [sentence(source) for _ in range(20)]
         (brown / f"brown.{part}.txt").write_text("\n".join(["too short", *lines]))
@@ -58,19 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(**sizes, vocab_size=len(WORDS), intermediate_size=24)
-    BertModel(config).eval().save_pretrained(folder)
-    words = {word: i for i, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return Encoder(folder)
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def test_sick_compares_pairs_and_calibrates_on_other_sentences(
@@ -302,6 +282,9 @@ def test_rows_are_appended_and_not_measured_twice(
     assert task.evaluated == 13 + 3
     with_more = capsys.readouterr().out
     assert all(line in with_more for line in ("| magnitude", "| random"))
+    accuracy.main([*options, "--only", "--seed", "1"])
+    assert task.evaluated == 16 + 3
+    assert "| random" not in capsys.readouterr().out
 
 
 def test_options_choose_points(data: Path) -> None:
