@@ -40,6 +40,15 @@ class TrainedLayer:
         """The part [out, in] of a tensor that has the shape and strides of the parameter."""
         return tensor.as_strided(self.shape, self.stride, tensor.storage_offset() + self.offset)
 
+    def weight_in(self, model: nn.Module) -> Tensor:
+        """The weight [out, in] in the memory of the model's parameter."""
+        return self.view(model.get_parameter(self.parameter).detach())
+
+    def gradient_in(self, model: nn.Module) -> Tensor | None:
+        """The gradient [out, in] in the memory of that of the parameter; None if it has none."""
+        gradient = model.get_parameter(self.parameter).grad
+        return None if gradient is None else self.view(gradient)
+
 
 def trained_layers(model: nn.Module, make: Callable[[nn.Module], Plan]) -> list[TrainedLayer]:
     """The layers of a plan as parts of the parameters of the model.

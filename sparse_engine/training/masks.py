@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_engine.errors import InvalidFileError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.training.layers import TrainedLayer
 
 
@@ -26,10 +26,28 @@ class Masks:
         self._model = model
         self._keep: dict[str, Tensor] = {}
         self._layers: dict[str, TrainedLayer] = {}
+        self._owners: dict[str, str] = {}
 
-    def add(self, layers: Iterable[TrainedLayer]) -> None:
-        """Count these layers in the sparsity; they are kept whole until `set` or `take`."""
-        self._layers |= {layer.name: layer for layer in layers}
+    def add(self, layers: Iterable[TrainedLayer], owner: str = "") -> None:
+        """Count these layers in the sparsity; they are kept whole until `set` or `take`.
+
+        Args:
+            layers: the layers.
+            owner: the modifier that alone may change their masks; "" if others may too.
+
+        Raises:
+            UsageError: if one of them has another owner, or is to have one and was added before.
+        """
+        added = {layer.name: layer for layer in layers}
+        for name in added:
+            if name in self._owners or (owner and name in self._layers):
+                first, second = self._owners.get(name) or "another modifier", owner or "another one"
+                raise UsageError(
+                    f"{name} is pruned by {first} and by {second}: give each of them layers of its "
+                    "own, with layers or ignore"
+                )
+        self._owners |= dict.fromkeys(added if owner else (), owner)
+        self._layers |= added
 
     def of(self, layer: TrainedLayer) -> Tensor:
         """The keep mask of a layer, bool [out, in]; writing into it changes the mask."""

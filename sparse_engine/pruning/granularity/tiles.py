@@ -36,6 +36,30 @@ class Tiles(Granularity):
         rows, cols = self.size(out_features, in_features)
         return out_features >= rows and in_features >= cols
 
+    def group_sums(self, values: Tensor) -> Tensor:
+        """Sum of the elements of each tile.
+
+        Args:
+            values: [out, in].
+
+        Returns:
+            [ceil(out / rows), ceil(in / cols)].
+        """
+        rows, cols = self.size(*values.shape)
+        if rows == cols == 1:
+            return values
+        padded = F.pad(values, (0, -values.shape[1] % cols, 0, -values.shape[0] % rows))
+        return padded.view(-1, rows, padded.shape[1] // cols, cols).sum((1, 3))
+
+    def group_sizes(self, out_features: int, in_features: int) -> Tensor:
+        """Number of elements of each tile of a weight [out, in], as `group_sums` orders them."""
+        rows, cols = self.size(out_features, in_features)
+        heights = torch.full((ceil_div(out_features, rows), 1), rows)
+        widths = torch.full((1, ceil_div(in_features, cols)), cols)
+        heights[-1] -= -out_features % rows
+        widths[0, -1] -= -in_features % cols
+        return heights * widths
+
     def group_scores(self, score: Tensor) -> Tensor:
         """Mean score of the elements of each tile, without the padding of partial tiles.
 
@@ -45,28 +69,29 @@ class Tiles(Granularity):
         Returns:
             [ceil(out / rows), ceil(in / cols)].
         """
-        out_features, in_features = score.shape
-        rows, cols = self.size(out_features, in_features)
-        if rows == cols == 1:
+        if self.size(*score.shape) == (1, 1):
             return score
-        down, across = -out_features % rows, -in_features % cols
-        padded = F.pad(score, (0, across, 0, down))
-        sums = padded.view(-1, rows, padded.shape[1] // cols, cols).sum((1, 3))
-        heights = torch.full((sums.shape[0], 1), rows, device=score.device)
-        widths = torch.full((1, sums.shape[1]), cols, device=score.device)
-        heights[-1] -= down
-        widths[0, -1] -= across
-        return sums / (heights * widths)
+        return self.group_sums(score) / self.group_sizes(*score.shape).to(score.device)
+
+    def spread(self, of_groups: Tensor, out_features: int, in_features: int) -> Tensor:
+        """The value of its tile for each element of a weight, [out, in].
+
+        Args:
+            of_groups: [ceil(out / rows), ceil(in / cols)].
+            out_features: of the weight.
+            in_features: of the weight.
+        """
+        rows, cols = self.size(out_features, in_features)
+        if rows > 1:
+            of_groups = of_groups.repeat_interleave(rows, 0)
+        if cols > 1:
+            of_groups = of_groups.repeat_interleave(cols, 1)
+        return of_groups[:out_features, :in_features]
 
     def mask(self, score: Tensor, drop: int, per_row: bool = False) -> Tensor:
         groups = self.group_scores(score)
         kept = _keep_best_per_row(groups, drop) if per_row else _keep_best(groups, drop)
-        rows, cols = self.size(*score.shape)
-        if rows > 1:
-            kept = kept.repeat_interleave(rows, 0)
-        if cols > 1:
-            kept = kept.repeat_interleave(cols, 1)
-        return kept[: score.shape[0], : score.shape[1]]
+        return self.spread(kept, *score.shape)
 
 
 def ceil_div(a: int, b: int) -> int:
