@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Masks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._keep: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor | None] | None = None  # masks that changed, as they were
         self._layers: dict[str, TrainedLayer] = {}
         self._owners: dict[str, str] = {}
 
@@ -50,11 +52,19 @@ class Masks:
         self._layers |= added
 
     def of(self, layer: TrainedLayer) -> Tensor:
-        """The keep mask of a layer, bool [out, in]; writing into it changes the mask."""
-        parameter = self._model.get_parameter(layer.parameter)
-        if layer.parameter not in self._keep:
-            self._keep[layer.parameter] = torch.ones_like(parameter, dtype=torch.bool)
-        return layer.view(self._keep[layer.parameter])
+        """The keep mask of a layer, bool [out, in]; `set` changes it."""
+        return layer.view(self._whole(layer.parameter))
+
+    def _whole(self, name: str) -> Tensor:
+        """The mask of a parameter, where the parameter is; models may move to another device."""
+        parameter = self._model.get_parameter(name)
+        keep = self._keep.get(name)
+        if keep is None:
+            keep = torch.ones_like(parameter, dtype=torch.bool)
+        elif keep.device != parameter.device:
+            keep = keep.to(parameter.device)
+        self._keep[name] = keep
+        return keep
 
     def set(self, layer: TrainedLayer, keep: Tensor, optimizer: Optimizer | None = None) -> None:
         """Replace the mask of a layer.
@@ -65,15 +75,18 @@ class Masks:
             optimizer: its state becomes zero where a weight is removed or comes back, so that a
                 weight that returns starts without momentum.
         """
+        self._remember(layer.parameter)
         mask = self.of(layer)
-        changed = mask != keep
+        changed = torch.zeros_like(self._whole(layer.parameter))
+        layer.view(changed).copy_(mask != keep)
         mask.copy_(keep)
         if optimizer is None:
             return
         parameter = self._model.get_parameter(layer.parameter)
         for value in optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                layer.view(value)[changed] = 0
+            whole = isinstance(value, Tensor) and value.shape == parameter.shape
+            if whole and value.is_floating_point():  # codes of 8 bits are no numbers
+                value.masked_fill_(changed.to(value.device), 0)
 
     def take(self, layers: Iterable[TrainedLayer], optimizer: Optimizer | None = None) -> None:
         """Make the zeros that layers have now their masks."""
@@ -104,30 +117,56 @@ class Masks:
     def release(self, layers: Iterable[TrainedLayer]) -> None:
         """Let all weights of layers be trained again; those that were removed start at zero."""
         for layer in layers:
+            self._remember(layer.parameter)
             self.of(layer).fill_(True)
 
     def drop(self, parameters: Iterable[str]) -> None:
         """Forget the masks of parameters of these names."""
         dropped = set(parameters)
         for name in dropped:
+            self._remember(name)
             self._keep.pop(name, None)
         self._layers = {
             name: layer for name, layer in self._layers.items() if layer.parameter not in dropped
         }
 
+    @contextmanager
+    def unchanged_after_error(self) -> Iterator[None]:
+        """Inside of a `with` block, an error or an interrupt makes the masks what they were."""
+        layers = self._layers
+        self._before = {}
+        try:
+            yield
+        except BaseException:
+            for name, keep in self._before.items():
+                if keep is None:
+                    self._keep.pop(name, None)
+                else:
+                    self._keep[name] = keep
+            self._layers = layers
+            raise
+        finally:
+            self._before = None
+
+    def _remember(self, name: str) -> None:
+        """Keep a mask as it is before it changes, if that may have to be undone."""
+        if self._before is not None and name not in self._before:
+            keep = self._keep.get(name)
+            self._before[name] = None if keep is None else keep.clone()
+
     @torch.no_grad()
     def apply_to_weights(self) -> None:
-        """Set the removed weights to zero."""
-        for name, keep in self._keep.items():
-            self._model.get_parameter(name).mul_(keep)
+        """Set the removed weights to zero, also where they are NaN or infinite."""
+        for name in self._keep:
+            self._model.get_parameter(name).masked_fill_(~self._whole(name), 0)
 
     @torch.no_grad()
     def apply_to_gradients(self) -> None:
         """Set the gradients of removed weights to zero, also where they are NaN or infinite."""
-        for name, keep in self._keep.items():
+        for name in self._keep:
             gradient = self._model.get_parameter(name).grad
             if gradient is not None:
-                gradient.masked_fill_(~keep, 0)
+                gradient.masked_fill_(~self._whole(name), 0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The masks by the names of their parameters."""

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from sparse_engine.errors import InvalidFileError, UsageError, one_line
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
-from sparse_engine.pruning.calibration import Batch, read_calibration
+from sparse_engine.pruning.calibration import read_calibration
 from sparse_engine.pruning.gradients import LossFunction, check_loss
-from sparse_engine.pruning.gradients.loss import has_labels
 from sparse_engine.pruning.method import check_seed
+from sparse_engine.training.attached import Attached
 from sparse_engine.training.masks import Masks
 from sparse_engine.training.rates import scaled_rates
 from sparse_engine.training.recipe import read_training_recipe
 from sparse_engine.training.report import TrainingReport
+from sparse_engine.training.task_loss import task_loss
 from sparse_engine.training.training import Training
 from sparse_engine.training.window import steps_of
+from sparse_engine.training.wrapped import plain_model, plain_optimizer
 
 VERSION = 1  # of state dicts
 
@@ -32,17 +36,19 @@ class Pruner:
 
     What is removed stays zero under every optimizer: after each step the masks are applied to the
     weights, before it to the gradients, and the state of the optimizer is cleared where a mask
-    changes. A loop may use `loss`, or compute a loss of its own and call `step` alone.
+    changes. A loop may use `loss`, or compute a loss of its own and call `step` alone. Where
+    another library makes the steps, `attach` takes the place of `step`.
 
     Args:
-        model: the model to train, or one in a DistributedDataParallel. Weights that are computed
-            before each call, such as those of weight norm, become plain parameters; make the
-            optimizer afterwards.
+        model: the model to train, plain, compiled or in a DistributedDataParallel. Weights that are
+            computed before each call, such as those of weight norm, become plain parameters; make
+            the optimizer afterwards.
         recipe: the path of a YAML file, a mapping, or a list of modifiers.
-        teacher: the dense model, for distillation. It is set to evaluation mode.
+        teacher: the dense model, for distillation. It is set to evaluation mode, and moves to the
+            device of the model.
         calibration: model inputs for criteria and recoveries that need some, as `prune` takes them.
-        loss: loss(model, batch) returns the scalar that is minimised. None is the model's own loss,
-            for batches with labels.
+        loss: loss(model, batch) returns the scalar that is minimised, or None for a batch without
+            labels. By default it is the model's own loss, for batches with labels.
         steps_per_epoch: steps of the optimizer in an epoch, for recipes in epochs.
         seed: of the random numbers of the modifiers.
 
@@ -72,8 +78,7 @@ class Pruner:
     ) -> None:
         check_loss(loss)
         check_seed(seed)
-        if not isinstance(model, nn.Module):
-            raise UsageError(f"model is {model!r:.80}; give a torch.nn.Module")
+        plain = plain_model(model)
         if teacher is not None and not isinstance(teacher, nn.Module):
             raise UsageError(f"teacher is {teacher!r:.80}; give a torch.nn.Module")
         if steps_per_epoch is not None and (
@@ -81,9 +86,7 @@ class Pruner:
         ):
             raise UsageError(f"steps_per_epoch {steps_per_epoch!r} is not a number of at least 1")
         self._wrapped = model
-        plain = model.module if isinstance(model, DistributedDataParallel) else model
-        if teacher is plain:
-            raise UsageError("teacher is the model itself: give a copy of the dense model")
+        _check_apart(plain, teacher)
         self.recipe = read_training_recipe(recipe)
         self._modifiers = self.recipe.modifiers
         end = self.recipe.end
@@ -103,13 +106,16 @@ class Pruner:
             list(calibration) if calibration is not None else [],
             loss,
             steps_per_epoch=steps_per_epoch,
-            is_parallel=plain is not model,
             events=[(step, m.name) for m in self._modifiers for step in m.events],
         )
         for modifier in self._modifiers:
             modifier.begin(self._training)
         self._reached = -1  # the last step whose events happened
-        self._checked: Optimizer | None = None
+        self._acted = 0  # how many modifiers have had their events of the next step
+        self._prepared = -1  # the last step whose gradients were masked
+        self._attached: Attached | None = None
+        self._rates = ExitStack()  # the learning rates of the present step
+        self._is_warned = False
         self._is_final = False
 
     @property
@@ -133,11 +139,12 @@ class Pruner:
         """Fraction of zeros in the layers that the recipe prunes."""
         return self._training.masks.sparsity
 
-    def loss(self, batch: Any) -> Tensor:
+    def loss(self, batch: Any, model: nn.Module | None = None) -> Tensor:
         """The loss of a batch: that of the task, and what the modifiers add to it.
 
         Args:
             batch: inputs of the model, as `prune` takes calibration inputs.
+            model: what is called, if the model was wrapped after the Pruner was made.
 
         Returns:
             A scalar; call `backward` on it.
@@ -147,49 +154,93 @@ class Pruner:
         """
         self._check_open()
         self._catch_up()
+        self._check_mode()
         training = self._training
         [item] = read_calibration(training.model, [batch], training.loss is not None)
         for modifier in self._modifiers:
             modifier.before_forward(training)
         with torch.enable_grad():
-            loss, output = self._task_loss(item)
+            called = self._wrapped if model is None else model
+            loss, output = task_loss(training, called, item, self._distils)
             for modifier in self._modifiers:
                 loss = modifier.add_loss(training, item, output, loss)
         return loss
 
-    def step(self, optimizer: Optimizer, scaler: Any = None) -> None:
+    def step(self, optimizer: Any, scaler: Any = None) -> None:
         """One step of the optimizer: gradients and weights are masked, and gradients cleared.
 
         Args:
             optimizer: holds the parameters of the model; it may hold others too.
-            scaler: a torch.amp.GradScaler, if the loss was scaled.
+            scaler: a torch.amp.GradScaler, if the loss was scaled. A step that it skips, because a
+                gradient is infinite, does not count.
 
         Raises:
             UsageError: if the optimizer does not hold the weights of a layer that is pruned.
         """
-        self._check_open()
-        training = self._training
-        training.optimizer = optimizer
-        self._check_optimizer(optimizer)
-        self._catch_up()
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        training.rate = 1.0
-        with torch.no_grad():
-            for modifier in self._modifiers:
-                modifier.before_step(training)
-        training.masks.apply_to_gradients()
-        with scaled_rates(optimizer, training.rate):
+        self.attach(optimizer)
+        with self._rates:  # closed in any case
             if scaler is None:
                 optimizer.step()
             else:
                 scaler.step(optimizer)
                 scaler.update()
-            training.masks.apply_to_weights()
+        optimizer.zero_grad()
+
+    def attach(self, optimizer: Any) -> None:
+        """Prune at every step of an optimizer from now on, whoever calls `optimizer.step()`.
+
+        Args:
+            optimizer: as in `step`, or one in a wrapper of accelerate or Lightning. It takes the
+                place of an optimizer that was attached before.
+
+        Raises:
+            UsageError: as `step`.
+
+        Example:
+            pruner.attach(optimizer)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        """
+        self._check_open()
+        optimizer = plain_optimizer(optimizer)
+        if self._attached is None or self._attached.optimizer is not optimizer:
+            attached = Attached(optimizer, self._before_step, self._after_step)
+            try:
+                self._check_optimizer(optimizer)
+            except UsageError:
+                attached.remove()
+                raise
+            if self._attached is not None:
+                self._attached.remove()
+            self._attached = attached
+            self._training.optimizer = optimizer
+        self._catch_up()
+
+    def _before_step(self) -> None:
+        """Gradients are complete."""
+        training = self._training
+        if self._prepared < training.step:  # an optimizer may call the step of its base class
+            self._prepared = training.step
+            training.rate = 1.0
             with torch.no_grad():
                 for modifier in self._modifiers:
-                    modifier.after_step(training)
-        optimizer.zero_grad()
+                    modifier.before_step(training)
+            self._rates.close()
+            if training.optimizer is not None:
+                self._rates.enter_context(scaled_rates(training.optimizer, training.rate))
+        training.masks.apply_to_gradients()
+
+    def _after_step(self) -> None:
+        """The weights have changed."""
+        training = self._training
+        training.masks.apply_to_weights()
+        if self._prepared < training.step:  # this step was counted
+            return
+        with torch.no_grad():
+            for modifier in self._modifiers:
+                modifier.after_step(training)
+        self._rates.close()
         training.step += 1
         self._catch_up()
 
@@ -208,6 +259,8 @@ class Pruner:
         training.masks.apply_to_weights()
         training.report.steps = training.step
         training.report.sparsity = training.masks.sparsities
+        if self._attached is not None:
+            self._attached.remove()
         self._is_final = True
         return training.report
 
@@ -249,55 +302,43 @@ class Pruner:
         training.masks.load_state_dict(state["masks"])
         training.generator.set_state(state["generator"])
         training.step, self._reached = int(state["step"]), int(state["reached"])
+        self._acted, self._prepared = 0, training.step - 1
         for modifier, own in zip(self._modifiers, state["modifiers"], strict=True):
             modifier.load_state_dict(training, own)
         training.report = TrainingReport.of(state["report"])
 
     def _catch_up(self) -> None:
-        """Let the events of the present step happen, once."""
+        """Let the events of the present step happen, each once, also if one is interrupted."""
         training = self._training
         if self._reached == training.step:
             return
-        self._reached = training.step
         with torch.no_grad():
-            for modifier in self._modifiers:
-                modifier.at_step(training)
+            for modifier in self._modifiers[self._acted :]:
+                with training.masks.unchanged_after_error():
+                    modifier.at_step(training)
+                self._acted += 1
+        self._reached, self._acted = training.step, 0
 
-    def _task_loss(self, batch: Batch) -> tuple[Tensor, Any]:
-        """The loss of the task and the output of the model; 0 if only modifiers give a loss."""
-        training = self._training
-        if training.loss is not None:
-            outputs: list[Any] = []
-            hook = training.model.register_forward_hook(lambda m, args, y: outputs.append(y))
-            try:
-                with one_line("the function given as loss fails on a batch"):
-                    loss = training.loss(self._wrapped, batch.item)
-            finally:
-                hook.remove()
-            return _checked(loss), outputs[-1] if outputs else None
-        with one_line(f"{type(training.model).__name__} fails on a batch"):
-            output = self._wrapped(*batch.args, **batch.kwargs)
-        if has_labels(batch):
-            own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-            if own is None:
-                raise UsageError(
-                    f"the batch holds labels, but {type(training.model).__name__} returns no loss "
-                    "for them; pass loss=, a function of the model and a batch"
-                )
-            return _checked(own), output
-        if not any(modifier.gives_loss for modifier in self._modifiers):
-            raise UsageError(
-                "nothing gives a loss: put labels into the batch, pass loss=, or add distil to the "
-                "recipe"
-            )
-        return next(training.model.parameters()).new_zeros(()), output
+    @property
+    def _distils(self) -> bool:
+        """Whether a modifier gives a loss of its own now."""
+        return any(part.gives_loss and part.is_active(self._training) for part in self._modifiers)
 
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
-        """Raise UsageError unless the optimizer holds the layers that are pruned."""
-        if optimizer is self._checked:
+    def _check_mode(self) -> None:
+        """Warn once if the model is trained in evaluation mode, and that makes a difference."""
+        model = self._training.model
+        if model.training or self._is_warned:
             return
-        if not isinstance(optimizer, Optimizer):
-            raise UsageError(f"optimizer is {optimizer!r:.80}; give a torch.optim.Optimizer")
+        self._is_warned = True
+        if any(isinstance(module, _DropoutNd | _BatchNorm) for module in model.modules()):
+            warnings.warn(
+                "the model is trained in evaluation mode, so without dropout: call model.train(), "
+                "unless that is wanted",
+                stacklevel=3,
+            )
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        """Raise UsageError unless the optimizer holds the layers that are pruned."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         training = self._training
         for layer in training.masks.layers:
@@ -307,17 +348,20 @@ class Pruner:
                     f"the optimizer does not hold {layer.parameter}: make it from the parameters "
                     "of this model, after the Pruner"
                 )
-        self._checked = optimizer
 
     def _check_open(self) -> None:
         if self._is_final:
             raise UsageError("this Pruner is finalized: make another one to train on")
 
 
-def _checked(loss: Any) -> Tensor:
-    """A loss that is a finite scalar with a gradient; raises UsageError."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-        raise UsageError(f"the loss is {loss!r:.60}; expected a scalar tensor")
-    if not loss.isfinite():
-        raise UsageError(f"the loss is {loss.item()}: lower the learning rate, or check the batch")
-    return loss.reshape(())
+def _check_apart(model: nn.Module, teacher: nn.Module | None) -> None:
+    """Raise UsageError if training the model would change the teacher."""
+    if teacher is None:
+        return
+    own = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in teacher.parameters():
+        if parameter.numel() and parameter.data_ptr() in own:
+            raise UsageError(
+                f"the teacher shares {own[parameter.data_ptr()]} with the model: give a copy, "
+                "copy.deepcopy(model)"
+            )

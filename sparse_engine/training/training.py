@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_engine.errors import one_line
+from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.gradients import LossFunction
 from sparse_engine.training.masks import Masks
 from sparse_engine.training.report import Event, TrainingReport
@@ -31,7 +33,6 @@ class Training:
         step: how many steps of the optimizer are done.
         steps_per_epoch: how many steps an epoch has, if that is known.
         optimizer: the one of the last step; None before the first one.
-        is_parallel: whether several processes train the same model.
         events: the steps at which modifiers of the recipe prune, with their names.
         rate: factor on the learning rates of the optimizer, for the next step alone.
     """
@@ -46,9 +47,13 @@ class Training:
     step: int = 0
     steps_per_epoch: int | None = None
     optimizer: Optimizer | None = None
-    is_parallel: bool = False
     events: Sequence[tuple[int, str]] = ()
     rate: float = 1.0
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether several processes train the same model."""
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of a tensor over the processes; the tensor itself if there is one process."""
@@ -62,6 +67,21 @@ class Training:
         if self.is_parallel:
             for parameter in self.model.parameters():
                 dist.broadcast(parameter.detach(), 0)
+
+    def teacher_output(self, batch: Batch) -> Any:
+        """What the teacher returns for a batch; it moves to the device of the model.
+
+        Raises:
+            UsageError: if the teacher fails.
+        """
+        teacher = self.teacher
+        assert teacher is not None
+        devices = {parameter.device for parameter in teacher.parameters()}
+        device = next(self.model.parameters()).device
+        if len(devices) == 1 and devices != {device}:
+            teacher.to(device)
+        with torch.no_grad(), one_line("the teacher fails on a batch"):
+            return teacher(*batch.args, **batch.kwargs)
 
     def note(self, modifier: str, text: str) -> None:
         """Add an event to the report."""

@@ -1,1 +1,1 @@
-"""What distillation reads of the two models."""
+"""What distillation reads of the model and of its teacher, and how the two are compared."""

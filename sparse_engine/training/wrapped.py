@@ -1,0 +1,58 @@
+"""The plain model inside of wrappers for several devices and for compilation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from sparse_engine.errors import UnsupportedModelError, UsageError
+from sparse_engine.modules.effective import check_plain
+
+
+def plain_model(model: Any) -> nn.Module:
+    """The model inside of DistributedDataParallel, DataParallel and torch.compile.
+
+    Args:
+        model: a model, wrapped or not; it is not changed.
+
+    Raises:
+        UsageError: if it is no module, or holds adapters or weights that must be made plain first.
+        UnsupportedModelError: if its parameters are split over processes.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is {model!r:.80}; give a torch.nn.Module")
+    plain = model
+    while (inner := _inside(plain)) is not None:
+        plain = inner
+    if plain is not model:
+        check_plain(plain)  # a wrapper holds the parameters as they are now
+    for name, module in plain.named_modules():
+        if type(module).__module__.startswith("peft.tuners."):
+            raise UsageError(
+                f"{name} is an adapter of peft, whose sum with a pruned weight has no zeros: "
+                "merge it first, model = model.merge_and_unload()"
+            )
+    for name, parameter in plain.named_parameters():
+        if type(parameter.data).__name__ == "DTensor" or "Fully" in type(model).__name__:
+            raise UnsupportedModelError(
+                f"{name} is split over processes: train with DistributedDataParallel instead"
+            )
+    return plain
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """What a wrapper holds; None if the model is none."""
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        inner = model.module
+    else:  # of torch.compile
+        inner = model._modules.get("_orig_mod")
+    return inner
+
+
+def plain_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside of the wrappers of accelerate and Lightning."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
