@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from training_models import batches, gradual, network, squared, train
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
@@ -23,37 +24,6 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
     "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
 }
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3)
-    )
-
-
-def batches(count: int = 6) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(8, 12, generator=generator) for _ in range(count)]
-    return [(x, x[:, :3].sin()) for x in inputs]
-
-
-def squared(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return (model(batch[0]) - batch[1]).square().mean()
-
-
-def gradual(**options: Any) -> list[Prune]:
-    return [Prune(**{"sparsity": 0.8, "end": 8, "every": 2, "layers": ("0", "2"), **options})]
-
-
-def train(pruner: Pruner, optimizer: torch.optim.Optimizer, data: list[Any]) -> list[float]:
-    losses = []
-    for batch in data:
-        loss = pruner.loss(batch)
-        loss.backward()
-        pruner.step(optimizer)
-        losses.append(loss.item())
-    return losses
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -122,23 +92,6 @@ def test_bfloat16_autocast_keeps_the_zeros() -> None:
         loss.backward()
         pruner.step(optimizer)
     assert (model[0].weight == 0).float().mean() == pytest.approx(0.8, abs=0.01)
-
-
-def test_a_gradient_scaler_is_unscaled_before_modifiers_see_gradients() -> None:
-    seen = []
-
-    class Look(Prune):
-        def before_step(self, training: Any) -> None:
-            seen.append(training.model[0].weight.grad.norm().item())
-
-    for scale in (1.0, 1024.0):
-        model = network()
-        pruner = Pruner(model, [Look(sparsity=0.5, layers=("0",))], loss=squared)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        scaler.scale(pruner.loss(batches()[0])).backward()
-        pruner.step(optimizer, scaler)
-    assert seen[1] == pytest.approx(seen[0])
 
 
 @pytest.mark.parametrize("at", [3, 8, 11])
