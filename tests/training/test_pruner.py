@@ -14,7 +14,7 @@ from training_models import batches, gradual, network, squared, train
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.training import Prune, Pruner
+from sparse_engine.training import Pruner
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
