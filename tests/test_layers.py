@@ -84,6 +84,7 @@ ALLOWED = {
         "formats",
         "models",
         "modules",
+        "named",
         "nn",
         "ops",
         "packings",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sparse_engine.errors import InvalidFileError
+from sparse_engine.io.fused import fused_shapes
 from sparse_engine.io.hugging import empty_model, read_config
 from sparse_engine.io.tensorfile import Slot
 from sparse_engine.structures import Fit, Shape, find_fit
@@ -90,11 +91,13 @@ def _shapes_in(model: Any, slots: Mapping[str, Slot]) -> dict[str, Shape]:
     or of one with a head.
     """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    shapes: dict[str, Shape] = {name: slot.shape for name, slot in slots.items()}
+    shapes |= fused_shapes(shapes)
     return {
-        name: slots[stored].shape
+        name: shapes[stored]
         for name in model.state_dict()
         for stored in (name, name.removeprefix(prefix), f"{prefix}{name}")
-        if stored in slots
+        if stored in shapes
     }
 
 

@@ -21,6 +21,7 @@ from sparse_engine.io.hugging import (
 )
 from sparse_engine.io.manifest import LayerEntry
 from sparse_engine.io.package import Package
+from sparse_engine.io.stated import readers_in
 from sparse_engine.io.tensorfile import parse_json
 from sparse_engine.modules.cut_attention import CutMultiheadAttention
 from sparse_engine.modules.effective import fold_
@@ -114,7 +115,8 @@ def fit_as_stored_(model: nn.Module, package: Package) -> Fit:
     then `model` is as before.
     """
     try:
-        fit = find_fit(model, *stored_shapes(package))
+        readers = readers_in(package.manifest.recipe)
+        fit = find_fit(model, *stored_shapes(package), readers=readers)
     except InvalidFileError as error:
         raise InvalidFileError(f"{package.path}: {error}") from None
     if fit.left:

@@ -24,6 +24,7 @@ from sparse_engine.structures.structure import (
     Read,
     Structure,
     Unit,
+    stated_readers,
 )
 from sparse_engine.structures.vocabulary import Vocabulary
 
@@ -53,4 +54,5 @@ __all__ = [
     "hollow",
     "remove_blocks_",
     "resize_",
+    "stated_readers",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
 from sparse_engine.modules.linears import is_conv1d, is_linear
-from sparse_engine.structures.find import find_sites
+from sparse_engine.structures.find import NONE, find_sites
 from sparse_engine.structures.resize import check_resizable, owner_of, resize_
 from sparse_engine.structures.site import Site
 from sparse_engine.structures.structure import STRUCTURES
@@ -91,6 +91,7 @@ def find_fit(
     shapes: Mapping[str, Shape],
     layers: Mapping[str, Shape] | None = None,
     sites: Iterable[Site] | None = None,
+    readers: Mapping[str, Sequence[str]] = NONE,
 ) -> Fit:
     """How many groups of the sites of a model remain in stored weights.
 
@@ -102,10 +103,11 @@ def find_fit(
         shapes: of stored parameters by their names in the model.
         layers: [out, in] of stored layers by their names in the unrolled model.
         sites: where groups may be gone; by default all that the tables find.
+        readers: by module, those that were stated to read its outputs, as `find_sites` takes them.
 
     Raises:
-        InvalidFileError: if no whole number of groups is missing, no group remains, or the tensors
-            of a site contradict each other.
+        InvalidFileError: if no whole number of groups is missing, no group remains, the tensors
+            of a site contradict each other, or `readers` do not fit the model.
 
     Example:
         find_fit(model, {name: tuple(t.shape) for name, t in stored.items()}).apply_(model)
@@ -115,11 +117,13 @@ def find_fit(
     if not different or _features(model) > MAX_FEATURES:
         return Fit()
     try:
-        found = _all_sites(model) if sites is None else sites
+        found = _all_sites(model, readers) if sites is None else sites
         chosen = _separate([s for s in found if s.groups > 1 and _touches(model, s, different)])
         equations = _equations(model, chosen, shapes, layers)
     except (UnsupportedModelError, UsageError):  # no family of the tables, or shared weights
         return Fit()
+    except InvalidFileError:
+        raise
     except Exception as error:  # sizes of a hostile config that do not fit each other
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidFileError(f"its heads and units cannot be found: {reason:.200}") from None
@@ -140,8 +144,14 @@ def hollow(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _all_sites(model: nn.Module) -> list[Site]:
-    return find_sites(model, tuple(structure.name for structure in STRUCTURES))
+def _all_sites(model: nn.Module, readers: Mapping[str, Sequence[str]]) -> list[Site]:
+    kinds = tuple(structure.name for structure in STRUCTURES)
+    try:
+        return find_sites(model, kinds, readers)
+    except UsageError as error:
+        if not readers:
+            raise
+        raise InvalidFileError(f"its recipe does not fit the model: {error}") from None
 
 
 def _as_parameters(

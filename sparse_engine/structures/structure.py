@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -89,6 +89,15 @@ class Read(Structure):
                 )
             stated[source.strip()] = readers
         return stated
+
+
+def stated_readers(structures: Iterable[Structure]) -> dict[str, tuple[str, ...]]:
+    """The modules that structures state to read others, by the names of these."""
+    stated: dict[str, tuple[str, ...]] = {}
+    for structure in structures:
+        if isinstance(structure, Read):
+            stated |= structure.readers_by_source
+    return stated
 
 
 @dataclass(frozen=True)

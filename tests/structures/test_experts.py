@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from expert_models import EXPERTS, INNER, experts, routed
+from safetensors import safe_open
 from torch import Tensor, nn
 from whole_models import ids, mixture
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
+from sparse_engine.io import load_pretrained
+from sparse_engine.io.fused import fused_shapes
 from sparse_engine.structures import check_resizable, find_sites, resize_
 
 KINDS = ("mixtral", "qwen3-moe")
@@ -200,3 +203,44 @@ def test_packages_of_cut_mixtures(structures: list[str], tmp_path: Path) -> None
     se.sparsify_(model, "csr")
     se.save(model, tmp_path / "package", source=tmp_path / "dense")
     torch.testing.assert_close(logits(se.load(tmp_path / "package")), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("structures", [["unit"], ["expert"], ["unit", "expert"]])
+def test_folders_that_transformers_wrote_of_cut_mixtures(
+    kind: str, structures: list[str], tmp_path: Path
+) -> None:
+    """transformers splits fused experts as it writes them, a tensor for each."""
+    torch.manual_seed(0)
+    model: Any = mixture(kind).eval()
+    report = se.prune(model, 0.4, structures, "magnitude", allocator="raw")
+    model.save_pretrained(tmp_path / "cut")
+    with safe_open(tmp_path / "cut/model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    assert any(".experts.0." in name for name in stored)
+    loaded: Any = load_pretrained(tmp_path / "cut")[0]
+    assert torch.equal(logits(loaded), logits(model))
+    for site in report.sites:
+        if site.kind == "expert":
+            assert loaded.get_submodule(site.name).num_experts == len(site.kept)
+
+
+def test_experts_of_files_that_cannot_be_fused() -> None:
+    def stored(*shapes: tuple[int, int], part: str = "w1") -> dict[str, tuple[int, ...]]:
+        experts = "model.layers.0.block_sparse_moe.experts"
+        return {f"{experts}.{i}.{part}.weight": shape for i, shape in enumerate(shapes)}
+
+    fused = "model.layers.0.mlp.experts"
+    whole = stored((8, 4), (8, 4)) | stored((8, 4), (8, 4), part="w3")
+    whole |= stored((4, 8), (4, 8), part="w2")
+    found = fused_shapes(whole)
+    assert found[f"{fused}.gate_up_proj"] == (2, 16, 4)
+    assert found[f"{fused}.down_proj"] == (2, 4, 8)
+    for wrong in (
+        whole | stored((8, 4), (7, 4)),  # shapes that differ
+        whole | stored((8, 4), (8, 4), (8, 4)),  # one without its other weights
+        {n: s for n, s in whole.items() if ".experts.0." not in n},  # the first is missing
+        {n: (*s, 1) for n, s in whole.items()},  # no matrices
+    ):
+        assert not any(name.startswith(f"{fused}.") and name.endswith("proj")
+                       for name in fused_shapes(wrong))  # fmt: skip

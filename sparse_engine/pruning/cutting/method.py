@@ -19,7 +19,7 @@ from sparse_engine.pruning.overrides import Override, find_overrides
 from sparse_engine.pruning.plan import NamePattern
 from sparse_engine.pruning.recovery import Recovery, find_recovery
 from sparse_engine.pruning.statistics.needs import GRADIENTS
-from sparse_engine.structures import STRUCTURES, Read, Structure, Vocabulary
+from sparse_engine.structures import STRUCTURES, Structure, Vocabulary, stated_readers
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,7 @@ class CutMethod:
     @property
     def readers(self) -> Mapping[str, tuple[str, ...]]:
         """The modules that are stated to read others, by the names of these."""
-        stated: dict[str, tuple[str, ...]] = {}
-        for structure in self.structures.values():
-            if isinstance(structure, Read):
-                stated |= structure.readers_by_source
-        return stated
+        return stated_readers(self.structures.values())
 
     @property
     def needs_calibration(self) -> bool:
