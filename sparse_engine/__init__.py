@@ -33,6 +33,7 @@ __all__ = [
     "Pruner",
     "Retrain",
     "Row",
+    "SearchReport",
     "SensitivityReport",
     "SparseConfig",
     "SparsifyReport",
@@ -54,6 +55,7 @@ __all__ = [
     "prune",
     "prune_until",
     "save",
+    "search",
     "sensitivity",
     "sparsify_",
     "tasks",
@@ -72,7 +74,8 @@ if TYPE_CHECKING:
     from sparse_engine.pruning import NM, Block, Column, Element, PruneReport, Row, Target, prune
     from sparse_engine.structures import Expert, Filter, Head, Layer, Unit, Vocabulary
     from sparse_engine.training import Pruner
-    from sparse_engine.tuning import Retrain, UntilReport, Widen, prune_until
+    from sparse_engine.tuning import Retrain, SearchReport, UntilReport, Widen, prune_until
+    from sparse_engine.tuning.search import search
     from sparse_engine.vocabulary import VocabularyReport, cut_vocabulary
 else:
     from importlib import import_module as _import_module
@@ -96,7 +99,8 @@ else:
         ),
         "structures": ("Expert", "Filter", "Head", "Layer", "Unit", "Vocabulary"),
         "training": ("Pruner",),
-        "tuning": ("Retrain", "UntilReport", "Widen", "prune_until"),
+        "tuning": ("Retrain", "SearchReport", "UntilReport", "Widen", "prune_until"),
+        "tuning.search": ("search",),
         "vocabulary": ("VocabularyReport", "cut_vocabulary"),
         "convert.sparsify": ("densify_", "sparsify_"),
         "convert.report": ("SparsifyReport",),

@@ -6,10 +6,22 @@ state whose metric is good enough. `search` compares settings of `prune` and cha
 
 from __future__ import annotations
 
+from sparse_engine.tuning.candidate import Candidate
 from sparse_engine.tuning.report import UntilReport
 from sparse_engine.tuning.retrain import Retrain
 from sparse_engine.tuning.rounds import Round
+from sparse_engine.tuning.search import search
+from sparse_engine.tuning.search_report import SearchReport
 from sparse_engine.tuning.until import prune_until
 from sparse_engine.tuning.widen import Widen
 
-__all__ = ["Retrain", "Round", "UntilReport", "Widen", "prune_until"]
+__all__ = [
+    "Candidate",
+    "Retrain",
+    "Round",
+    "SearchReport",
+    "UntilReport",
+    "Widen",
+    "prune_until",
+    "search",
+]

@@ -51,7 +51,8 @@ class Costs:
         """The cost of a model, which stays as it is."""
         goal = self.target.goal
         if goal in ("params", "flops"):
-            value, dense = (_count(m, goal) for m in (model, self._dense))
+            count = parameters_of if goal == "params" else _operations
+            value, dense = count(model), count(self._dense)
             return Cost(value, dense / value)
         machine = Machine(model, self.target, self._inputs, self._dense)
         if goal == "size_mb":
@@ -67,13 +68,17 @@ class Costs:
         return cost <= self.target.value
 
 
-def _count(model: nn.Module, goal: str) -> float:
-    """Parameters that are left, or operations for one token with the weights that are left."""
+def parameters_of(model: nn.Module) -> float:
+    """Parameters that are left: all but the zeros of weights that are multiplied."""
     counted = census(model)
-    if goal == "flops":
-        return 2 * counted.multiply_adds * (1 - counted.zeros_of_multiply_adds)
     zeros = sum(r.zeros for r in counted.rows if not r.tied_to and r.kind not in NO_WORK)
     return float(counted.parameters - zeros)
+
+
+def _operations(model: nn.Module) -> float:
+    """Operations for one token with the weights that are left."""
+    counted = census(model)
+    return 2 * counted.multiply_adds * (1 - counted.zeros_of_multiply_adds)
 
 
 def _nbytes(model: nn.Module) -> int:

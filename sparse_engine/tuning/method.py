@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -17,7 +17,7 @@ from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.progress import ProgressCallback
 from sparse_engine.pruning.steps import NAMES, Step, find_steps
 
-OWN = ("sparsity", "target", "steps", "progress")
+DECIDED = ("sparsity", "target", "steps", "progress")
 """Arguments of `prune` that the rounds decide."""
 PROBE = 0.5  # the sparsity that the other arguments are validated with
 
@@ -56,7 +56,7 @@ class RoundMethod:
     def to_dict(self) -> dict[str, Any]:
         """Text forms of the arguments, without calibration inputs."""
         return {
-            name: _plain(value)
+            name: plain(value)
             for name, value in sorted(self.arguments.items())
             if name != "calibration"
         }
@@ -87,31 +87,42 @@ def _checked(given: Any) -> Mapping[str, Any]:
 
 
 def _method(arguments: dict[str, Any]) -> RoundMethod:
-    parameters = inspect.signature(prune).parameters
-    accepted = [name for name in parameters if name not in ("model", *OWN)]
-    for name in arguments:
-        if name in OWN:
-            raise UsageError(f"{name} is decided by the rounds: leave it out of the options")
-        if name not in accepted:
-            near = ", ".join(get_close_matches(name, accepted, 3, cutoff=0.0))
-            raise UsageError(f"{name!r} is no argument of prune; the nearest are {near}")
-    defaults = {name: parameters[name].default for name in NAMES}
-    given = {name: value for name, value in arguments.items() if name in NAMES}
-    has_calibration = arguments.get("calibration") is not None
+    check_names(arguments, DECIDED)
     criterion = arguments.get("criterion")
     if criterion is not None and find_criterion(criterion).decides_sparsity:
         raise UsageError(f"criterion {criterion} decides what is removed: use se.search")
-    [step] = find_steps(None, {**defaults, **given, "sparsity": PROBE}, has_calibration)
+    step = find_step({**arguments, "sparsity": PROBE})
     if isinstance(step.method, Method) and step.method.granularity.fixed_sparsity is not None:
         raise UsageError(f"{step.method.granularity} has a sparsity of its own: call prune once")
     return RoundMethod(arguments, step)
 
 
-def _plain(value: Any) -> Any:
+def check_names(arguments: Iterable[str], decided: Sequence[str]) -> None:
+    """Raise UsageError for a name that is no argument of `prune`, or one that is decided here."""
+    accepted = [n for n in inspect.signature(prune).parameters if n not in ("model", *decided)]
+    for name in arguments:
+        if name in decided:
+            raise UsageError(f"{name} is decided here: leave it out of the options")
+        if name not in accepted:
+            near = ", ".join(get_close_matches(str(name), accepted, 3, cutoff=0.0))
+            raise UsageError(f"{name!r} is no argument of prune; the nearest are {near}")
+
+
+def find_step(arguments: Mapping[str, Any]) -> Step:
+    """The arguments of a call of `prune`, validated as it does; raises UsageError."""
+    parameters = inspect.signature(prune).parameters
+    defaults = {name: parameters[name].default for name in NAMES}
+    given = {name: value for name, value in arguments.items() if name in NAMES}
+    [step] = find_steps(None, {**defaults, **given}, arguments.get("calibration") is not None)
+    return step
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON: what is no number or text becomes its text form, a function its name."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)

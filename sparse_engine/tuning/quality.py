@@ -36,9 +36,7 @@ class Quality:
     def __post_init__(self) -> None:
         if not callable(self.metric):
             raise UsageError(f"metric is {self.metric!r:.60}; give a function of the model")
-        is_number = isinstance(self.max_drop, int | float) and not isinstance(self.max_drop, bool)
-        if not is_number or not 0 <= self.max_drop < math.inf:
-            raise UsageError(f"max_drop {self.max_drop!r:.40}: give a number of 0 or more")
+        check_max_drop(self.max_drop)
 
     @property
     def name(self) -> str:
@@ -51,28 +49,55 @@ class Quality:
         Raises:
             UsageError: if the metric fails, or gives no finite number.
         """
-        what = "the function given as metric fails"
-        with evaluation_mode(model), torch.no_grad(), one_line(what):
-            return finite(self.metric(model))
+        return finite(measured(model, self.metric))
 
     def drop(self, value: float, dense: float) -> float:
         """How much worse a value is than that of the dense model; negative if it is better."""
-        loss = dense - value if self.higher_is_better else value - dense
-        # 0.98 - 0.97 is more than 0.01 in binary: digits below a metric's own do not count.
-        return round(loss / abs(dense) if self.relative else loss, DIGITS)
+        return drop_of(value, dense, self.higher_is_better, self.relative)
 
     def check_dense(self, dense: float) -> None:
         """Raise UsageError if no relative loss can be computed."""
-        if self.relative and dense == 0:
-            raise UsageError("the metric of the dense model is 0: give an absolute max_drop")
+        check_relative(self.relative, dense)
 
 
-def finite(value: Any) -> float:
-    """What a metric gave as a number; raises UsageError."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise UsageError(f"metric gives a {type(value).__name__}, which is no number") from None
+def drop_of(value: float, dense: float, higher_is_better: bool, relative: bool) -> float:
+    """How much worse a value is than that of the dense model; negative if it is better."""
+    loss = dense - value if higher_is_better else value - dense
+    # 0.98 - 0.97 is more than 0.01 in binary: digits below a metric's own do not count.
+    return round(loss / abs(dense) if relative else loss, DIGITS)
+
+
+def check_max_drop(max_drop: Any) -> None:
+    """Raise UsageError unless `max_drop` is a number that is not negative."""
+    is_number = isinstance(max_drop, int | float) and not isinstance(max_drop, bool)
+    if not is_number or not 0 <= max_drop < math.inf:
+        raise UsageError(f"max_drop {max_drop!r:.40}: give a number of 0 or more")
+
+
+def check_relative(relative: bool, dense: float) -> None:
+    """Raise UsageError if no relative loss can be computed."""
+    if relative and dense == 0:
+        raise UsageError("the metric of the dense model is 0: give an absolute max_drop")
+
+
+def measured(model: nn.Module, metric: Callable[..., Any], *items: Any) -> float:
+    """A metric of a model in evaluation mode, without gradients; it may be NaN or infinite.
+
+    Raises:
+        UsageError: if the metric fails, or gives no number.
+    """
+    what = "the function given as metric fails"
+    with evaluation_mode(model), torch.no_grad(), one_line(what):
+        value = metric(model, *items)
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            name = type(value).__name__
+            raise UsageError(f"metric gives a {name}, which is no number") from None
+
+
+def finite(number: float) -> float:
+    """A value of a metric; raises UsageError if it is NaN or infinite."""
     if not math.isfinite(number):
         raise UsageError(f"metric gives {number}; it has to give a finite number")
     return number

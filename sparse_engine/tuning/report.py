@@ -13,6 +13,7 @@ from sparse_engine.reporting.page import Page, Section, footer, write_charts
 from sparse_engine.reporting.values import checked
 from sparse_engine.tuning.clock import duration
 from sparse_engine.tuning.rounds import Round
+from sparse_engine.tuning.table import number, text_table
 
 COSTS = {"latency_ms": "ms", "size_mb": "MB", "params": "parameters", "flops": "FLOPs"}
 MOST_TITLE = 12  # letters of the metric's name at the head of a column
@@ -73,11 +74,11 @@ class UntilReport:
         kept = "no round passed: the model is the dense one"
         if best is not None:
             kept = f"round {best.number} is kept: {self._describe(best)}"
-        lines = [f"{kept}; dense {self.metric} {_number(self.dense)}", f"stopped: {self.reason}"]
+        lines = [f"{kept}; dense {self.metric} {number(self.dense)}", f"stopped: {self.reason}"]
         return "\n".join(lines)
 
     def _describe(self, one: Round) -> str:
-        parts = [f"sparsity {one.sparsity:g}", f"{self.metric} {_number(one.metric)}"]
+        parts = [f"sparsity {one.sparsity:g}", f"{self.metric} {number(one.metric)}"]
         if one.cost is not None:
             unit = "ms" if self.unit == "speedup" else COSTS[self.unit]
             parts.append(f"{one.cost:,.4g} {unit}, {one.less:.2f} times less than dense")
@@ -96,23 +97,19 @@ class UntilReport:
 
     def _row(self, one: Round) -> tuple[str, ...]:
         value = one.less if self.unit == "speedup" else one.cost
-        cost = "" if value is None else f"{value:,.4g}"
-        drop = "" if one.drop is None else f"{one.drop:.2%}" if self.relative else _number(one.drop)
+        drop = "" if one.drop is None else f"{one.drop:.2%}" if self.relative else number(one.drop)
         return (
             str(one.number),
             f"{one.sparsity:g}",
-            _number(one.metric),
+            number(one.metric),
             drop,
-            *((cost,) if self.unit else ()),
+            *((number(value),) if self.unit else ()),
             duration(one.seconds),
             one.verdict,
         )
 
     def __str__(self) -> str:
-        rows = [self.table.head, *self.table.rows]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([*lines, "", self.summary])
+        return f"{text_table(self.table)}\n\n{self.summary}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -130,9 +127,9 @@ class UntilReport:
     def page(self, title: str = "Pruned until the metric drops") -> Page:
         """The page of `to_html`, before it is written."""
         best = self.best
-        figures = [(f"{self.sparsity:g}", "sparsity that is kept"), (_number(self.dense), "dense")]
+        figures = [(f"{self.sparsity:g}", "sparsity that is kept"), (number(self.dense), "dense")]
         if best is not None:
-            figures.insert(1, (_number(best.metric), self.metric))
+            figures.insert(1, (number(best.metric), self.metric))
         figures.append((duration(sum(one.seconds for one in self.rounds)), "for all rounds"))
         section = Section(
             "Rounds",
@@ -147,7 +144,7 @@ class UntilReport:
 
     @property
     def _most(self) -> str:
-        return f"{self.max_drop:.2%}" if self.relative else _number(self.max_drop)
+        return f"{self.max_drop:.2%}" if self.relative else number(self.max_drop)
 
     def _chart(self) -> LineChart:
         """The metric by sparsity, with the least that passes as a line."""
@@ -165,7 +162,7 @@ class UntilReport:
             "rounds",
             f"{self.metric} by sparsity",
             f"{self.metric} of every round by percent of zeros, and a dashed line at the limit "
-            f"{_number(limit)}. The table has the numbers.",
+            f"{number(limit)}. The table has the numbers.",
             "% sparsity",
             self.metric,
             tuple(lines),
@@ -194,7 +191,3 @@ class UntilReport:
 
 def _points(values: Mapping[float, float]) -> tuple[tuple[float, float], ...]:
     return tuple(sorted((100 * sparsity, value) for sparsity, value in values.items()))
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

@@ -382,7 +382,7 @@ def test_modes_are_those_before(tmp_path: Path) -> None:
         ({"budget": 0}, "budget 0"),
         ({"target": 2}, "target is 2"),
         ({"train": 1}, "train is 1"),
-        ({"sparsity": 0.5}, "sparsity is decided by the rounds"),
+        ({"sparsity": 0.5}, "sparsity is decided here"),
         ({"granuality": "4x1"}, "the nearest are granularity"),
         ({"granularity": "2:4"}, "2:4 has a sparsity of its own"),
         ({"criterion": "magnitude(sigma=1.0)"}, "decides what is removed"),
