@@ -15,6 +15,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.pruning.gradients import LossFunction, check_loss
 from sparse_engine.pruning.progress import ProgressCallback
 from sparse_engine.training import Pruner, read_training_recipe
+from sparse_engine.training.window import steps_of
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -23,15 +24,16 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 class Retrain:
     """Steps of an optimizer after each pruning, while what is removed stays zero.
 
-    Without a recipe the zeros are held, and the outputs of the dense model are the labels. The
-    batches are shuffled before each pass over them. The model is trained in the mode that it has:
-    call `model.train()` first for dropout.
+    Without a recipe the zeros are held, the outputs of the dense model are the labels, and the
+    learning rate falls to zero on a line. The batches are shuffled before each pass over them. The
+    model is trained in the mode that it has: call `model.train()` first for dropout.
 
     Attributes:
         batches: inputs of the model, as `prune` takes calibration inputs.
         steps: of the optimizer, in each round.
-        learning_rate: of AdamW. It falls to zero over the steps of a round.
-        recipe: as `Pruner` takes it. Its steps are those of one round.
+        learning_rate: of AdamW.
+        recipe: as `Pruner` takes it; it begins anew in each round. If it has an end, that is the
+            number of steps.
         loss: loss(model, batch), as `Pruner` takes it.
         optimizer: optimizer(parameters) makes another one than AdamW, which `learning_rate` is not
             given to.
@@ -61,8 +63,12 @@ class Retrain:
         if not isinstance(rate, int | float) or not 0 < rate < math.inf:
             raise UsageError(f"Retrain learning_rate {rate!r:.40}: give a number above 0")
         check_loss(self.loss)
-        if self.recipe is not None:
-            read_training_recipe(self.recipe)
+        if self.recipe is not None and (end := read_training_recipe(self.recipe).end) is not None:
+            last = steps_of(end, len(self.batches))
+            if last != self.steps:
+                raise UsageError(
+                    f"Retrain has {self.steps} steps, its recipe {last}: give the same"
+                )
 
     def run(
         self,
@@ -93,21 +99,21 @@ class Retrain:
         parameters = [p for p in model.parameters() if p.requires_grad]
         make = self.optimizer or self._adamw
         optimizer = make(parameters)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        for step, batch in enumerate(self._shuffled(seed)):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1 - step / self.steps)
+        for step, batch in enumerate(self._shuffled(seed), 1):
             loss = pruner.loss(batch)
             loss.backward()
             pruner.step(optimizer)
-            progress(step + 1, self.steps, f"training, loss {float(loss.detach()):.4g}")
+            progress(step, self.steps, f"training, loss {float(loss.detach()):.4g}")
         pruner.finalize()
 
     def _recipe(self, has_zeros: bool) -> Any:
         """Modifiers without the state of an earlier round."""
         if self.recipe is not None:
             return read_training_recipe(self.recipe).to_dict()
-        return [*([{"hold": {}}] if has_zeros else []), {"distil": {}}]
+        modifiers = [{"distil": {}}, {"learning_rate": {"schedule": "linear"}}]
+        if has_zeros:
+            modifiers.insert(0, {"hold": {}})
+        return {"end": self.steps, "modifiers": modifiers}
 
     def _adamw(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return torch.optim.AdamW(parameters, lr=self.learning_rate)

@@ -110,7 +110,7 @@ class SearchReport:
         choice = self.choice
         chosen = "no candidate is good enough" if choice is None else f"chosen: {choice.label}"
         over = f", mean over {len(self.dense)} folds" if len(self.dense) > 1 else ""
-        dense = f"{self.metric} of the dense model: {number(fmean(self.dense))}{over}"
+        dense = f"dense {self.metric}: {number(fmean(self.dense))}{over}"
         return f"{chosen}\nrule: {self._rule}\n{dense}"
 
     @property

@@ -421,6 +421,7 @@ def test_wrong_steps(options: Any) -> None:
         {"steps": 0},
         {"learning_rate": 0},
         {"recipe": [{"nothing": {}}]},
+        {"recipe": {"end": "3ep", "modifiers": [{"distil": {}}]}},
         {"loss": 3},
     ],
 )
