@@ -13,8 +13,11 @@ from sparse_engine.errors import UsageError, one_line
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.gradients.sampled import sampled_loss
 
-LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
-"""loss(model, batch): a scalar with a gradient. The batch is a calibration item, as tensors."""
+LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor | None]
+"""loss(model, batch): a scalar with a gradient. The batch is a calibration item, as tensors.
+
+While a model is trained, None stands for a batch without labels.
+"""
 
 LABELS = ("labels", "start_positions")  # arguments for which models of transformers compute a loss
 
