@@ -28,9 +28,13 @@ PASSAGE = 600  # characters, some 130 tokens
 
 @dataclass(frozen=True)
 class BuiltInTexts:
-    """Sentences, paragraphs of several sentences as passages, and where they come from."""
+    """Sentences, paragraphs of several sentences as passages, and where they come from.
+
+    `documents` has the kind of document of each sentence: language, library, torch or licence.
+    """
 
     sentences: tuple[str, ...]
+    documents: tuple[str, ...]
     passages: tuple[str, ...]
     detail: str
 
@@ -38,13 +42,20 @@ class BuiltInTexts:
 @cache
 def built_in_texts() -> BuiltInTexts:
     """Sentences and passages without repetition, in a fixed order."""
-    paragraphs = list(dict.fromkeys(p for text in _documents() for p in _paragraphs(text)))
-    sentences = dict.fromkeys(sentence for found in paragraphs for sentence in found)
+    paragraphs: dict[tuple[str, ...], str] = {}
+    for kind, text in _documents():
+        for paragraph in _paragraphs(text):
+            paragraphs.setdefault(paragraph, kind)
+    sentences: dict[str, str] = {}
+    for paragraph, kind in paragraphs.items():
+        for sentence in paragraph:
+            sentences.setdefault(sentence, kind)
     detail = (
         f"documentation of Python {platform.python_version()} and torch {version('torch')}, "
         "and licences"
     )
-    return BuiltInTexts(tuple(sentences), tuple(_passages(paragraphs)), detail)
+    passages = tuple(_passages(paragraphs))
+    return BuiltInTexts(tuple(sentences), tuple(sentences.values()), passages, detail)
 
 
 def sentences_of(text: str) -> Iterator[str]:
@@ -62,21 +73,26 @@ def _paragraphs(text: str) -> Iterator[tuple[str, ...]]:
             yield sentences
 
 
-def _documents() -> Iterator[str]:
-    """Language reference, docstrings of the standard library and of torch.nn, and licences."""
+def _documents() -> Iterator[tuple[str, str]]:
+    """Language reference, docstrings of the standard library and of torch.nn, and licences.
+
+    Each text comes with its kind of document.
+    """
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
-        yield topics[name]
+        yield "language", topics[name]
     library = Path(sysconfig.get_path("stdlib"))
     spec = find_spec("torch")
     torch = Path(spec.origin).parent if spec and spec.origin else library / "no torch"
-    for folder in (library, library / "asyncio", library / "email", torch / "nn" / "modules"):
+    folders = [(library / name, "library") for name in ("", "asyncio", "email")]
+    for folder, kind in (*folders, (torch / "nn" / "modules", "torch")):
         for path in sorted(folder.glob("*.py")):
-            yield from DOCSTRING.findall(path.read_text(encoding="utf-8", errors="replace"))
+            for text in DOCSTRING.findall(path.read_text(encoding="utf-8", errors="replace")):
+                yield kind, text
     for path in (library / "LICENSE.txt", *sorted(Path("/usr/share/common-licenses").glob("*"))):
         if path.is_file():
-            yield path.read_text(encoding="utf-8", errors="replace")
+            yield "licence", path.read_text(encoding="utf-8", errors="replace")
 
 
 def _is_prose(sentence: str) -> bool:

@@ -1,0 +1,97 @@
+"""Models that transformers saves to folders: BERT with a head, GPT-2, recurrent language models.
+
+All of them have a tokenizer, so that the command line runs and serves their packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import transformers
+from torch import nn
+from vocabulary import END, word_tokenizer
+
+from sparse_engine.models.rnn import RnnConfig, RnnForCausalLM, RnnForTokenClassification
+from sparse_engine.text.tokenizer import load_tokenizer
+
+CELLS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+def label_names(labels: Sequence[str]) -> dict[str, Any]:
+    """Options of a config: what the classes are called."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+
+
+def bert(
+    head: str, labels: Sequence[str], texts: Sequence[list[str]], given: argparse.Namespace
+) -> tuple[Any, Callable[[], nn.Module]]:
+    """A tokenizer, and what makes the model: a small one, or that of the folder --pretrained.
+
+    Args:
+        head: end of the name of the class, as ForSequenceClassification.
+        labels: names of the classes.
+        texts: words of the texts for training.
+        given: options of the script.
+    """
+    if given.pretrained is not None:
+        kind, names = getattr(transformers, f"AutoModel{head}"), label_names(labels)
+        return load_tokenizer(given.pretrained), lambda: kind.from_pretrained(
+            given.pretrained, **names
+        )
+    tokenizer = word_tokenizer(texts, given.words, marks=True)
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=given.size,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=4 * given.size,
+        **label_names(labels),
+    )
+    return tokenizer, lambda: getattr(transformers, f"Bert{head}")(config)
+
+
+def tagger(words: int, labels: Sequence[str], given: argparse.Namespace) -> nn.Module:
+    """A bidirectional LSTM or GRU, and a linear layer on its states."""
+    config = RnnConfig(
+        vocab_size=words,
+        embedding_size=given.size // 2,
+        hidden_size=given.size,
+        cell=CELLS[given.model.removeprefix("bi")],
+        bidirectional=True,
+        **label_names(labels),
+    )
+    return RnnForTokenClassification(config)
+
+
+def recurrent(words: int, given: argparse.Namespace) -> nn.Module:
+    """A recurrent language model of two layers, whose output layer is its embedding."""
+    config = RnnConfig(
+        vocab_size=words,
+        embedding_size=given.size,
+        hidden_size=given.size,
+        num_hidden_layers=2,
+        cell=CELLS[given.model],
+        tie_word_embeddings=True,
+        bos_token_id=END,
+        eos_token_id=END,
+    )
+    return RnnForCausalLM(config)
+
+
+def gpt(words: int, positions: int, given: argparse.Namespace) -> nn.Module:
+    """A small GPT-2, whose output layer is its embedding."""
+    config = transformers.GPT2Config(
+        vocab_size=words,
+        n_positions=positions,
+        n_embd=given.size,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=END,
+        eos_token_id=END,
+    )
+    return transformers.GPT2LMHeadModel(config)
