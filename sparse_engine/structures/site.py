@@ -48,6 +48,8 @@ class Site:
         refusal: why the groups cannot be removed, and what to do; "" if they can.
         least: the fewest groups that are kept.
         multiple: how many are kept is a multiple of it.
+        layers: how many layers of a stack lose a part of each group, as with heads that share a
+            position bias.
         rerouted: whether the groups that are left take over from those that go, as experts do.
     """
 
@@ -62,6 +64,7 @@ class Site:
     refusal: str = ""
     least: int = 1
     multiple: int = 1
+    layers: int = 1
     rerouted: bool = False
 
     def kept(self, wanted: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -282,3 +284,46 @@ def test_models_whose_layers_are_not_plain_are_refused() -> None:
 def test_sites_that_go_together_are_chosen_together() -> None:
     unchanged(model_of("t5"), "choose both", layers=["*EncDecAttention.o", "decoder.block.0.*"])
     unchanged(model_of("mpnet"), "among the chosen layers", layers=["encoder.layer.0"])
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 0.4, 0.6])
+def test_heads_of_several_layers_compete_by_their_mean(sparsity: float) -> None:
+    """The heads of T5 that share position biases: a stack counts as all of its layers."""
+    torch.manual_seed(0)
+    heads, width = 4, 8
+    sizes = {"d_model": 32, "d_kv": width, "num_heads": heads, "d_ff": 48, "vocab_size": 50}
+    model = transformers.T5Model(transformers.T5Config(num_layers=3, num_decoder_layers=2, **sizes))
+    for parameter in model.parameters():
+        parameter.data *= 0.5 + torch.rand(())
+    encoder, decoder = (stack.block for stack in (model.encoder, model.decoder))
+    attentions = [
+        [block.layer[0].SelfAttention for block in encoder],
+        [block.layer[0].SelfAttention for block in decoder],
+        [block.layer[1].EncDecAttention for block in decoder],
+    ]
+
+    def costs(attention: Any) -> torch.Tensor:
+        read = attention.o.weight.detach().double().square()
+        return read.unflatten(1, (heads, width)).sum((0, 2))
+
+    scores = [torch.stack([costs(attention) for attention in of]) for of in attentions]
+    shared = [scores[0].mean(0).sort().values, scores[1].mean(0).sort().values]
+    shared.append(scores[2].sort(1).values.mean(0))  # every cross attention loses heads of its own
+    report = se.prune(model, sparsity, "head", "coupled(look='forward')", allocator="raw")
+    counts = {site.name: heads - len(site.kept) for site in report.sites}
+    gone = [counts.pop("encoder"), counts.pop("decoder"), *set(counts.values())]
+    assert len(gone) == 3
+    layers = [3, 2, 2]
+
+    def summed(removed: Sequence[int]) -> float:
+        parts = zip(layers, shared, removed, strict=True)
+        return sum(size * float(own[:count].sum()) for size, own, count in parts)
+
+    total = sum(n * size for n, size in zip(gone, layers, strict=True))
+    assert abs(total - sparsity * heads * sum(layers)) <= 2
+    rivals = [
+        of
+        for of in product(range(heads), repeat=3)
+        if sum(n * size for n, size in zip(of, layers, strict=True)) == total
+    ]
+    assert summed(gone) == pytest.approx(min(map(summed, rivals)))

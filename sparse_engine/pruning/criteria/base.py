@@ -35,6 +35,8 @@ class Criterion(Named):
         for_elements: options that mean something to single weights alone; structures refuse them.
         scores_outputs: whether scores of structures are squared errors of outputs, so that those of
             different layers are compared as shares of the energy of their outputs.
+        averages: whether scores of structures are means over their weights, or do not depend on how
+            many layers a group has a part of; other scores are sums over these layers.
     """
 
     kind = "criterion"
@@ -45,6 +47,7 @@ class Criterion(Named):
     fits: ClassVar[bool] = False
     for_elements: ClassVar[tuple[str, ...]] = ()
     scores_outputs: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
 
     @property
     def decides_sparsity(self) -> bool:

@@ -62,7 +62,8 @@ class Coupled(Criterion):
         written = groups.of_rows([w.double().square().sum(1) for w, _ in groups.writers])
         if self.look == "forward" or not groups.writers:
             return read
-        return written if self.look == "backward" else read * written
+        # A path leads through one layer, not from one into another.
+        return written if self.look == "backward" else read * written / groups.layers
 
     def note(self, inputs: Inputs) -> str:
         if any(energies is not None for energies in self._neighbours(inputs)):

@@ -50,12 +50,14 @@ class Groups:
             each row, int64 [out]; -1 for none.
         gradients: [batches or examples, count], the derivative of the loss with respect to a factor
             that all readers see before the group; None if no criterion needs it.
+        layers: how many layers of a stack have a part of each group.
     """
 
     count: int
     readers: Sequence[Reader]
     writers: Sequence[tuple[Tensor, Tensor]] = ()
     gradients: Tensor | None = None
+    layers: int = 1
 
     def of_columns(self, values: Sequence[Tensor]) -> Tensor:
         """Sums over the columns that read a group, float64 [count].

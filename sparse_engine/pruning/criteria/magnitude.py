@@ -39,6 +39,7 @@ class Magnitude(Criterion):
     """
 
     name = "magnitude"
+    averages = True
     for_elements = ("keep_rows",)
     p: int = 2
     threshold: float | None = None

@@ -14,6 +14,7 @@ class Random(Criterion):
     """Uniform scores from the seed, and 0 for weights that are zero already."""
 
     name = "random"
+    averages = True
 
     def score(self, weight: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
         # Drawn on the generator's device, so that a seed gives the same mask on every device.

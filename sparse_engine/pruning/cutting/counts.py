@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.allocators import Allocator, Sensitivity, Uniform
-from sparse_engine.pruning.allocators.bounds import Bounds, count_lowest
+from sparse_engine.pruning.allocators.bounds import Bounds
 from sparse_engine.pruning.allocators.lamp import Lamp, lamp
 from sparse_engine.pruning.allocators.raw import Raw
 from sparse_engine.pruning.allocators.sensitivity import Point, convex, equal_slopes, grid
@@ -63,7 +64,8 @@ def counts(
         sparsity: fraction of the groups of each kind to remove, unless the criterion has decided.
         allocator: one of ALLOCATORS. With "raw" the costs of all sites of one kind are compared as
             they are, with "lamp" as layer-adaptive scores; "sensitivity" makes the sum of the
-            errors of all layers that read least.
+            errors of all layers that read least. Sites that lose equally many groups compete as
+            one, with their mean costs, and a group of L layers counts L times.
         fixed: by site, sparsities of their own; these sites take no part in the allocation.
     """
     fixed = fixed or {}
@@ -100,13 +102,8 @@ def _allocate(
     rankings: Sequence[Ranking], structure: Structure, sparsity: float, allocator: Allocator
 ) -> list[int]:
     """How many groups each site of one kind loses."""
-    sizes = [ranking.site.groups for ranking in rankings]
-    bounds = Bounds.of(sizes, sparsity, allocator.min_sparsity, allocator.max_sparsity)
-    floors = torch.tensor([max(structure.keep, ranking.site.least) for ranking in rankings])
-    most = torch.minimum(bounds.most, (bounds.groups - floors).clamp_min(0))
-    total = min(bounds.total, int(most.sum()))
-    bounds = replace(bounds, least=torch.minimum(bounds.least, most), most=most, total=total)
     if isinstance(allocator, Sensitivity):
+        bounds = _bounds(rankings, structure, sparsity, allocator)
         hulls = []
         for i, ranking in enumerate(rankings):
             assert ranking.errors is not None
@@ -114,20 +111,67 @@ def _allocate(
             measured = [Point(removed, errors[removed]) for removed in [0, *grid(bounds, i)]]
             hulls.append(convex(measured, int(bounds.least[i])))
         return equal_slopes(hulls, bounds).tolist()
+    together = _together(rankings)
+    bounds = _bounds([rankings[of[0]] for of in together], structure, sparsity, allocator)
+    sizes = torch.tensor([sum(rankings[i].site.layers for i in of) for of in together])
     # A group is not removed before those in front of it.
-    costs = [ranking.costs.cummax(0).values for ranking in rankings]
+    costs = [
+        torch.stack([rankings[i].costs for i in of]).mean(0).cummax(0).values for of in together
+    ]
     if isinstance(allocator, Lamp):
         costs = [lamp(own) for own in costs]
-    return count_lowest(costs, bounds).tolist()
+    removed = _lowest(costs, bounds, sizes, round(sparsity * int((sizes * bounds.groups).sum())))
+    found = [0] * len(rankings)
+    for of, count in zip(together, removed, strict=True):
+        for i in of:
+            found[i] = count
+    return found
+
+
+def _bounds(
+    rankings: Sequence[Ranking], structure: Structure, sparsity: float, allocator: Allocator
+) -> Bounds:
+    """How many groups each site may lose above its floor."""
+    sizes = [ranking.site.groups for ranking in rankings]
+    bounds = Bounds.of(sizes, sparsity, allocator.min_sparsity, allocator.max_sparsity)
+    floors = torch.tensor([max(structure.keep, ranking.site.least) for ranking in rankings])
+    most = torch.minimum(bounds.most, (bounds.groups - floors).clamp_min(0))
+    total = min(bounds.total, int(most.sum()))
+    return replace(bounds, least=torch.minimum(bounds.least, most), most=most, total=total)
+
+
+def _lowest(costs: Sequence[Tensor], bounds: Bounds, sizes: Tensor, total: int) -> list[int]:
+    """How many groups go if the cheapest do until a total is reached, as closely as possible.
+
+    Args:
+        costs: by site, float64 [groups], ascending.
+        bounds: of each site.
+        sizes: int64 [sites], how much of the total a group is.
+        total: of all groups that go.
+    """
+    possible = []
+    for own, least, most in zip(costs, bounds.least.tolist(), bounds.most.tolist(), strict=True):
+        possible.append(own[:most].clone())
+        possible[-1][:least] = -torch.inf
+    site_of = torch.arange(len(costs)).repeat_interleave(bounds.most)
+    order = torch.cat(possible).cpu().sort(stable=True).indices
+    each = sizes[site_of[order]]
+    gone = order[each.cumsum(0) - each / 2 <= total]
+    return torch.bincount(site_of[gone], minlength=len(costs)).tolist()
+
+
+def _together(rankings: Sequence[Ranking]) -> list[list[int]]:
+    """The numbers of sites that lose equally many groups; most sites are by themselves."""
+    together: dict[str, list[int]] = {}
+    for i, ranking in enumerate(rankings):
+        together.setdefault(ranking.site.even or f"{i}", []).append(i)
+    return list(together.values())
 
 
 def _even(rankings: Sequence[Ranking], wanted: list[float]) -> list[float]:
     """Sites that have to lose equally many groups get the mean of what they would keep."""
-    together: dict[str, list[int]] = {}
-    for i, ranking in enumerate(rankings):
-        together.setdefault(ranking.site.even or f"{i}", []).append(i)
     evened = list(wanted)
-    for members in together.values():
+    for members in _together(rankings):
         mean = sum(wanted[i] for i in members) / len(members)
         for i in members:
             evened[i] = mean

@@ -230,7 +230,7 @@ def _rankings(
                 all_readers = waiting.pop(site.name)
                 readers = [of for name, of in all_readers.items() if name not in report.unseen]
                 slopes = gradients.get(site.name)
-                groups = Groups(site.groups, readers, _writers(model, site), slopes)
+                groups = Groups(site.groups, readers, _writers(model, site), slopes, site.layers)
                 if not readers:
                     groups = replace(groups, readers=list(all_readers.values()))
                     rankings[site.name] = rank_unseen(

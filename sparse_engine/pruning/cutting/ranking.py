@@ -22,8 +22,9 @@ class Ranking:
     Attributes:
         site: the site.
         order: int64 [groups], cheapest first.
-        costs: float64 [groups], what each removal costs after those before it. Costs that are
-            squared errors of outputs are shares of the energy of the outputs.
+        costs: float64 [groups], what each removal costs after those before it, in the mean of the
+            layers that have a part of the group. Costs that are squared errors of outputs are
+            shares of the energy of the outputs.
         errors: float64 [groups], the squared error of the layers that read the groups after each
             removal, fitted by least squares, as a share of their energy; None if not measured.
         quota: how many groups the criterion removes, if it decides that.
@@ -57,6 +58,8 @@ def rank(
     costs = removals.costs
     if criterion.scores_outputs:
         costs = costs / _energy(groups)
+    elif not criterion.averages:
+        costs = costs / site.layers
     errors = None
     if measures_errors:
         growth = removals.costs if criterion.fits else _growth(groups, removals)

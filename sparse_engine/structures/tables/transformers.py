@@ -128,6 +128,7 @@ def _with_one_bias(model: nn.Module, stack: LayerStack, attentions: Sequence[Sit
             *(size for site in attentions for size in site.sizes),
             *_sizes(model, stack.name, heads, heads, stack.geometry[0].head_size),
         ),
+        layers=len(attentions),
     )
 
 

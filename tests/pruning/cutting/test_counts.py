@@ -18,10 +18,15 @@ KEEP = {"head": Head(), "unit": Unit(keep=2)}
 
 
 def ranking(
-    name: str, costs: list[float], kind: str = "unit", even: str = "", quota: int | None = None
+    name: str,
+    costs: list[float],
+    kind: str = "unit",
+    even: str = "",
+    quota: int | None = None,
+    layers: int = 1,
 ) -> Ranking:
     values = torch.tensor(costs, dtype=torch.float64)
-    site = Site(name, kind, len(costs), {}, {}, even=even)
+    site = Site(name, kind, len(costs), {}, {}, even=even, layers=layers)
     return Ranking(site, torch.arange(len(costs)), values, values.cumsum(0), quota)
 
 
@@ -108,6 +113,36 @@ def test_even_sites_lose_equally_many() -> None:
     even = [ranking("a", [0.1] * 8, even="e"), ranking("b", [1.0] * 8, even="e"), DEAR]
     found = kept(even, 0.25, "raw")
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5, 0.6])
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_of_several_layers_count_as_often(sparsity: float, seed: int) -> None:
+    """Of all choices with as many heads removed, the one with the least summed cost is taken."""
+    generator = torch.Generator().manual_seed(seed)
+    costs = torch.rand(5, 4, generator=generator).sort(1).values.tolist()
+    rankings = [
+        ranking("shared", costs[0], "head", layers=6),
+        ranking("alone", costs[1], "head"),
+        ranking("other", costs[2], "head", layers=2),
+        *(ranking(f"even{i}", costs[3 + i], "head", even="e") for i in (0, 1)),
+    ]
+    sizes = [6, 1, 2, 1, 1]
+    found = kept(rankings, sparsity, "raw")
+    assert found[3] == found[4]
+
+    def summed(removed: tuple[int, ...]) -> float:
+        return sum(size * sum(own[:n]) for size, own, n in zip(sizes, costs, removed, strict=True))
+
+    gone = tuple(4 - count for count in found)
+    total = sum(n * size for n, size in zip(gone, sizes, strict=True))
+    assert abs(total - sparsity * 4 * sum(sizes)) <= max(sizes) / 2 + 0.5
+    rivals = [
+        (*of, of[-1])
+        for of in product(range(4), repeat=4)
+        if sum(n * size for n, size in zip((*of, of[-1]), sizes, strict=True)) == total
+    ]
+    assert summed(gone) == pytest.approx(min(map(summed, rivals)))
 
 
 def test_other_allocators_are_refused() -> None:
