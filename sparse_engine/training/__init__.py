@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparse_engine.training.modifiers import (
     L0,
     MODIFIERS,
+    Cut,
     Distil,
     Freeze,
     Hold,
@@ -26,6 +27,7 @@ __all__ = [
     "L0",
     "MODIFIERS",
     "SCHEDULES",
+    "Cut",
     "Distil",
     "Event",
     "Freeze",

@@ -19,6 +19,7 @@ from sparse_engine.pruning.calibration import read_calibration
 from sparse_engine.pruning.gradients import LossFunction, check_loss
 from sparse_engine.pruning.method import check_seed
 from sparse_engine.training.attached import Attached
+from sparse_engine.training.kept import Kept
 from sparse_engine.training.masks import Masks
 from sparse_engine.training.rates import scaled_rates
 from sparse_engine.training.recipe import read_training_recipe
@@ -207,6 +208,7 @@ class Pruner:
         if self._attached is None or self._attached.optimizer is not optimizer:
             attached = Attached(optimizer, self._before_step, self._after_step)
             try:
+                self._training.adopt(optimizer)
                 self._check_optimizer(optimizer)
             except UsageError:
                 attached.remove()
@@ -214,7 +216,6 @@ class Pruner:
             if self._attached is not None:
                 self._attached.remove()
             self._attached = attached
-            self._training.optimizer = optimizer
         self._catch_up()
 
     def _before_step(self) -> None:
@@ -274,6 +275,7 @@ class Pruner:
             "recipe": self.recipe.to_dict(),
             "step": self._training.step,
             "reached": self._reached,
+            "cuts": [kept.to_dict() for kept in self._training.cuts],
             "masks": self._training.masks.state_dict(),
             "generator": self._training.generator.get_state(),
             "modifiers": [modifier.state_dict() for modifier in self._modifiers],
@@ -283,7 +285,9 @@ class Pruner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another `Pruner` of the same recipe was.
 
-        Load the state of the model before, and that of the optimizer too.
+        With `cut` in the recipe, make the Pruner of the model as it was before the training. This
+        takes out the same structures again. Then load the state of the model, make the optimizer,
+        and load its state.
 
         Args:
             state: what `state_dict` gave.
@@ -291,7 +295,7 @@ class Pruner:
         Raises:
             InvalidFileError: if it is no such state, or one of another recipe or model.
         """
-        names = ("step", "reached", "masks", "generator", "modifiers", "report")
+        names = ("step", "reached", "cuts", "masks", "generator", "modifiers", "report")
         if not isinstance(state, dict) or state.get("version") != VERSION:
             raise InvalidFileError("this is no state of a Pruner")
         if missing := [name for name in names if name not in state]:
@@ -299,6 +303,7 @@ class Pruner:
         if state.get("recipe") != self.recipe.to_dict():
             raise InvalidFileError("the state is that of another recipe; give the Pruner that one")
         training = self._training
+        training.restore(map(Kept.from_dict, state["cuts"]))
         training.masks.load_state_dict(state["masks"])
         training.generator.set_state(state["generator"])
         training.step, self._reached = int(state["step"]), int(state["reached"])

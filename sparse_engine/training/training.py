@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_engine.errors import one_line
+from sparse_engine.errors import UsageError, one_line
 from sparse_engine.pruning.calibration import Batch
 from sparse_engine.pruning.gradients import LossFunction
+from sparse_engine.training.change import Change, Numbered
+from sparse_engine.training.kept import Kept
 from sparse_engine.training.masks import Masks
 from sparse_engine.training.report import Event, TrainingReport
 
@@ -35,6 +37,8 @@ class Training:
         optimizer: the one of the last step; None before the first one.
         events: the steps at which modifiers of the recipe prune, with their names.
         rate: factor on the learning rates of the optimizer, for the next step alone.
+        followers: called when structures have been taken out, to make state fit the new parameters.
+        cuts: what was left each time that structures were taken out.
     """
 
     model: nn.Module
@@ -49,6 +53,10 @@ class Training:
     optimizer: Optimizer | None = None
     events: Sequence[tuple[int, str]] = ()
     rate: float = 1.0
+    followers: list[Callable[[Change], None]] = field(default_factory=list)
+    cuts: list[Kept] = field(default_factory=list)
+    _waiting: list[Change] = field(default_factory=list)
+    _stale: list[nn.Parameter] = field(default_factory=list)
 
     @property
     def is_parallel(self) -> bool:
@@ -82,6 +90,61 @@ class Training:
             teacher.to(device)
         with torch.no_grad(), one_line("the teacher fails on a batch"):
             return teacher(*batch.args, **batch.kwargs)
+
+    def check_uncut(self, modifier: str) -> None:
+        """Raise UsageError if the recipe takes structures out, which a modifier cannot follow."""
+        if any(name == "cut" for _, name in self.events):
+            raise UsageError(
+                f"{modifier} cannot follow cut in one recipe: take the structures out with "
+                "se.prune, before the training"
+            )
+
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Train with an optimizer from now on; it gets the parameters of cuts before this.
+
+        Raises:
+            UsageError: if it holds parameters as they were before a cut that a state has restored.
+        """
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(id(parameter) in held for parameter in self._stale):
+            raise UsageError(
+                "the optimizer holds weights as they were before structures were taken out: load "
+                "the state of the Pruner first, then make the optimizer"
+            )
+        for change in self._waiting:
+            change.follow_(optimizer)
+        self._waiting.clear()
+        self.optimizer = optimizer
+
+    def follow(self, change: Change) -> None:
+        """Let masks, modifiers and the optimizer follow a cut of the model."""
+        self._renew(change)
+        change.carry_gradients()
+        if self.optimizer is None:
+            self._waiting.append(change)
+        else:
+            change.follow_(self.optimizer)
+
+    def restore(self, cuts: Iterable[Kept]) -> None:
+        """Take out of the model what a training that goes on has taken out.
+
+        Raises:
+            InvalidFileError: if this is not the model that was cut.
+        """
+        for kept in cuts:
+            numbered = Numbered(self.model)
+            kept.apply_(numbered.copy)
+            kept.apply_(self.model)
+            change = numbered.change(self.model)
+            self._renew(change)
+            self._stale += change.replaced
+            self.cuts.append(kept)
+
+    def _renew(self, change: Change) -> None:
+        old, new = change.old, change.new
+        self.masks.drop(name for name in old if new.get(name) is not old[name])
+        for follower in self.followers:
+            follower(change)
 
     def note(self, modifier: str, text: str) -> None:
         """Add an event to the report."""

@@ -55,6 +55,7 @@ def counts(
     sparsity: float,
     allocator: Allocator,
     fixed: Mapping[str, float] | None = None,
+    original: Mapping[str, int] | None = None,
 ) -> list[SiteCount]:
     """How many groups each site keeps.
 
@@ -67,13 +68,18 @@ def counts(
             errors of all layers that read least. Sites that lose equally many groups compete as
             one, with their mean costs, and a group of L layers counts L times.
         fixed: by site, sparsities of their own; these sites take no part in the allocation.
+        original: by site, the number of groups of which sparsities are fractions, if some are gone
+            already.
     """
-    fixed = fixed or {}
+    fixed, original = fixed or {}, original or {}
     wanted: list[float] = []
     for ranking in rankings:
-        own = fixed.get(ranking.site.name, sparsity)
-        removed = own * ranking.site.groups if ranking.quota is None else ranking.quota
-        wanted.append(ranking.site.groups - removed)
+        site = ranking.site
+        if ranking.quota is not None:
+            wanted.append(site.groups - ranking.quota)
+            continue
+        groups = original.get(site.name, site.groups)
+        wanted.append(groups - fixed.get(site.name, sparsity) * groups)
     if not isinstance(allocator, Uniform):
         for kind, structure in structures.items():
             members = [
@@ -83,7 +89,9 @@ def counts(
             ]
             if not members:
                 continue
-            removals = _allocate([rankings[i] for i in members], structure, sparsity, allocator)
+            competing = [rankings[i] for i in members]
+            share = _share(competing, original, sparsity)
+            removals = _allocate(competing, structure, share, allocator)
             for i, count in zip(members, removals, strict=True):
                 wanted[i] = rankings[i].site.groups - count
     found: list[SiteCount] = []
@@ -96,6 +104,13 @@ def counts(
         limited = competes or round(share) < floor
         found.append(SiteCount(kept, is_least and limited))
     return found
+
+
+def _share(rankings: Sequence[Ranking], original: Mapping[str, int], sparsity: float) -> float:
+    """The fraction of the groups to remove, so that `sparsity` of the original ones are gone."""
+    groups = sum(ranking.site.groups for ranking in rankings)
+    at_first = sum(original.get(r.site.name, r.site.groups) for r in rankings)
+    return max(1 - (1 - sparsity) * at_first / groups, 0.0) if at_first > groups else sparsity
 
 
 def _allocate(

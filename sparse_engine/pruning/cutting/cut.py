@@ -93,7 +93,12 @@ def cut(
             source = ModelSource(model, plan, merged, dense, steps)
             rankings = _rankings(model, source, sites, slopes, method, seed, report, steps)
             sizes = counts(
-                rankings, method.structures, of_layers.sparsity, of_layers.allocator, own
+                rankings,
+                method.structures,
+                of_layers.sparsity,
+                of_layers.allocator,
+                own,
+                method.original,
             )
             kept = {
                 ranking.site.name: ranking.order[ranking.site.groups - size.kept :].sort().values

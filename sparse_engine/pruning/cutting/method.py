@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparse_engine.errors import UsageError
@@ -31,11 +31,14 @@ class CutMethod:
         of_layers: sparsity, criterion, allocator and recovery; the granularity has no meaning.
         own: patterns of sites and layers, and the sparsity of the sites that match; the first
             match counts.
+        original: by site, the number of groups of which sparsities are fractions, if some are gone
+            already.
     """
 
     structures: dict[str, Structure]
     of_layers: Method
     own: tuple[tuple[NamePattern, float], ...] = ()
+    original: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def of_readers(self) -> Method:

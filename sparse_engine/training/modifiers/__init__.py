@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparse_engine.training.modifier import Modifier
+from sparse_engine.training.modifiers.cut import Cut
 from sparse_engine.training.modifiers.distil import Distil
 from sparse_engine.training.modifiers.freeze import Freeze
 from sparse_engine.training.modifiers.hold import Hold
@@ -17,6 +18,7 @@ from sparse_engine.training.modifiers.snip_momentum import SnipMomentum
 from sparse_engine.training.modifiers.soft_movement import SoftMovement
 
 MODIFIERS: tuple[type[Modifier], ...] = (
+    Cut,
     Prune,
     Hold,
     Regrow,
@@ -33,6 +35,7 @@ MODIFIERS: tuple[type[Modifier], ...] = (
 __all__ = [
     "L0",
     "MODIFIERS",
+    "Cut",
     "Distil",
     "Freeze",
     "Hold",

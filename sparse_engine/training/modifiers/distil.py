@@ -96,7 +96,13 @@ class Distil(Modifier):
         return True
 
     def begin(self, training: Training) -> None:
+        self._capture(training)
+        training.followers.append(lambda change: self._capture(training))
+
+    def _capture(self, training: Training) -> None:
+        """Read the inner states of both models; again when layers or heads have gone."""
         assert training.teacher is not None
+        self.finish(training)
         if self.hidden:
             self._hidden = capture_hidden(training.model, training.teacher)
         if self.attention:

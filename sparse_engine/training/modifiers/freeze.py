@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.pruning.plan import Selection, make_plan
+from sparse_engine.training.change import Change
 from sparse_engine.training.layers import TrainedLayer, trained_layers
 from sparse_engine.training.modifier import Modifier
 from sparse_engine.training.training import Training
@@ -46,6 +47,14 @@ class Freeze(Modifier):
     _values: dict[str, Tensor] = PrivateAttr(default_factory=dict)  # before the step
 
     def begin(self, training: Training) -> None:
+        self._find_layers(training)
+        training.followers.append(lambda change: self._follow(training, change))
+
+    def _follow(self, training: Training, change: Change) -> None:
+        self._find_layers(training)
+        self._frozen = change.carry(self._frozen)
+
+    def _find_layers(self, training: Training) -> None:
         selection = Selection.of(self.layers, self.ignore)
         self._layers = trained_layers(
             training.model, lambda model: make_plan(model, selection=selection)

@@ -35,6 +35,7 @@ class Hold(Modifier):
     _layers: list[TrainedLayer] = PrivateAttr(default_factory=list)
 
     def begin(self, training: Training) -> None:
+        training.check_uncut(self.name)
         selection = Selection.of(self.layers, self.ignore)
         found = trained_layers(training.model, lambda model: make_plan(model, selection=selection))
         parameters = dict(training.model.named_parameters())

@@ -59,6 +59,7 @@ class Learned(Modifier):
 
     def begin(self, training: Training) -> None:
         super().begin(training)
+        training.check_uncut(self.name)
         selection = Selection.of(self.layers, self.ignore)
         self._groups = find_groups(training.model, self.granularity, selection, self.name)
         whole = {layer.name: layer for own in self._groups for layer in own.whole.layers}

@@ -63,6 +63,10 @@ class Prune(Scheduled):
         return "one_shot" if _fixes(self.granularity) else super().default_schedule
 
     def begin(self, training: Training) -> None:
+        self._find_layers(training)
+        training.followers.append(lambda change: self._find_layers(training))
+
+    def _find_layers(self, training: Training) -> None:
         self._layers = self._plan(training)
         training.masks.add(self._layers)
 

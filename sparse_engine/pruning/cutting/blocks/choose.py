@@ -64,11 +64,14 @@ def quota(
     if not found:
         raise UsageError("every layer of this model is ignored: there is none to remove")
     sizes = [len(item.stack.blocks) for item in found]
+    at_first = [
+        method.original.get(item.stack.name, size) for item, size in zip(found, sizes, strict=True)
+    ]
     if method.competing:
-        total = _wanted(sum(sizes), method)
+        total = _wanted(sum(sizes), sum(at_first), method)
         _check(total, sum(item.most for item in found), sum(sizes), "the model", method)
         return Quota(tuple(found), total)
-    wanted = [_wanted(size, method) for size in sizes]
+    wanted = [_wanted(*of, method) for of in zip(sizes, at_first, strict=True)]
     for item, count in zip(found, wanted, strict=True):
         _check(count, item.most, len(item.stack.blocks), item.stack.name, method)
     own = (Removable(i.stack, i.blocks, n) for i, n in zip(found, wanted, strict=True))
@@ -105,15 +108,17 @@ def _most(stack: Stack, blocks: Sequence[str], method: BlockMethod) -> int:
     return min(len(blocks), max(len(stack.blocks) - method.structure.keep, 0))
 
 
-def _wanted(size: int, method: BlockMethod) -> int:
+def _wanted(size: int, at_first: int, method: BlockMethod) -> int:
     if method.structure.count is not None:
         return method.structure.count
     assert method.sparsity is not None
-    return size - method.structure.kept(size, size * (1 - method.sparsity))
+    return max(size - method.structure.kept(at_first, at_first * (1 - method.sparsity)), 0)
 
 
 def _check(wanted: int, most: int, size: int, where: str, method: BlockMethod) -> None:
     """Raise UsageError unless some blocks go, and not too many."""
+    if wanted == 0 and method.original:
+        return
     if most == 0:
         raise UsageError(f"{where} keeps its last layers: none of {size} can be removed")
     if wanted == 0:

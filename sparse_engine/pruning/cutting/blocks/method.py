@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparse_engine.errors import UsageError
@@ -29,6 +29,8 @@ class BlockMethod:
         criterion: chooses them.
         competing: whether the blocks of all stacks compete; else each stack loses its share.
         of_layers: recovery of the layers that remain; it removes nothing.
+        original: by stack, the number of blocks of which the sparsity is a fraction, if some are
+            gone already; it may then be that none are left to remove.
     """
 
     structure: Layer
@@ -36,6 +38,7 @@ class BlockMethod:
     criterion: BlockCriterion
     competing: bool
     of_layers: Method
+    original: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def repairs(self) -> bool:
