@@ -210,6 +210,10 @@ def _variant(override: Override, method: Method) -> Variant:
 
 
 def _check_rows(criterion: Criterion, granularity: Granularity) -> None:
+    if criterion.needs_structures:
+        raise UsageError(
+            f"criterion {criterion} scores structures; give granularity head, unit or filter"
+        )
     if criterion.needs_whole_rows and not granularity.has_whole_rows:
         raise UsageError(
             f"criterion {criterion} scores whole output rows, not {granularity}; give granularity "

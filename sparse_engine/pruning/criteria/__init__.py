@@ -7,6 +7,7 @@ from sparse_engine.pruning.criteria.activation import Activation
 from sparse_engine.pruning.criteria.base import Criterion
 from sparse_engine.pruning.criteria.coupled import Coupled
 from sparse_engine.pruning.criteria.fisher import Fisher
+from sparse_engine.pruning.criteria.generator import GeneratorMask
 from sparse_engine.pruning.criteria.groups import Groups, Reader, Removals
 from sparse_engine.pruning.criteria.inputs import Inputs
 from sparse_engine.pruning.criteria.magnitude import Magnitude
@@ -29,6 +30,7 @@ CRITERIA: tuple[type[Criterion], ...] = (
     Fisher,
     SparseGPT,
     OBS,
+    GeneratorMask,
 )
 
 
@@ -54,6 +56,7 @@ __all__ = [
     "Coupled",
     "Criterion",
     "Fisher",
+    "GeneratorMask",
     "Groups",
     "Inputs",
     "Magnitude",

@@ -30,6 +30,7 @@ class Criterion(Named):
         needs_coupling: whether `score` reads `Inputs.coupling`, which needs no calibration.
         needs_whole_rows: whether all weights of a row have one score, so that only granularities of
             whole rows make sense.
+        needs_structures: whether only structures have scores, single weights and blocks do not.
         fits: whether `prune` returns the least-squares fit, in the norm of the Hessian, to the
             weight that it gets.
         for_elements: options that mean something to single weights alone; structures refuse them.
@@ -44,6 +45,7 @@ class Criterion(Named):
     per_row: bool = False
     needs_coupling: ClassVar[bool] = False
     needs_whole_rows: ClassVar[bool] = False
+    needs_structures: ClassVar[bool] = False
     fits: ClassVar[bool] = False
     for_elements: ClassVar[tuple[str, ...]] = ()
     scores_outputs: ClassVar[bool] = False

@@ -50,6 +50,8 @@ class Groups:
             each row, int64 [out]; -1 for none.
         gradients: [batches or examples, count], the derivative of the loss with respect to a factor
             that all readers see before the group; None if no criterion needs it.
+        mask: float64 [count], the mean of the mask of each group while masks were trained; None if
+            no criterion needs it.
         layers: how many layers of a stack have a part of each group.
     """
 
@@ -57,6 +59,7 @@ class Groups:
     readers: Sequence[Reader]
     writers: Sequence[tuple[Tensor, Tensor]] = ()
     gradients: Tensor | None = None
+    mask: Tensor | None = None
     layers: int = 1
 
     def of_columns(self, values: Sequence[Tensor]) -> Tensor:

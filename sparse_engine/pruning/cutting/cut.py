@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from sparse_engine.convert.census import census
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.linears import weight_of
+from sparse_engine.pruning.adversarial import train_masks
 from sparse_engine.pruning.allocators import Sensitivity, Setting
 from sparse_engine.pruning.calibration import Batch, merge_batches
 from sparse_engine.pruning.coverage import add_cut_coverage
-from sparse_engine.pruning.criteria import Groups, Reader
+from sparse_engine.pruning.criteria import GeneratorMask, Groups, Reader
 from sparse_engine.pruning.criteria.obs import OBS
 from sparse_engine.pruning.cutting.counts import SiteCount, counts
 from sparse_engine.pruning.cutting.method import CutMethod
@@ -89,9 +90,10 @@ def cut(
         steps = Progress(run.progress, 2 * len(plan.layers))
         with evaluation_mode(model), torch.no_grad():
             slopes = _gradients(model, sites, run.batches, run.loss, of_layers, seed, steps)
+            masks = _masks(model, sites, run.batches, of_layers, seed, steps)
             merged = merge_batches(model, run.batches)
             source = ModelSource(model, plan, merged, dense, steps)
-            rankings = _rankings(model, source, sites, slopes, method, seed, report, steps)
+            rankings = _rankings(model, source, sites, slopes, masks, method, seed, report, steps)
             sizes = counts(
                 rankings,
                 method.structures,
@@ -192,11 +194,27 @@ def _gradients(
     return group_gradients(model, sites, batches, made, per_example, seed, progress)
 
 
+def _masks(
+    model: nn.Module,
+    sites: list[Site],
+    batches: list[Batch],
+    method: Method,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """The trained masks of the groups of each site; empty if the criterion reads none."""
+    criterion = method.criterion
+    if not isinstance(criterion, GeneratorMask):
+        return {}
+    return train_masks(model, sites, batches, criterion, seed, progress)
+
+
 def _rankings(
     model: nn.Module,
     source: ModelSource,
     sites: list[Site],
     gradients: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
     method: CutMethod,
     seed: int,
     report: PruneReport,
@@ -235,7 +253,14 @@ def _rankings(
                 all_readers = waiting.pop(site.name)
                 readers = [of for name, of in all_readers.items() if name not in report.unseen]
                 slopes = gradients.get(site.name)
-                groups = Groups(site.groups, readers, _writers(model, site), slopes, site.layers)
+                groups = Groups(
+                    site.groups,
+                    readers,
+                    _writers(model, site),
+                    slopes,
+                    masks.get(site.name),
+                    site.layers,
+                )
                 if not readers:
                     groups = replace(groups, readers=list(all_readers.values()))
                     rankings[site.name] = rank_unseen(

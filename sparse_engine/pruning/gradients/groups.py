@@ -10,25 +10,17 @@ Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", arX
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.calibration import Batch, merge_batches, split_batches
+from sparse_engine.pruning.gradients.factors import RowsMixed, group_factors
 from sparse_engine.pruning.gradients.loss import Loss
 from sparse_engine.pruning.gradients.model import check_precision, differentiate
 from sparse_engine.pruning.progress import Progress
-from sparse_engine.pruning.statistics.capture import linear_input, pre_forward_hooks
 from sparse_engine.structures import Site
-
-
-class _RowsMixed(BaseException):
-    """The first dimension of what a layer reads is not that of the batch.
-
-    It is not an Exception, so that it is not taken for an error of the model.
-    """
 
 
 def group_gradients(
@@ -93,7 +85,7 @@ def _of_examples(
     if loss.adds_up and mask is not None and len(rows) > 1:
         try:
             together = _of_batch(model, sites, batch, len(mask), loss, seed)
-        except _RowsMixed:
+        except RowsMixed:
             pass
         else:
             present = mask.any(1).cpu()
@@ -115,30 +107,11 @@ def _of_batch(
         seed: of its random numbers.
     """
     factors: dict[str, Tensor] = {}
-    read: dict[str, list[tuple[str, Tensor]]] = {}
     for site in sites:
-        for name, groups in site.readers.items():
-            device = next(model.get_submodule(name).parameters()).device
-            factors.setdefault(
-                site.name, torch.ones(rows, site.groups, device=device, requires_grad=True)
-            )
-            read.setdefault(name, []).append((site.name, groups.to(device)))
-
-    def scaled(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        x = linear_input(args, kwargs)
-        if rows > 1 and batch.mask_of(x) is None:
-            raise _RowsMixed
-        for site, groups in read[name]:
-            of_site = factors[site]
-            ones = of_site.new_ones(rows, 1)  # for the group -1
-            columns = torch.cat([of_site, ones], 1)[:, groups].to(x.dtype)
-            shape = (rows, *(1,) * (x.ndim - 2), -1) if x.ndim > 1 else (-1,)
-            x = x * columns.view(shape)
-        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
-
+        device = next(model.get_submodule(next(iter(site.readers))).parameters()).device
+        factors[site.name] = torch.ones(rows, site.groups, device=device, requires_grad=True)
     generator = torch.Generator().manual_seed(seed)
-    modules = {name: model.get_submodule(name) for name in read}
-    with torch.enable_grad(), pre_forward_hooks(modules, scaled):
+    with torch.enable_grad(), group_factors(model, sites, factors, batch):
         value = loss(model, batch, generator)
     found = differentiate(value, factors, batch)
     none = {name: torch.zeros_like(factor) for name, factor in factors.items()}

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from sparse_engine.errors import UsageError
 
-Statistic = Literal["norms", "hessian", "gradient", "squared_gradient", "fisher"]
-"""The fields of `criteria.Inputs`; "hessian" includes the norms."""
+Statistic = Literal["norms", "hessian", "gradient", "squared_gradient", "fisher", "mask"]
+"""The fields of `criteria.Inputs`; "hessian" includes the norms. "mask" is one of `Groups`."""
 
 GRADIENTS: frozenset[Statistic] = frozenset({"gradient", "squared_gradient", "fisher"})
 """Those that need a backward pass through the whole model."""
