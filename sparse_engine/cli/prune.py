@@ -39,7 +39,7 @@ def prune(
         str | None,
         typer.Option(
             help="random, magnitude, coupled, activation, wanda, taylor, snip, fisher, sparsegpt, "
-            "obs."
+            "obs; of structures also generator."
         ),
     ] = None,
     calibration: Annotated[
@@ -53,7 +53,7 @@ def prune(
         str,
         typer.Option(
             help="uniform: each layer alike; erk: by shape; owl: by outliers; sensitivity: by "
-            "measured errors; lamp, raw: layers compete."
+            "measured errors; controller: by a policy that learns; lamp, raw: layers compete."
         ),
     ] = "uniform",
     report: Annotated[

@@ -73,9 +73,10 @@ def prune(
             Layer(), whole layers of a Transformer. With a target several granularities are
             possible, or "auto" for those that have fast kernels on the model's device, which is
             then the default; structures beside them are removed where that loses less.
-        criterion: "random", "magnitude", "coupled", "activation", "wanda", "sparsegpt", "obs", or a
-            Criterion. Options follow a name in brackets, as "magnitude(p=1)"; so do those of
-            recoveries and allocators. The default is "magnitude", with a target "obs".
+        criterion: "random", "magnitude", "coupled", "activation", "wanda", "sparsegpt", "obs", of
+            structures also "generator", or a Criterion. Options follow a name in brackets, as
+            "magnitude(p=1)"; so do those of recoveries and allocators. The default is "magnitude",
+            with a target "obs".
         recovery: "least_squares" (alias "lsq") refits the kept weights, and the biases; "bias"
             shifts the biases alone; None or "none" leaves them as they are. With a target the
             default is "least_squares".
@@ -86,7 +87,7 @@ def prune(
         allocator: "uniform" (alias "local") removes the same fraction from every layer, "erk" more
             from large ones; with "lamp" (alias "global") and "raw" the groups of all layers
             compete; "owl" removes less from blocks with many outliers, "sensitivity" less from
-            layers whose outputs suffer more.
+            layers whose outputs suffer more; "controller" is a policy that learns from the outputs.
         filter_fn: filter_fn(module, name) decides whether a linear layer is pruned, heads and tied
             weights included.
         seed: of the random numbers of the criterion.

@@ -85,6 +85,10 @@ class LayerSource(ABC):
         """The same source without the layers of these names."""
         raise NotImplementedError
 
+    def working(self, text: str) -> None:
+        """Tell the progress bar what is being computed; by default there is none."""
+        return None
+
     def output_error(self) -> Callable[[], float] | None:
         """See `DenseModel.output_error`; None for a source that does not hold the whole model."""
         return None
@@ -140,6 +144,10 @@ class DenseSource:
                 for granularity, sparsities in settings[layer.name].items()
             ]
             yield layer, chain.from_iterable(traces)
+
+    def working(self, text: str) -> None:
+        """Tell the progress bar what is being computed."""
+        self._source.working(text)
 
     def output_error(self) -> Callable[[], float] | None:
         """A function that compares the model's outputs, with the layers' weights as they are now.
@@ -228,6 +236,9 @@ class ModelSource(LayerSource):
         )
         source._gate_moments = self._gate_moments
         return source
+
+    def working(self, text: str) -> None:
+        self._progress.working(text)
 
     def output_error(self) -> Callable[[], float]:
         return OutputError(self.model, self.batches, self._reference)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from sparse_engine.pruning import CRITERIA, prune
 from sparse_engine.pruning.granularity import Tiles, parse_granularity
 
-NAMES = [criterion.name for criterion in CRITERIA]
-OF_PARTS = [criterion.name for criterion in CRITERIA if not criterion.needs_whole_rows]
+OF_WEIGHTS = [criterion for criterion in CRITERIA if not criterion.needs_structures]
+NAMES = [criterion.name for criterion in OF_WEIGHTS]
+OF_PARTS = [criterion.name for criterion in OF_WEIGHTS if not criterion.needs_whole_rows]
 SHAPE = (24, 100)  # more columns than one slice of SparseGPT
 
 

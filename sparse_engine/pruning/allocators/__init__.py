@@ -10,6 +10,7 @@ from sparse_engine.pruning.allocators.owl import OWL
 from sparse_engine.pruning.allocators.raw import Raw
 from sparse_engine.pruning.allocators.sensitivity import Sensitivity
 from sparse_engine.pruning.allocators.uniform import Uniform
+from sparse_engine.pruning.controller.allocator import Controller
 
 ALLOCATORS: tuple[type[Allocator], ...] = (
     Uniform,
@@ -18,6 +19,7 @@ ALLOCATORS: tuple[type[Allocator], ...] = (
     Raw,
     OWL,
     Sensitivity,
+    Controller,
 )
 
 
@@ -39,6 +41,7 @@ __all__ = [
     "OWL",
     "Allocator",
     "Candidate",
+    "Controller",
     "DenseModel",
     "Lamp",
     "Sensitivity",

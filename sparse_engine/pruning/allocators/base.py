@@ -77,6 +77,9 @@ class DenseModel(Protocol):
             settings: by the name of the layer and granularity, the sparsities in ascending order.
         """
 
+    def working(self, text: str) -> None:
+        """Tell the progress bar what is being computed."""
+
     def output_error(self) -> Callable[[], float] | None:
         """A function that compares the model's outputs, with the layers' weights as they are now.
 

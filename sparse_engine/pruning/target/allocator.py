@@ -15,6 +15,7 @@ from sparse_engine.pruning.progress import ProgressCallback
 from sparse_engine.pruning.report import PruneReport
 from sparse_engine.pruning.target.adjust import fit, refill
 from sparse_engine.pruning.target.budget import DENSE, Budget, Bytes, Counts, Times
+from sparse_engine.pruning.target.controlled import control_levels
 from sparse_engine.pruning.target.levels import Level, affordable, level_of, total, worthwhile
 from sparse_engine.pruning.target.machine import Machine, Weights
 from sparse_engine.pruning.target.report import TargetLayer, TargetReport, cost_text
@@ -245,7 +246,8 @@ class ByTarget(Allocator):
                 self._evaluations += 1
                 return error_of(picks)
 
-            return search(tables, picks, self._budget.of_layers, evaluate, proceed, self.seed)
+            find = control_levels if self.target.search == "controller" else search
+            return find(tables, picks, self._budget.of_layers, evaluate, proceed, self.seed)
 
 
 def _keep_one_sparse(tables: list[list[Level]]) -> None:

@@ -11,6 +11,7 @@ GOALS = ("speedup", "latency_ms", "size_mb", "params", "flops")
 TIMES = ("speedup", "latency_ms")
 DTYPES = ("float32", "bfloat16", "int8")
 SHARES = (0.0, 0.125, 0.25, 0.5)
+SEARCHES = ("evolution", "controller")
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 
@@ -29,6 +30,8 @@ class Target:
         threads: cores that are used while times are measured; None for torch's setting.
         search_seconds: how long the choice of levels is improved by the error of the model's
             outputs on calibration inputs; 0 for not at all. All shares together have so long.
+        search: how: "evolution" mutates the best choice, "controller" is a recurrent policy that
+            learns from the errors.
         sparsities: what is tried in every layer, ascending.
         shares: fractions of heads, units or other structures that are tried where `prune` may
             remove some, ascending; 0 is none.
@@ -49,6 +52,7 @@ class Target:
     dtype: str = "float32"
     threads: int | None = None
     search_seconds: float = 30.0
+    search: str = "evolution"
     sparsities: tuple[float, ...] = SPARSITIES
     shares: tuple[float, ...] = SHARES
 
@@ -68,6 +72,8 @@ class Target:
             raise UsageError(f"target dtype {self.dtype!r}: use {', '.join(DTYPES)}")
         if not _is_number(self.search_seconds) or not 0 <= self.search_seconds < math.inf:
             raise UsageError(f"target search_seconds {self.search_seconds!r}: give 0 or more")
+        if self.search not in SEARCHES:
+            raise UsageError(f"target search {self.search!r}: use {' or '.join(SEARCHES)}")
         for name in ("sparsities", "shares"):
             fractions = getattr(self, name)
             ascending = isinstance(fractions, tuple) and all(map(_is_number, fractions))

@@ -21,7 +21,8 @@ from sparse_engine.pruning.recovery import RECOVERIES
 
 STRUCTURES = ("head", "unit(keep=2)")
 CRITERION_FORMS = (
-    *(known.name for known in CRITERIA),
+    *(known.name for known in CRITERIA if known.name != "generator"),
+    "generator(steps=3)",
     "magnitude(p=1)",
     "magnitude(threshold=0.02)",
     "magnitude(sigma=0.98)",
