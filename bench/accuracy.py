@@ -159,7 +159,11 @@ def run_task(name: str, given: argparse.Namespace) -> str:
     settings = grid(
         [
             *(() if given.only else getattr(task, "methods", ALWAYS)),
-            *((criterion, given.recovery) for criterion in given.criterion),
+            *(
+                (criterion, given.recovery, allocator)
+                for criterion in given.criterion
+                for allocator in given.allocator or ["uniform"]
+            ),
         ],
         _points(task, given),
         _calibrations(task, given),
@@ -201,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--criterion", action="append", default=[], help="one more; repeat")
     parser.add_argument("--only", action="store_true", help="those criteria and no others")
     parser.add_argument("--recovery", default="least_squares", help="of those criteria")
+    parser.add_argument("--allocator", action="append", help="of those criteria; repeat")
     parser.add_argument("--granularity", help="such as element,4x1,2:4; default: the table's")
     parser.add_argument("--sparsity", help="fractions of zeros; default: the table's")
     parser.add_argument("--calibration", help="name of calibration texts; default: the table's")
