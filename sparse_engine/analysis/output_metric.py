@@ -62,6 +62,11 @@ class OutputMetric:
                 self.kind = ERROR
             self._dense.append([_spread(rows, most // len(outputs)) for rows in outputs])
 
+    @property
+    def name(self) -> str:
+        """How outputs are compared."""
+        return self.kind.name
+
     def __call__(self, model: nn.Module) -> float:
         """The metric of a model that may have been pruned; NaN if its outputs are not finite."""
         total, count = 0.0, 0.0

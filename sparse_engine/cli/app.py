@@ -17,6 +17,7 @@ from sparse_engine.cli import (
     info,
     inspect,
     prune,
+    prune_until,
     sensitivity,
     serve,
 )
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command("demo", cls=Command)(demo.demo)
 app.command("prune", cls=Command)(prune.prune)
+app.command("prune-until", cls=Command)(prune_until.prune_until)
 app.command("sensitivity", cls=Command)(sensitivity.sensitivity)
 app.command("convert", cls=Command)(convert.convert)
 app.command("export", cls=Command)(export.export)

@@ -104,6 +104,8 @@ def finite(number: float) -> float:
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, for people."""
+    """The name of a function, or of a callable that has one, for people."""
+    if isinstance(name := getattr(function, "name", None), str):
+        return name
     name = getattr(function, "__name__", type(function).__name__)
     return "metric" if name == "<lambda>" else str(name).replace("_", " ")

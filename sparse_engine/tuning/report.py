@@ -16,7 +16,7 @@ from sparse_engine.tuning.rounds import Round
 from sparse_engine.tuning.table import number, text_table
 
 COSTS = {"latency_ms": "ms", "size_mb": "MB", "params": "parameters", "flops": "FLOPs"}
-MOST_TITLE = 12  # letters of the metric's name at the head of a column
+MOST_TITLE = 16  # letters of the metric's name at the head of a column
 
 
 @dataclass

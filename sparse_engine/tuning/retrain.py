@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,7 @@ class Retrain:
     """Steps of an optimizer after each pruning, while what is removed stays zero.
 
     Without a recipe the zeros are held, the outputs of the dense model are the labels, and the
-    learning rate falls to zero on a line. The batches are shuffled before each pass over them. The
-    model is trained in the mode that it has: call `model.train()` first for dropout.
+    learning rate falls to zero on a line. The batches are shuffled before each pass over them.
 
     Attributes:
         batches: inputs of the model, as `prune` takes calibration inputs.
@@ -37,6 +37,8 @@ class Retrain:
         loss: loss(model, batch), as `Pruner` takes it.
         optimizer: optimizer(parameters) makes another one than AdamW, which `learning_rate` is not
             given to.
+        dropout: whether the model is in training mode, with dropout and moving means of batch
+            norms. The outputs of the dense model are met more closely without.
 
     Raises:
         UsageError: if a value is out of range, or the recipe is wrong.
@@ -51,6 +53,7 @@ class Retrain:
     recipe: Any = None
     loss: LossFunction | None = None
     optimizer: MakeOptimizer | None = None
+    dropout: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.batches, Sequence) or isinstance(self.batches, str):
@@ -81,7 +84,7 @@ class Retrain:
         """Train a model in place.
 
         Args:
-            model: after pruning.
+            model: after pruning. Its mode is changed.
             dense: the teacher.
             has_zeros: whether weights were set to zero, which are held then.
             seed: of the order of the batches, and of the modifiers.
@@ -99,11 +102,14 @@ class Retrain:
         parameters = [p for p in model.parameters() if p.requires_grad]
         make = self.optimizer or self._adamw
         optimizer = make(parameters)
-        for step, batch in enumerate(self._shuffled(seed), 1):
-            loss = pruner.loss(batch)
-            loss.backward()
-            pruner.step(optimizer)
-            progress(step, self.steps, f"training, loss {float(loss.detach()):.4g}")
+        model.train(self.dropout)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the model is trained in evaluation mode")
+            for step, batch in enumerate(self._shuffled(seed), 1):
+                loss = pruner.loss(batch)
+                loss.backward()
+                pruner.step(optimizer)
+                progress(step, self.steps, f"training, loss {float(loss.detach()):.4g}")
         pruner.finalize()
 
     def _recipe(self, has_zeros: bool) -> Any:
@@ -127,11 +133,11 @@ class Retrain:
             yield self.batches[order.pop()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, of which the batches are their number."""
+        """Plain values, without the batches and functions."""
         recipe = None if self.recipe is None else read_training_recipe(self.recipe).to_dict()
         return {
-            "batches": len(self.batches),
             "steps": self.steps,
             "learning_rate": self.learning_rate,
             "recipe": recipe,
+            "dropout": self.dropout,
         }

@@ -193,8 +193,7 @@ class Run:
             with torch.random.fork_rng():
                 torch.manual_seed(self._seed + current.number)
                 report = self._prune_and_train(method, current)
-            value = self._measure()
-            self._clock.check()
+                value = self._measure()
             drop = self._rules.quality.drop(value, self._dense_metric)
             found = replace(current, method=report.method, metric=value, drop=drop)
             is_only = len(self._methods) == 1

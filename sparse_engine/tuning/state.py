@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.io.tensorfile import tensor_bytes
 from sparse_engine.structures.fit import find_fit
-from sparse_engine.structures.snapshot import Snapshot
+from sparse_engine.structures.snapshot import Snapshot, unchanged_after_error
 
 
 class State:
@@ -60,14 +60,15 @@ def take_over(model: nn.Module, stored: Mapping[str, Tensor], where: str) -> Non
     Raises:
         InvalidFileError: if the tensors do not fit the model.
     """
-    find_fit(model, {name: tuple(t.shape) for name, t in stored.items()}).apply_(model)
-    own = dict(named_tensors(model))
-    if own.keys() != stored.keys():
-        name = min(own.keys() ^ stored.keys())
-        raise InvalidFileError(f"{where}: tensor {name!r} is not in both the file and the model")
-    for name, tensor in own.items():
-        if (tensor.shape, tensor.dtype) != (stored[name].shape, stored[name].dtype):
-            raise InvalidFileError(f"{where}: tensor {name!r} does not fit the model")
+    with unchanged_after_error(model):
+        find_fit(model, {name: tuple(t.shape) for name, t in stored.items()}).apply_(model)
+        own = dict(named_tensors(model))
+        if own.keys() != stored.keys():
+            name = min(own.keys() ^ stored.keys())
+            raise InvalidFileError(f"{where}: tensor {name!r} is not in both file and model")
+        for name, tensor in own.items():
+            if (tensor.shape, tensor.dtype) != (stored[name].shape, stored[name].dtype):
+                raise InvalidFileError(f"{where}: tensor {name!r} does not fit the model")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(stored[name])

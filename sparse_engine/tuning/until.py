@@ -11,7 +11,12 @@ from torch import nn
 from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
-from sparse_engine.pruning.calibration import check_iterable, fingerprint, read_calibration
+from sparse_engine.pruning.calibration import (
+    Batch,
+    check_iterable,
+    fingerprint,
+    read_calibration,
+)
 from sparse_engine.pruning.progress import ProgressCallback
 from sparse_engine.pruning.target.target import Target
 from sparse_engine.tuning.clock import seconds_of
@@ -71,7 +76,8 @@ def prune_until(
             not begin unless it is expected to end in time, and one that does not is given up.
         folder: receives the rounds and the best state, so that the same call goes on after the
             process was killed, with the same result. The random numbers of torch are seeded in
-            every round. It is made if it does not exist; that of another run is refused.
+            every round. It is made if it does not exist; that of another run is refused, of which
+            functions are known by their names.
         methods: alternatives, each a mapping of arguments of `prune` that differ from `options`.
             Every round tries them all, and goes on with the one whose metric is best.
         progress: called with (done, total, text) while a round prunes and trains.
@@ -121,9 +127,13 @@ def prune_until(
     fold_(model)
     for method in found:
         method.step.check(model)
-    batches = []
-    if options.get("calibration"):
-        batches = read_calibration(model, options["calibration"], options.get("loss") is not None)
+    has_loss = options.get("loss") is not None
+    batches = _read(model, options.get("calibration"), has_loss)
+    trained_on = []
+    if isinstance(train, Retrain):
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UsageError("no parameter requires a gradient: call model.requires_grad_(True)")
+        trained_on = _read(model, train.batches, train.loss is not None)
     rules = Rules(quality, widening, target, patience)
     request = {
         **rules.to_dict(),
@@ -131,7 +141,12 @@ def prune_until(
         "train": train.to_dict() if isinstance(train, Retrain) else train and name_of(train),
         "methods": [method.to_dict() for method in found],
         "calibration": fingerprint(batches) if batches else {},
+        "batches": fingerprint(trained_on) if trained_on else {},
     }
     with open_journal(folder, request) as journal:
         run = Run(model, rules, found, train, batches, journal, seconds, progress)
         return run.report()
+
+
+def _read(model: nn.Module, inputs: Sequence[Any] | None, has_loss: bool) -> list[Batch]:
+    return [] if inputs is None else read_calibration(model, inputs, has_loss)

@@ -350,6 +350,24 @@ def test_retrain_distils_from_the_dense_model_and_holds_the_zeros() -> None:
     assert with_training < 0.7 * without
 
 
+@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.filterwarnings("error")
+def test_dropout_in_retrain(dropout: bool) -> None:
+    modes: list[bool] = []
+
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        modes.append(model.training)
+        return model(batch).square().mean()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+    train = se.Retrain([torch.randn(4, 12)], 2, loss=loss, dropout=dropout)
+    report = se.prune_until(model, Watched(1), sparsities=[0.5], train=train)
+    assert report.stop == "list", report.reason
+    assert modes == [dropout, dropout]
+    assert model.training
+
+
 def test_modes_are_those_before(tmp_path: Path) -> None:
     model = network()
     model[1].eval()
@@ -402,6 +420,12 @@ def test_wrong_arguments_change_nothing(options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         se.prune_until(model, metric, **options)
     assert same(model, dense)
+
+
+def test_a_model_without_gradients_cannot_be_trained() -> None:
+    model = network().requires_grad_(False)
+    with pytest.raises(UsageError, match=r"call model\.requires_grad_"):
+        se.prune_until(model, Watched(1), train=se.Retrain([torch.zeros(1, 12)]))
 
 
 @pytest.mark.parametrize(
