@@ -152,8 +152,12 @@ def test_recipes_hold_options_of_prune(block: CodeBlock, tmp_path: Path) -> None
 
     from sparse_engine.cli.prune import prune
     from sparse_engine.pruning.recipe import read_recipe
+    from sparse_engine.training import read_training_recipe
 
     (tmp_path / "recipe.yaml").write_text(block.code)
+    if "modifiers:" in block.code:
+        assert read_training_recipe(tmp_path / "recipe.yaml").modifiers
+        return
     options = set(read_recipe(tmp_path / "recipe.yaml").options)
     assert options <= {*inspect.signature(prune).parameters, "overrides", "steps"}
     assert options
