@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from typing import Any
 
 from common import Line, parser, run
 from data import Parts, built_in_labelled, labelled, read_parts, split
-from hugging import bert
+from hugging import bert, with_classifier
 from models import TextClassifier
 from rows import Row, accuracy
 from training import Task
 from vocabulary import word_tokenizer
 
 from sparse_engine.cli.common import run_script
+from sparse_engine.models.rnn import RnnForSequenceClassification
 
-MODELS = ("lstm", "gru", "rnn", "cnn", "resnet", "bert")
+MODELS = ("lstm", "gru", "rnn", "bilstm", "cnn", "resnet", "bert")
 MAX_WORDS = 96
 
 
@@ -40,24 +40,29 @@ def make_task(given: argparse.Namespace) -> Task:
     texts = [words for words, _ in parts.train]
     labels = sorted({label for _, label in parts.train})
     ids = {label: i for i, label in enumerate(labels)}
-    is_bert = given.model == "bert"
-    if is_bert:
+    is_plain = given.model in ("cnn", "resnet")
+    if given.model == "bert":
         tokenizer, build = bert("ForSequenceClassification", labels, texts, given)
     else:
         tokenizer = word_tokenizer(texts, given.words)
         size = tokenizer.get_vocab_size()
-        build = partial(TextClassifier, given.model, size, len(labels), given.size)
+        build = partial(with_classifier, RnnForSequenceClassification, size, labels, given)
+        if is_plain:
+            build = partial(TextClassifier, given.model, size, len(labels), given.size)
 
     def encoded(text: tuple[list[str], str]) -> Row:
         found = tokenizer.encode(" ".join(text[0][:MAX_WORDS]))
-        row: dict[str, Any] = {"input_ids": found.ids}
-        if is_bert:
-            row["attention_mask"] = found.attention_mask
-        return row | {"labels": ids[text[1]]}
+        masks = {} if is_plain else {"attention_mask": found.attention_mask}
+        return {"input_ids": found.ids, **masks, "labels": ids[text[1]]}
 
-    name = f"classify {given.model}"
-    rows = parts.map(encoded)
-    return Task(name, "accuracy %", build, rows, accuracy, tokenizer=tokenizer if is_bert else None)
+    return Task(
+        f"classify {given.model}",
+        "accuracy %",
+        build,
+        parts.map(encoded),
+        accuracy,
+        tokenizer=None if is_plain else tokenizer,
+    )
 
 
 def options() -> argparse.ArgumentParser:

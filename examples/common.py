@@ -50,7 +50,7 @@ def parser(text: str, models: Sequence[str]) -> argparse.ArgumentParser:
     add("--prune-steps", type=int, default=250, help="steps of the pruned training")
     add("--batch", type=int, default=32, help="texts a step")
     add("--rate", type=float, default=2e-3, help="the largest learning rate")
-    add("--sparsity", type=float, default=0.8, help="fraction of zeros in the pruned layers")
+    add("--sparsity", type=float, default=0.9, help="fraction of zeros in the pruned layers")
     add("--granularity", default="element", help="element, or blocks such as 4x1")
     add("--criterion", default="magnitude", help="chooses the weights that are removed")
     add("--format", default="auto", help="auto for the one that is measured as the fastest")

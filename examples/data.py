@@ -39,10 +39,18 @@ class Parts:
         return Parts(*parts, self.source)
 
 
-def split(rows: Sequence[Any], source: str, limit: int | None, seed: int = 0) -> Parts:
-    """A tenth of the rows for validation and a tenth for the test, drawn with a fixed seed."""
+def split(rows: Sequence[Any], source: str, limit: int | None, drawn: bool = True) -> Parts:
+    """A tenth of the rows for validation and a tenth for the test.
+
+    Args:
+        rows: of the whole text.
+        source: where they come from.
+        limit: most rows, all parts together; None for all.
+        drawn: by chance, with a fixed seed; otherwise the first two tenths.
+    """
     rows = list(rows)
-    random.Random(seed).shuffle(rows)
+    if drawn:
+        random.Random(0).shuffle(rows)
     rows = rows[:limit]
     tenth = max(len(rows) // 10, 1)
     if len(rows) < 3:
@@ -50,7 +58,7 @@ def split(rows: Sequence[Any], source: str, limit: int | None, seed: int = 0) ->
     return Parts(rows[2 * tenth :], rows[tenth : 2 * tenth], rows[:tenth], source)
 
 
-def read_parts(folder: Path, read: Any, limit: int | None) -> Parts:
+def read_parts(folder: Path, read: Any, limit: int | None, drawn: bool = True) -> Parts:
     """The parts of a folder, by the names of its files.
 
     A file whose name holds "test" is the test; "valid", "dev" or "trial" is for validation; the
@@ -60,6 +68,7 @@ def read_parts(folder: Path, read: Any, limit: int | None) -> Parts:
         folder: of the files.
         read: read(lines) yields the rows of a file.
         limit: most rows of each part; None for all.
+        drawn: whether tenths are drawn by chance; otherwise they are the beginning of the file.
 
     Raises:
         UsageError: if there is no file.
@@ -77,11 +86,11 @@ def read_parts(folder: Path, read: Any, limit: int | None) -> Parts:
         raise UsageError(f"--data {folder}: has no file to train on")
     rows = {part: _rows(path, read) for part, path in files.items()}
     if len(rows) == 1:
-        return split(rows["train"], folder.name, limit)
+        return split(rows["train"], folder.name, limit, drawn)
     if "valid" not in rows or "test" not in rows:
-        drawn = split(rows["train"], folder.name, None)
+        parts = split(rows["train"], folder.name, None, drawn)
         missing = "valid" if "test" in rows else "test"
-        rows[missing], rows["train"] = drawn.valid, drawn.train + drawn.test
+        rows[missing], rows["train"] = parts.test, parts.valid + parts.train
     return Parts(rows["train"][:limit], rows["valid"][:limit], rows["test"][:limit], folder.name)
 
 
@@ -94,7 +103,8 @@ def _rows(path: Path, read: Any) -> list[Any]:
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     try:
-        rows = list(read(text.splitlines()))
+        # splitlines would also end lines at U+0085, which old texts have for an ellipsis.
+        rows = list(read(text.replace("\r\n", "\n").split("\n")))
     except (KeyError, ValueError) as error:
         raise InvalidFileError(f"{path}: not in the form of this task: {error}") from error
     if not rows:

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from vocabulary import END, word_tokenizer
 
-from sparse_engine.models.rnn import RnnConfig, RnnForCausalLM, RnnForTokenClassification
+from sparse_engine.models.rnn import RnnConfig, RnnForCausalLM
 from sparse_engine.text.tokenizer import load_tokenizer
 
 CELLS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
@@ -55,17 +55,26 @@ def bert(
     return tokenizer, lambda: getattr(transformers, f"Bert{head}")(config)
 
 
-def tagger(words: int, labels: Sequence[str], given: argparse.Namespace) -> nn.Module:
-    """A bidirectional LSTM or GRU, and a linear layer on its states."""
+def with_classifier(
+    cls: type[nn.Module], words: int, labels: Sequence[str], given: argparse.Namespace
+) -> nn.Module:
+    """A recurrent tagger or classifier of one layer; in both directions if its name has "bi".
+
+    Args:
+        cls: RnnForTokenClassification or RnnForSequenceClassification.
+        words: size of the vocabulary.
+        labels: names of the classes.
+        given: options of the script.
+    """
     config = RnnConfig(
         vocab_size=words,
         embedding_size=given.size // 2,
         hidden_size=given.size,
         cell=CELLS[given.model.removeprefix("bi")],
-        bidirectional=True,
+        bidirectional=given.model.startswith("bi"),
         **label_names(labels),
     )
-    return RnnForTokenClassification(config)
+    return cls(config)
 
 
 def recurrent(words: int, given: argparse.Namespace) -> nn.Module:

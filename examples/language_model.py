@@ -54,7 +54,7 @@ def perplexity(model: nn.Module, rows: Sequence[Row]) -> float:
 def make_task(given: argparse.Namespace) -> Task:
     """The task of the options."""
     if given.data is not None:
-        parts = read_parts(given.data, sentences, given.limit)
+        parts = read_parts(given.data, sentences, given.limit, drawn=False)
     else:
         parts = split(built_in_sentences(), "built-in text", given.limit)
     tokenizer = word_tokenizer(parts.train, given.words)

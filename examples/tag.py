@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from common import Line, parser, run
 from data import built_in_tagged, read_parts, split, tagged
-from hugging import bert, tagger
+from hugging import bert, with_classifier
 from rows import IGNORED, Row, in_order, logits_of
 from torch import nn
 from training import Task
 from vocabulary import word_tokenizer
 
 from sparse_engine.cli.common import run_script
+from sparse_engine.models.rnn import RnnForTokenClassification
 
 MODELS = ("bilstm", "bigru", "bert")
 MAX_WORDS = 96
@@ -72,7 +74,8 @@ def make_task(given: argparse.Namespace) -> Task:
         tokenizer, build = bert("ForTokenClassification", labels, texts, given)
     else:
         tokenizer = word_tokenizer(texts, given.words)
-        build = lambda: tagger(tokenizer.get_vocab_size(), labels, given)  # noqa: E731
+        size = tokenizer.get_vocab_size()
+        build = partial(with_classifier, RnnForTokenClassification, size, labels, given)
 
     def encoded(sentence: tuple[list[str], list[str]]) -> Row:
         """The tag of a word is that of its first token."""

@@ -1,4 +1,4 @@
-"""Language models and taggers on recurrent networks, as models of transformers.
+"""Language models, taggers and classifiers on recurrent networks, as models of transformers.
 
 A folder with config.json, safetensors and a tokenizer is pruned, converted and served as any other.
 Imports transformers, so only sparse_engine.io.hugging and code that builds such a model import it.
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    CausalLMOutputWithPast,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 CELLS: dict[str, tuple[type[nn.RNNBase], dict[str, Any]]] = {
     "lstm": (nn.LSTM, {}),
@@ -32,7 +36,7 @@ class RnnConfig(PretrainedConfig):
     Args:
         vocab_size, embedding_size, hidden_size, num_hidden_layers: sizes of embedding and network.
         cell: lstm, gru, rnn_tanh or rnn_relu.
-        bidirectional: whether a second network reads backwards; for taggers alone.
+        bidirectional: whether a second network reads backwards; not for language models.
         inner_sizes: features of linear layers with a ReLU between the network and the classifier.
         cutoffs: of an adaptive softmax (Grave et al. 2017); empty for a full one.
         tie_word_embeddings: whether the language model's head is the embedding.
@@ -111,8 +115,8 @@ class RnnPreTrainedModel(PreTrainedModel):
         """Keep the initialisation of torch."""
 
 
-class RnnForTokenClassification(RnnPreTrainedModel):
-    """A label for each token (Huang, Xu, Yu 2015, without the random field)."""
+class _RnnWithClassifier(RnnPreTrainedModel):
+    """Linear layers, with a ReLU in between, on the states of the network."""
 
     def __init__(self, config: RnnConfig) -> None:
         super().__init__(config)
@@ -121,23 +125,50 @@ class RnnForTokenClassification(RnnPreTrainedModel):
         self.classifier = nn.Linear(widths[-1], int(config.num_labels or 0))
         self.post_init()
 
+    def _states(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """States [batch, seq, features]; padding, where attention_mask is 0, is on the right."""
+        x = self.embedding(input_ids)
+        if attention_mask is None or bool(attention_mask.all()):
+            states: Tensor = self.rnn(x)[0]
+            return states
+        # A network that reads backwards must begin at the end of each text.
+        lengths = _lengths(attention_mask).clamp(min=1)
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(
+            self.rnn(packed)[0], batch_first=True, total_length=x.shape[1]
+        )
+        return states
+
+    def _logits(self, states: Tensor) -> Tensor:
+        for layer in self.inner:
+            states = F.relu(layer(states))
+        logits: Tensor = self.classifier(states)
+        return logits
+
+
+class RnnForTokenClassification(_RnnWithClassifier):
+    """A label for each token (Huang, Xu, Yu 2015, without the random field)."""
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> TokenClassifierOutput:
         """logits [batch, seq, labels]; padding, where attention_mask is 0, is on the right."""
-        x = self.embedding(input_ids)
-        if attention_mask is None or bool(attention_mask.all()):
-            states, _ = self.rnn(x)
-        else:
-            # A network that reads backwards must begin at the end of each text.
-            lengths = _lengths(attention_mask).clamp(min=1)
-            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            states, _ = pad_packed_sequence(
-                self.rnn(packed)[0], batch_first=True, total_length=x.shape[1]
-            )
-        for layer in self.inner:
-            states = F.relu(layer(states))
-        return TokenClassifierOutput(logits=self.classifier(states))
+        return TokenClassifierOutput(logits=self._logits(self._states(input_ids, attention_mask)))
+
+
+class RnnForSequenceClassification(_RnnWithClassifier):
+    """A label for each text, from the largest state of each unit (Lai et al. 2015, AAAI)."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        """logits [batch, labels]; padding, where attention_mask is 0, is on the right."""
+        states = self._states(input_ids, attention_mask)
+        if attention_mask is not None:
+            padding = attention_mask == 0
+            padding[:, 0] = False  # an empty text has the state of its padding
+            states = states.masked_fill(padding[..., None], -torch.inf)
+        return SequenceClassifierOutput(logits=self._logits(states.amax(1)))
 
 
 class RnnForCausalLM(RnnPreTrainedModel):
@@ -200,4 +231,7 @@ def _lengths(mask: Tensor) -> Tensor:
     return lengths
 
 
-MODELS = {cls.__name__: cls for cls in (RnnForTokenClassification, RnnForCausalLM)}
+MODELS = {
+    cls.__name__: cls
+    for cls in (RnnForTokenClassification, RnnForSequenceClassification, RnnForCausalLM)
+}

@@ -67,6 +67,14 @@ def test_missing_parts_are_drawn_from_the_training_file(script: Any, tmp_path: P
         assert len(set(rows)) == len(rows)
 
 
+def test_a_text_in_order_keeps_its_order(script: Any, tmp_path: Path) -> None:
+    data = script("data")
+    write(tmp_path, everything=40)
+    parts = data.read_parts(tmp_path, data.sentences, None, drawn=False)
+    numbers = [int(row[1]) for row in (*parts.test, *parts.valid, *parts.train)]
+    assert numbers == list(range(40))
+
+
 def test_folders_without_texts_are_refused(script: Any, tmp_path: Path) -> None:
     data = script("data")
     with pytest.raises(UsageError, match="no file to train on"):
@@ -81,8 +89,9 @@ def test_folders_without_texts_are_refused(script: Any, tmp_path: Path) -> None:
 
 def test_bytes_that_are_not_utf8_are_latin_1(script: Any, tmp_path: Path) -> None:
     data = script("data")
-    (tmp_path / "train.txt").write_bytes(b"caf\xe9 1\n" * 4)
-    assert data.read_parts(tmp_path, data.sentences, None).train[0][0] == "café"
+    (tmp_path / "train.txt").write_bytes(b"caf\xe9 \x85 1\r\n" * 4)
+    parts = data.read_parts(tmp_path, data.sentences, None)
+    assert parts.train == [["café", "1"]] * 2
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,15 @@ from sparse_engine.errors import UsageError
 from sparse_engine.tasks import open_task
 
 MODELS = {
-    "classify": ("lstm", "gru", "rnn", "cnn", "resnet", "bert"),
+    "classify": ("lstm", "gru", "rnn", "bilstm", "cnn", "resnet", "bert"),
     "language_model": ("lstm", "gru", "rnn", "gpt"),
     "match": ("cnn", "lstm", "gru", "rnn", "resnet", "bert"),
     "tag": ("bilstm", "bigru", "bert"),
     "translate": ("gru",),
 }
-SMALL = "--limit 60 --steps 6 --prune-steps 6 --size 32 --format csr --threads 1".split()
+SMALL = (
+    "--limit 60 --sparsity 0.8 --steps 6 --prune-steps 6 --size 32 --format csr --threads 1".split()
+)
 
 
 @pytest.mark.parametrize(

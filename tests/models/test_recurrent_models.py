@@ -19,8 +19,13 @@ pytest.importorskip("tokenizers")
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sparse_engine.models.rnn import RnnConfig, RnnForCausalLM, RnnForTokenClassification
-from sparse_engine.tasks import Generator, Sampling, TokenClassifier, open_task
+from sparse_engine.models.rnn import (
+    RnnConfig,
+    RnnForCausalLM,
+    RnnForSequenceClassification,
+    RnnForTokenClassification,
+)
+from sparse_engine.tasks import Classifier, Generator, Sampling, TokenClassifier, open_task
 
 WORDS = ["[PAD]", "[UNK]", *"the a cat dog sat on mat who why . ?".split()]
 TAGGERS: dict[str, dict[str, Any]] = {
@@ -38,9 +43,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
 def folder(path: Path, cls: Any, **sizes: Any) -> Path:
     """A model as Hugging Face writes it, with a word tokenizer."""
     torch.manual_seed(0)
-    labels = (
-        {"id2label": {0: "O", 1: "NOUN", 2: "VERB"}} if cls is RnnForTokenClassification else {}
-    )
+    labels = {} if cls is RnnForCausalLM else {"id2label": {0: "O", 1: "NOUN", 2: "VERB"}}
     config = RnnConfig(vocab_size=len(WORDS), hidden_size=32, **(sizes | labels))
     model = cls(config).eval()
     for parameter in model.parameters():
@@ -92,6 +95,37 @@ def test_a_tagger_end_to_end(kind: str, tmp_path: Path) -> None:
     # Unpruned, the answers are the dense model's.
     se.sparsify_(dense, "csr", filter_fn=lambda module, name: True)
     assert same(TokenClassifier(dense, source).tag(texts), expected)
+
+
+@pytest.mark.parametrize("kind", TAGGERS)
+def test_a_classifier_end_to_end(kind: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "dense", RnnForSequenceClassification, **TAGGERS[kind])
+    ok("prune", source, tmp_path / "pruned", "--sparsity", 0.5, "--calibration", "none")
+    ok("convert", tmp_path / "pruned", tmp_path / "package", "--format", "csr", "--verify")
+    pruned, _ = se.io.load_pretrained(tmp_path / "pruned")
+    texts = ["the cat sat on the mat .", "why ?", "a dog sat"]
+    one, two = (
+        open_task(model, tmp_path / "package") for model in (se.load(tmp_path / "package"), pruned)
+    )
+    assert isinstance(one, Classifier)
+    together = one.classify(texts)
+    for found in ([one.classify([text])[0] for text in texts], two.classify(texts)):
+        assert [[x.label for x in row] for row in found] == [[x.label for x in r] for r in together]
+        scores = [torch.tensor([[x.score for x in row] for row in y]) for y in (found, together)]
+        torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
+    found = json.loads(ok("run", tmp_path / "package", "--text", texts[0], "-o", "json"))
+    assert {label["label"] for label in found} == {"O", "NOUN", "VERB"}
+
+
+def test_a_classifier_takes_the_largest_state_of_each_unit() -> None:
+    torch.manual_seed(0)
+    config = RnnConfig(vocab_size=9, hidden_size=8, bidirectional=True, num_labels=3)
+    model = RnnForSequenceClassification(config).eval()
+    ids, mask = torch.tensor([[4, 5, 6, 0], [1, 2, 3, 4]]), torch.tensor([[1, 1, 1, 0], [1] * 4])
+    states = [model.rnn(model.embedding(row))[0] for row in (ids[:1, :3], ids[1:])]
+    expected = model.classifier(torch.cat([state.max(1).values for state in states]))
+    torch.testing.assert_close(model(ids, mask).logits, expected)
+    assert model(ids, torch.zeros_like(mask)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", LANGUAGE_MODELS)

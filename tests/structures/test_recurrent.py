@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
-from sparse_engine.models.rnn import RnnConfig, RnnForCausalLM, RnnForTokenClassification
+from sparse_engine.models.rnn import (
+    RnnConfig,
+    RnnForCausalLM,
+    RnnForSequenceClassification,
+    RnnForTokenClassification,
+)
 
 FEATURES, UNITS, LABELS = 6, 10, 4
 READERS = "unit(keep=1, readers='rnn: head')"
@@ -164,19 +169,24 @@ def test_cut_cell_equals_rows_and_columns_taken_by_hand(cls: Any) -> None:
 
 def library_model(**options: Any) -> Any:
     torch.manual_seed(0)
-    tagger = options.pop("tagger", False)
+    cls = options.pop("cls", RnnForCausalLM)
     config = RnnConfig(
         vocab_size=30, hidden_size=10, num_labels=5, **({"embedding_size": 8} | options)
     )
-    return (RnnForTokenClassification if tagger else RnnForCausalLM)(config).eval()
+    return cls(config).eval()
 
 
 MODELS = {
     "lstm": {"cell": "lstm", "num_hidden_layers": 2},
     "gru": {"cell": "gru", "num_hidden_layers": 2},
     "adaptive softmax": {"cutoffs": (10,)},
-    "tagger": {"tagger": True, "bidirectional": True},
-    "tagger with inner layers": {"tagger": True, "bidirectional": True, "inner_sizes": (12, 9)},
+    "tagger": {"cls": RnnForTokenClassification, "bidirectional": True},
+    "tagger with inner layers": {
+        "cls": RnnForTokenClassification,
+        "bidirectional": True,
+        "inner_sizes": (12, 9),
+    },
+    "classifier": {"cls": RnnForSequenceClassification, "bidirectional": True, "inner_sizes": (9,)},
 }
 
 

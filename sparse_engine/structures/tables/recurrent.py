@@ -67,7 +67,7 @@ def sites(model: nn.Module, stated: Mapping[str, Sequence[str]]) -> Iterator[Sit
             raise UsageError(f"unit: what reads {name} is known; leave it out of readers")
     for name, module in modules.items():
         if type(module) not in (*NETWORKS, *CELLS):
-            if _is_tagger(module):
+            if _has_classifier(module):
                 yield from _inner_units(name, module)
             continue
         outside = known.get(name) or Outside(refusal=_unknown(name))
@@ -169,7 +169,7 @@ def _of_library(name: str, module: Any) -> Iterator[tuple[str, Outside]]:
     if type(module).__module__ != "sparse_engine.models.rnn":
         return
     modules = dict(module.named_modules())
-    if _is_tagger(module):
+    if _has_classifier(module):
         outside = _outside(modules, "rnn", [_chain(module)[0]])
     elif module.config.cutoffs:
         outside = _outside(modules, "rnn", ["softmax"])
@@ -182,23 +182,23 @@ def _of_library(name: str, module: Any) -> Iterator[tuple[str, Outside]]:
     yield _below(name, "rnn"), replace(outside, layers=layers, sizes=sizes)
 
 
-def _is_tagger(module: nn.Module) -> bool:
+def _has_classifier(module: nn.Module) -> bool:
     cls = type(module)
-    return (cls.__module__, cls.__name__) == (
-        "sparse_engine.models.rnn",
+    return cls.__module__ == "sparse_engine.models.rnn" and cls.__name__ in (
         "RnnForTokenClassification",
+        "RnnForSequenceClassification",
     )
 
 
-def _chain(tagger: Any) -> list[str]:
-    """The linear layers behind the network of a tagger, one after another."""
-    return [*(f"inner.{i}" for i in range(len(tagger.inner))), "classifier"]
+def _chain(model: Any) -> list[str]:
+    """The linear layers behind the network of a tagger or classifier, one after another."""
+    return [*(f"inner.{i}" for i in range(len(model.inner))), "classifier"]
 
 
-def _inner_units(name: str, tagger: Any) -> Iterator[Site]:
-    """The units between the linear layers of a tagger."""
-    for writer, reader in pairwise(_chain(tagger)):
-        units = torch.arange(tagger.get_submodule(writer).weight.shape[0])
+def _inner_units(name: str, model: Any) -> Iterator[Site]:
+    """The units between the linear layers of a tagger or classifier."""
+    for writer, reader in pairwise(_chain(model)):
+        units = torch.arange(model.get_submodule(writer).weight.shape[0])
         writer, reader = _below(name, writer), _below(name, reader)
         yield Site(writer, "unit", len(units), {writer: units}, {reader: units})
 
