@@ -24,7 +24,7 @@ class LayerReport:
         columns_kept: number of columns (inputs) that have one.
         density: where the weights are that are not zero.
         criterion: the text form of its own criterion, or "" for that of the model.
-        warning: what the criterion or the recovery could not do for this layer, or "".
+        warning: what criterion, recovery or allocator could not do for this layer, or "".
     """
 
     name: str

@@ -66,7 +66,7 @@ def prune_layer(
     if new_bias is not None:
         write_parameter(bias, new_bias, layer.name)
     write_parameter(weight, repaired * keep, layer.name)
-    warnings = (method.criterion.note(inputs), method.recovery.note(has_bias))
+    notes = (method.criterion.note(inputs), method.recovery.note(has_bias), setting.warning)
     return layer_report(
         layer,
         setting.granularity,
@@ -74,7 +74,7 @@ def prune_layer(
         system.error(weight.float(), problem.target) if system else None,
         time.perf_counter() - started,
         method.note,
-        "; ".join(filter(None, warnings)),
+        "; ".join(filter(None, notes)),
     )
 
 

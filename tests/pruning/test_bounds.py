@@ -9,7 +9,7 @@ from driver_models import mlp, same, state
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import prune
 from sparse_engine.pruning.allocators import find_allocator
-from sparse_engine.pruning.allocators.bounds import Bounds, count_lowest
+from sparse_engine.pruning.allocators.bounds import Bounds, count_lowest, guarded
 
 GROUPS = [1000, 77, 900, 2, 1]
 
@@ -89,3 +89,35 @@ def test_bounds_hold_in_a_pruned_model(allocator: str) -> None:
         groups = row.shape[0] * row.shape[1]
         assert 0.45 - 1 / groups <= row.sparsity <= 0.55 + 1 / groups
     assert report.allocator == f"{allocator}(min_sparsity=0.45, max_sparsity=0.55)"
+
+
+def test_layers_that_their_ceiling_guards_are_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shift in (0.0, 0.3, 5.0):
+        scores = [torch.rand(n, generator=generator) for n in (50, 40, 30)]
+        scores[1] += shift
+        bounds = Bounds.of([50, 40, 30], 0.6, 0.1, 0.8)
+        removed = count_lowest(scores, bounds)
+        expected = []
+        for i, own in enumerate(scores):
+            kept = own.sort().values[removed[i] :]
+            others = [
+                other.sort().values[bounds.least[j] : removed[j]]
+                for j, other in enumerate(scores)
+                if j != i
+            ]
+            is_lower = bool((kept[:, None] < torch.cat(others)[None, :]).any())
+            expected.append(is_lower and int(removed[i]) == int(bounds.most[i]))
+        assert guarded(scores, bounds, removed) == expected
+        assert any(expected) is (shift > 1)
+
+
+def test_the_report_names_layers_that_the_guard_kept() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight *= 1e-6
+    report = prune(model, 0.7, allocator="raw")
+    [row] = [row for row in report.layers if row.name == "0"]
+    assert int((model[0].weight != 0).sum()) == 4  # 2 % of 240
+    assert row.warning == "guard: 4 of 240 groups are kept"
+    assert all("guard" not in row.warning for row in prune(mlp(), 0.5, allocator="raw").layers)

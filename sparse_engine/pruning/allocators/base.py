@@ -25,10 +25,12 @@ class Setting:
     Attributes:
         granularity: which of its weights are removed together.
         sparsity: fraction of its groups to remove, 0 <= sparsity < 1.
+        warning: what kept the allocator from removing more, or "".
     """
 
     granularity: Granularity
     sparsity: float
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,16 +145,22 @@ class Allocator(Named):
         return None
 
 
-def settings(layers: Sequence[Layer], requested: Setting, removed: Tensor) -> dict[str, Setting]:
+def settings(
+    layers: Sequence[Layer], requested: Setting, removed: Tensor, guarded: Sequence[bool] = ()
+) -> dict[str, Setting]:
     """The setting of each layer.
 
     Args:
         layers: all layers.
         requested: its granularity is that of every layer.
         removed: int64 [layers], how many groups each layer loses.
+        guarded: which layers would have lost more, but for their upper bound; empty for none.
     """
     granularity = requested.granularity
-    return {
-        layer.name: Setting(granularity, count / granularity.groups(*layer.shape))
-        for layer, count in zip(layers, removed.tolist(), strict=True)
-    }
+    limited = guarded or [False] * len(layers)
+    found = {}
+    for layer, count, is_limited in zip(layers, removed.tolist(), limited, strict=True):
+        groups = granularity.groups(*layer.shape)
+        warning = f"guard: {groups - count} of {groups} groups are kept" if is_limited else ""
+        found[layer.name] = Setting(granularity, count / groups, warning)
+    return found

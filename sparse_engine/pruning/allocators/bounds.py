@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -155,3 +156,23 @@ def count_lowest(scores: Sequence[Tensor], bounds: Bounds) -> Tensor:
     lowest = torch.cat(bounded).topk(bounds.total, largest=False).indices
     layer_of = torch.repeat_interleave(torch.arange(len(bounded)), bounds.groups)
     return torch.bincount(layer_of.to(lowest.device)[lowest], minlength=len(bounded)).cpu()
+
+
+def guarded(scores: Sequence[Tensor], bounds: Bounds, removed: Tensor) -> list[bool]:
+    """Which layers keep groups of lower scores than others lose, because of their upper bound.
+
+    Args:
+        scores: as `count_lowest` takes them.
+        bounds: of the layers.
+        removed: what it returned.
+    """
+    counts = list(zip(removed.tolist(), bounds.least.tolist(), bounds.most.tolist(), strict=True))
+    flat = [own.flatten() for own in scores]
+    highest = [  # those of groups that competed
+        float(own.kthvalue(count).values) if count > least else -math.inf
+        for own, (count, least, _) in zip(flat, counts, strict=True)
+    ]
+    return [
+        count == most < len(own) and float(own.kthvalue(most + 1).values) < max(highest)
+        for own, (count, _, most) in zip(flat, counts, strict=True)
+    ]

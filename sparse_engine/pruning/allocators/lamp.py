@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting, settings
-from sparse_engine.pruning.allocators.bounds import count_lowest
+from sparse_engine.pruning.allocators.bounds import count_lowest, guarded
 
 
 class Lamp(Allocator):
@@ -23,7 +23,8 @@ class Lamp(Allocator):
         layers = [layer for layer in dense.layers if layer.name in scores]
         normalised = [lamp(scores[layer.name]) for layer in layers]
         bounds = self.bounds(layers, requested)
-        return settings(layers, requested, count_lowest(normalised, bounds))
+        removed = count_lowest(normalised, bounds)
+        return settings(layers, requested, removed, guarded(normalised, bounds, removed))
 
 
 def lamp(scores: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ they mean the same in every layer; with `magnitude` it is global magnitude pruni
 from __future__ import annotations
 
 from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting, settings
-from sparse_engine.pruning.allocators.bounds import count_lowest
+from sparse_engine.pruning.allocators.bounds import count_lowest, guarded
 
 
 class Raw(Allocator):
@@ -19,5 +19,6 @@ class Raw(Allocator):
         scores = dense.scores()
         layers = [layer for layer in dense.layers if layer.name in scores]
         bounds = self.bounds(layers, requested)
-        removed = count_lowest([scores[layer.name] for layer in layers], bounds)
-        return settings(layers, requested, removed)
+        compared = [scores[layer.name] for layer in layers]
+        removed = count_lowest(compared, bounds)
+        return settings(layers, requested, removed, guarded(compared, bounds, removed))
