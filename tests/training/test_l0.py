@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from learned_cases import batches, network, squared, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
 from sparse_engine.training import L0, Pruner
 from sparse_engine.training.learned.hard_concrete import BETA, GAMMA, SHIFT, ZETA, noise
-from tests.support.learned_cases import batches, network, squared, train
 
 RATE, STEPS = 0.2, 8
 CASES: dict[str, dict[int, tuple[int, int]]] = {

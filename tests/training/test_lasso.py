@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from learned_cases import batches, network, squared, train
 from torch import Tensor, nn
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
 from sparse_engine.training import Lasso, Pruner
-from tests.support.learned_cases import batches, network, squared, train
 
 
 def one_step(modifier: Lasso, optimizer: Any, **options: Any) -> tuple[nn.Module, nn.Module]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import io
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from learned_cases import batches, network, squared, train
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
-from sparse_engine.training import Pruner
-from tests.support.learned_cases import batches, network, squared, train
+from sparse_engine.training import Pruner, read_training_recipe
 
 METHODS: dict[str, dict[str, Any]] = {
     "movement": {"sparsity": 0.5},
@@ -183,3 +187,66 @@ def test_heads_and_units_of_a_transformer_at_once(name: str) -> None:
     se.prune(cut, granularity=["head", "unit(keep=2)"], criterion="magnitude(threshold=1e-30)")
     torch.testing.assert_close(cut.eval()(data[0]), model.eval()(data[0]), rtol=0, atol=1e-5)
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def on_one_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    found = {}
+    for name in METHODS:
+        model = network()
+        pruner = Pruner(DistributedDataParallel(model), recipe(name, "4x1"), loss=squared)
+        parts = [(x[rank::2], y[rank::2]) for x, y in batches(STEPS)]
+        train(pruner, torch.optim.Adam(model.parameters(), lr=0.02), parts)
+        pruner.finalize()
+        found[name] = [p.detach() for p in model.parameters()]
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_the_masks_of_one_with_the_whole_batch() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(on_one_process, (folder,), nprocs=2)
+        first, second = (torch.load(Path(folder) / f"{rank}.pt") for rank in range(2))
+    for name in METHODS:
+        model = network()
+        pruner = Pruner(model, recipe(name, "4x1"), loss=squared)
+        train(pruner, torch.optim.Adam(model.parameters(), lr=0.02), batches(STEPS))
+        pruner.finalize()
+        for a, b, c in zip(first[name], second[name], model.parameters(), strict=True):
+            assert torch.equal(a, b), name
+            torch.testing.assert_close(a, c.detach(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_recipe_is_read_from_its_own_text(name: str, tmp_path: Path) -> None:
+    given = read_training_recipe({"modifiers": recipe(name, "unit(keep=2)"), "end": 20})
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(given.to_dict()))
+    assert read_training_recipe(path).to_dict() == given.to_dict()
+    assert given.to_dict()["modifiers"][0][name]["granularity"] == "unit(keep=2)"
+
+
+# Not for single weights: movement removes those that cross zero on their way.
+@pytest.mark.parametrize("granularity", ["4x1", "column"])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_the_labels_do_not_depend_on_is_removed(name: str, granularity: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 4))
+    with torch.no_grad():
+        model[0].weight.copy_(0.1 * torch.randn(4, 24, generator=generator))
+    wanted = torch.randint(2, (4, 6), generator=generator) * 2.0 - 1
+    options: dict[str, Any] = {"sparsity": 0.75}
+    if name == "soft_movement":
+        options = {"strength": 0.5, "learning_rate": 0.1}
+    given = {"granularity": granularity, "end": 150, "layers": ["0"], **options}
+    pruner = Pruner(model, [{name: given}], loss=squared)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    inputs = [torch.randn(32, 24, generator=generator) for _ in range(160)]
+    train(pruner, optimizer, [(x, x[:, :6] @ wanted.T) for x in inputs])
+    pruner.finalize()
+    kept = model[0].weight != 0
+    assert kept[:, :6].all()
+    assert not kept[:, 6:].any()  # random masks would keep a quarter of them

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from learned_cases import batches, network, squared, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
 from sparse_engine.training import Movement, Pruner, SoftMovement
-from tests.support.learned_cases import batches, network, squared, train
 
 RATE, STEPS = 0.3, 12
 

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
+from learned_cases import batches, network, squared, train
 
 from sparse_engine.training import Pruner, SnipMomentum
-from tests.support.learned_cases import batches, network, squared, train
 
 
 @pytest.mark.parametrize("granularity", ["element", "4x1"])

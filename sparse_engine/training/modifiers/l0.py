@@ -32,7 +32,7 @@ from sparse_engine.training.learned.hard_concrete import (
     sampled,
 )
 from sparse_engine.training.learned.parameters import GroupParameters
-from sparse_engine.training.modifiers.learned import Learned, all_finite, products
+from sparse_engine.training.modifiers.learned import Learned, products
 from sparse_engine.training.training import Training
 
 RISE = 0.5  # share of the window in which the wanted sparsity rises linearly
@@ -101,7 +101,7 @@ class L0(Learned):
         values = products(training, lambda layer: self._dense[layer.name])
         slopes = self._penalty_slopes(training)
         gradients = [
-            own.sums(values) * dz + slope
+            training.mean(own.sums(values)) * dz + slope
             for own, (_, dz), slope in zip(self._groups, self._drawn, slopes, strict=True)
         ]
         for layer in self._gated():
@@ -109,8 +109,7 @@ class L0(Learned):
             if gradient is not None:
                 gradient.mul_(self._factors[layer.name])
         self._restore(training)
-        if all_finite(gradients):
-            self._gates.step(gradients)
+        self._gates.step(gradients)
 
     def _penalty_slopes(self, training: Training) -> list[Tensor]:
         """The derivatives of the penalty with respect to the parameters of the gates."""
@@ -123,8 +122,8 @@ class L0(Learned):
             missing = self._wanted(training.step) - sparsity
             a, b = (float(x) for x in self._multipliers.values)
             slope = a + 2 * b * missing  # ds/dp is negative, as is that of t - s with respect to s
-            ascent = [torch.tensor(missing), torch.tensor(missing**2)]
-            self._multipliers.step(ascent)
+            ascent = torch.tensor([missing, missing**2], dtype=torch.float64)
+            self._multipliers.step(list(ascent))
         return [dp * own.sizes * (slope / total) for own, (_, dp) in pairs]
 
     def _wanted(self, step: int) -> float:

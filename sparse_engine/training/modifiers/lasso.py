@@ -73,7 +73,8 @@ class Lasso(Learned):
     def after_step(self, training: Training) -> None:
         if self._is_settled or not self.is_active(training):
             return
-        norms = self._norms(training)
+        # The order of a sum may differ between processes, whose zeros have to agree.
+        norms = [training.mean(norm) for norm in self._norms(training)]
         factors = []
         for own, norm in zip(self._whole, norms, strict=True):
             rates = [_learning_rate(training, layer) for layer in own.layers]
@@ -122,7 +123,7 @@ class Lasso(Learned):
     def at_step(self, training: Training) -> None:
         if training.step != self._window[1] or self._is_settled:
             return
-        norms = self._norms(training)
+        norms = [training.mean(norm) for norm in self._norms(training)]
         keeps = [own > 0 for own in norms]
         if self.sparsity is not None:
             best = self._choice.best(self._scores(norms), self.sparsity, together=True)

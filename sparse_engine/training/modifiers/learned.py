@@ -118,8 +118,3 @@ def products(training: Training, weight: Values) -> Values:
         return torch.zeros_like(values) if gradient is None else values * gradient
 
     return of
-
-
-def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no number is NaN or infinite, as gradients are where a GradScaler skips a step."""
-    return all(bool(x.isfinite().all()) for x in tensors)

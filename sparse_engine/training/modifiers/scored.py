@@ -11,7 +11,7 @@ from torch import Tensor
 from sparse_engine.errors import UsageError
 from sparse_engine.training.learned.groups import Values, WeightGroups
 from sparse_engine.training.learned.parameters import copy_tensors
-from sparse_engine.training.modifiers.learned import Learned, all_finite
+from sparse_engine.training.modifiers.learned import Learned
 from sparse_engine.training.modifiers.scheduled import EVENTS, Scheduled
 from sparse_engine.training.training import Training
 
@@ -70,9 +70,8 @@ class Scored(Learned, Scheduled):
             return
         values = self.contributions(training)
         pairs = zip(self._scores, self._groups, strict=True)
-        scores = [self.updated(own, groups, values) for own, groups in pairs]
-        if all_finite(scores):
-            self._scores = scores
+        # The order of a sum may differ between processes, whose masks have to agree.
+        self._scores = [training.mean(self.updated(own, groups, values)) for own, groups in pairs]
 
     def at_step(self, training: Training) -> None:
         if self._is_settled or not self.is_due(training):

@@ -23,7 +23,7 @@ from torch import Tensor
 from sparse_engine.training.learned.groups import combined
 from sparse_engine.training.learned.parameters import GroupParameters
 from sparse_engine.training.learned.removed import RemovedValues
-from sparse_engine.training.modifiers.learned import Learned, all_finite, products
+from sparse_engine.training.modifiers.learned import Learned, products
 from sparse_engine.training.training import Training
 
 
@@ -64,9 +64,8 @@ class SoftMovement(Learned):
         for own, scores in zip(self._groups, self._scores.values, strict=True):
             open_ = scores.sigmoid()
             penalty = open_ * (1 - open_) * own.sizes * (self.strength / total)
-            gradients.append(own.sums(values) + penalty)
-        if all_finite(gradients):
-            self._scores.step(gradients)
+            gradients.append(training.mean(own.sums(values)) + penalty)
+        self._scores.step(gradients)
 
     def at_step(self, training: Training) -> None:
         first, last = self._window

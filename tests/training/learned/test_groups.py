@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from learned_cases import network
 from torch import Tensor, nn
 
 import sparse_engine as se
@@ -12,7 +13,6 @@ from sparse_engine.pruning.plan import Selection
 from sparse_engine.training.layers import TrainedLayer
 from sparse_engine.training.learned.find import find_groups
 from sparse_engine.training.learned.groups import combined
-from tests.support.learned_cases import network
 
 
 @pytest.mark.parametrize("granularity", ["element", "4x1", "1x4", "3x4", "row", "column", "8x2"])
