@@ -32,8 +32,8 @@ class RemovedValues:
 
     def full(self, layer: TrainedLayer, training: Training) -> Tensor:
         """The weight W, [out, in]."""
-        keep = training.masks.of(layer)
-        return torch.where(keep, layer.weight_in(training.model), self._values[layer.name])
+        # One of the two is zero. The mask is not asked, because an interrupt may have undone it.
+        return layer.weight_in(training.model) + self._values[layer.name]
 
     def renew(self, layer: TrainedLayer, keep: Tensor, training: Training) -> None:
         """Replace the mask of a layer.
