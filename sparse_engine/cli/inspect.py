@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,8 @@ def inspect(
     """Show what a package holds: sizes, sparsity, format, kernel and measured choice of each layer.
 
     Of a checkpoint, whoever pruned it, show the blocks that the zeros of each layer are made of:
-    the largest block that is filled to 98 %, and N:M as kept of how many.
+    the largest block that is filled to 98 %, and N:M as kept of how many. Of both, the heads, units
+    and other structures that remain, and the rows of a cut vocabulary.
 
     Examples:
 
@@ -55,19 +57,22 @@ def _inspect_package(folder: Path, output: str) -> None:
 def _inspect_checkpoint(folder: Path, output: str) -> None:
     from sparse_engine.cli.tables import heading, pattern_table, show
     from sparse_engine.io import load_pretrained
+    from sparse_engine.io.checkpoint import removed_from
     from sparse_engine.io.foreign import describe
+    from sparse_engine.io.removed import describe as describe_removed
     from sparse_engine.pruning import find_patterns
 
-    title = describe(folder)
+    title, removed = describe(folder), removed_from(folder)
     with progress_bar("loading") as report:
         model, _ = load_pretrained(folder, report)
     with progress_bar("measuring") as report:
         found = find_patterns(model, report)
     if output == "json":
-        print(json.dumps({"title": title, **found.to_dict()}, indent=1))
+        gone = {"removed": [asdict(site) for site in removed]} if removed else {}
+        print(json.dumps({"title": title, **found.to_dict(), **gone}, indent=1))
     else:
         show(heading(title), pattern_table(found))
-        say(found.summary)
+        say(f"{found.summary}{describe_removed(removed)}")
 
 
 def verify(

@@ -39,7 +39,8 @@ def prune(
         str | None,
         typer.Option(
             help="random, magnitude, coupled, activation, wanda, taylor, snip, fisher, sparsegpt, "
-            "obs; of structures also generator."
+            "obs; of structures also generator. Default: sparsegpt; heads and units: fisher; other "
+            "structures: obs."
         ),
     ] = None,
     calibration: Annotated[
@@ -50,12 +51,13 @@ def prune(
         str | None, typer.Option(help="none, bias, least_squares, blocks. Default: as possible.")
     ] = None,
     allocator: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="uniform: each layer alike; erk: by shape; owl: by outliers; sensitivity: by "
-            "measured errors; controller: by a policy that learns; lamp, raw: layers compete."
+            "measured errors; controller: by a policy that learns; lamp, raw: layers compete. "
+            "Default: uniform; heads and units by fisher: raw."
         ),
-    ] = "uniform",
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="HTML page to write: charts, density maps, tables.")
     ] = None,
@@ -107,12 +109,12 @@ def prune(
 
     Structures such as heads are taken out, so that the weights become smaller.
 
-    The default is sparsegpt scores, obs for structures, and a least-squares refit on calibration
-    texts. Texts like
-    those that the model will read keep most of its quality. Without --calibration texts of Python's
-    documentation are used; with --calibration none only magnitude and random scores are possible.
-    Embeddings, norms, poolers and heads are left alone. For a model that translates or summarises a
-    line may be a text, a tab and its answer. Next: sparse-engine convert.
+    The default is sparsegpt scores and a least-squares refit on calibration texts. Heads and units
+    are scored by fisher, which takes gradients, and compete with those of other layers (raw). Texts
+    like those that the model will read keep most of its quality. Without --calibration texts of
+    Python's documentation are used; with --calibration none only magnitude and random scores are
+    possible. Embeddings, norms, poolers and heads are left alone. For a model that translates or
+    summarises a line may be a text, a tab and its answer. Next: sparse-engine convert.
 
     Examples:
 

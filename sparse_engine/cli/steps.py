@@ -31,6 +31,7 @@ def with_defaults(values: Mapping[str, Any], has_texts: bool) -> dict[str, Any]:
         has_texts: whether there are calibration texts.
     """
     from sparse_engine.pruning.cutting import find_layer, find_structures
+    from sparse_engine.structures import Head, Unit
 
     given = {name: value for name, value in values.items() if value is not None}
     granularity = given.get("granularity")
@@ -38,17 +39,22 @@ def with_defaults(values: Mapping[str, Any], has_texts: bool) -> dict[str, Any]:
         several = split_granularities(granularity)
         granularity = several if len(several) > 1 or "target" in given else granularity
     if "target" in given:
-        return {**given, "granularity": granularity}
+        return {"allocator": "uniform", **given, "granularity": granularity}
     structures = find_structures(granularity or "element")
     criterion: str | None = "sparsegpt" if has_texts else "magnitude"
     if structures:
         criterion = "obs" if has_texts else "magnitude"
     if find_layer(structures):
         criterion = None if has_texts else "last"
+    allocator = "uniform"
+    if has_texts and structures and all(isinstance(s, Head | Unit) for s in structures):
+        criterion = given.get("criterion", "fisher")
+        allocator = "raw" if criterion == "fisher" else "uniform"
     defaults = {
         "granularity": granularity or "element",
         "criterion": criterion,
         "recovery": "least_squares" if has_texts else "none",
+        "allocator": allocator,
     }
     return {**defaults, **given, "granularity": granularity or "element"}
 

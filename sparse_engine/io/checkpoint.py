@@ -31,13 +31,14 @@ from sparse_engine.io.manifest import MANIFEST
 from sparse_engine.io.model_files import Files, companions_of
 from sparse_engine.io.package import Progress, is_package
 from sparse_engine.io.reader import load
+from sparse_engine.io.removed import UNSEEN, recorded
 from sparse_engine.io.shards import INDEX, WEIGHTS, StoredDtypes, read_headers, weight_files
 from sparse_engine.io.statedict import is_plain, plain_state
-from sparse_engine.io.tensorfile import parse_json
+from sparse_engine.io.tensorfile import Slot, parse_json
 from sparse_engine.io.writer import RECIPE
 from sparse_engine.modules.effective import fold_
 from sparse_engine.nn import SparseLinear
-from sparse_engine.structures import Fit
+from sparse_engine.structures import Fit, Remaining
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -119,12 +120,8 @@ def _build(folder: Path, plain: dict[str, Any], adapted: bool) -> nn.Module:
     try:
         layout = layout_of(plain)
         read_here = adapted or layout is not None or not is_plain(slots)
-        held = slots if layout is None else layout.plain_slots(slots)
         plain = plain if layout is None else layout.config
-        names = plain.get("architectures")
-        named = isinstance(names, list) and bool(names) and isinstance(names[0], str)
-        cls: Any = model_class(plain, names[0] if named else None)  # type: ignore[index]
-        fit = check_checkpoint(cls, plain, held)
+        cls, fit = _fit(plain, layout, slots)
         with _quiet():
             model, info = _fitting(cls, fit).from_pretrained(
                 None if read_here else str(folder),
@@ -153,6 +150,35 @@ def _build(folder: Path, plain: dict[str, Any], adapted: bool) -> nn.Module:
     _fill_folded(model, info, files, layout)
     _check_complete(folder, cls.__name__, info)
     return model.eval().requires_grad_(False)
+
+
+def _fit(
+    plain: dict[str, Any], layout: Layout | None, slots: Mapping[str, Slot]
+) -> tuple[Any, Fit]:
+    """The class of a model, and which groups its files lack; sizes are bounded by the files."""
+    names = plain.get("architectures")
+    named = isinstance(names, list) and bool(names) and isinstance(names[0], str)
+    cls: Any = model_class(plain, names[0] if named else None)  # type: ignore[index]
+    return cls, check_checkpoint(cls, plain, slots if layout is None else layout.plain_slots(slots))
+
+
+def removed_from(folder: Path) -> tuple[Remaining, ...]:
+    """What was removed from the model of a Hugging Face folder, without reading its weights.
+
+    Raises:
+        InvalidFileError: config.json, the weights or pruning.json are damaged.
+        UnsupportedModelError: the architecture is not known.
+    """
+    path, record = folder / "config.json", folder / RECIPE
+    plain = parse_json(path.read_bytes(), str(path))
+    slots = {name: slot for name, (_, slot) in read_headers(folder).items()}
+    try:
+        layout = layout_of(plain)
+        _, fit = _fit(plain if layout is None else layout.config, layout, slots)
+        report = parse_json(record.read_bytes(), str(record)) if record.is_file() else None
+        return (*fit.remaining, *(site for site in recorded(report) if site.kind in UNSEEN))
+    except (UnsupportedModelError, InvalidFileError) as error:
+        raise type(error)(f"{folder}: {error}") from None
 
 
 def _fitting(cls: Any, fit: Fit) -> Any:

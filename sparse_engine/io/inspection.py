@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from sparse_engine import _core
 from sparse_engine.backends import CPU
+from sparse_engine.errors import InvalidFileError
 from sparse_engine.formats import Format
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.io.manifest import ChoiceEntry, LayerEntry
 from sparse_engine.io.package import Package, open_package
+from sparse_engine.io.removed import UNSEEN, describe, recorded
 from sparse_engine.io.skeleton import draft_of
 from sparse_engine.ops import linear_kernel
 from sparse_engine.structures import Remaining
@@ -51,7 +53,7 @@ class Inspection:
     """What `inspect` found. Bytes are of all weights, dense ones included; `rows` one a layer.
 
     skipped: share of the multiply-adds for one token; None in packages of before it was stored.
-    removed: places of a transformers model that lost heads, units or other groups.
+    removed: places that lost heads, units or other groups, words or layers.
     """
 
     folder: str
@@ -114,19 +116,6 @@ class Inspection:
         )
 
 
-def describe(removed: Sequence[Remaining]) -> str:
-    """What is left of each kind of structure, after a semicolon; "" where nothing was removed."""
-    text = ""
-    for kind in dict.fromkeys(site.kind for site in removed):
-        sites = [site for site in removed if site.kind == kind]
-        kept = [site.kept for site in sites]
-        text += (
-            f"; {kind}s: {sum(kept)} of {sum(site.groups for site in sites)} remain, "
-            f"{min(kept)} to {max(kept)} in each of {len(sites)} places"
-        )
-    return text
-
-
 def inspect(folder: str | Path) -> Inspection:
     """Open and check a package, and say what is in it; raises InvalidFileError.
 
@@ -172,7 +161,15 @@ def inspect(folder: str | Path) -> Inspection:
 
 
 def _removed(package: Package) -> tuple[Remaining, ...]:
-    return draft_of(package)[1].remaining if package.manifest.source == "transformers" else ()
+    """What shapes tell, and what only the report does; of a plain module only that."""
+    try:
+        listed = recorded(package.manifest.recipe)
+    except InvalidFileError as error:
+        raise InvalidFileError(f"{package.path}: {error}") from None
+    if package.manifest.source != "transformers":
+        return listed
+    unseen = (site for site in listed if site.kind in UNSEEN)
+    return (*draft_of(package)[1].remaining, *unseen)
 
 
 def _choice_name(name: str, choices: Mapping[str, ChoiceEntry]) -> str:

@@ -29,7 +29,8 @@ def test_heads_and_units_are_taken_out(model: Path, texts: Path, tmp_path: Path)
     ok("prune", model, out, *options, "--calibration", texts, "--samples", "40")
     written = json.loads((out / "pruning.json").read_text())
     assert written["recipe"]["granularity"] == ["head", "unit(round_to=4, keep=8)"]
-    assert (written["criterion"], written["recovery"]) == ("obs", "least_squares")
+    assert (written["criterion"], written["recovery"]) == ("fisher", "least_squares")
+    assert written["recipe"]["allocator"] == "raw"
     loaded, _ = load_pretrained(str(out))
     dense, _ = load_pretrained(str(model))
     sizes = [sum(p.numel() for p in m.parameters()) for m in (loaded, dense)]
@@ -47,7 +48,8 @@ def test_steps_of_a_recipe_are_repeated_bit_by_bit(
     ok("prune", model, out, "--recipe", tmp_path / "steps.yaml", "--calibration", texts)
     written = json.loads((out / "pruning.json").read_text())
     first, second = written["recipe"]["steps"]
-    assert (first["criterion"], second["criterion"]) == ("obs", "sparsegpt")
+    assert (first["criterion"], second["criterion"]) == ("fisher", "sparsegpt")
+    assert (first["allocator"], second["allocator"]) == ("raw", "uniform")
     assert "sparsity" not in written["recipe"]
     assert written["steps"][0]["sites"]
     ok("prune", model, again, "--recipe", out)
@@ -97,7 +99,21 @@ def test_defaults_follow_the_granularity() -> None:
 
     assert chosen(None, True) == ("sparsegpt", "least_squares")
     assert chosen("4x1", False) == ("magnitude", "none")
-    assert chosen("head,unit", True) == ("obs", "least_squares")
+    assert chosen("head,unit", True) == ("fisher", "least_squares")
+    assert chosen("expert,unit", True) == ("obs", "least_squares")
     assert chosen("head", False) == ("magnitude", "none")
     assert chosen("layer", True) == (None, "least_squares")
     assert chosen("layer", False) == ("last", "none")
+
+
+def test_the_allocator_follows_the_criterion() -> None:
+    def chosen(has_texts: bool = True, **given: str) -> tuple[object, object]:
+        found = with_defaults({"allocator": None, **given}, has_texts)
+        return found["criterion"], found["allocator"]
+
+    assert chosen(granularity="unit(keep=4)") == ("fisher", "raw")
+    assert chosen(granularity="unit", allocator="lamp") == ("fisher", "lamp")
+    assert chosen(granularity="unit", criterion="obs") == ("obs", "uniform")
+    assert chosen(granularity="unit", criterion="fisher") == ("fisher", "raw")
+    assert chosen(granularity="4x1", criterion="fisher") == ("fisher", "uniform")
+    assert chosen(granularity="head", has_texts=False) == ("magnitude", "uniform")

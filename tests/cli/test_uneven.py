@@ -46,8 +46,19 @@ def test_inspect_and_verify(packed: Path, cut: Path) -> None:
         (1, 2),
         (30, 64),
     ]
-    assert "intermediate.dense" in ok("inspect", cut)
+    told = ok("inspect", cut)
+    assert "intermediate.dense" in told
+    assert "heads: 1 of 2 remain" in told
+    assert "units: 70 of 128 remain" in told
+    found = json.loads(ok("inspect", cut, "-o", "json"))
+    assert {site["kind"] for site in found["removed"]} == {"head", "unit"}
     assert "max relative error" in ok("verify", packed, "--against", cut.parent / "zeros")
+
+
+def test_inspect_fewer_layers(model: Path, tmp_path: Path) -> None:
+    options = ("--granularity", "layer(count=1)", "--calibration", "none")
+    ok("prune", model, tmp_path / "short", *options)
+    assert "layers: 1 of 2 remain" in ok("inspect", tmp_path / "short")
 
 
 def test_run(packed: Path) -> None:

@@ -57,6 +57,14 @@ ROPES = tuple(
 )
 
 
+# Kept groups and statements of recipes that are wrong in some way.
+KEPT = ("0-999999999999", "3-1", "1,1", "-1", "0-", "x", "0-3,2", "9" * 5000, "²", "")
+STATED = (
+    "filter(readers='a: b; a: c')", "unit(readers=3)", "unit(keep=-1)", "unit(" * 50, ["unit"] * 99,
+    "filter(readers='[: x')", "filter(readers='" + "x" * 2000 + ": y')",
+)  # fmt: skip
+
+
 @dataclass
 class Tensor:
     """One tensor: dtype as safetensors name it, shape, and its bytes."""
@@ -384,11 +392,35 @@ def change_json(root: Any, random: Random) -> str:
     return f"{where} = {str(node[key])[:40]}"
 
 
+def change_recipe(package: Package, random: Random) -> str:
+    """What the recipe of a cut model states and lists, to what cannot be read or does not fit."""
+    recipe = package.manifest.get("recipe")
+    if not isinstance(recipe, dict):
+        return change_manifest(package, random)
+    sites, plan = _dicts(recipe.get("sites")), recipe.get("recipe")
+    if sites and random.random() < 0.5:
+        site = random.choice(sites)
+        key = random.choice(("kept", "groups", "kind", "name"))
+        site[key] = random.choice((*KEPT, _scalar(site.get(key), random)))
+        return f"{key} of a site is {site[key]!s:.40}"
+    if not isinstance(plan, dict):
+        return change_manifest(package, random)
+    name = random.choice(package.tensors).name.rpartition(".")[0]
+    others = [random.choice(package.tensors).name.rpartition(".")[0] for _ in range(2)]
+    kind = random.choice(("filter", "unit"))
+    stated = random.choice((f"{name}: {others[0]}", f"{name}: {' '.join(others)}", "*: *", ":", ""))
+    plan["granularity"] = random.choice(
+        (f"{kind}(readers={stated!r})", [kind, f"filter(readers={stated!r})"], *STATED)
+    )
+    return f"granularity is {plan['granularity']!s:.60}"
+
+
 MUTATIONS = (
     *(change_values,) * 6,
     *(change_config,) * 6,
     *(change_layer,) * 2,
     *(change_manifest,) * 2,
+    *(change_recipe,) * 2,
     change_size,
     change_type,
     change_shape,

@@ -166,6 +166,26 @@ def thin(tensor: Tensor) -> None:
     tensor.mul_(torch.arange(tensor.shape[-1]) % 4 < 2).mul_(torch.rand_like(tensor) < 0.6)
 
 
+def text_cnn() -> nn.Module:
+    """Convolutions whose readers are stated, in their full size."""
+    made: nn.Module = whole_models()["TextCnn"]()
+    return made.eval()
+
+
+def use_text_cnn(model: Any, folder: Path) -> None:
+    """A short text, and several longer ones."""
+    for shape in ((1, 2), (5, 13)):
+        model(torch.arange(shape[0] * shape[1]).reshape(shape) % 50)
+
+
+def cut(model: nn.Module, structures: list[str], target: Path, source: Path | None = None) -> Path:
+    """Remove structures, set half of the rest to zero, and save with the report."""
+    report = se.prune(model, 0.4, structures, "random", allocator="raw")
+    se.prune(model, 0.5, "element", "magnitude")
+    se.sparsify_(model, "csr")
+    return se.save(model, target, source=source, recipe=report.to_dict())
+
+
 def pack(model: nn.Module, target: Path, spec: str, dtype: str, source: Path | None = None) -> Path:
     """Sparsify every linear layer and network, and save."""
     se.sparsify_(model, se.SparseConfig(spec, dtype))
@@ -229,6 +249,37 @@ def make(root: Path) -> dict[str, Case]:
                     thin(parameter)
             pack(model, target, spec, dtype, source)
         cases[name] = Case(target, None, use_text)
+    cases |= make_cut(root)
+    return cases
+
+
+def make_cut(root: Path) -> dict[str, Case]:
+    """Packages of models of which structures were removed, in each layer another number."""
+    cases: dict[str, Case] = {}
+    for name, skeleton, use, structures in (
+        (
+            "cut-text-cnn",
+            text_cnn,
+            use_text_cnn,
+            ["filter(readers='convs.*: mix')", "unit(readers='mix: classify')"],
+        ),
+        ("cut-experts", mixture, use_mixture, ["unit", "expert"]),
+    ):
+        if not (root / name).exists():
+            cut(skeleton().requires_grad_(False), structures, root / name)
+        cases[name] = Case(root / name, skeleton, use)
+    for name, kind in (
+        ("cut-bert", "BertModel"),
+        ("cut-llama", "LlamaForCausalLM"),
+        ("cut-t5", "T5ForConditionalGeneration"),
+        ("cut-rnn", "RnnForCausalLM"),
+    ):
+        if not (root / name).exists():
+            source = dense(root / f"dense-{name}", kind)
+            model = se.io.load_pretrained(source)[0]
+            structures = ["unit(keep=4)"] if kind.startswith("Rnn") else ["head", "unit(keep=4)"]
+            cut(model, structures, root / name, source)
+        cases[name] = Case(root / name, None, use_text)
     return cases
 
 

@@ -6,6 +6,7 @@ import base64
 import sys
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ pytest.importorskip("httpx")
 
 import serve_model
 
+from sparse_engine import load, prune, save, sparsify_
 from sparse_engine.errors import UsageError
 from sparse_engine.serve import Embedder, create_app, run
 
@@ -46,6 +48,26 @@ def test_embeddings_of_texts(send: Send, embedder: Embedder, given: Any, extra: 
     assert body["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     assert (body["object"], body["model"]) == ("list", "tiny")
     assert body["data"][0]["object"] == "embedding"
+
+
+def test_embeddings_of_a_cut_model(tmp_path: Path) -> None:
+    """Heads and units that differ by layer, zeros in the rest, from a package."""
+    folder = serve_model.write(tmp_path / "model")
+    model = serve_model.model().eval()
+    structures, steps = ["head", "unit(keep=4)"], []
+    for layer, share in (("encoder.layer.0", 0.3), ("encoder.layer.1", 0.6)):
+        report = prune(model, share, structures, "magnitude", layers=[layer])
+        steps.append([len(site.kept) for site in report.sites])
+    assert steps == [[2, 25], [1, 14]]
+    prune(model, 0.5)
+    texts = ["a sparse matrix", "dense", "zeros zeros"]
+    expected = Embedder(model, folder).embed(texts).numpy()
+    sparsify_(model, "csr")
+    save(model, tmp_path / "package", source=folder)
+    served = Embedder(load(tmp_path / "package"), tmp_path / "package")
+    send = serve_model.sender(create_app({"cut": served}, threads=1))
+    got = vectors(send("POST", V1, json={"input": texts}))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [[2, 5, 3], [[2, 5, 3], [4], [2, 10, 10, 3]]])

@@ -136,6 +136,17 @@ def test_a_cut_folder_is_pruned_converted_and_run(tmp_path: Path) -> None:
     assert len(ok("run", package, "--text", CORPUS[0]).split()) == 16
 
 
+def test_inspect_shows_the_rows_before_and_after(tmp_path: Path) -> None:
+    source, corpus = folder(tmp_path / "model", "wordpiece", "BertModel"), tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(CORPUS))
+    cut, package = tmp_path / "cut", tmp_path / "package"
+    ok("prune", source, cut, "--granularity", "vocabulary", "--calibration", corpus)
+    ok("convert", cut, package, "--format", "csr")
+    rows = [load_pretrained(path)[0].config.vocab_size for path in (cut, source)]  # type: ignore[union-attr]
+    for path in (cut, package):
+        assert f"vocabulary: {rows[0]} of {rows[1]} rows remain" in ok("inspect", path)
+
+
 def test_ids_in_configs_follow(tmp_path: Path) -> None:
     source = folder(tmp_path / "model", "bpe", "GPT2LMHeadModel", padding=3)
     model, _ = load_pretrained(source)

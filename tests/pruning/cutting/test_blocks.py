@@ -343,3 +343,39 @@ def test_an_interrupt_leaves_the_model_untouched() -> None:
     assert list(model.state_dict()) == list(before)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize(
+    ("recovery", "ignore", "warned"),
+    [
+        ("least_squares", ["*.0", "*.1", "*.2"], True),
+        ("least_squares", ["*.3"], False),
+        ("blocks", ["*.0", "*.1", "*.2"], False),
+        (None, ["*.0", "*.1", "*.2"], False),
+    ],
+)
+def test_last_layers_that_cannot_be_repaired(
+    recovery: str | None, ignore: list[str], warned: bool
+) -> None:
+    given = [{"input_ids": torch.arange(12).view(2, 6)}]
+    structure = se.Layer(count=1)
+    report = se.prune(
+        encoder(),
+        None,
+        structure,
+        "last",
+        recovery,
+        given,
+        ignore=[f"encoder.layer{i[1:]}" for i in ignore],
+    )
+    message = "encoder.layer: the last layers are gone, and no layer behind them"
+    assert any(line.startswith(message) for line in report.warnings) == warned
+
+
+def test_the_last_layers_of_an_encoder_that_a_decoder_reads() -> None:
+    given = [
+        {"input_ids": torch.arange(12).view(2, 6), "decoder_input_ids": torch.ones(2, 3).long()}
+    ]
+    report = se.prune(translator(), None, se.Layer(count=1), "last", "least_squares", given)
+    warned = [site.name for site in report.sites if site.warning]
+    assert warned == ["decoder.block"]

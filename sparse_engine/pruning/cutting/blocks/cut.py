@@ -66,7 +66,13 @@ def cut_blocks(
     kept = {stack.name: _kept(stack, removed) for stack in cut}
     remove_blocks_(model, kept, cut)
     report.sites = [
-        SiteReport(stack.name, method.structure.name, len(stack.blocks), kept[stack.name])
+        SiteReport(
+            stack.name,
+            method.structure.name,
+            len(stack.blocks),
+            kept[stack.name],
+            warning=_UNREPAIRED if _ends_unrepaired(stack, stacks, removed, method) else "",
+        )
         for stack in cut
     ]
     report.parameters = (before, _parameters(model))
@@ -153,6 +159,20 @@ def _plan(
 
 def _kept(stack: Stack, removed: Sequence[str]) -> tuple[int, ...]:
     return tuple(i for i, block in enumerate(stack.blocks) if block not in removed)
+
+
+_UNREPAIRED = (
+    "the last layers are gone, and no layer behind them can make up for it; recovery blocks fits "
+    "the layer in front of them"
+)
+
+
+def _ends_unrepaired(
+    stack: Stack, stacks: Sequence[Stack], removed: Sequence[str], method: BlockMethod
+) -> bool:
+    """Whether a recovery has nothing to refit behind the last removed blocks of a stack."""
+    is_last = stack.name == stacks[-1].name and stack.blocks[-1] in removed
+    return is_last and method.repairs and not method.of_layers.recovery.tunes_blocks
 
 
 def _report(method: BlockMethod) -> PruneReport:

@@ -1,0 +1,86 @@
+"""What was removed from a stored model: told by the shapes of its weights, and by its report.
+
+Shapes tell how many heads, units, filters and experts remain. That whole layers or words are gone
+only the report says, which `prune` writes to pruning.json: the config is that of a smaller model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sparse_engine.errors import InvalidFileError
+from sparse_engine.structures import STRUCTURES, Layer, Remaining, Vocabulary
+
+KINDS = {*(cls.name for cls in STRUCTURES), Vocabulary.name}
+UNSEEN = (Layer.name, Vocabulary.name)
+"""Structures that leave no mark on the shapes of a model."""
+
+MOST = 1 << 16
+"""Reports and sites of a file, at most."""
+
+
+def recorded(report: Any) -> tuple[Remaining, ...]:
+    """The places that lost groups, as a report of `prune` lists them.
+
+    Args:
+        report: plain values from a file; what is no report lists nothing.
+
+    Raises:
+        InvalidFileError: for a site with numbers that cannot be.
+    """
+    steps = report.get("steps") if isinstance(report, dict) else None
+    reports = [*(steps if isinstance(steps, list) else []), report]
+    sites = [site for one in reports[-MOST:] for site in _sites(one)]
+    if len(sites) > MOST:
+        raise InvalidFileError(f"its report has {len(sites)} sites, at most {MOST}")
+    return tuple(filter(None, map(_remaining, sites)))
+
+
+def describe(removed: Sequence[Remaining]) -> str:
+    """What is left of each kind of structure, after a semicolon; "" where nothing was removed."""
+    text = ""
+    for kind in dict.fromkeys(site.kind for site in removed):
+        sites = [site for site in removed if site.kind == kind]
+        kept = [site.kept for site in sites]
+        groups = sum(site.groups for site in sites)
+        if kind == Vocabulary.name:
+            text += f"; vocabulary: {sum(kept):,} of {groups:,} rows remain"
+            continue
+        text += (
+            f"; {kind}s: {sum(kept)} of {groups} remain, "
+            f"{min(kept)} to {max(kept)} in each of {len(sites)} places"
+        )
+    return text
+
+
+def _sites(report: Any) -> Iterator[Any]:
+    sites = report.get("sites") if isinstance(report, dict) else None
+    yield from sites if isinstance(sites, list) else ()
+
+
+def _remaining(site: Any) -> Remaining | None:
+    """A site of a report; None if nothing of it is gone."""
+    values = site if isinstance(site, dict) else {}
+    name, kind, groups, kept = (values.get(key) for key in ("name", "kind", "groups", "kept"))
+    if not isinstance(name, str) or not isinstance(kind, str) or kind not in KINDS:
+        raise InvalidFileError(f"its report has the site {site!r:.60}: no name and structure")
+    if type(groups) is not int or not isinstance(kept, str):
+        raise InvalidFileError(f"its report: groups and kept of {name!r:.60} are no numbers")
+    count = _count(kept, groups, name)
+    return Remaining(name, kind, count, groups) if count < groups else None
+
+
+def _count(kept: str, groups: int, name: str) -> int:
+    """How many numbers there are in ascending ranges such as "0-3,5"."""
+    count, last = 0, -1
+    for part in filter(None, kept.split(",")):
+        first, _, end = part.partition("-")
+        plain = part.isascii() and first.isdigit() and (not end or end.isdigit())
+        begin, stop = (int(first), int(end or first)) if plain and len(part) < 40 else (0, -1)
+        if not last < begin <= stop < groups:
+            raise InvalidFileError(
+                f"its report: {part!r:.40} is no range of the {groups} groups of {name!r:.60}"
+            )
+        count, last = count + stop - begin + 1, stop
+    return count
