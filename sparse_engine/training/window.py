@@ -25,6 +25,10 @@ Moment = Annotated[int | str, AfterValidator(_checked)]
 """A number of optimizer steps, as 500, or of epochs, as "1.5ep"."""
 
 
+MAX_EVENTS = 100_000
+"""In a window; more are a mistake in a recipe."""
+
+
 def steps_of(moment: int | str, steps_per_epoch: int | None) -> int:
     """A moment in steps.
 
@@ -47,3 +51,30 @@ def steps_of(moment: int | str, steps_per_epoch: int | None) -> int:
             f"{moment} is a number of epochs: pass steps_per_epoch= to the Pruner, or give steps"
         )
     return math.ceil(float(match[1]) * steps_per_epoch)
+
+
+def steps_every(
+    every: int | str, first: int, last: int, steps_per_epoch: int | None, what: str
+) -> range:
+    """The steps of a window, from its first one on, that lie so far apart.
+
+    Args:
+        every: from one to the next, in steps or epochs.
+        first: the first step.
+        last: the end of the window, which is not among them.
+        steps_per_epoch: as `steps_of` takes it.
+        what: the name of the option, for messages.
+
+    Raises:
+        UsageError: if `every` is less than one step, or there are more than MAX_EVENTS.
+
+    Example:
+        list(steps_every("0.5ep", 0, 200, 100, "every"))  # [0, 50, 100, 150]
+    """
+    distance = steps_of(every, steps_per_epoch)
+    if distance < 1:
+        raise UsageError(f"{what} {every} is less than one step")
+    steps = range(first, last, distance)
+    if (last - first) // distance > MAX_EVENTS:
+        raise UsageError(f"{what} {every} gives {len(steps)} events; give a longer distance")
+    return steps

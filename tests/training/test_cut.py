@@ -168,6 +168,51 @@ def test_units_of_a_recurrent_network_and_groups_of_an_optimizer() -> None:
     assert optimizer.state[model.head.weight]["step"] == 5
 
 
+class TextCNN(nn.Module):
+    """Two convolutions with a norm between them, the maximum over time, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv1d(3, 16, 2), nn.BatchNorm1d(16)
+        self.second, self.head = nn.Conv1d(16, 12, 2), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x.view(-1, 4, 3).transpose(1, 2))).relu()
+        return self.head(self.second(y).amax(2))
+
+
+def test_filters_with_norms_take_their_state_along() -> None:
+    torch.manual_seed(0)
+    model = TextCNN()
+    structure = "filter(readers='first: norm second; second: head')"
+    recipe = [{"cut": {"sparsity": 0.25, "granularity": structure, "start": 1}}]
+    pruner = Pruner(model, recipe, loss=squared)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=1.0)
+    model.zero_grad()
+    squared(model, batches(1)[0]).backward()
+    optimizer.step()
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"].copy_(parameter)
+        parameter.grad.zero_()
+    pruner.step(optimizer)
+    assert model.second.weight.shape == (9, 12, 2)
+    assert model.norm.running_mean.shape == (12,)
+    for parameter in model.parameters():
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], parameter)
+
+
+@pytest.mark.parametrize("allocator", ["uniform", "raw"])
+def test_one_cut_is_that_of_prune(allocator: str) -> None:
+    model, other = attention(), attention()
+    inputs = [x for x, _ in batches(4)]
+    options = {"criterion": "obs", "recovery": "least_squares", "allocator": allocator}
+    cut = Cut(sparsity=0.5, granularity=["head", "unit(keep=2)"], **options)
+    Pruner(model, [cut], loss=squared, calibration=inputs).loss(batches(1)[0])
+    se.prune(other, 0.5, ["head", "unit(keep=2)"], calibration=inputs, **options)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_layers_go_and_take_their_state_along() -> None:
     model = attention(layers=4)
     cut = {"sparsity": 0.5, "granularity": "layer", "criterion": "random"}

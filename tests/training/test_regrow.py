@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity import Granularity, parse_granularity
-from sparse_engine.training import Prune, Pruner, Regrow
+from sparse_engine.training import Movement, Prune, Pruner, Regrow
 from sparse_engine.training.modifiers.regrow import exchange
 from tests.support.training_loop import adamw, assert_goes_on, batches, network, squared, train
 
@@ -142,6 +142,8 @@ def test_it_goes_on_after_a_stop(at: int) -> None:
 def test_what_cannot_be_exchanged_is_refused() -> None:
     with pytest.raises(UsageError, match="behind the modifier that prunes"):
         Pruner(network(), [Regrow(end=8), Prune(sparsity=0.5)], loss=squared)
+    with pytest.raises(UsageError, match="pruned by movement"):
+        Pruner(network(), [Movement(sparsity=0.5, end=4), Regrow(end=8)], loss=squared)
     with pytest.raises(UsageError, match="needs an end"):
         Pruner(network(), [Prune(sparsity=0.5), Regrow()], loss=squared)
     with pytest.raises(UsageError, match="no groups that compete"):

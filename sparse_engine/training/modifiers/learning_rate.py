@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
@@ -17,7 +18,7 @@ from pydantic import Field, PrivateAttr
 from sparse_engine.errors import UsageError
 from sparse_engine.training.modifier import Modifier
 from sparse_engine.training.training import Training
-from sparse_engine.training.window import Moment, steps_of
+from sparse_engine.training.window import Moment, steps_every, steps_of
 
 
 class LearningRate(Modifier):
@@ -53,7 +54,7 @@ class LearningRate(Modifier):
     rewind: Moment | None = None
 
     _warmup: int = PrivateAttr(default=0)
-    _every: int | None = PrivateAttr(default=None)
+    _restarts: Sequence[int] = PrivateAttr(default=())
     _rewind: int | None = PrivateAttr(default=None)
     _passes: list[int] = PrivateAttr(default_factory=list)  # the steps at which they begin
 
@@ -62,10 +63,10 @@ class LearningRate(Modifier):
         if self._window[1] is None and (self.schedule != "constant" or self.restart is not None):
             raise UsageError(f"{self.name}: without an end the rate can only be constant")
         self._warmup = steps_of(self.warmup, steps_per_epoch)
-        if self.restart is not None and self.restart != "events":
-            self._every = steps_of(self.restart, steps_per_epoch)
-            if self._every < 1:
-                raise UsageError(f"{self.name}: restart {self.restart} is less than one step")
+        first, last = self._window
+        if self.restart is not None and self.restart != "events" and last is not None:
+            what = f"{self.name}: restart"
+            self._restarts = steps_every(self.restart, first, last, steps_per_epoch, what)
         if self.rewind is not None:
             if self.restart is None:
                 raise UsageError(f"{self.name}: rewind needs restart, such as restart: events")
@@ -73,10 +74,8 @@ class LearningRate(Modifier):
 
     def begin(self, training: Training) -> None:
         first, last = self._window
-        restarts: set[int] = set()
-        if last is not None and self._every is not None:
-            restarts.update(range(first, last, self._every))
-        elif last is not None and self.restart == "events":
+        restarts = set(self._restarts)
+        if last is not None and self.restart == "events":
             if not training.events:
                 raise UsageError(f"{self.name}: restart is events, but no modifier prunes")
             restarts.update(step for step, _ in training.events if first < step < last)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from sparse_engine.pruning.plan import Selection
 from sparse_engine.training.layers import TrainedLayer
 from sparse_engine.training.modifier import Modifier
 from sparse_engine.training.training import Training
-from sparse_engine.training.window import Moment, steps_of
+from sparse_engine.training.window import Moment, steps_every
 
 
 class Regrow(Modifier):
@@ -51,18 +52,17 @@ class Regrow(Modifier):
     layers: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
 
-    _steps: list[int] = PrivateAttr(default_factory=list)
+    _steps: Sequence[int] = PrivateAttr(default=())
     _done: int = PrivateAttr(default=0)  # how many events have happened
 
     def resolve(self, steps_per_epoch: int | None, end: int | None) -> None:
         super().resolve(steps_per_epoch, end)
         first, last = self._window
-        every = steps_of(self.every, steps_per_epoch)
-        if every < 1:
-            raise UsageError(f"{self.name}: every {self.every} is less than one step")
         if last is None:
             raise UsageError(f"{self.name} needs an end, at which the share that returns is 0")
-        self._steps = list(range(first + every, last, every))
+        # The first exchange comes when there was something to learn.
+        what = f"{self.name}: every"
+        self._steps = steps_every(self.every, first, last, steps_per_epoch, what)[1:]
 
     def begin(self, training: Training) -> None:
         if parse_granularity(self.granularity).fixed_sparsity is not None:
@@ -71,6 +71,7 @@ class Regrow(Modifier):
             raise UsageError(
                 f"{self.name}: no layer is pruned; put it behind the modifier that prunes"
             )
+        training.masks.add(self._chosen(training))  # refused where masks are learned
 
     def before_step(self, training: Training) -> None:
         due = bisect_right(self._steps, training.step)

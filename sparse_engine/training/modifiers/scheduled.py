@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -11,7 +11,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.training.modifier import Modifier
 from sparse_engine.training.schedules import OneShot, Schedule, find_schedule
 from sparse_engine.training.training import Training
-from sparse_engine.training.window import Moment, steps_of
+from sparse_engine.training.window import Moment, steps_every
 
 EVENTS = 10
 """How often something is removed in a window, if the recipe does not give it."""
@@ -75,18 +75,16 @@ class Scheduled(Modifier):
             # A later moment counts where several fall on one step of a short window.
             at = {first + _ceil(moment * length): moment for moment in moments}
         else:
-            every = max(length // EVENTS, 1)
-            if self.every is not None:
-                every = steps_of(self.every, steps_per_epoch)
-                if every < 1:
-                    raise UsageError(f"{self.name}: every {self.every} is less than one step")
-            steps = [*range(first, last, every), last]
+            every = max(length // EVENTS, 1) if self.every is None else self.every
+            what = f"{self.name}: every"
+            steps = [*steps_every(every, first, last, steps_per_epoch, what), last]
             at = {step: (step - first) / length if length else 1.0 for step in steps}
         self._events, self._progress = list(at), list(at.values())
 
     def is_due(self, training: Training) -> bool:
         """Whether something is removed now."""
-        return training.step in self._events
+        place = bisect_left(self._events, training.step)
+        return self._events[place : place + 1] == [training.step]
 
     def sparsity_at(self, step: int, final: float | None = None) -> float:
         """The sparsity that was last set, after some steps; 0 before the first event.

@@ -26,15 +26,15 @@ class ACDC(Schedule):
         cycles: how many pairs of phases are in the window.
 
     Raises:
-        UsageError: if there are none.
+        UsageError: unless there are 1 to 1000.
     """
 
     name = "acdc"
     cycles: int = 4
 
     def __post_init__(self) -> None:
-        if self.cycles < 1:
-            raise UsageError(f"schedule acdc: cycles={self.cycles} is less than 1")
+        if not 1 <= self.cycles <= 1000:
+            raise UsageError(f"schedule acdc: cycles={self.cycles} is not from 1 to 1000")
 
     @property
     def moments(self) -> tuple[float, ...]:

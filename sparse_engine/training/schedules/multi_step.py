@@ -19,7 +19,7 @@ class MultiStep(Schedule):
         milestones: when they begin instead, as ascending shares of the window: (0, 0.25, 1).
 
     Raises:
-        UsageError: if there are no levels, or milestones that are no ascending shares.
+        UsageError: unless there are 1 to 1000 levels, or for milestones that do not ascend.
     """
 
     name = "multi_step"
@@ -27,8 +27,8 @@ class MultiStep(Schedule):
     milestones: tuple | None = None
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise UsageError(f"schedule multi_step: levels={self.levels} is less than 1")
+        if not 1 <= self.levels <= 1000:
+            raise UsageError(f"schedule multi_step: levels={self.levels} is not from 1 to 1000")
         given = self.milestones
         if given is None:
             return
