@@ -88,6 +88,7 @@ def measure(
 ) -> None:
     """Prune, train and evaluate a copy of the dense model in each setting without a result."""
     left = [setting for setting in settings if setting not in results]
+    left.sort(key=lambda setting: (setting.seed, setting.criterion == "random"))
     total, done = sum(setting.steps + 1 for setting in left), 0
     meter = BusyMeter()
     before, model = TrainSetting(), task.dense
@@ -261,8 +262,12 @@ def run_training(task: TrainTask, given: argparse.Namespace, about: dict[str, An
 
 
 def chosen(task: TrainTask, given: argparse.Namespace) -> list[TrainSetting]:
-    """The settings of a task that fit to the options --granularity, --sparsity and --seed."""
+    """The settings of a task that the options choose."""
     settings = task.settings()
+    if given.criterion:
+        if not given.only:
+            raise UsageError("--criterion: tables of trainings have no further rows; add --only")
+        settings = [s for s in settings if s.criterion in (DENSE, *given.criterion)]
     for option, name, kind in (
         ("--granularity", "granularity", str),
         ("--sparsity", "sparsity", float),

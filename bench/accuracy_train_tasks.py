@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,7 +105,7 @@ class TrainSick(TrainedTask):
     name, calibration = "train-sick", "sick"
     columns = ("rho", "cosine", "brown")
     points = (("element", 0.9), ("4x1", 0.8), ("4x1", 0.9), ("16x1", 0.8))
-    steps, batch, rate = 600, 32, 1e-3
+    steps, batch, rate = 600, 32, 2e-3
     distil: ClassVar[dict[str, Any]] = {"outputs": 1.0, "hidden": 1.0}
     tokens, longest, bfloat16 = 128, 64, True
 
@@ -156,7 +157,7 @@ class TrainTagger(TrainedTask):
     points = tuple(
         (name, sparsity) for name in ("element", "4x1", "16x1") for sparsity in (0.7, 0.8, 0.9)
     )
-    steps, batch, rate = 1500, 64, 3e-3
+    steps, batch, rate = 1500, 64, 1e-2
     distil: ClassVar[dict[str, Any]] = {}
     layers = ("rnn",)
     tokens = 128
@@ -183,7 +184,7 @@ class TrainStories(TrainedTask):
     name, calibration = "train-stories", "own texts"
     columns = Stories.columns
     points = Stories.points
-    steps, batch, rate = 600, 16, 3e-3
+    steps, batch, rate = 600, 16, 5e-3
     distil: ClassVar[dict[str, Any]] = {}
     tokens = 128
     texts = 2048
@@ -193,12 +194,17 @@ class TrainStories(TrainedTask):
 
     def batches(self, setting: TrainSetting) -> Iterator[dict[str, Tensor]]:
         """Texts, none of them twice before all of them were read."""
-        texts = write_texts(self.dense, self.texts, setting.seed)
+        texts = _written(self.dense, self.texts, setting.seed)
         source = torch.Generator().manual_seed(setting.seed)
         while True:
             order = torch.randperm(len(texts), generator=source)
             for part in order.split(setting.batch):
                 yield {"input_ids": texts[part]}
+
+
+@cache
+def _written(model: Any, texts: int, seed: int) -> Tensor:
+    return write_texts(model, texts, seed)
 
 
 def by_length(
