@@ -13,6 +13,7 @@
     python bench/accuracy.py train-sick --data FOLDER  # pruned, then trained by the dense model
     python bench/accuracy.py train-tagger --data FOLDER
     python bench/accuracy.py train-stories --data FOLDER
+    python bench/accuracy.py train-methods --data FOLDER  # ways to prune while training
     python bench/accuracy.py all --data FOLDER        # every table
 
     python bench/accuracy.py sick --data FOLDER --criterion wanda --granularity 4x1 --sparsity 0.8
@@ -41,6 +42,7 @@ import transformers
 from accuracy_cut import CutLayers, CutSick, CutTagger
 from accuracy_cut_steps import CUT_STEPS, run_cut_steps
 from accuracy_domain import Domain
+from accuracy_methods import TrainMethods
 from accuracy_rows import DENSE, Results, Setting, fixed_sparsity, grid, table
 from accuracy_sick import Encoder, Sick
 from accuracy_stories import Stories
@@ -105,6 +107,7 @@ TRAINED: dict[str, Callable[[argparse.Namespace], TrainTask]] = {
     "train-sick": lambda given: TrainSick(given.data, Encoder(given.model or model_folder())),
     "train-tagger": lambda given: TrainTagger(given.data),
     "train-stories": lambda given: TrainStories(given.data),
+    "train-methods": lambda given: TrainMethods(given.data),
 }
 
 

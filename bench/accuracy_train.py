@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -104,7 +105,7 @@ def measure(
             if setting.steps:
                 trained = copy.deepcopy(model)
                 report = partial(_report, bar, done, total, what)
-                row["recipe"] = train(task, trained, setting, report)
+                row |= train(task, trained, setting, report)
             else:
                 trained = model
             if setting.criterion != DENSE:
@@ -150,13 +151,13 @@ def train(
     setting: TrainSetting,
     report: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Train a model in place; returns the recipe as plain values."""
+    """Train a model in place; returns the recipe, and the share of zeros that it reached."""
     torch.manual_seed(setting.seed)
     teacher = copy.deepcopy(task.dense)
     if task.bfloat16:
         teacher = teacher.bfloat16()
     calibration = None
-    if setting.training not in AFTER:
+    if setting.training not in AFTER and setting.samples:
         calibration = task.arguments(setting)["calibration"]
     parameters = task.trained(model)
     pruner = Pruner(model, task.recipe(setting), teacher, calibration, seed=setting.seed)
@@ -165,6 +166,7 @@ def train(
         optimizer, lambda step: rate(step / setting.steps)
     )
     batches = task.batches(setting)
+    warnings.filterwarnings("ignore", "the model is trained in evaluation mode")  # as it should be
     for step in range(setting.steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=task.bfloat16):
             loss = pruner.loss(next(batches))
@@ -172,7 +174,7 @@ def train(
         pruner.step(optimizer)
         scheduler.step()
         report(step)
-    return pruner.finalize().recipe
+    return {"recipe": pruner.finalize().recipe, "reached": round(pruner.sparsity, 4)}
 
 
 def rate(progress: float) -> float:
@@ -198,7 +200,7 @@ def add_times(task: TrainTask, results: Results) -> None:
             bar(done, len(rows), f"{setting.granularity} {setting.sparsity:.0%}")
             if key not in found:
                 busy = meter.start()
-                plain = replace(one_shot(setting), criterion="magnitude", recovery=NONE)
+                plain = replace(setting, criterion="magnitude", recovery=NONE, samples=1)
                 model = task.dense if setting.criterion == DENSE else pruned(task, plain)
                 times = Machine(model, target, inputs, task.dense).measure({})
                 dense = setting.criterion == DENSE

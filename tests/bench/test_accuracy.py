@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from target_cases import FormulaMachine
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.pruning.target import method
@@ -23,7 +23,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # as Python does f
 import accuracy
 import accuracy_stories
 import accuracy_target
-from accuracy_cases import sentence, tiny_encoder, write_sick
+from accuracy_cases import (
+    sentence,
+    tiny_encoder,
+    write_brown,
+    write_sick,
+    write_stories,
+    write_tagger,
+)
 from accuracy_domain import Domain
 from accuracy_rows import Results, Setting, grid, table
 from accuracy_sick import Encoder, Sick, read_pairs
@@ -36,13 +43,10 @@ METHODS = (("random", "least_squares"), ("wanda", "none"))
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SICK, Brown and a novel of made-up sentences."""
     folder, source = tmp_path_factory.mktemp("data"), random.Random(0)
-    brown, novel = (folder / "lm/brown", folder / "lm/warandpeace")
-    for path in (brown, novel):
-        path.mkdir(parents=True)
+    novel = folder / "lm/warandpeace"
+    novel.mkdir(parents=True)
     write_sick(folder, source)
-    for part in ("train", "test"):
-        lines = [sentence(source) for _ in range(20)]
-        (brown / f"brown.{part}.txt").write_text("\n".join(["too short", *lines]))
+    write_brown(folder, source)
     prose = " ".join(f"{sentence(source)}.".capitalize() for _ in range(20))
     (novel / "novel.txt").write_text(prose)
     return folder
@@ -162,16 +166,7 @@ def reference_logits(raw: np.ndarray, header: tuple[int, ...], ids: list[int]) -
 @pytest.fixture(scope="module")
 def stories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, ...]]:
     """A file of llama2.c with random weights, and its header."""
-    header = (16, 12, 2, 4, 2, 20, 32)
-    width, inner, layers, heads, kv_heads, words, positions = header
-    size = width // heads
-    count = words * width + layers * (2 * width * width + 2 * kv_heads * size * width)
-    count += layers * (2 * width + 3 * width * inner) + width + positions * size
-    values = np.random.default_rng(0).normal(0, 0.5, count).astype("<f4")
-    path = tmp_path_factory.mktemp("stories") / "models/stories260K/stories260K.bin"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(np.array(header, "<i4").tobytes() + values.tobytes())
-    return path, header
+    return write_stories(tmp_path_factory.mktemp("stories"))
 
 
 def test_stories_are_read_as_llama2c_computes(stories: tuple[Path, tuple[int, ...]]) -> None:
@@ -209,26 +204,7 @@ def test_perplexity_of_own_texts(
 
 
 def test_the_tagger_is_calibrated_on_sentences_outside_of_the_test(tmp_path: Path) -> None:
-    folder = tmp_path / "models/g2pM_bilstm"
-    (folder / "cpp_dataset").mkdir(parents=True)
-    letters = "시끝▁abcdefg"
-    vocabulary = {letter: i for i, letter in enumerate(["<PAD>", "<UNK>", *letters])}
-    (folder / "char2idx.json").write_text(json.dumps(vocabulary))
-    (folder / "class2idx.json").write_text(json.dumps({"x": 0, "y": 1}))
-    texts = {"test": ["ab▁c▁", "▁d▁e"], "dev": ["ab▁c▁", "f▁g▁", "▁g▁f", "d▁e▁", "▁a▁"]}
-    for part, lines in texts.items():
-        (folder / f"cpp_dataset/{part}.sent").write_text("\n".join(lines))
-        (folder / f"cpp_dataset/{part}.lb").write_text("\n".join("xy"[i % 2] for i in range(5)))
-    labels = folder / "cpp_dataset/test.lb"
-    labels.write_text("x\ny")
-    torch.manual_seed(0)
-    lstm = nn.LSTM(4, 3, batch_first=True, bidirectional=True)
-    state: dict[str, Tensor] = {f"lstm.{k}": v for k, v in lstm.state_dict().items()}
-    state["embedding.weight"] = torch.randn(len(vocabulary), 4)
-    for name, layer in (("0", nn.Linear(6, 5)), ("2", nn.Linear(5, 2))):
-        state |= {f"logit_layer.{name}.{k}": v for k, v in layer.state_dict().items()}
-    np.savez(folder / "g2pM.npz", **{name: v.numpy() for name, v in state.items()})
-
+    write_tagger(tmp_path)
     task = Tagger(tmp_path)
     arguments = task.arguments(Setting("wanda", samples=9))
     ids = [row for batch in arguments["calibration"] for row in batch["input_ids"].tolist()]
