@@ -185,6 +185,8 @@ class Pruner:
             else:
                 scaler.step(optimizer)
                 scaler.update()
+        if plain_optimizer(optimizer) is not optimizer:  # a wrapper may change weights afterwards
+            self._training.masks.apply_to_weights()
         optimizer.zero_grad()
 
     def attach(self, optimizer: Any) -> None:

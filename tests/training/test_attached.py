@@ -195,6 +195,31 @@ def test_another_optimizer_takes_the_place_of_the_first() -> None:
     assert not first._optimizer_step_post_hooks
 
 
+def test_a_wrapper_that_changes_weights_after_the_step() -> None:
+    class Lookahead:
+        """Zhang et al. 2019, arXiv:1907.08610: weights go back towards slow ones."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+            self.slow = [p.detach().clone() for g in optimizer.param_groups for p in g["params"]]
+
+        @torch.no_grad()
+        def step(self) -> None:
+            self.optimizer.step()
+            fast = [p for g in self.optimizer.param_groups for p in g["params"]]
+            for slow, p in zip(self.slow, fast, strict=True):
+                p.copy_(slow.lerp_(p, 0.5))
+
+        def zero_grad(self) -> None:
+            self.optimizer.zero_grad()
+
+    model = network()
+    pruner = Pruner(model, gradual(), loss=squared)
+    train(pruner, Lookahead(sgd(model.parameters())), batches(12))
+    assert pruner.steps == 12
+    assert (model[0].weight == 0).float().mean() == pytest.approx(0.8, abs=0.01)
+
+
 def test_optimizers_that_do_not_fit_are_refused() -> None:
     model = network()
     pruner = Pruner(model, gradual(), loss=squared)

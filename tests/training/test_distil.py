@@ -292,6 +292,41 @@ def test_labelled_and_unlabelled_batches_in_one_loop() -> None:
     torch.testing.assert_close(both, 0.5 * own + 2 * distance, check_dtype=False)
 
 
+def test_labels_of_a_decoder_tell_its_padding() -> None:
+    model, dense = pair("t5")
+    given = inputs_of("t5")
+    del given["decoder_input_ids"]
+    labels = torch.randint(2, 60, (3, 7))
+    labels[1, 4:] = labels[2, 2:] = -100
+    loss = loss_of(model, dense, given | {"labels": labels}, task=0)
+    rows = []
+    for i, mask in enumerate(given["attention_mask"].bool()):
+        row = {
+            "input_ids": given["input_ids"][i, mask][None],
+            "labels": labels[i, labels[i] >= 0][None],
+        }
+        y, target = (one(**row).logits[0] for one in (model, dense))
+        rows += [kl(a, b) for a, b in zip(y, target, strict=True)]
+    torch.testing.assert_close(loss, torch.stack(rows).mean(), rtol=1e-9, atol=0)
+
+
+def test_distances_are_not_rounded_to_16_bits_by_autocast() -> None:
+    dense = model_of("bert")
+    model = copy.deepcopy(dense)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1e-3 * torch.randn_like(parameter)
+    options = {"outputs": 1.0, "hidden": 1.0, "attention": 1.0, "embedding": 1.0}
+    pruner = Pruner(model, [Distil(**options)], teacher=dense)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = pruner.loss(inputs_of("bert"))
+    assert rounded.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        same = loss_of(copy.deepcopy(dense), dense, inputs_of("bert"), **options)
+    assert abs(float(same)) < 1e-6  # nothing is left of equal models
+    assert rounded > 1e-5
+
+
 def test_a_loss_function_returns_none_for_a_batch_without_labels() -> None:
     torch.manual_seed(0)
     model, dense = nn.Linear(6, 3), nn.Linear(6, 3)

@@ -193,3 +193,28 @@ def test_a_loss_that_is_not_finite_stops_with_a_reason() -> None:
 def test_a_batch_without_any_loss_is_refused() -> None:
     with pytest.raises(UsageError, match="nothing gives a loss"):
         Pruner(network(), gradual()).loss((batches()[0][0],))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ([{"prune": {"sparsity": 0.5, "layers": ["encoder.*"]}}], "matches no layer; the nearest"),
+        ([{"prune": {"sparsity": 0.5, "ignore": ["re:[0-9]"]}}], "layer"),
+        ([{"prune": {"sparsity": 0.5, "start": 8, "end": 5}}], "ends at step 5, before it starts"),
+        ([{"distil": {"start": "2ep", "end": "1ep"}}], "ends at step 10, before it starts"),
+        ({"end": 4, "modifiers": [{"prune": {"sparsity": 0.5, "end": 5}}]}, "after the recipe"),
+        ([{"hold": {}}], "prune the model first"),
+        ([{"distil": {"outputs": 0}}], "nothing is compared"),
+        ([{"distil": {"temperature": 0}}], "temperature"),
+        ([{"distill": {}}], "the nearest are distil"),
+        ([{"distil": {"hiden": 1}}], "hiden"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused_before_anything_changes(
+    recipe: Any, message: str
+) -> None:
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(UsageError, match=message):
+        Pruner(model, recipe, teacher=network(), loss=squared, steps_per_epoch=10)
+    assert all(map(torch.equal, before, model.parameters()))

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrizations
 from training_models import batches, gradual, network, squared, train
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import UnsupportedModelError, UsageError
 from sparse_engine.training import Prune, Pruner
 from sparse_engine.training.masks import Masks
 from sparse_engine.training.training import Training
@@ -72,6 +74,35 @@ def test_wrapped_models_train_like_plain_ones(wrap: Any) -> None:
     assert wrapped.sparsity == pruner.sparsity == 0.75
     for a, b in zip(plain.parameters(), inner.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_compiled_model_gives_its_hidden_states() -> None:
+    x = torch.randn(4, 12)
+    losses = []
+    for wrap in (lambda m: m, lambda m: torch.compile(m, backend="eager")):
+        torch.manual_seed(0)
+        model, dense = (
+            nn.Sequential(*(nn.Sequential(nn.Linear(12, 12), nn.Tanh()) for _ in range(2)))
+            for _ in range(2)
+        )
+        recipe = [{"distil": {"hidden": 1.0}}]
+        pruner = Pruner(wrap(model), recipe, teacher=dense)
+        losses.append([pruner.loss(x).item() for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1])
+    assert losses[0][0] == losses[0][1]
+
+
+def test_models_that_are_split_over_processes_are_refused(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = fully_shard(network(), mesh=mesh)
+        with pytest.raises(UnsupportedModelError, match="split over processes"):
+            Pruner(model, gradual(), loss=squared)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_model_that_is_wrapped_later_is_given_to_loss() -> None:

@@ -118,20 +118,21 @@ class Distil(Modifier):
             return loss
         expected = training.teacher_output(batch)
         batch = self._with_padding(batch)
+        config = getattr(training.model, "config", None)
+        exclusive = getattr(config, "problem_type", None) not in INDEPENDENT
         terms = []
-        if self.outputs:
-            config = getattr(training.model, "config", None)
-            exclusive = getattr(config, "problem_type", None) not in INDEPENDENT
-            terms.append(self.outputs * self._of_outputs(batch, output, expected, exclusive))
-        if self.embedding:
-            pooled = [mean_rows(batch, states_of(x)) for x in (output, expected)]
-            check_shapes("the outputs", *pooled)
-            terms.append(self.embedding * embedding_distance(*pooled))
-        if self._hidden is not None:
-            terms.append(self.hidden * self._of_hidden(batch, self._hidden))
-        if self._attention is not None:
-            terms.append(self.attention * self._of_attention(batch, self._attention))
-        distance = torch.stack(terms).sum()
+        with torch.autocast(loss.device.type, enabled=False):  # 16 bits are for the models alone
+            if self.outputs:
+                terms.append(self.outputs * self._of_outputs(batch, output, expected, exclusive))
+            if self.embedding:
+                pooled = [mean_rows(batch, states_of(x)) for x in (output, expected)]
+                check_shapes("the outputs", *pooled)
+                terms.append(self.embedding * embedding_distance(*pooled))
+            if self._hidden is not None:
+                terms.append(self.hidden * self._of_hidden(batch, self._hidden))
+            if self._attention is not None:
+                terms.append(self.attention * self._of_attention(batch, self._attention))
+            distance = torch.stack(terms).sum()
         if not distance.isfinite():
             raise UsageError(
                 f"distil: the distance to the teacher is {distance.item()}: lower the learning "
