@@ -67,7 +67,8 @@ class Attached:
             self._before()
             return loss
 
-        return (optimizer, closed), {key: x for key, x in kwargs.items() if key != "closure"}
+        others = {key: x for key, x in kwargs.items() if key != "closure"}
+        return (optimizer, closed, *given[1:]), others
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not _is_skipped(optimizer):

@@ -86,9 +86,9 @@ class Training:
         assert teacher is not None
         devices = {parameter.device for parameter in teacher.parameters()}
         device = next(self.model.parameters()).device
-        if len(devices) == 1 and devices != {device}:
-            teacher.to(device)
         with torch.no_grad(), one_line("the teacher fails on a batch"):
+            if len(devices) == 1 and devices != {device}:
+                teacher.to(device)
             return teacher(*batch.args, **batch.kwargs)
 
     def check_uncut(self, modifier: str) -> None:

@@ -47,6 +47,16 @@ def rows(labelled: bool = True, count: int = 32) -> list[dict[str, Any]]:
     return found
 
 
+class InOrder(torch.utils.data.IterableDataset[Any]):
+    """Rows that the Trainer does not shuffle."""
+
+    def __init__(self, data: list[Any]) -> None:
+        self.data = data
+
+    def __iter__(self) -> Any:
+        return iter(self.data)
+
+
 def options(folder: Path, **changes: Any) -> Any:
     given = {
         "output_dir": str(folder),
@@ -60,7 +70,6 @@ def options(folder: Path, **changes: Any) -> Any:
         "report_to": "none",
         "use_cpu": True,
         "disable_tqdm": True,
-        "train_sampling_strategy": "sequential",
     }
     return transformers.TrainingArguments(**given | changes)
 
@@ -93,7 +102,7 @@ def test_the_callback_prunes_with_the_loss_of_the_trainer(tmp_path: Path) -> Non
     model = classifier()
     pruner = Pruner(model, [PRUNE])
     trainer = transformers.Trainer(
-        model, options(tmp_path), train_dataset=rows(), callbacks=[PrunerCallback(pruner)]
+        model, options(tmp_path), train_dataset=InOrder(rows()), callbacks=[PrunerCallback(pruner)]
     )
     trainer.train()
     assert pruner.steps == 6
@@ -110,7 +119,7 @@ def test_the_trainer_distils(tmp_path: Path, labelled: bool, parts: int) -> None
     data = rows(labelled, 48)
     arguments = options(tmp_path, gradient_accumulation_steps=parts)
     trainer = PrunerTrainer(
-        model, arguments, train_dataset=data, eval_dataset=rows(count=8), pruner=pruner
+        model, arguments, train_dataset=InOrder(data), eval_dataset=rows(count=8), pruner=pruner
     )
     trainer.train()
     assert pruner.steps == 6
@@ -128,7 +137,9 @@ def test_a_checkpoint_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
     def trainer_of(model: Any, folder: Path, **changes: Any) -> Any:
         pruner = Pruner(model, recipe, teacher=classifier())
         changes = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 3} | changes
-        return PrunerTrainer(model, options(folder, **changes), train_dataset=rows(), pruner=pruner)
+        return PrunerTrainer(
+            model, options(folder, **changes), train_dataset=InOrder(rows()), pruner=pruner
+        )
 
     trainer_of(whole, tmp_path / "whole").train()
     trainer_of(classifier(), tmp_path / "parts", max_steps=3).train()
