@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparse_engine.errors import UsageError
 
@@ -15,7 +16,9 @@ Reader = Callable[[Any, Any, Any], Tensor | None]
 
 
 class Captured:
-    """Tensors of the last forward pass, one for each reader.
+    """Tensors of one forward pass, one for each reader.
+
+    The hooks are in the model only for that pass: modules with hooks are neither pruned nor cut.
 
     Args:
         model: the model whose modules are read.
@@ -23,52 +26,50 @@ class Captured:
     """
 
     def __init__(self, model: nn.Module, readers: dict[str, tuple[str, Reader]]) -> None:
-        self._names = list(readers)
+        self._model = model
+        self._readers = readers
         self._tensors: dict[str, Tensor] = {}
-        self._is_open = False
+        self._hooks: list[RemovableHandle] = []
+
+    def open(self) -> None:
+        """Keep what the next forward pass computes."""
+        self.close()
         self._hooks = [
-            model.get_submodule(module).register_forward_hook(
+            self._model.get_submodule(module).register_forward_hook(
                 self._keeper(name, reader), with_kwargs=True
             )
-            for name, (module, reader) in readers.items()
+            for name, (module, reader) in self._readers.items()
         ]
 
     def _keeper(self, name: str, reader: Reader) -> Any:
         def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self._is_open:  # gradient checkpointing runs modules again in the backward pass
-                found = reader(args, kwargs, output)
-                if found is not None:
-                    self._tensors[name] = found
+            found = reader(args, kwargs, output)
+            if found is not None:
+                self._tensors[name] = found
 
         return keep
 
-    def open(self) -> None:
-        """Keep what the next forward pass computes."""
-        self._tensors.clear()
-        self._is_open = True
-
     def take(self) -> list[Tensor]:
-        """The tensors in the order of the readers, which are then forgotten.
+        """The tensors in the order of the readers; the hooks are removed.
 
         Raises:
             UsageError: if a module did not run.
         """
-        for name in self._names:
-            if name not in self._tensors:
+        found = self._tensors
+        self.close()
+        for name in self._readers:
+            if name not in found:
                 raise UsageError(
-                    f"distil: {name} was not seen in the forward pass; make the Pruner before a "
-                    "compiled model runs for the first time"
+                    f"distil: {name} was not seen in the forward pass; compile the model anew, or "
+                    "leave hidden and attention out"
                 )
-        tensors = [self._tensors[name] for name in self._names]
-        self._tensors.clear()
-        self._is_open = False
-        return tensors
+        return [found[name] for name in self._readers]
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """Take the hooks out of the model."""
         for hook in self._hooks:
             hook.remove()
-        self._tensors.clear()
+        self._hooks, self._tensors = [], {}
 
 
 def check_gradients(tensors: list[Tensor]) -> None:

@@ -97,10 +97,11 @@ class Distil(Modifier):
 
     def begin(self, training: Training) -> None:
         self._capture(training)
+        # A cut replaces modules, and takes some of them out of a stack.
         training.followers.append(lambda change: self._capture(training))
 
     def _capture(self, training: Training) -> None:
-        """Read the inner states of both models; again when layers or heads have gone."""
+        """Read the inner states of the modules that the model has now."""
         assert training.teacher is not None
         self.finish(training)
         if self.hidden:
@@ -188,4 +189,4 @@ class Distil(Modifier):
 
     def finish(self, training: Training) -> None:
         for captured in (*(self._hidden or ()), *(self._attention or ())):
-            captured.remove()
+            captured.close()
