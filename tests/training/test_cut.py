@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from training_models import adamw, assert_goes_on, batches, network, squared, train
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.training import Cut, Hold, Movement, Prune, Pruner
-from tests.support.training_loop import adamw, assert_goes_on, batches, network, squared, train
 
 UNITS = {"granularity": "unit(keep=2)", "layers": ["0", "2"]}
 

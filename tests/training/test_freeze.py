@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from training_models import adamw, assert_goes_on, batches, network, squared, train
 
 from sparse_engine.errors import UsageError
 from sparse_engine.training import Freeze, Pruner
 from sparse_engine.training.modifiers.freeze import largest
-from tests.support.training_loop import adamw, assert_goes_on, batches, network, squared, train
 
 
 def test_whole_layers_are_constant_under_weight_decay_and_momentum() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from training_models import assert_goes_on, batches, network, squared, train
 
 from sparse_engine.errors import UsageError
 from sparse_engine.training import LearningRate, Prune, Pruner
-from tests.support.training_loop import assert_goes_on, batches, network, squared, train
 
 C = 0.5**0.5  # cos 45 degrees
 

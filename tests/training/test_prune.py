@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from training_models import adamw, assert_goes_on, batches, network, squared, train
 
 from sparse_engine.errors import UsageError
 from sparse_engine.training import Prune, Pruner
-from tests.support.training_loop import adamw, assert_goes_on, batches, network, squared, train
 
 LAYERS = ("0", "2")
 

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from training_models import adamw, assert_goes_on, batches, network, squared, train
 
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity import Granularity, parse_granularity
 from sparse_engine.training import Movement, Prune, Pruner, Regrow
 from sparse_engine.training.modifiers.regrow import exchange
-from tests.support.training_loop import adamw, assert_goes_on, batches, network, squared, train
 
 
 def tiles(granularity: Granularity, shape: tuple[int, int]) -> list[tuple[slice, slice]]:

@@ -24,6 +24,7 @@ from sparse_engine.training.training import Training
 
 RECIPE = [
     {"prune": {"sparsity": 0.75, "end": 4, "every": 2, "layers": ["0", "2"]}},
+    {"regrow": {"every": 1, "end": 6, "layers": ["2"]}},
     {"distil": {"logits": True}},
 ]
 
