@@ -61,12 +61,6 @@ class Costs:
         found = machine.measure({})
         return Cost(found.ms, found.dense_ms / found.ms)
 
-    def is_met(self, cost: float, less: float) -> bool:
-        """Whether a cost is within the target."""
-        if self.target.goal == "speedup":
-            return less >= self.target.value
-        return cost <= self.target.value
-
 
 def parameters_of(model: nn.Module) -> float:
     """Parameters that are left: all but the zeros of weights that are multiplied."""

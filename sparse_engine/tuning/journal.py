@@ -77,7 +77,9 @@ class Journal:
         is_name = state is None or (isinstance(state, str) and Path(state).name == state)
         if not isinstance(rounds, list) or not isinstance(dense, int | float) or not is_name:
             raise InvalidFileError(f"{where}: is damaged: name another folder")
-        self.rounds = [checked(Round, values, "round") for values in rounds]
+        if not all(isinstance(one, dict) for one in rounds):
+            raise InvalidFileError(f"{where}: is damaged: name another folder")
+        self.rounds = [checked(Round, one, f"round of {where}") for one in rounds]
         self.dense, self._state = float(dense), state
 
     def restore(self, model: nn.Module) -> None:

@@ -77,7 +77,11 @@ def find_methods(
     if isinstance(methods, str | Mapping) or not isinstance(methods, Sequence):
         raise UsageError(f"methods is {methods!r:.60}; give a list of mappings")
     common = {n: list(v) if isinstance(v, Iterator) else v for n, v in options.items()}
-    return [_method({**common, **_checked(given)}) for given in methods or ({},)]
+    found = [_method({**common, **_checked(given)}) for given in methods or ({},)]
+    patterns = {str(one.arguments.get("granularity")) for one in found}
+    if len(patterns) > 1 and any(one.removes for one in found):
+        raise UsageError("methods that take structures out must all have the same granularity")
+    return found
 
 
 def _checked(given: Any) -> Mapping[str, Any]:

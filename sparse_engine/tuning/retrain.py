@@ -32,8 +32,7 @@ class Retrain:
         batches: inputs of the model, as `prune` takes calibration inputs.
         steps: of the optimizer, in each round.
         learning_rate: of AdamW.
-        recipe: as `Pruner` takes it; it begins anew in each round. If it has an end, that is the
-            number of steps.
+        recipe: as `Pruner` takes it. It begins anew in each round, and ends after `steps`.
         loss: loss(model, batch), as `Pruner` takes it.
         optimizer: optimizer(parameters) makes another one than AdamW, which `learning_rate` is not
             given to.
@@ -115,7 +114,7 @@ class Retrain:
     def _recipe(self, has_zeros: bool) -> Any:
         """Modifiers without the state of an earlier round."""
         if self.recipe is not None:
-            return read_training_recipe(self.recipe).to_dict()
+            return {**read_training_recipe(self.recipe).to_dict(), "end": self.steps}
         modifiers = [{"distil": {}}, {"learning_rate": {"schedule": "linear"}}]
         if has_zeros:
             modifiers.insert(0, {"hold": {}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -20,12 +20,11 @@ from sparse_engine.tuning.clock import BudgetSpent, Clock, duration
 from sparse_engine.tuning.cost import Costs
 from sparse_engine.tuning.journal import Journal
 from sparse_engine.tuning.method import RoundMethod
-from sparse_engine.tuning.quality import Quality
 from sparse_engine.tuning.report import UntilReport
 from sparse_engine.tuning.retrain import Retrain
 from sparse_engine.tuning.rounds import FAILED, PASSED, Round, Stop
+from sparse_engine.tuning.rules import Rules
 from sparse_engine.tuning.state import State, zeros_of_matrices
-from sparse_engine.tuning.widen import Widening
 
 MAY_RETURN = 1e-3
 """Share of the zeros that a training may lose, such as those of an embedding that began at zero."""
@@ -33,35 +32,6 @@ MAY_RETURN = 1e-3
 
 class MetricError(UsageError):
     """The metric fails, or is no finite number."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What passes, what is tried next, and what ends a run.
-
-    Attributes:
-        quality: the metric, and how far it may drop.
-        widening: the sparsities.
-        target: a cost or a sparsity that ends the run.
-        patience: so many failed rounds one after another end it.
-    """
-
-    quality: Quality
-    widening: Widening
-    target: Target | float | None
-    patience: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        quality = {
-            "metric": self.quality.name,
-            "max_drop": self.quality.max_drop,
-            "relative": self.quality.relative,
-            "higher_is_better": self.quality.higher_is_better,
-        }
-        target = asdict(self.target) if isinstance(self.target, Target) else self.target
-        widening = {"sparsities": asdict(self.widening)}
-        return {**quality, **widening, "target": target, "patience": self.patience}
 
 
 class Run:
@@ -158,29 +128,11 @@ class Run:
 
     def _next(self) -> float | Stop:
         """The sparsity of the next round, or why there is none."""
-        rounds, rules = self._rounds, self._rules
-        last = max((one for one in rounds if one.passed), key=lambda r: r.sparsity, default=None)
-        if last is not None and self._is_met(last):
-            return Stop("target", f"round {last.number} reached the target: {rules.target}")
-        failures = 0
-        for one in reversed(rounds):
-            if one.passed:
-                break
-            failures += 1
-        if rules.patience is not None and failures >= rules.patience:
-            which = "the last round" if failures == 1 else f"the last {failures} rounds"
-            return Stop("patience", f"the metric dropped too far in {which}")
-        decision = rules.widening.next(rounds)
-        if isinstance(decision, float) and not self._clock.has_time_for_another(rounds):
+        decision = self._rules.next(self._rounds)
+        if isinstance(decision, float) and not self._clock.has_time_for_another(self._rounds):
             budget = duration(self._budget or 0)
             return Stop("budget", f"no further round fits into the budget of {budget}")
         return decision
-
-    def _is_met(self, one: Round) -> bool:
-        target = self._rules.target
-        if isinstance(target, float):
-            return one.sparsity >= target
-        return self._costs is not None and self._costs.is_met(one.cost or 0.0, one.less or 0.0)
 
     def _round(self, current: Round) -> None:
         """Prune, train, evaluate; the best state and the rounds are what they are afterwards."""
@@ -205,10 +157,9 @@ class Run:
         if passed and self._costs is not None:
             cost = self._costs.measure(self._model)
             found = replace(found, cost=cost.value, less=cost.less)
-        if passed:
-            self._best = state or State(self._model)
+        best = (state or State(self._model)) if passed else self._best
         found = replace(found, verdict=PASSED if passed else FAILED, seconds=monotonic() - began)
-        self._rounds.append(found)
+        self._best, self._rounds = best, [*self._rounds, found]
         if self._journal is not None:
             self._journal.save(self._rounds, self._dense_metric, self._model if passed else None)
 

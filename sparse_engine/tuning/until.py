@@ -25,7 +25,8 @@ from sparse_engine.tuning.method import find_methods
 from sparse_engine.tuning.quality import Metric, Quality, name_of
 from sparse_engine.tuning.report import UntilReport
 from sparse_engine.tuning.retrain import Retrain
-from sparse_engine.tuning.run import Rules, Run
+from sparse_engine.tuning.rules import Rules
+from sparse_engine.tuning.run import Run
 from sparse_engine.tuning.state import digest
 from sparse_engine.tuning.widen import Listed, Widen, find_widening, is_fraction
 
@@ -57,8 +58,8 @@ def prune_until(
     fails, if the metric is NaN, and after Ctrl-C: the run ends, and the report has the reason.
 
     Args:
-        model: any module. For the time of the run a second copy of its weights is kept, and another
-            one for a target or for `Retrain`.
+        model: any module. For the time of the run a copy of the best state is kept, a second one
+            while a better one is copied, and another one for a target or for `Retrain`.
         metric: metric(model) gives a number, such as the accuracy on a validation set. The model is
             in evaluation mode for that time, and no gradients are computed.
         max_drop: how much worse the metric may be than that of the dense model.

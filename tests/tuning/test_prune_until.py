@@ -16,7 +16,7 @@ from torch import nn
 from tuning_cases import Watched, network, same, zeros
 
 import sparse_engine as se
-from sparse_engine.errors import SparseEngineError, UsageError
+from sparse_engine.errors import InvalidFileError, SparseEngineError, UsageError
 from sparse_engine.tuning import clock, journal
 
 ALL = [0.2, 0.4, 0.6, 0.8]
@@ -350,6 +350,32 @@ def test_retrain_distils_from_the_dense_model_and_holds_the_zeros() -> None:
     assert with_training < 0.7 * without
 
 
+def test_a_recipe_of_retrain_begins_anew_in_each_round() -> None:
+    inputs = [torch.randn(4, 12) for _ in range(3)]
+    tracked: list[tuple[float, float]] = []
+
+    class Optimizer(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            tracked.append((self.param_groups[0]["lr"], zeros(model)))
+            return super().step(closure)
+
+    recipe = [
+        {"hold": {}},
+        {"prune": {"sparsity": 0.8, "start": 2, "granularity": "4x1"}},
+        {"distil": {}},
+        {"learning_rate": {"schedule": "linear"}},
+    ]
+    model = network()
+    train = se.Retrain(inputs, 4, recipe=recipe, optimizer=lambda p: Optimizer(p, lr=0.04))
+    report = se.prune_until(model, Watched(1), sparsities=[0.2, 0.4], train=train)
+    assert report.stop == "list", report.reason
+    rates = [rate for rate, _ in tracked]
+    assert rates == pytest.approx([0.04, 0.03, 0.02, 0.01] * 2)
+    assert tracked[1][1] == pytest.approx(0.2, abs=0.02)
+    assert tracked[3][1] >= 0.79
+    assert zeros(model) >= 0.79
+
+
 @pytest.mark.parametrize("dropout", [True, False])
 @pytest.mark.filterwarnings("error")
 def test_dropout_in_retrain(dropout: bool) -> None:
@@ -407,6 +433,7 @@ def test_modes_are_those_before(tmp_path: Path) -> None:
         ({"criterion": "obs"}, "obs needs calibration inputs"),
         ({"methods": {"criterion": "random"}}, "give a list of mappings"),
         ({"methods": ["random"]}, "is no mapping"),
+        ({"methods": [{"granularity": "unit"}, {}]}, "must all have the same granularity"),
         ({"layers": ("none",)}, "none"),
         ({"calibration": torch.zeros(2, 12)}, "calibration is a single Tensor"),
         ({"metric": lambda m: math.inf}, "metric gives inf"),
@@ -559,6 +586,42 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(SparseEngineError, match=message):
             se.prune_until(network(), Watched(1), folder=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"rounds": 3},
+        {"rounds": [3]},
+        {"rounds": [{"number": "first"}]},
+        {"dense": "1"},
+        {"dense": None},
+        {"state": "../round-001.safetensors"},
+        {"state": ".."},
+        {"request": []},
+    ],
+)
+def test_a_damaged_run_is_refused(change: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    se.prune_until(network(), Watched(1), sparsities=[0.5], folder=folder)
+    values = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**values, **change}))
+    model = network()
+    dense = copy.deepcopy(model)
+    with pytest.raises(InvalidFileError):
+        se.prune_until(model, Watched(1), sparsities=[0.5], folder=folder)
+    assert same(model, dense)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def train(model: nn.Module, number: int) -> None:
+        se.prune_until(network(), Watched(1), sparsities=[0.5], folder=folder)
+
+    report = se.prune_until(network(), Watched(1), train=train, folder=folder)
+    assert report.reason == f"{folder} is being written by another process"
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:

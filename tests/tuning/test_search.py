@@ -65,6 +65,24 @@ def test_a_grid_without_data_is_evaluated_once() -> None:
     assert report.choice is report.best is report.candidates[0]
 
 
+def test_structures_come_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 4))
+    dense = copy.deepcopy(model)
+    report = se.search(
+        model,
+        lambda model: float(model[0].out_features),
+        {"sparsity": [0.25, 0.5]},
+        granularity="unit",
+        max_drop=30,
+    )
+    assert same(model, dense)
+    assert [one.scores for one in report.candidates] == [(75.0,), (50.0,)]
+    units = 6 + 1 + 4  # parameters of a unit
+    assert report.candidates[1].removed == pytest.approx(50 * units / (100 * units + 4))
+    assert report.choice is report.candidates[0]
+
+
 def test_thresholds() -> None:
     model = network()
     grid = {"criterion": ["magnitude(threshold=0.05)", "magnitude(threshold=0.2)"]}
@@ -87,7 +105,7 @@ def test_cross_validation_is_a_loop_over_folds() -> None:
 
     def metric(model: nn.Module, items: list[Any]) -> torch.Tensor:
         assert not model.training
-        return model(torch.stack(items)).square().mean()
+        return model(torch.stack(items)).detach().square().mean()
 
     def calibration(items: list[Any]) -> list[Any]:
         return [torch.stack(items)]
