@@ -134,6 +134,24 @@ def test_gradients_that_overflow_change_no_score(name: str) -> None:
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("granularity", ["element", "4x1"])
+@pytest.mark.parametrize("name", ["movement", "snip_momentum"])
+def test_without_a_gradient_the_smallest_weights_go(name: str, granularity: str) -> None:
+    model = network()
+    pruner = Pruner(model, recipe(name, granularity), loss=lambda m, b: 0 * squared(m, b))
+    before = model[0].weight.detach().clone()
+    train(pruner, torch.optim.SGD(model.parameters(), lr=0.1), batches(END))
+    height = 4 if granularity == "4x1" else 1
+    sums = torch.stack([rows.abs().sum(0) for rows in before.split(height)])
+    kept = torch.stack([rows.any(0) for rows in model[0].weight.split(height)])
+    assert sums[kept].min() > sums[~kept].max()
+
+
+def test_a_sparsity_above_the_limit_of_a_layer_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"sparsity 0\.5 is out of reach with max_sparsity=0\.4"):
+        Pruner(network(), recipe("lasso", max_sparsity=0.4), loss=squared)
+
+
 def test_two_modifiers_of_one_layer_are_refused() -> None:
     both = [*recipe("movement"), *recipe("lasso")]
     with pytest.raises(UsageError, match="0 is pruned by movement and by lasso"):

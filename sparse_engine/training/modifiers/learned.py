@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
+from sparse_engine.errors import UsageError
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.plan import Selection
 from sparse_engine.structures import Structure
@@ -60,6 +61,11 @@ class Learned(Modifier):
     def begin(self, training: Training) -> None:
         super().begin(training)
         training.check_uncut(self.name)
+        if self.max_sparsity is not None and self.wanted > self.max_sparsity:
+            raise UsageError(
+                f"{self.name}: sparsity {self.wanted} is out of reach with max_sparsity="
+                f"{self.max_sparsity} of every layer"
+            )
         selection = Selection.of(self.layers, self.ignore)
         self._groups = find_groups(training.model, self.granularity, selection, self.name)
         whole = {layer.name: layer for own in self._groups for layer in own.whole.layers}

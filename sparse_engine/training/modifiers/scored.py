@@ -5,15 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Literal
 
+import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
-from sparse_engine.training.learned.groups import Values, WeightGroups
+from sparse_engine.training.layers import TrainedLayer
+from sparse_engine.training.learned.groups import Values, WeightGroups, full_precision
 from sparse_engine.training.learned.parameters import copy_tensors
 from sparse_engine.training.modifiers.learned import Learned
 from sparse_engine.training.modifiers.scheduled import EVENTS, Scheduled
 from sparse_engine.training.training import Training
+
+TIE = 1e-12
+"""Times |w|, where scores begin: magnitude decides while there is no gradient.
+
+The distance of a model to a copy of itself, as it is distilled, has none before the first removal.
+"""
 
 
 class Scored(Learned, Scheduled):
@@ -44,8 +52,8 @@ class Scored(Learned, Scheduled):
 
     def begin(self, training: Training) -> None:
         super().begin(training)
-        self._scores = self.new_parameters(training, 0.0)
-        self._keeps = [scores == 0 for scores in self._scores]
+        self._scores = [TIE * own.sums(_magnitudes(training)) for own in self._groups]
+        self._keeps = [torch.ones_like(own, dtype=torch.bool) for own in self._scores]
 
     @abstractmethod
     def contributions(self, training: Training) -> Values:
@@ -101,3 +109,12 @@ class Scored(Learned, Scheduled):
         super().load_state_dict(training, state)
         copy_tensors(self._scores, state["scores"])
         copy_tensors(self._keeps, state["keeps"])
+
+
+def _magnitudes(training: Training) -> Values:
+    """|w| of each weight of a layer."""
+
+    def of(layer: TrainedLayer) -> Tensor:
+        return full_precision(layer.weight_in(training.model)).abs()
+
+    return of
