@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from sparse_engine.errors import InvalidFileError, UsageError
+from sparse_engine.errors import InvalidFileError, SparseEngineError, UsageError
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.calibration import read_calibration
@@ -304,6 +304,14 @@ class Pruner:
             raise InvalidFileError(f"the state of the Pruner lacks {missing[0]!r}")
         if state.get("recipe") != self.recipe.to_dict():
             raise InvalidFileError("the state is that of another recipe; give the Pruner that one")
+        try:
+            self._restore(state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, SparseEngineError):
+                raise
+            raise InvalidFileError(f"the state of the Pruner is damaged: {error}") from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         training = self._training
         training.restore(map(Kept.from_dict, state["cuts"]))
         training.masks.load_state_dict(state["masks"])

@@ -114,6 +114,11 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
         Pruner(network(), [LearningRate(**options)], loss=squared)
 
 
+def test_a_restart_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(UsageError, match="neither events, nor steps"):
+        Pruner(network(), [{"learning_rate": {"restart": "often", "end": 4}}], loss=squared)
+
+
 def test_an_optimizer_without_rates_is_refused() -> None:
     model = network()
     pruner = Pruner(model, [LearningRate(factor=0.5)], loss=squared)

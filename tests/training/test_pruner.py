@@ -133,6 +133,28 @@ def test_a_state_of_another_recipe_is_refused() -> None:
         Pruner(network(), gradual(), loss=squared).load_state_dict({"step": 3})
 
 
+def test_damaged_states_are_refused() -> None:
+    recipe = [{"freeze": {"end": 6}}, {"prune": {"sparsity": 0.5}}, {"regrow": {"end": 8}}]
+    state = Pruner(network(), recipe, loss=squared).state_dict()
+    good = state["modifiers"]
+    for damaged in (
+        {"cuts": 5},
+        {"modifiers": good[:2]},
+        {"modifiers": [{}, *good[1:]]},
+        {"modifiers": [{"frozen": 5}, *good[1:]]},
+        {"modifiers": [*good[:2], {"done": "x"}]},
+        {"step": None},
+        {"generator": torch.zeros(3)},
+    ):
+        with pytest.raises(InvalidFileError, match="damaged"):
+            Pruner(network(), recipe, loss=squared).load_state_dict({**state, **damaged})
+    shapes = {"0.weight": torch.ones(2, dtype=torch.bool)}
+    with pytest.raises(InvalidFileError, match="do not fit"):
+        Pruner(network(), recipe, loss=squared).load_state_dict(
+            {**state, "modifiers": [{"frozen": shapes}, *good[1:]]}
+        )
+
+
 def test_parts_of_one_parameter_are_layers_of_their_own() -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict(

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from sparse_engine.errors import UsageError
 from sparse_engine.training.modifier import Modifier
 from sparse_engine.training.training import Training
-from sparse_engine.training.window import Moment, steps_every, steps_of
+from sparse_engine.training.window import EPOCHS, Moment, steps_every, steps_of
 
 
 class LearningRate(Modifier):
@@ -57,6 +57,13 @@ class LearningRate(Modifier):
     _restarts: Sequence[int] = PrivateAttr(default=())
     _rewind: int | None = PrivateAttr(default=None)
     _passes: list[int] = PrivateAttr(default_factory=list)  # the steps at which they begin
+
+    @field_validator("restart", mode="before")
+    @classmethod
+    def _is_moment(cls, restart: Any) -> Any:
+        if isinstance(restart, str) and restart != "events" and not EPOCHS.fullmatch(restart):
+            raise ValueError(f"{restart!r:.40} is neither events, nor steps, nor epochs as 2ep")
+        return restart
 
     def resolve(self, steps_per_epoch: int | None, end: int | None) -> None:
         super().resolve(steps_per_epoch, end)
