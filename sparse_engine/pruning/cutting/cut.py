@@ -36,7 +36,15 @@ from sparse_engine.pruning.granularity import KeptColumns
 from sparse_engine.pruning.heads import heads_of
 from sparse_engine.pruning.loop import new_report, prune_layers
 from sparse_engine.pruning.method import Method
-from sparse_engine.pruning.plan import Filter, Layer, NamePattern, Plan, Selection, make_plan
+from sparse_engine.pruning.plan import (
+    Filter,
+    Layer,
+    NamePattern,
+    Plan,
+    Selection,
+    check_finite,
+    make_plan,
+)
 from sparse_engine.pruning.progress import Progress
 from sparse_engine.pruning.recipe import recipe_of
 from sparse_engine.pruning.report import PruneReport
@@ -80,11 +88,14 @@ def cut(
     with unrolled(model):
         plan = _plan(model, sites, method.of_readers)
         report = new_report(of_layers)
-        cut_weights = {
-            name: weight_of(model.get_submodule(name)).numel()
+        weights = {
+            name: weight_of(model.get_submodule(name))
             for site in sites
             for name in (*site.writers, *site.readers)
         }
+        for name, weight in weights.items():
+            check_finite(f"{name}.weight", weight)
+        cut_weights = {name: weight.numel() for name, weight in weights.items()}
         dense = DenseWeights(plan.layers)
         run.snapshot.keep(dense)
         steps = Progress(run.progress, 2 * len(plan.layers))

@@ -158,7 +158,7 @@ def cut_method(
         raise UsageError(f"no sparsity given; give the fraction of {name}s to remove, as 0.25")
     elif not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise UsageError(
-            f"sparsity {sparsity!r} is not a fraction of {name}s to remove; expected "
+            f"sparsity {sparsity!r:.80} is not a fraction of {name}s to remove; expected "
             "0 <= sparsity < 1"
         )
     share = float(sparsity or 0.0)

@@ -73,7 +73,7 @@ def _why_none(model: nn.Module, sites: list[Site], kind: str) -> str:
     for left in find_left(model, kind):
         return f"in this model: {left.name or 'it'} stays, {left.reason}"
     for name, module in model.named_modules():
-        if isinstance(module, SOURCES.get(kind, ())):
+        if name and isinstance(module, SOURCES.get(kind, ())):
             return (
                 f"in this model: what reads {name} is not known; state the module that does, as "
                 f"{kind}(readers='{name}: MODULE')"

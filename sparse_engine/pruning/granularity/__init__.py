@@ -40,7 +40,7 @@ def parse_granularity(text: str | Granularity) -> Granularity:
     structures = ", ".join(structure.name for structure in STRUCTURES)
     raise UsageError(
         f"granularity {text!r} is not known; give {', '.join(first)}, or {last}; or one of the "
-        f"structures {structures}"
+        f"structures {structures}{'; several are a list' if ',' in str(text) else ''}"
     )
 
 

@@ -199,5 +199,10 @@ def _check_weight(name: str, linear: nn.Module) -> None:
             f"{name}.weight is not a plain floating-point parameter; remove its parametrization "
             "or quantization first, or leave it out with filter_fn"
         )
+    check_finite(f"{name}.weight", weight)
+
+
+def check_finite(name: str, weight: Tensor) -> None:
+    """Raise UsageError if a weight holds NaN or Inf."""
     if not weight.is_meta and not weight.isfinite().all():
-        raise UsageError(f"{name}.weight holds NaN or Inf; nothing was pruned")
+        raise UsageError(f"{name} holds NaN or Inf; nothing was pruned")

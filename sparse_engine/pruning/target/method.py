@@ -108,6 +108,8 @@ def _single(granularity: Granularities | None) -> str | Granularity:
         return granularity
     if not isinstance(granularity, Sequence):
         return parse_granularity(granularity)  # which refuses it
+    if not granularity:
+        raise UsageError("granularity is empty: give one, or leave it out")
     if len(granularity) != 1:
         raise UsageError("several granularities need a target: give one")
     return granularity[0]

@@ -62,7 +62,10 @@ def sites(model: nn.Module, stated: Mapping[str, Sequence[str]]) -> Iterator[Sit
         known.update(_of_library(name, module))
     for name in stated:
         if type(modules.get(name)) not in (*NETWORKS, *CELLS):
-            raise UsageError(f"unit: readers of {name!r}, which is no recurrent network or cell")
+            raise UsageError(
+                f"readers of {name!r}: a {type(modules[name]).__name__} has no units or filters; "
+                "name a linear layer, a Conv1d, or a recurrent network or cell"
+            )
         if name in known:
             raise UsageError(f"unit: what reads {name} is known; leave it out of readers")
     for name, module in modules.items():

@@ -33,14 +33,17 @@ def expanded(model: nn.Module, stated: Stated) -> dict[str, Sequence[str]]:
     """The statements with patterns of layers, as "convs.*", replaced by the names that match.
 
     Raises:
-        UsageError: if a pattern matches no linear layer or Conv1d.
+        UsageError: if a pattern matches no linear layer or Conv1d, or there is no such module.
     """
-    names = [name for name, module in model.named_modules() if is_layer(module)]
+    modules = dict(model.named_modules())
+    names = [name for name, module in modules.items() if is_layer(module)]
     found: dict[str, Sequence[str]] = {}
     for source, readers in stated.items():
         matching = [source]
         if any(character in source for character in GLOB):
             matching = [name for name in names if fnmatchcase(name, source)]
+        elif source not in modules:
+            raise UsageError(f"readers of {source!r}: there is no module of this name")
         if not matching:
             raise UsageError(f"readers of {source!r}: no linear layer or Conv1d has such a name")
         found.update(dict.fromkeys(matching, readers))

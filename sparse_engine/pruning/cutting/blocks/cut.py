@@ -18,7 +18,7 @@ from sparse_engine.pruning.cutting.blocks.criteria import DenseBlocks
 from sparse_engine.pruning.cutting.blocks.method import BlockMethod
 from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.loop import prune_layers
-from sparse_engine.pruning.plan import Plan, Selection, make_plan
+from sparse_engine.pruning.plan import Plan, Selection, check_finite, make_plan
 from sparse_engine.pruning.progress import Progress, ProgressCallback
 from sparse_engine.pruning.recipe import recipe_of
 from sparse_engine.pruning.report import PruneReport
@@ -97,6 +97,9 @@ def wanted_blocks(model: nn.Module, method: BlockMethod, selection: Selection) -
         )
     wanted = quota(stacks, method, selection, [name for name, _ in model.named_modules()])
     check_removable(model, [item.stack for item in wanted.stacks])
+    for item in wanted.stacks:
+        for name, weight in model.get_submodule(item.stack.name).named_parameters():
+            check_finite(f"{item.stack.name}.{name}", weight)
     return wanted
 
 

@@ -94,7 +94,7 @@ def block_method(
     if structure.count is None:
         if not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
             raise UsageError(
-                f"sparsity {sparsity!r} is not a fraction of layers to remove; expected 0 < "
+                f"sparsity {sparsity!r:.80} is not a fraction of layers to remove; expected 0 < "
                 "sparsity < 1, or give Layer(count=1)"
             )
     elif sparsity is not None:
