@@ -47,10 +47,11 @@ def describe(removed: Sequence[Remaining]) -> str:
         if kind == Vocabulary.name:
             text += f"; vocabulary: {sum(kept):,} of {groups:,} rows remain"
             continue
-        text += (
-            f"; {kind}s: {sum(kept)} of {groups} remain, "
-            f"{min(kept)} to {max(kept)} in each of {len(sites)} places"
-        )
+        text += f"; {kind}s: {sum(kept)} of {groups} remain where some were removed"
+        if len(sites) > 1:
+            least, most = min(kept), max(kept)
+            each = str(most) if least == most else f"{least} to {most}"
+            text += f", {each} in each of {len(sites)} places"
     return text
 
 

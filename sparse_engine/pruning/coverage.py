@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -95,6 +95,26 @@ def add_cut_coverage(
         if row.kind in ("linear", *UNROLLED) and not (row.sparse or reason_by_name(row.name))
     }
     _add_shares(report, modules, dense, cut, reasons)
+
+
+def add_block_coverage(
+    report: PruneReport, model: nn.Module, dense: Census, blocks: Iterable[str]
+) -> None:
+    """Fill in the fields of a report on whole blocks that concern the whole model.
+
+    Args:
+        report: receives the zeros of what is left, and the share of all blocks in the dense model.
+        model: what is left of the model.
+        dense: the counts of the model before.
+        blocks: names of the blocks of all stacks that lost some, before they did.
+    """
+    after = census(model)
+    report.multiply_adds = (dense.multiply_adds, after.multiply_adds)
+    report.zeros_of_parameters = after.zeros_of_parameters
+    report.zeros_of_multiply_adds = after.zeros_of_multiply_adds
+    inside = tuple(f"{block}." for block in blocks)
+    of_blocks = sum(row.multiply_adds for row in dense.rows if row.name.startswith(inside))
+    report.pruned_multiply_adds = of_blocks / max(dense.multiply_adds, 1)
 
 
 def _is_part(layer: str, row: Row) -> bool:

@@ -162,6 +162,15 @@ def test_controls_need_no_calibration() -> None:
     assert (report.granularity, report.recovery) == ("layer(count=1)", None)
 
 
+def test_the_report_counts_multiply_adds_of_whole_blocks() -> None:
+    report = se.prune(encoder(), granularity="layer(count=1)", criterion="last")
+    block, pooler = 4 * 16 * 16 + 2 * 16 * 24, 16 * 16
+    assert report.multiply_adds == (4 * block + pooler, 3 * block + pooler)
+    assert report.pruned_multiply_adds == 4 * block / (4 * block + pooler)
+    assert report.zeros_of_parameters < 0.2  # biases, and the embedding of padding
+    assert report.warnings == []
+
+
 def test_patterns_tell_which_may_go() -> None:
     report = se.prune(encoder(), 0.5, "layer", "last", layers=["encoder.layer.[0-2]"])
     assert report.sites[0].kept == (0, 3)

@@ -9,10 +9,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from sparse_engine.convert.census import census
 from sparse_engine.errors import UsageError
 from sparse_engine.nn import SparseLinear
 from sparse_engine.pruning.allocators import Setting
 from sparse_engine.pruning.calibration import Batch, merge_batches
+from sparse_engine.pruning.coverage import add_block_coverage
 from sparse_engine.pruning.cutting.blocks.choose import Quota, choose, quota
 from sparse_engine.pruning.cutting.blocks.criteria import DenseBlocks
 from sparse_engine.pruning.cutting.blocks.method import BlockMethod
@@ -55,7 +57,7 @@ def cut_blocks(
     started = time.perf_counter()
     stacks = find_stacks(model)
     wanted = wanted_blocks(model, method, selection)
-    before = _parameters(model)
+    before, counted = _parameters(model), census(model)
     report = _report(method)
     with unrolled(model), evaluation_mode(model), torch.no_grad():
         merged = merge_batches(model, run.batches)
@@ -76,6 +78,8 @@ def cut_blocks(
         for stack in cut
     ]
     report.parameters = (before, _parameters(model))
+    blocks = [block for stack in cut for block in stack.blocks]
+    add_block_coverage(report, model, counted, blocks)
     report.recipe = recipe_of(method, seed, selection)
     report.seconds = time.perf_counter() - started
     return report
