@@ -36,7 +36,7 @@ def prune_until(
     ] = "element",
     criterion: Annotated[str | None, typer.Option(help="As in prune.")] = None,
     recovery: Annotated[str | None, typer.Option(help="As in prune.")] = None,
-    allocator: Annotated[str, typer.Option(help="As in prune.")] = "uniform",
+    allocator: Annotated[str | None, typer.Option(help="As in prune.")] = None,
     steps: Annotated[
         int, typer.Option(min=0, help="Steps of distillation from the dense model in a round.")
     ] = 100,

@@ -23,6 +23,9 @@ HEADS = re.compile(
     r"^(num_|n_|encoder_|decoder_)?((attention|key_value)_)?(heads?|head_dim)$|^d_kv$"
 )
 MAX_LABELS = 1 << 20
+# One tensor holds all experts of a layer; each of them becomes a module.
+EXPERTS = re.compile(r"experts$")
+MAX_EXPERTS = 1 << 12
 # Flags that transformers checks only when a model runs.
 FLAGS = frozenset(("output_hidden_states", "output_attentions", "use_cache", "is_decoder"))
 # Only non-persistent buffers are allocated by the constructor.
@@ -37,7 +40,7 @@ def most_parameters(tensors: int) -> int:
 
 
 def check_values(config: Any, tensors: int) -> None:
-    """Raise InvalidFileError for too many layers or labels, no heads, or a flag that is no bool.
+    """Raise InvalidFileError for too many layers, labels or experts, no heads, or a wrong flag.
 
     Args:
         config: config.json as parsed; checked at every depth.
@@ -54,6 +57,8 @@ def check_values(config: Any, tensors: int) -> None:
             raise InvalidFileError(f"config.json: {key} is {str(value)[:40]}: give true or false")
         if type(value) is int and value < 1 and HEADS.search(key):
             raise InvalidFileError(f"config.json: {key} is {value}: give 1 or more")
+        if type(value) is int and value > MAX_EXPERTS and EXPERTS.search(key):
+            raise InvalidFileError(f"config.json: {key} is {value}, at most {MAX_EXPERTS}")
         if type(value) is not int or not COUNTS.search(key):
             continue
         most = MAX_LABELS if key == "num_labels" else most_parameters(tensors)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sparse_engine.errors import InvalidFileError
-from sparse_engine.structures import STRUCTURES, Layer, Remaining, Vocabulary
+from sparse_engine.structures import STRUCTURES, Layer, Remaining, Vocabulary, read_ranges
 
 KINDS = {*(cls.name for cls in STRUCTURES), Vocabulary.name}
 UNSEEN = (Layer.name, Vocabulary.name)
@@ -68,20 +68,5 @@ def _remaining(site: Any) -> Remaining | None:
         raise InvalidFileError(f"its report has the site {site!r:.60}: no name and structure")
     if type(groups) is not int or not isinstance(kept, str):
         raise InvalidFileError(f"its report: groups and kept of {name!r:.60} are no numbers")
-    count = _count(kept, groups, name)
+    count = sum(map(len, read_ranges(kept, groups)))
     return Remaining(name, kind, count, groups) if count < groups else None
-
-
-def _count(kept: str, groups: int, name: str) -> int:
-    """How many numbers there are in ascending ranges such as "0-3,5"."""
-    count, last = 0, -1
-    for part in filter(None, kept.split(",")):
-        first, _, end = part.partition("-")
-        plain = part.isascii() and first.isdigit() and (not end or end.isdigit())
-        begin, stop = (int(first), int(end or first)) if plain and len(part) < 40 else (0, -1)
-        if not last < begin <= stop < groups:
-            raise InvalidFileError(
-                f"its report: {part!r:.40} is no range of the {groups} groups of {name!r:.60}"
-            )
-        count, last = count + stop - begin + 1, stop
-    return count

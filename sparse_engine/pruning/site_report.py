@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
 
-from sparse_engine.errors import InvalidFileError
 from sparse_engine.pruning.layer_report import LayerReport
-from sparse_engine.structures import Site
+from sparse_engine.structures import Site, ranges_text, read_ranges
 
 LOST = 0.9
 """Share of the groups of a site above which the report warns that most of them are gone."""
@@ -81,7 +80,7 @@ class SiteReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the numbers as a text of ranges, such as "0-3,5"."""
-        return {**asdict(self), "kept": ",".join(_ranges(self.kept))}
+        return {**asdict(self), "kept": ranges_text(self.kept)}
 
 
 def counts_of(sites: Sequence[SiteReport]) -> str:
@@ -100,32 +99,8 @@ def with_numbers(values: Any) -> Any:
         InvalidFileError: if a text is no list of ascending ranges below the number of groups.
     """
     kept = values.get("kept") if isinstance(values, Mapping) else None
-    return (
-        {**values, "kept": _numbers(kept, values.get("groups"))}
-        if isinstance(kept, str)
-        else values
-    )
-
-
-def _ranges(numbers: Sequence[int]) -> Iterator[str]:
-    """Ascending numbers as ranges: "0-3", or "5" for one alone."""
-    ends = [i for i, (a, b) in enumerate(pairwise(numbers), 1) if b != a + 1]
-    for begin, end in pairwise((0, *ends, len(numbers))):
-        if end > begin:
-            first, last = numbers[begin], numbers[end - 1]
-            yield f"{first}" if first == last else f"{first}-{last}"
-
-
-def _numbers(text: str, groups: Any) -> list[int]:
-    most = groups if isinstance(groups, int) and groups <= MOST else 0
-    found: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        try:
-            begin, end = int(first), int(last or first)
-        except ValueError:
-            begin, end = 1, 0
-        if not (found[-1] if found else -1) < begin <= end < most:
-            raise InvalidFileError(f"kept: {part!r:.40} is no range of the {groups!r:.20} groups")
-        found += range(begin, end + 1)
-    return found
+    if not isinstance(kept, str):
+        return values
+    groups = values.get("groups")
+    most = groups if type(groups) is int and groups <= MOST else 0
+    return {**values, "kept": [*chain.from_iterable(read_ranges(kept, most))]}

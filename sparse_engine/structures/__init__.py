@@ -13,6 +13,7 @@ from sparse_engine.structures.blocks import (
 )
 from sparse_engine.structures.find import find_left, find_sites
 from sparse_engine.structures.fit import Fit, Remaining, Shape, find_fit, hollow
+from sparse_engine.structures.ranges import ranges_text, read_ranges
 from sparse_engine.structures.resize import check_resizable, resize_
 from sparse_engine.structures.site import Left, Site, Size
 from sparse_engine.structures.structure import (
@@ -52,6 +53,8 @@ __all__ = [
     "find_sites",
     "find_stacks",
     "hollow",
+    "ranges_text",
+    "read_ranges",
     "remove_blocks_",
     "resize_",
     "stated_readers",

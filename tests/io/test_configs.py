@@ -71,6 +71,7 @@ def edit_config(folder: Path, architecture: str | None = None, **changes: Any) -
         (None, {"num_hidden_layers": 3}, "of the model is missing"),
         (None, {"num_hidden_layers": 10**9}, "is 1000000000, far more than 43 tensors"),
         (None, {"num_labels": 10**9}, "num_labels is 1000000000, far more than"),
+        (None, {"num_local_experts": 10**9}, "num_local_experts is 1000000000, at most 4096"),
         (None, {"layer_norm_eps": -1.0}, "eps of embeddings.LayerNorm is -1.0: give 0 or more"),
         (None, {"max_position_embeddings": 10**15}, "the model has"),
         (None, {"x": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}, "nested more than 16 deep"),

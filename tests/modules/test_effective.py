@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny_bert import build, output
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -254,33 +255,15 @@ def test_layers_with_weight_norm_that_stay_dense_come_back(tmp_path: Path) -> No
     assert torch.allclose(loaded(x), expected, atol=1e-5)
 
 
-def bert() -> Any:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=20,
-    )
-    return transformers.BertModel(config).eval()
-
-
-def pooled(model: Any) -> Tensor:
-    with torch.inference_mode():
-        return model(input_ids=torch.arange(10).view(2, 5))[0]
-
-
 def test_masked_encoders_run_natively() -> None:
-    model = bert()
+    model = build()
     for module in model.modules():
         if isinstance(module, nn.Linear):
             prune.l1_unstructured(module, "weight", 0.8)
-    expected = pooled(model)
+    expected = output(model)
     report = se.sparsify_(model, "csr")
     assert "2 bert layers run natively" in report.native
-    assert torch.allclose(pooled(model), expected, atol=1e-5)
+    assert torch.allclose(output(model), expected, atol=1e-5)
 
 
 PREFIXES = {
@@ -295,22 +278,22 @@ PREFIXES = {
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_state_dicts_of_training_load(prefix: str, tmp_path: Path) -> None:
-    model = bert()
+    model = build()
     model.save_pretrained(tmp_path)
     if prefix == "masked":
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 prune.l1_unstructured(module, "weight", 0.8)
-    expected = pooled(model)
+    expected = output(model)
     state = {PREFIXES[prefix](name): tensor for name, tensor in model.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded, _ = load_pretrained(tmp_path)
-    assert torch.equal(pooled(loaded), expected)
+    assert torch.equal(output(loaded), expected)
     assert not any(name.endswith(("_orig", "_mask")) for name in loaded.state_dict())
 
 
 def test_a_name_twice_and_a_mask_that_does_not_fit_are_one_line(tmp_path: Path) -> None:
-    bert().save_pretrained(tmp_path)
+    build().save_pretrained(tmp_path)
     path, name = tmp_path / "model.safetensors", "encoder.layer.0.output.dense.weight"
     state = load_file(path)
     save_file(state | {f"_orig_mod.{name}": state[name].clone()}, path)
