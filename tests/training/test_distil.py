@@ -514,6 +514,26 @@ def test_states_without_gradients_are_refused() -> None:
         pruner.loss(inputs_of("bert"))
 
 
+def test_a_teacher_that_reads_other_tokens() -> None:
+    class Shorter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.first = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[:, self.first :]
+            found: Tensor = self.attention(x, x, x)[0]
+            return found
+
+    model, dense = Shorter(), Shorter()
+    dense.first = 1
+    with pytest.raises(UsageError, match=r"texts and tokens .*\[2, 5\].*\[2, 4\]"):
+        loss_of(model, dense, torch.randn(2, 5, 8), outputs=0, attention=1)
+    with pytest.raises(UsageError, match=r"outputs .*\[2, 5, 8\].*\[2, 4, 8\]"):
+        loss_of(model, dense, torch.randn(2, 5, 8))
+
+
 def test_models_without_what_is_compared_are_refused() -> None:
     dense = nn.Linear(4, 4)
     with pytest.raises(UsageError, match="no stack"):

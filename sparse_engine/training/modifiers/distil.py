@@ -175,10 +175,10 @@ class Distil(Modifier):
     def _of_attention(self, batch: Batch, captured: tuple[Captured, Captured]) -> Tensor:
         own, dense = (part.take() for part in captured)
         check_gradients(own)
-        terms = [
-            relation_distance(state, target, token_mask(batch, state))
-            for state, target in zip(own, dense, strict=True)
-        ]
+        terms = []
+        for state, target in zip(own, dense, strict=True):
+            check_shapes("the texts and tokens", state[..., 0, 0], target[..., 0, 0])
+            terms.append(relation_distance(state, target, token_mask(batch, state)))
         return torch.stack(terms).mean()
 
     def _with_padding(self, batch: Batch) -> Batch:
