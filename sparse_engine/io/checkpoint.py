@@ -171,11 +171,11 @@ def removed_from(folder: Path) -> tuple[Remaining, ...]:
     """
     path, record = folder / "config.json", folder / RECIPE
     plain = parse_json(path.read_bytes(), str(path))
+    report = parse_json(record.read_bytes(), str(record)) if record.is_file() else None
     slots = {name: slot for name, (_, slot) in read_headers(folder).items()}
     try:
         layout = layout_of(plain)
         _, fit = _fit(plain if layout is None else layout.config, layout, slots)
-        report = parse_json(record.read_bytes(), str(record)) if record.is_file() else None
         return (*fit.remaining, *(site for site in recorded(report) if site.kind in UNSEEN))
     except (UnsupportedModelError, InvalidFileError) as error:
         raise type(error)(f"{folder}: {error}") from None

@@ -61,6 +61,10 @@ def test_inspect_fewer_layers(model: Path, tmp_path: Path) -> None:
     options = ("--granularity", "layer(count=1)", "--calibration", "none")
     ok("prune", model, tmp_path / "short", *options)
     assert "layers: 1 of 2 remain" in ok("inspect", tmp_path / "short")
+    record = tmp_path / "short" / "pruning.json"
+    record.write_text("{")
+    told = refused(3, "inspect", tmp_path / "short")
+    assert told.startswith(f"error: {record} is not valid JSON")
 
 
 def test_run(packed: Path) -> None:
