@@ -39,8 +39,8 @@ def prune(
         str | None,
         typer.Option(
             help="random, magnitude, coupled, activation, wanda, taylor, snip, fisher, sparsegpt, "
-            "obs; of structures also generator. Default: sparsegpt; heads and units: fisher; other "
-            "structures: obs."
+            "obs; of structures also generator. Default: sparsegpt; heads and units: fisher; "
+            "recurrent units and other structures: obs."
         ),
     ] = None,
     calibration: Annotated[
@@ -110,11 +110,12 @@ def prune(
     Structures such as heads are taken out, so that the weights become smaller.
 
     The default is sparsegpt scores and a least-squares refit on calibration texts. Heads and units
-    are scored by fisher, which takes gradients, and compete with those of other layers (raw). Texts
-    like those that the model will read keep most of its quality. Without --calibration texts of
-    Python's documentation are used; with --calibration none only magnitude and random scores are
-    possible. Embeddings, norms, poolers and heads are left alone. For a model that translates or
-    summarises a line may be a text, a tab and its answer. Next: sparse-engine convert.
+    are scored by fisher, which takes gradients, and compete with those of other layers (raw); units
+    of recurrent networks are scored by obs. Texts like those that the model will read keep most of
+    its quality. Without --calibration texts of Python's documentation are used; with --calibration
+    none only magnitude and random scores are possible. Embeddings, norms, poolers and heads are
+    left alone. For a model that translates or summarises a line may be a text, a tab and its
+    answer. Next: sparse-engine convert.
 
     Examples:
 
@@ -143,7 +144,7 @@ def prune(
       --calibration texts.txt  # run it again after an interrupt: it continues
     """
     from sparse_engine.cli.reports import compare, read_examples
-    from sparse_engine.cli.steps import arguments_of
+    from sparse_engine.cli.steps import arguments_of, is_recurrent
     from sparse_engine.cli.tables import prune_tables, show
     from sparse_engine.cli.target import (
         check_details,
@@ -201,6 +202,8 @@ def prune(
         with progress_bar("loading") as bar:
             loaded, folder = load_pretrained(model, bar)
         densify_(loaded)
+        if is_recurrent(loaded):
+            arguments, _ = arguments_of(values, steps_of(ctx), bool(sources), recurrent=True)
         if draw:
             batches, texts = draw.batches(folder, loaded)
         comparison = compare(loaded, folder, example_texts)

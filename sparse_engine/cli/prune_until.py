@@ -78,7 +78,7 @@ def prune_until(
       --speedup 3 --folder rounds
     """
     from sparse_engine.analysis.output_metric import OutputMetric
-    from sparse_engine.cli.steps import arguments_of
+    from sparse_engine.cli.steps import arguments_of, is_recurrent
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
@@ -119,6 +119,9 @@ def prune_until(
     with progress_bar("loading") as bar:
         loaded, source = load_pretrained(model, bar)
     densify_(loaded)
+    if is_recurrent(loaded):
+        arguments, _ = arguments_of(values, None, has_texts=True, recurrent=True)
+        del arguments["sparsity"]
     loaded.requires_grad_(True)  # packages and checkpoints are loaded for inference
     draw = Draw(sources, samples, max_length, seed)
     batches, texts = draw.batches(source, loaded, min(BATCH, samples // PARTS))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sparse_engine.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparse_engine.pruning.steps import Step
 
 
@@ -23,12 +25,23 @@ def split_granularities(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def with_defaults(values: Mapping[str, Any], has_texts: bool) -> dict[str, Any]:
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether a model has recurrent networks or cells."""
+    from torch.nn import RNNBase, RNNCellBase
+
+    return any(isinstance(module, RNNBase | RNNCellBase) for module in model.modules())
+
+
+def with_defaults(
+    values: Mapping[str, Any], has_texts: bool, recurrent: bool = False
+) -> dict[str, Any]:
     """The arguments of one step, with what is best for its granularity where nothing is given.
 
     Args:
         values: by name, as the command line or a recipe gives them; None stands for nothing.
         has_texts: whether there are calibration texts.
+        recurrent: whether the model is, so that the errors of its gates say more about its units
+            than gradients do.
     """
     from sparse_engine.pruning.cutting import find_layer, find_structures
     from sparse_engine.structures import Head, Unit
@@ -47,7 +60,8 @@ def with_defaults(values: Mapping[str, Any], has_texts: bool) -> dict[str, Any]:
     if find_layer(structures):
         criterion = None if has_texts else "last"
     allocator = "uniform"
-    if has_texts and structures and all(isinstance(s, Head | Unit) for s in structures):
+    of_stacks = structures and all(isinstance(s, Head | Unit) for s in structures)
+    if has_texts and of_stacks and not recurrent:
         criterion = given.get("criterion", "fisher")
         allocator = "raw" if criterion == "fisher" else "uniform"
     defaults = {
@@ -60,7 +74,7 @@ def with_defaults(values: Mapping[str, Any], has_texts: bool) -> dict[str, Any]:
 
 
 def arguments_of(
-    values: Mapping[str, Any], steps: Any, has_texts: bool
+    values: Mapping[str, Any], steps: Any, has_texts: bool, recurrent: bool = False
 ) -> tuple[dict[str, Any], list[Step]]:
     """The arguments of `prune`, and its steps, validated before a model is loaded.
 
@@ -68,6 +82,7 @@ def arguments_of(
         values: of the options, by the names of `prune`; defaults of all steps.
         steps: of a recipe; None without.
         has_texts: whether there are calibration texts.
+        recurrent: whether the model is.
 
     Raises:
         UsageError: if a step is no mapping, or an argument is wrong.
@@ -76,7 +91,7 @@ def arguments_of(
 
     nothing = {**dict.fromkeys(NAMES), "layers": (), "ignore": (), "overrides": ()}
     if steps is None:
-        arguments = with_defaults(values, has_texts)
+        arguments = with_defaults(values, has_texts, recurrent)
         return arguments, find_steps(None, {**nothing, **arguments}, has_texts)
     if not isinstance(steps, list):
         raise UsageError(f"steps is {steps!r:.80}; give a list of mappings, one for each step")
@@ -85,5 +100,5 @@ def arguments_of(
         with naming_step(number):
             if not isinstance(step, Mapping):
                 raise UsageError(f"{step!r:.80} is no mapping, such as 'granularity: head'")
-            full.append(with_defaults({**values, **step}, has_texts))
+            full.append(with_defaults({**values, **step}, has_texts, recurrent))
     return {"steps": full}, find_steps(full, nothing, has_texts)

@@ -11,7 +11,7 @@ from command_line import ok, refused
 
 pytest.importorskip("transformers")
 
-from sparse_engine.cli.steps import split_granularities, with_defaults
+from sparse_engine.cli.steps import is_recurrent, split_granularities, with_defaults
 from sparse_engine.io import load_pretrained
 
 STEPS = """
@@ -117,3 +117,11 @@ def test_the_allocator_follows_the_criterion() -> None:
     assert chosen(granularity="unit", criterion="fisher") == ("fisher", "raw")
     assert chosen(granularity="4x1", criterion="fisher") == ("fisher", "uniform")
     assert chosen(granularity="head", has_texts=False) == ("magnitude", "uniform")
+
+
+def test_units_of_recurrent_networks_are_scored_by_their_errors() -> None:
+    found = with_defaults({"granularity": "unit"}, True, recurrent=True)
+    assert (found["criterion"], found["allocator"]) == ("obs", "uniform")
+    assert is_recurrent(torch.nn.Sequential(torch.nn.GRU(2, 3)))
+    assert is_recurrent(torch.nn.ModuleList([torch.nn.LSTMCell(2, 3)]))
+    assert not is_recurrent(torch.nn.Sequential(torch.nn.Linear(2, 3)))

@@ -97,6 +97,24 @@ def test_a_tagger_end_to_end(kind: str, tmp_path: Path) -> None:
     assert same(TokenClassifier(dense, source).tag(texts), expected)
 
 
+def test_a_tagger_without_half_of_its_units(tmp_path: Path) -> None:
+    source = folder(tmp_path / "dense", RnnForTokenClassification)
+    (tmp_path / "texts.txt").write_text("the cat sat on the mat .\na dog sat\nwhy ?\n")
+    options = ("--granularity", "unit(keep=4)", "--sparsity", 0.5)
+    ok("prune", source, tmp_path / "cut", *options, "--calibration", tmp_path / "texts.txt")
+    record = json.loads((tmp_path / "cut/pruning.json").read_text())
+    assert (record["criterion"], record["allocator"]) == ("obs", "uniform")
+    cut, _ = se.io.load_pretrained(tmp_path / "cut")
+    assert isinstance(cut, RnnForTokenClassification)
+    assert cut.rnn.hidden_size == cut.config.hidden_size // 2
+    ok("convert", tmp_path / "cut", tmp_path / "package", "--format", "csr", "--verify")
+    text = "the cat sat on the mat ."
+    found = json.loads(ok("run", tmp_path / "package", "--text", text, "-o", "json"))
+    expected = TokenClassifier(cut, tmp_path / "cut").tag([text])[0]
+    assert [span["label"] for span in found] == [span.label for span in expected]
+    assert "units: " in ok("inspect", tmp_path / "package")
+
+
 @pytest.mark.parametrize("kind", TAGGERS)
 def test_a_classifier_end_to_end(kind: str, tmp_path: Path) -> None:
     source = folder(tmp_path / "dense", RnnForSequenceClassification, **TAGGERS[kind])
