@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rows import Batch, collate, length, logits_of
 from torch import nn
-from training import CHECKS, Pruned, Task, prune, train
+from training import CHECKS, Pruned, Task, make_pruner, prune, train
 
 import sparse_engine as se
 from sparse_engine import _core
@@ -21,6 +21,8 @@ from sparse_engine.bench.timing import time_in_turn
 from sparse_engine.cli.common import progress_bar, set_threads
 from sparse_engine.errors import UsageError, VerificationError
 
+RATES = {"bert": 5e-4, "gpt": 1e-3}  # of Transformers; RATE of all other models
+RATE = 2e-3
 ERROR = 1e-4  # largest difference of a package from the pruned model, relative to the outputs
 
 
@@ -49,7 +51,7 @@ def parser(text: str, models: Sequence[str]) -> argparse.ArgumentParser:
     add("--steps", type=int, default=400, help="steps of the dense training")
     add("--prune-steps", type=int, default=250, help="steps of the pruned training")
     add("--batch", type=int, default=32, help="texts a step")
-    add("--rate", type=float, default=2e-3, help="the largest learning rate")
+    add("--rate", type=float, help="the largest learning rate, if not that of RATES")
     add("--sparsity", type=float, default=0.9, help="fraction of zeros in the pruned layers")
     add("--granularity", default="element", help="element, or blocks such as 4x1")
     add("--criterion", default="magnitude", help="chooses the weights that are removed")
@@ -75,6 +77,9 @@ def run(task: Task, given: argparse.Namespace) -> list[Line]:
         raise UsageError(f"--out {given.out}: create the folder above it first")
     if min(given.steps, given.prune_steps) < CHECKS:
         raise UsageError(f"--steps and --prune-steps: give at least {CHECKS}")
+    config = se.SparseConfig(given.format)
+    make_pruner(task.build(), task.build(), task, given, given.criterion)  # to check its options
+    given.rate = given.rate or RATES.get(given.model, RATE)
     set_threads(given.threads)
     torch.manual_seed(given.seed)
     dense = train(task.build(), task, given, given.steps, "dense model")
@@ -84,7 +89,7 @@ def run(task: Task, given: argparse.Namespace) -> list[Line]:
         out = given.out or Path(scratch) / "out"
         out.mkdir()
         inputs = example(task)
-        package = convert(dense, pruned, task, given.format, inputs, out)
+        package = convert(dense, pruned, task, config, inputs, out)
         weights = (out / "package" / "sparse_engine.safetensors").stat().st_size / 1e6
         with torch.inference_mode():
             calls = {"dense": lambda: dense(**inputs), "package": lambda: package(**inputs)}
@@ -122,7 +127,12 @@ def example(task: Task) -> Batch:
 
 
 def convert(
-    dense: nn.Module, pruned: Pruned, task: Task, format: str, inputs: Batch, out: Path
+    dense: nn.Module,
+    pruned: Pruned,
+    task: Task,
+    config: se.SparseConfig,
+    inputs: Batch,
+    out: Path,
 ) -> nn.Module:
     """Convert a copy of the pruned model, save it to OUT/package, load it, and verify it.
 
@@ -137,7 +147,7 @@ def convert(
     sparse = copy.deepcopy(pruned.model)
     tokens = next(iter(inputs.values())).numel()
     with progress_bar("converting") as progress:
-        report = se.sparsify_(sparse, se.SparseConfig(format, tokens=(tokens,)), progress=progress)
+        report = se.sparsify_(sparse, replace(config, tokens=(tokens,)), progress=progress)
     se.save(sparse, out / "package", report=report, recipe=pruned.recipe, source=source)
     package = se.load(out / "package", model=skeleton)
     with torch.inference_mode():

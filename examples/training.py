@@ -17,6 +17,7 @@ import sparse_engine as se
 from sparse_engine.cli.common import progress_bar
 
 CHECKS = 6  # how often a training is evaluated on the part for validation
+CALIBRATION = 4  # batches, for criteria that need some
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,31 @@ def train(
     return model.eval()
 
 
-def prune(dense: nn.Module, task: Task, given: argparse.Namespace, criterion: str) -> Pruned:
-    """Prune a copy of the dense model in the first half of a training with the dense one as
-    teacher.
+def make_pruner(
+    model: nn.Module, dense: nn.Module, task: Task, given: argparse.Namespace, criterion: str
+) -> se.Pruner:
+    """Weights are removed in the first half of the training, and the dense model is the teacher.
+
+    Raises:
+        UsageError: if an option does not fit the model.
     """
-    model, end = copy.deepcopy(dense), given.prune_steps // 2
-    options = {"sparsity": given.sparsity, "granularity": given.granularity, "end": end}
-    recipe = [{"prune": {**options, "criterion": criterion}}, {"distil": {}}]
-    pruner = se.Pruner(model, recipe, dense, loss=loss_of)
+    prune = {
+        "sparsity": given.sparsity,
+        "granularity": given.granularity,
+        "criterion": criterion,
+        "end": given.prune_steps // 2,
+    }
+    recipe = [{"prune": prune}, {"distil": {}}]
+    batches = endless(task.parts.train, given.batch, given.seed)
+    calibration = [next(batches) for _ in range(CALIBRATION)]
+    return se.Pruner(model, recipe, dense, calibration, loss_of)
+
+
+def prune(dense: nn.Module, task: Task, given: argparse.Namespace, criterion: str) -> Pruned:
+    """Prune a copy of the dense model while it is trained."""
+    model = copy.deepcopy(dense)
+    pruner = make_pruner(model, dense, task, given, criterion)
+    end = given.prune_steps // 2
     train(model, task, given, given.prune_steps, f"{criterion} zeros", pruner, end)
     report = pruner.finalize()
     return Pruned(model, pruner.sparsity, report.to_dict())

@@ -112,8 +112,11 @@ def test_the_pretrained_model_of_a_folder_is_trained(script: Any, tmp_path: Path
     assert tokenizers[0] == tokenizers[1]
 
 
-def test_wrong_options_are_refused_before_the_training(script: Any, tmp_path: Path) -> None:
+def test_wrong_options_are_refused_before_the_training(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = script("classify")
+    monkeypatch.setattr(sys.modules["common"], "train", None)
     with pytest.raises(UsageError, match="exists: give a new folder"):
         module.main(["--out", str(tmp_path), *SMALL])
     with pytest.raises(UsageError, match="create the folder above it"):
@@ -122,6 +125,15 @@ def test_wrong_options_are_refused_before_the_training(script: Any, tmp_path: Pa
         module.main([*SMALL, "--steps", "5"])
     with pytest.raises(UsageError, match="is not a folder"):
         module.main([*SMALL, "--data", str(tmp_path / "none")])
+    wrong = {"sparsity=1.5": "less than 1", "criterion=best": "best", "format=coo": "coo"}
+    for option, message in wrong.items():
+        with pytest.raises(UsageError, match=message):
+            module.main([*SMALL, f"--{option}"])
+
+
+def test_criteria_that_need_inputs_get_some(script: Any) -> None:
+    _, pruned, _ = script("classify").main(["--model", "cnn", "--criterion", "wanda", *SMALL])
+    assert pruned.zeros == pytest.approx(0.8, abs=0.01)
 
 
 def test_commands_of_the_documentation_parse(script: Any) -> None:
