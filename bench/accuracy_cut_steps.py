@@ -6,7 +6,8 @@ to a package. At the end all packages are timed in turn with the dense model in 
 of 128 tokens: `x dense` is the speed-up over that, `x 4x1` that over the package with 80 % of 4x1
 blocks alone.
 
-With --packages the packages are kept, and a later run only times those that are there.
+With --packages the packages are kept, and a later run with these samples and this seed only times
+those that are there.
 """
 
 from __future__ import annotations
@@ -96,10 +97,11 @@ VARIANTS = (
 def run_cut_steps(given: argparse.Namespace) -> str:
     """Measure all rows, append them to accuracy-cut-steps.jsonl, and return the table."""
     sick = Sick(given.data, Encoder(given.model or model_folder()))
+    samples, seed = given.samples or SAMPLES, given.seed or 0
     with TemporaryDirectory() as temporary:
-        folder = given.packages or Path(temporary)
+        folder = (given.packages or Path(temporary)) / f"samples {samples}, seed {seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        rows = measured(sick, folder, given.samples or SAMPLES, given.seed or 0)
+        rows = measured(sick, folder, samples, seed)
     about = conditions()
     with (given.out / f"accuracy-{CUT_STEPS}.jsonl").open("a") as file:
         file.writelines(json.dumps(row | {"conditions": about}) + "\n" for row in rows)
