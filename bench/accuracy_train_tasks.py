@@ -184,10 +184,10 @@ class TrainStories(TrainedTask):
     name, calibration = "train-stories", "own texts"
     columns = Stories.columns
     points = Stories.points
-    steps, batch, rate = 600, 16, 5e-3
+    steps, batch, rate = 400, 16, 5e-3
     distil: ClassVar[dict[str, Any]] = {}
     tokens = 128
-    texts = 2048
+    texts = 1024
 
     def __init__(self, data: Path) -> None:
         self.base = Stories(data)
