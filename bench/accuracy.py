@@ -181,7 +181,9 @@ def _points(task: Task, given: argparse.Namespace) -> list[tuple[str, float]]:
     """Those of the task, or every granularity that was given at every sparsity."""
     if given.granularity is None and given.sparsity is None:
         return list(task.points)
-    names = split(given.granularity or ",".join(dict(task.points)), str, "--granularity")
+    names = tuple(dict(task.points))  # of structures, such as "head,unit"
+    if given.granularity is not None:
+        names = split(given.granularity, str, "--granularity")
     fractions = sorted({sparsity for _, sparsity in task.points})
     if given.sparsity is not None:
         fractions = list(split(given.sparsity, float, "--sparsity"))
