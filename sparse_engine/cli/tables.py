@@ -154,9 +154,11 @@ def prune_tables(report: PruneReport) -> Iterator[Table]:
 
 def _sites_table(report: PruneReport) -> Table:
     """A row for each site: what is left of it, and the largest error of the layers that read it."""
+    from sparse_engine.pruning.site_report import plural
+
     cells = [
         (
-            f"{len(site.kept)} of {site.groups} {site.kind}s",
+            f"{len(site.kept)} of {site.groups} {plural(site.kind)}",
             "-" if site.error_before is None else f"{site.error_before:.3f}",
             "-" if site.error_after is None else f"{site.error_after:.3f}",
         )

@@ -354,6 +354,10 @@ def write_weights(model: Any, draft: Path, dtypes: StoredDtypes | None) -> None:
             model.save_pretrained(str(draft), state_dict=state)
     except SafetensorError as error:  # a full disk
         raise OSError(None, str(error).splitlines()[0]) from None
+    # safetensors writes files that nobody else may read, whatever the umask.
+    mode = (draft / "config.json").stat().st_mode
+    for path in draft.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def _cast_state(model: nn.Module, dtypes: StoredDtypes) -> dict[str, torch.Tensor]:

@@ -89,7 +89,14 @@ def counts_of(sites: Sequence[SiteReport]) -> str:
     for site in sites:
         kept, groups = totals.get(site.kind, (0, 0))
         totals[site.kind] = (kept + len(site.kept), groups + site.groups)
-    return ", ".join(f"{kept} of {groups} {kind}s" for kind, (kept, groups) in totals.items())
+    return ", ".join(
+        f"{kept} of {groups} {plural(kind)}" for kind, (kept, groups) in totals.items()
+    )
+
+
+def plural(kind: str) -> str:
+    """The groups of a kind of site, for texts: "heads", and "words" of a vocabulary."""
+    return "words" if kind == "vocabulary" else f"{kind}s"
 
 
 def with_numbers(values: Any) -> Any:

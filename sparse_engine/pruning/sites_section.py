@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparse_engine.pruning.site_report import SiteReport, counts_of
+from sparse_engine.pruning.site_report import SiteReport, counts_of, plural
 from sparse_engine.reporting.bar_chart import BarChart
 from sparse_engine.reporting.chart import Table
 from sparse_engine.reporting.names import short_names, split_name
@@ -73,12 +73,12 @@ def _chart(sites: Sequence[SiteReport], kind: str) -> BarChart:
     are_blocks = all(blocks) and len(set(blocks)) == len(blocks)
     short = short_names(site.name for site in sites)
     return BarChart(
-        f"{kind}s-left",
-        f"{kind.capitalize()}s that are left",
+        f"{plural(kind)}-left",
+        f"{plural(kind).capitalize()} that are left",
         f"A bar for each site: from {100 * min(shares):.1f} % to {100 * max(shares):.1f} % of the "
-        f"{kind}s are left. The table has the numbers.",
+        f"{plural(kind)} are left. The table has the numbers.",
         "block" if are_blocks else "site",
-        f"{kind}s kept",
+        f"{plural(kind)} kept",
         tuple(blocks if are_blocks else (short[site.name] for site in sites)),
         tuple(groups),
         tuple(kept),

@@ -43,6 +43,8 @@ def test_save_checkpoint_is_read_by_any_tool(folder: Path, tmp_path: Path) -> No
     assert torch.equal(output(AutoModel.from_pretrained(out)), output(model))
     assert torch.equal(output(load_pretrained(out)[0]), output(model))
     assert seen
+    modes = {path.name: path.stat().st_mode & 0o777 for path in out.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]  # whoever reads one reads both
     save_checkpoint(model, tmp_path / "again", folder, told)
     for name in names:
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

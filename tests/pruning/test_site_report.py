@@ -274,3 +274,11 @@ def test_wrong_numbers_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidFileError) as caught:
         PruneReport.from_dict(values)
     assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_has_words() -> None:
+    sites = [
+        SiteReport("embeddings", "vocabulary", 100, tuple(range(40))),
+        SiteReport("attention", "head", 12, (1, 2)),
+    ]
+    assert counts_of(sites) == "40 of 100 words, 2 of 12 heads"
