@@ -212,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recovery", default="least_squares", help="of those criteria")
     parser.add_argument("--allocator", action="append", help="of those criteria; repeat")
     parser.add_argument("--granularity", help="such as element,4x1,2:4; default: the table's")
+    parser.add_argument("--speedup", help="of target; default: the table's")
     parser.add_argument("--sparsity", help="fractions of zeros; default: the table's")
     parser.add_argument("--calibration", help="name of calibration texts; default: the table's")
     parser.add_argument("--samples", type=int, help="calibration inputs; default: the table's")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +18,14 @@ from accuracy_sick import Encoder, Sick
 from torch import nn
 
 from sparse_engine.bench.machine import conditions
-from sparse_engine.cli.common import progress_bar
+from sparse_engine.cli.common import progress_bar, split
 from sparse_engine.demo.data import model_folder
 from sparse_engine.pruning import PruneReport, Target, parse_granularity, prune
 from sparse_engine.pruning.allocators import Setting
 from sparse_engine.pruning.plan import make_plan
 from sparse_engine.pruning.target.machine import Machine
 from sparse_engine.pruning.target.timing import inputs_of
+from sparse_engine.structures import STRUCTURES
 
 TARGET = "target"
 SPEEDUPS = (2.0, 3.0, 4.0)
@@ -41,7 +42,7 @@ def run_target(given: argparse.Namespace) -> str:
     batches = sick.encoder.batches(sick.texts(given.samples or SAMPLES, given.seed or 0))
     rows = []
     with (given.out / "accuracy-target.jsonl").open("a") as file:
-        for row in target_rows(sick, batches, given.seed or 0):
+        for row in target_rows(sick, batches, given.seed or 0, *_chosen(given)):
             rows.append(row)
             file.write(json.dumps(row | {"conditions": conditions()}) + "\n")
             file.flush()
@@ -50,24 +51,43 @@ def run_target(given: argparse.Namespace) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def target_rows(sick: Sick, batches: list[Any], seed: int) -> Iterator[dict[str, Any]]:
+def _chosen(given: argparse.Namespace) -> tuple[Sequence[float], Sequence[str] | None]:
+    """The speed-ups, and the granularities and structures; None for those of `prune`."""
+    speedups = split(given.speedup, float, "--speedup") if given.speedup else SPEEDUPS
+    names = split(given.granularity, str, "--granularity") if given.granularity else None
+    return speedups, names
+
+
+def target_rows(
+    sick: Sick,
+    batches: list[Any],
+    seed: int,
+    speedups: Sequence[float],
+    granularities: Sequence[str] | None,
+) -> Iterator[dict[str, Any]]:
     """The dense model; then each speed-up, followed by what is uniform and equally fast."""
     yield {"target": "dense", **sick.evaluate(sick.dense)}
-    for speedup in SPEEDUPS:
+    structures = {structure.name for structure in STRUCTURES}
+    is_mixed = granularities is not None and not structures.isdisjoint(granularities)
+    alone = [name for name in granularities or GRANULARITIES if name not in structures]
+    of_target = f" of {','.join(granularities)}" if granularities else ""
+    for speedup in speedups:
         target = Target(speedup=speedup, tokens=TOKENS, search_seconds=SEARCH_SECONDS)
         model = copy.deepcopy(sick.dense)
         with progress_bar(f"target {speedup:g}") as bar:
             report = prune(
                 model,
+                granularity=granularities,
                 criterion=CRITERION,
                 recovery=RECOVERY,
+                allocator="raw" if is_mixed else "uniform",
                 calibration=batches,
                 seed=seed,
                 progress=bar,
                 target=target,
             )
-        yield {"target": f"{speedup:g}", **_of_target(report), **sick.evaluate(model)}
-        for granularity in GRANULARITIES:
+        yield {"target": f"{speedup:g}{of_target}", **_of_target(report), **sick.evaluate(model)}
+        for granularity in alone:
             model = copy.deepcopy(sick.dense)
             with progress_bar(f"{granularity}, equally fast") as bar:
                 sparsity = _equally_fast(sick.dense, target, granularity)
