@@ -150,7 +150,8 @@ def prune_until(
     if report is not None:
         result.to_html(report, f"{Path(model).name}: pruned until its outputs move")
     if result.best is None:
-        raise SparseEngineError(f"{out} is not written: {result.reason}")
+        hint = "; give a larger --budget or fewer --steps" if result.stop == "budget" else ""
+        raise SparseEngineError(f"{out} is not written: {result.reason}{hint}")
     recipe = {**arguments, "sparsity": result.sparsity}
     record = {"recipe": recipe, "calibration": texts.fingerprint, "rounds": result.to_dict()}
     with progress_bar("writing") as bar:

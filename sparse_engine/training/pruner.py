@@ -165,6 +165,11 @@ class Pruner:
             loss, output = task_loss(training, called, item, self._distils)
             for modifier in self._modifiers:
                 loss = modifier.add_loss(training, item, output, loss)
+        if not loss.requires_grad:
+            raise UsageError(
+                "the loss has no gradient: call model.requires_grad_(True) before the training; "
+                "packages are loaded for inference, and sparse layers cannot be trained"
+            )
         return loss
 
     def step(self, optimizer: Any, scaler: Any = None) -> None:
@@ -340,9 +345,12 @@ class Pruner:
         return any(part.gives_loss and part.is_active(self._training) for part in self._modifiers)
 
     def _check_mode(self) -> None:
-        """Warn once if the model is trained in evaluation mode, and that makes a difference."""
+        """Warn once if the model is trained in evaluation mode, and that makes a difference.
+
+        Distillation is often better without dropout, so that it gives no warning.
+        """
         model = self._training.model
-        if model.training or self._is_warned:
+        if model.training or self._is_warned or self._distils:
             return
         self._is_warned = True
         if any(isinstance(module, _DropoutNd | _BatchNorm) for module in model.modules()):

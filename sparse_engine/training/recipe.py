@@ -124,6 +124,10 @@ def _modifier(entry: Any, where: str) -> Modifier:
         raise UsageError(f"{where}: {name!r:.40} is not known; the nearest are {near}")
     if not isinstance(options or {}, Mapping):
         raise UsageError(f"{where}: the options of {name} are no mapping")
+    for option in options or {}:
+        if option not in cls.model_fields:
+            near = ", ".join(get_close_matches(str(option), cls.model_fields, 3, cutoff=0.0))
+            raise UsageError(f"{where}, {name}: no option {option!r:.40}; the nearest are {near}")
     try:
         return cls(**(options or {}))
     except ValidationError as error:

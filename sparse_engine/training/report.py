@@ -48,7 +48,8 @@ class TrainingReport:
             f"step {event.step:>6}  {event.modifier}: {event.text} ({event.sparsity:.1%} zeros)"
             for event in self.events
         ]
-        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+        lines += [f"warning: {text}" for text in self.warnings]
+        return "\n".join(lines or [f"step {self.steps:>6}  nothing was removed"])
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TrainingReport:

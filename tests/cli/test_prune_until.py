@@ -10,6 +10,7 @@ import pytest
 from command_line import ok, refused, run
 
 from sparse_engine.tuning import UntilReport
+from sparse_engine.tuning.clock import BudgetSpent
 
 QUICK = ("--samples", "20", "--steps", "3")
 
@@ -50,6 +51,16 @@ def test_without_a_round_that_passes_nothing_is_written(
     assert "no round passed" in done.stdout
     assert "is not written: the metric dropped too far in the last round" in done.stderr
     assert not out.exists()
+
+
+def test_a_budget_that_is_too_small_names_the_options(
+    model: Path, texts: Path, tmp_path: Path
+) -> None:
+    with mock.patch("sparse_engine.tuning.retrain.Retrain.run", side_effect=BudgetSpent):
+        done = run("prune-until", model, tmp_path / "pruned", "--calibration", texts, *QUICK,
+                   "--budget", "1h")  # fmt: skip
+    assert done.returncode == 2
+    assert "inside of a round; give a larger --budget or fewer --steps" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -217,6 +218,34 @@ def test_a_batch_without_any_loss_is_refused() -> None:
         Pruner(network(), gradual()).loss((batches()[0][0],))
 
 
+@pytest.mark.parametrize("loss", [squared, None])
+def test_a_model_without_gradients_is_refused(loss: Any) -> None:
+    model = network().requires_grad_(False)
+    pruner = Pruner(model, [{"distil": {}}], teacher=network(), loss=loss)
+    batch = batches()[0]
+    with pytest.raises(UsageError, match=r"call model\.requires_grad_\(True\)"):
+        pruner.loss(batch if loss else batch[:1])
+
+
+@pytest.mark.parametrize(("distils", "count"), [(False, 1), (True, 0)])
+def test_evaluation_mode_gives_one_warning_unless_it_distils(distils: bool, count: int) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), network()).eval()
+    recipe = [{"distil": {}}] if distils else [{"prune": {"sparsity": 0.5}}]
+    pruner = Pruner(model, recipe, teacher=network() if distils else None, loss=squared)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in batches(2):
+            pruner.loss(batch)
+    assert sum("evaluation mode" in str(one.message) for one in caught) == count
+
+
+def test_the_report_of_a_recipe_without_pruning_is_not_empty() -> None:
+    model = network()
+    pruner = Pruner(model, [{"distil": {}}], teacher=network())
+    train(pruner, torch.optim.SGD(model.parameters(), lr=0.1), [x for x, _ in batches(2)])
+    assert str(pruner.finalize()) == "step      2  nothing was removed"
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -229,7 +258,8 @@ def test_a_batch_without_any_loss_is_refused() -> None:
         ([{"distil": {"outputs": 0}}], "nothing is compared"),
         ([{"distil": {"temperature": 0}}], "temperature"),
         ([{"distill": {}}], "the nearest are distil"),
-        ([{"distil": {"hiden": 1}}], "hiden"),
+        ([{"distil": {"hiden": 1}}], "no option 'hiden'; the nearest are hidden"),
+        ([{"prune": {"sparsty": 0.5}}], "no option 'sparsty'; the nearest are sparsity"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused_before_anything_changes(
