@@ -108,9 +108,10 @@ def run(task: Task, given: argparse.Namespace) -> list[Line]:
         ]
     about = f"{task.name}: {task.parts.source}, {len(task.parts.train)} texts for training"
     print(about)
+    threads = torch.get_num_threads()
     print(
         f"1 text of {next(iter(inputs.values())).shape[1]} words, float32, "
-        f"{torch.get_num_threads()} threads, {_core.cpu_name()}"
+        f"{threads} thread{'s' if threads > 1 else ''}, {_core.cpu_name()}"
     )
     print(table(task.metric, lines))
     if given.out is not None and task.tokenizer is not None:

@@ -51,7 +51,9 @@ def install_native(model: nn.Module) -> str:
         setattr(model.get_submodule(parent), child, proxy(original, stack, config))
         _fuse_projections(model, stack)
     counts = ", ".join(f"{stack.name}: {len(stack.layers)}" for stack in stacks)
-    return f"{counts} {family.name} layers run natively, in one call; on a GPU one by one"
+    one = len(stacks) == 1 and len(stacks[0].layers) == 1
+    layers = "layer runs" if one else "layers run"
+    return f"{counts} {family.name} {layers} natively, in one call; on a GPU one by one"
 
 
 def _refresh(model: nn.Module, installed: list[NativeStack]) -> str:

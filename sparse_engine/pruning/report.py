@@ -301,8 +301,9 @@ class PruneReport:
                 self.sizes,
             ]
         if self.layers or not self.sites:
+            several = "" if len(self.layers) == 1 else "s"
             lines += [
-                f"{len(self.layers)} layers ({self.method}), {self.seconds:.1f} s",
+                f"{len(self.layers)} layer{several} ({self.method}), {self.seconds:.1f} s",
                 self.shares,
             ]
         lines += [

@@ -56,7 +56,7 @@ class Retrain:
 
     def __post_init__(self) -> None:
         if not isinstance(self.batches, Sequence) or isinstance(self.batches, str):
-            raise UsageError("Retrain batches: give a list of model inputs")
+            raise UsageError("Retrain batches: give a list of model inputs, such as list(loader)")
         if not self.batches:
             raise UsageError("Retrain batches are empty; give at least one batch of model inputs")
         if type(self.steps) is not int or self.steps < 1:

@@ -237,7 +237,7 @@ def test_dropped_layers_stay_native() -> None:
     model = bert()
     model.encoder.layer = model.encoder.layer[:1]
     expected = states(model)
-    assert "encoder: 1 bert layers run natively" in se.sparsify_(model, "csr").native
+    assert "encoder: 1 bert layer runs natively" in se.sparsify_(model, "csr").native
     assert torch.allclose(states(model), expected, atol=1e-5)
 
 

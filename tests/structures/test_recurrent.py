@@ -280,7 +280,7 @@ def test_layers_choose_the_networks_whose_units_go() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("unit", "what reads the outputs of rnn is not known.*readers='rnn: fc'"),
+        ("unit", "what reads the outputs of rnn is not known.*unit\\(readers='rnn: fc'"),
         ("unit(readers='rnn')", "expected 'module: layer"),
         ("unit(readers='rnn:')", "expected 'module: layer"),
         ("unit(readers='rnn: head; rnn: head')", "each module once"),

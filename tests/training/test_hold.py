@@ -50,3 +50,19 @@ def test_after_its_end_all_weights_are_trained() -> None:
 def test_a_dense_model_has_nothing_to_hold() -> None:
     with pytest.raises(UsageError, match="no layer has a weight that is zero"):
         Pruner(network(), [Hold()], loss=energy)
+
+
+@pytest.mark.parametrize(("layers", "text"), [(["2"], "1 layer"), (["0", "2"], "2 layers")])
+def test_the_report_counts_the_layers(layers: list[str], text: str) -> None:
+    model = network()
+    se.prune(model, 0.5, layers=layers)
+    pruner = Pruner(model, [{"hold": {"layers": layers}}], loss=energy)
+    pruner.loss(torch.randn(8, 16)).backward()
+    pruner.step(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert [event.text for event in pruner.finalize().events] == [f"the zeros of {text}"]
+
+
+@pytest.mark.parametrize(("layers", "text"), [(["2"], "1 layer ("), (["0", "2"], "2 layers (")])
+def test_the_report_of_prune_counts_the_layers(layers: list[str], text: str) -> None:
+    lines = str(se.prune(network(), 0.5, layers=layers)).splitlines()
+    assert any(line.startswith(text) for line in lines)

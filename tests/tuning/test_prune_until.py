@@ -481,6 +481,12 @@ def test_wrong_retraining(options: Any) -> None:
         se.Retrain(**{"batches": [torch.zeros(1, 12)], **options})
 
 
+def test_a_loader_is_refused_with_the_way_to_give_it() -> None:
+    loader = torch.utils.data.DataLoader([torch.zeros(12)])
+    with pytest.raises(UsageError, match=r"such as list\(loader\)"):
+        se.Retrain(loader)  # type: ignore[arg-type]
+
+
 # --- folders
 
 

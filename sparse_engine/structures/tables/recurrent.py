@@ -215,5 +215,5 @@ def _unknown(name: str) -> str:
         return "the outputs of the network are those of the model, which keep their width"
     return (
         f"what reads the outputs of {name} is not known; state the layers as "
-        f"Unit(readers='{name}: fc'), or leave it with ignore"
+        f"unit(readers='{name}: fc'), or leave it with ignore"
     )

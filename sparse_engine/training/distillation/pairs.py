@@ -29,7 +29,7 @@ def paired(
     """
     if len(own) != len(dense):
         raise UsageError(
-            f"distil: the model has {len(own)} stacks with {what} and the teacher {len(dense)}; "
+            f"distil: stacks with {what}: {len(own)} in the model, {len(dense)} in the teacher; "
             f"leave {what} out, or give a teacher of the same architecture"
         )
     found: list[tuple[T, T]] = []

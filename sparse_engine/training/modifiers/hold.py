@@ -52,7 +52,8 @@ class Hold(Modifier):
         first, last = self._window
         if training.step == first:
             training.masks.take(self._layers, training.optimizer)
-            training.note(self.name, f"the zeros of {len(self._layers)} layers")
+            count = len(self._layers)
+            training.note(self.name, f"the zeros of {count} layer{'s' if count > 1 else ''}")
         if last is not None and training.step == last and self.end is not None:
             training.masks.release(self._layers)
             training.note(self.name, "all weights are trained again")
