@@ -6,11 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+MAX_CHARACTERS = 1000
+"""Of a message; names and values of a hostile file may be longer."""
+
 
 class SparseEngineError(Exception):
-    """Base of all errors that sparse_engine raises on purpose."""
+    """Base of all errors that sparse_engine raises on purpose.
+
+    Its message is one line, whatever names and values it repeats.
+    """
 
     exit_code: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        line = " ".join(super().__str__().splitlines())
+        if len(line) <= MAX_CHARACTERS:
+            return line
+        half = MAX_CHARACTERS // 2
+        return f"{line[:half]} ... {line[-half:]}"
 
 
 class UsageError(SparseEngineError, ValueError):

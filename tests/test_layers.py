@@ -56,7 +56,7 @@ ALLOWED = {
         "reporting",
         "structures",
     },
-    "training": {"errors", "modules", "named", "pruning", "structures"},
+    "training": {"errors", "modules", "named", "pruning", "reporting", "structures"},
     "tuning": {
         "convert",
         "errors",

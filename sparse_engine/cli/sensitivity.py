@@ -55,7 +55,7 @@ def sensitivity(
     from sparse_engine.cli.tables import show
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained
-    from sparse_engine.pruning.method import check_seed
+    from sparse_engine.pruning.seed import check_seed
     from sparse_engine.reporting.pyplot import check_output
     from sparse_engine.text.calibration import Draw
     from sparse_engine.text.sources import find_sources

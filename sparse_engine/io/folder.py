@@ -177,7 +177,7 @@ def read_regular(path: Path, limit: int) -> bytes | None:
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a null character
         return None
     except OSError as error:
         raise InvalidFileError(f"{path}: {error.strerror}") from None

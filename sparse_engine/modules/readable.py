@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sparse_engine.errors import UsageError
@@ -45,8 +46,11 @@ def check_readable(model: nn.Module) -> None:
     """Check that every parameter of `model` has values that can be read.
 
     Raises:
-        UsageError: A module is quantised, or a parameter is lazy or on the meta device.
+        UsageError: The model is TorchScript, a module is quantised, or a parameter is lazy, on the
+            meta device, sparse or expanded.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError("the model is compiled by torch.jit: give the one that it was made from")
     for path, module in model.named_modules():
         kind = type(module)
         if kind.__module__.startswith(QUANTISED):
@@ -65,3 +69,18 @@ def check_readable(model: nn.Module) -> None:
                     f"{join(path, name)} has no values, it is on the meta device (not loaded, or "
                     "offloaded): load the whole model into memory first"
                 )
+            if parameter is not None and parameter.layout is not torch.strided:
+                raise UsageError(
+                    f"{join(path, name)} is a sparse tensor of torch: give a dense one, "
+                    "tensor.to_dense()"
+                )
+            if parameter is not None and _is_expanded(parameter):
+                raise UsageError(
+                    f"{join(path, name)} has elements that share memory, as expand() makes them: "
+                    "give a tensor.clone()"
+                )
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether one place in memory is several elements of a tensor along a dimension."""
+    return any(step == 0 and n > 1 for n, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -21,8 +21,6 @@ from sparse_engine.pruning.recovery import NoRecovery, Recovery, find_recovery
 from sparse_engine.pruning.statistics.collector import Collection
 from sparse_engine.pruning.statistics.needs import GRADIENTS, Statistic
 
-MAX_SEED = 10**18  # batches add their numbers, and a generator takes 64 bits
-
 
 @dataclass(frozen=True)
 class Method:
@@ -188,12 +186,6 @@ def make_method(
             "inputs (dicts of keyword arguments, tuples or tensors)"
         )
     return method
-
-
-def check_seed(seed: Any) -> None:
-    """Raise UsageError unless `seed` is a whole number that generators accept."""
-    if type(seed) is not int or abs(seed) >= MAX_SEED:
-        raise UsageError(f"seed {seed!r:.40} is not a whole number of at most 18 digits")
 
 
 def _variant(override: Override, method: Method) -> Variant:

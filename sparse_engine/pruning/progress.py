@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
+
+from sparse_engine.errors import UsageError
 
 ProgressCallback = Callable[[int, int, str], None]
 INTERVAL = 0.5  # seconds between two reports of what is being computed
+
+
+def check_progress(progress: Any) -> None:
+    """Raise UsageError unless it is a function, or None."""
+    if progress is not None and not callable(progress):
+        raise UsageError(f"progress is {progress!r:.40}; give a function of (done, total, text)")
 
 
 class Progress:

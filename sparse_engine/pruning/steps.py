@@ -22,10 +22,11 @@ from sparse_engine.pruning.cutting import (
     split_structures,
     wanted_blocks,
 )
-from sparse_engine.pruning.method import Method, check_seed
+from sparse_engine.pruning.method import Method
 from sparse_engine.pruning.mixed import MixedMethod, mixed_method
 from sparse_engine.pruning.plan import Filter, Selection
 from sparse_engine.pruning.recipe import ARGUMENTS
+from sparse_engine.pruning.seed import check_seed
 from sparse_engine.pruning.target.method import find_method
 from sparse_engine.pruning.target.target import Target
 from sparse_engine.pruning.unrolled import unrolled

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from sparse_engine.errors import InvalidFileError, UsageError
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 1 << 20
 # The scalars of YAML 1.2. In YAML 1.1, 2:4 would be the number 124, and `no` would be false.
 SCALARS = {
     "null": r"~|null|",
@@ -26,10 +26,13 @@ def read_document(path: Path) -> Any:
         UsageError: there is no such file, or PyYAML, which YAML needs, is not installed.
         InvalidFileError: it is too large, no YAML, has a name twice, or aliases.
     """
-    if not path.is_file():
-        raise UsageError(f"recipe {path}: there is no such file")
-    with path.open("rb") as file:
-        raw = file.read(MAX_BYTES + 1)
+    try:
+        if not path.is_file():
+            raise FileNotFoundError
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError):  # a name that is too long, or holds a null character
+        raise UsageError(f"recipe {path}: there is no such file") from None
     if len(raw) > MAX_BYTES:
         raise InvalidFileError(f"{path}: over {MAX_BYTES >> 20} MiB, which is no recipe")
     try:

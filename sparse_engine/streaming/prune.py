@@ -24,13 +24,14 @@ from sparse_engine.pruning.criteria import Criterion
 from sparse_engine.pruning.evaluation import evaluation_mode
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.loop import allocate, new_report, prune_layers
-from sparse_engine.pruning.method import Method, check_seed, make_method
+from sparse_engine.pruning.method import Method, make_method
 from sparse_engine.pruning.overrides import Override
 from sparse_engine.pruning.plan import Plan, Selection
 from sparse_engine.pruning.progress import Progress, ProgressCallback
 from sparse_engine.pruning.recipe import recipe_of, versions
 from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.report import PruneReport
+from sparse_engine.pruning.seed import check_seed
 from sparse_engine.pruning.statistics.segments import Group, Segment
 from sparse_engine.streaming.checkpoint import Checkpoint
 from sparse_engine.streaming.copies import Copies

@@ -69,8 +69,10 @@ class Kept:
     def from_dict(cls, values: Mapping[str, Any]) -> Kept:
         """From what `to_dict` gave; raises InvalidFileError."""
         try:
-            structures = find_structures(list(values["structures"]))
-            groups = dict(values["groups"])
+            names, groups = values["structures"], dict(values["groups"])
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise TypeError("its structures are no list of names")
+            structures = find_structures(names)
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidFileError(f"the state holds a cut that cannot be read: {error}") from None
         if not structures:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationInfo, field_validator
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
@@ -26,12 +26,25 @@ class Modifier(BaseModel, ABC):
         end: when it ends; None is the end of the recipe, if that has one.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
     name: ClassVar[str]
     start: Moment = 0
     end: Moment | None = None
 
     _window: tuple[int, int | None] = PrivateAttr(default=(0, None))
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and bool not in get_args(field.annotation):
+            raise ValueError(f"expected no {str(value).lower()}")
+        return value
 
     def begin(self, training: Training) -> None:
         """Called once, before the first step; also when a stopped training goes on.

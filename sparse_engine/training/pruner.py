@@ -17,19 +17,20 @@ from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.calibration import read_calibration
 from sparse_engine.pruning.gradients import LossFunction, check_loss
-from sparse_engine.pruning.method import check_seed
+from sparse_engine.pruning.seed import check_seed
+from sparse_engine.reporting.values import checked
+from sparse_engine.structures.snapshot import unchanged_after_error
 from sparse_engine.training.attached import Attached
 from sparse_engine.training.kept import Kept
 from sparse_engine.training.masks import Masks
 from sparse_engine.training.rates import scaled_rates
 from sparse_engine.training.recipe import read_training_recipe
 from sparse_engine.training.report import TrainingReport
+from sparse_engine.training.state import VERSION, PrunerState
 from sparse_engine.training.task_loss import task_loss
 from sparse_engine.training.training import Training
 from sparse_engine.training.window import steps_of
 from sparse_engine.training.wrapped import plain_model, plain_optimizer
-
-VERSION = 1  # of state dicts
 
 
 class Pruner:
@@ -92,6 +93,8 @@ class Pruner:
         self._modifiers = self.recipe.modifiers
         end = self.recipe.end
         self._end = None if end is None else steps_of(end, steps_per_epoch)
+        if self._end == 0:
+            raise UsageError(f"the recipe ends at {end}, before the first step")
         for modifier in self._modifiers:
             modifier.resolve(steps_per_epoch, self._end)
             if modifier.needs_teacher and teacher is None:
@@ -117,7 +120,7 @@ class Pruner:
         self._attached: Attached | None = None
         self._rates = ExitStack()  # the learning rates of the present step
         self._is_warned = False
-        self._is_final = False
+        self._closed = ""  # why it can train no longer
 
     @property
     def is_done(self) -> bool:
@@ -151,7 +154,8 @@ class Pruner:
             A scalar; call `backward` on it.
 
         Raises:
-            UsageError: if nothing gives a loss for the batch, or the model fails on it.
+            UsageError: if nothing gives a loss for the batch, it cannot be trained on, or the model
+                fails on it.
         """
         self._check_open()
         self._catch_up()
@@ -183,6 +187,8 @@ class Pruner:
         Raises:
             UsageError: if the optimizer does not hold the weights of a layer that is pruned.
         """
+        if not isinstance(scaler, torch.amp.GradScaler | None):
+            raise UsageError(f"scaler is {scaler!r:.40}; give a torch.amp.GradScaler")
         self.attach(optimizer)
         with self._rates:  # closed in any case
             if scaler is None:
@@ -269,7 +275,7 @@ class Pruner:
         training.report.sparsity = training.masks.sparsities
         if self._attached is not None:
             self._attached.remove()
-        self._is_final = True
+        self._closed = "is finalized"
         return training.report
 
     def state_dict(self) -> dict[str, Any]:
@@ -300,32 +306,37 @@ class Pruner:
             state: what `state_dict` gave.
 
         Raises:
-            InvalidFileError: if it is no such state, or one of another recipe or model.
+            InvalidFileError: if it is no such state, or one of another recipe or model. The model
+                is as before then; make another Pruner.
         """
-        names = ("step", "reached", "cuts", "masks", "generator", "modifiers", "report")
-        if not isinstance(state, dict) or state.get("version") != VERSION:
+        self._check_open()
+        if not isinstance(state, dict):
             raise InvalidFileError("this is no state of a Pruner")
-        if missing := [name for name in names if name not in state]:
-            raise InvalidFileError(f"the state of the Pruner lacks {missing[0]!r}")
-        if state.get("recipe") != self.recipe.to_dict():
+        found = checked(PrunerState, state, "state of a Pruner")
+        if found.recipe != self.recipe.to_dict():
             raise InvalidFileError("the state is that of another recipe; give the Pruner that one")
+        self._closed = "could not load a state"  # until it has; the modifiers may have parts of it
         try:
-            self._restore(state)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, SparseEngineError):
-                raise
+            with unchanged_after_error(self._training.model):
+                self._restore(found)
+        except SparseEngineError:
+            raise
+        except Exception as error:
             raise InvalidFileError(f"the state of the Pruner is damaged: {error}") from error
+        self._closed = ""
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: PrunerState) -> None:
         training = self._training
-        training.restore(map(Kept.from_dict, state["cuts"]))
-        training.masks.load_state_dict(state["masks"])
-        training.generator.set_state(state["generator"])
-        training.step, self._reached = int(state["step"]), int(state["reached"])
+        if len(state.modifiers) != len(self._modifiers) or state.reached > state.step:
+            raise InvalidFileError("the state of the Pruner is damaged: its parts do not agree")
+        training.restore([Kept.from_dict(kept) for kept in state.cuts])
+        training.masks.load_state_dict(state.masks)
+        training.generator.set_state(state.generator)
+        training.step, self._reached = state.step, state.reached
         self._acted, self._prepared = 0, training.step - 1
-        for modifier, own in zip(self._modifiers, state["modifiers"], strict=True):
+        for modifier, own in zip(self._modifiers, state.modifiers, strict=True):
             modifier.load_state_dict(training, own)
-        training.report = TrainingReport.of(state["report"])
+        training.report = state.report
 
     def _catch_up(self) -> None:
         """Let the events of the present step happen, each once, also if one is interrupted."""
@@ -373,8 +384,8 @@ class Pruner:
                 )
 
     def _check_open(self) -> None:
-        if self._is_final:
-            raise UsageError("this Pruner is finalized: make another one to train on")
+        if self._closed:
+            raise UsageError(f"this Pruner {self._closed}: make another one to train on")
 
 
 def _check_apart(model: nn.Module, teacher: nn.Module | None) -> None:

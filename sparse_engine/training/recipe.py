@@ -24,9 +24,10 @@ from pydantic import ValidationError
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning.yaml_file import read_document
 from sparse_engine.training.modifiers import MODIFIERS, Modifier
-from sparse_engine.training.window import EPOCHS
+from sparse_engine.training.window import EPOCHS, MAX_STEPS
 
 VERSION = 1
+MAX_MODIFIERS = 100
 KEYS = ("version", "end", "modifiers")
 
 
@@ -95,16 +96,20 @@ def _of_mapping(values: Any, where: str) -> TrainingRecipe:
     for key in values:
         if key not in KEYS:
             raise UsageError(f"{where}: {key!r} is no key of a recipe; it has {', '.join(KEYS)}")
-    if values.get("version", VERSION) != VERSION:
-        raise UsageError(f"{where}: version {values['version']!s:.20}, expected {VERSION}")
+    version = values.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise UsageError(f"{where}: version {version!s:.20}, expected {VERSION}")
     entries = values.get("modifiers")
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
         raise UsageError(
             f"{where}: no modifiers; expected a list such as [prune: {{sparsity: .8}}]"
         )
+    if len(entries) > MAX_MODIFIERS:
+        raise UsageError(f"{where}: {len(entries)} modifiers; at most {MAX_MODIFIERS} are read")
     end = values.get("end")
     if end is not None and not (
-        (type(end) is int and end > 0) or (isinstance(end, str) and EPOCHS.fullmatch(end))
+        (type(end) is int and 0 < end <= MAX_STEPS)
+        or (isinstance(end, str) and EPOCHS.fullmatch(end))
     ):
         raise UsageError(f"{where}: end {end!r:.40} is no number of steps, or epochs such as 2ep")
     found = (_modifier(entry, f"{where}: modifier {i}") for i, entry in enumerate(entries, 1))
@@ -122,14 +127,15 @@ def _modifier(entry: Any, where: str) -> Modifier:
         names = [cls.name for cls in MODIFIERS]
         near = ", ".join(get_close_matches(str(name), names, 3, cutoff=0.0))
         raise UsageError(f"{where}: {name!r:.40} is not known; the nearest are {near}")
-    if not isinstance(options or {}, Mapping):
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
         raise UsageError(f"{where}: the options of {name} are no mapping")
-    for option in options or {}:
+    for option in options:
         if option not in cls.model_fields:
             near = ", ".join(get_close_matches(str(option), cls.model_fields, 3, cutoff=0.0))
             raise UsageError(f"{where}, {name}: no option {option!r:.40}; the nearest are {near}")
     try:
-        return cls(**(options or {}))
+        return cls(**options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = ".".join(str(part) for part in first["loc"][:1])

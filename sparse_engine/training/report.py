@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -50,11 +49,6 @@ class TrainingReport:
         ]
         lines += [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines or [f"step {self.steps:>6}  nothing was removed"])
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> TrainingReport:
-        """A report from what `to_dict` gave."""
-        return cls(**{**values, "events": [Event(**event) for event in values["events"]]})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

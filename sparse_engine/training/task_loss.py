@@ -64,8 +64,10 @@ def task_loss(
 
 def _checked(loss: Any) -> Tensor:
     """A loss that is a finite scalar; raises UsageError."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+    if not isinstance(loss, Tensor) or loss.is_meta or not loss.is_floating_point():
         raise UsageError(f"the loss is {loss!r:.60}; expected a scalar tensor")
+    if loss.numel() != 1:
+        raise UsageError(f"the loss has shape {[*loss.shape]}; expected a scalar: take its mean")
     if not loss.isfinite():
         raise UsageError(f"the loss is {loss.item()}: lower the learning rate, or check the batch")
     return loss.reshape(())

@@ -11,11 +11,13 @@ from pydantic import AfterValidator
 from sparse_engine.errors import UsageError
 
 EPOCHS = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?ep")
+MAX_STEPS = 10**12
+"""Of a training; more are a mistake in a recipe."""
 
 
 def _checked(value: Any) -> Any:
-    if isinstance(value, int) and value < 0:
-        raise ValueError("expected a number of steps that is not negative, or epochs such as 2ep")
+    if isinstance(value, int) and not 0 <= value <= MAX_STEPS:
+        raise ValueError("expected a number of steps from 0 to 10^12, or epochs such as 2ep")
     if isinstance(value, str) and not EPOCHS.fullmatch(value):
         raise ValueError("expected a number of steps such as 500, or epochs such as 1.5ep")
     return value
@@ -37,7 +39,7 @@ def steps_of(moment: int | str, steps_per_epoch: int | None) -> int:
         steps_per_epoch: how many steps of the optimizer an epoch has; None if that is unknown.
 
     Raises:
-        UsageError: if epochs are given and their number of steps is unknown.
+        UsageError: if epochs are given and their number of steps is unknown, or too large.
 
     Example:
         steps_of("1.5ep", 100)  # 150
@@ -50,7 +52,10 @@ def steps_of(moment: int | str, steps_per_epoch: int | None) -> int:
         raise UsageError(
             f"{moment} is a number of epochs: pass steps_per_epoch= to the Pruner, or give steps"
         )
-    return math.ceil(float(match[1]) * steps_per_epoch)
+    epochs = float(match[1])
+    if epochs * steps_per_epoch > MAX_STEPS:
+        raise UsageError(f"{moment:.40} are more than 10^12 steps; give fewer epochs")
+    return math.ceil(epochs * steps_per_epoch)
 
 
 def steps_every(

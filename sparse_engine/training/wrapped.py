@@ -10,6 +10,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from sparse_engine.errors import UnsupportedModelError, UsageError
 from sparse_engine.modules.effective import check_plain
 
+MAX_WRAPPERS = 10
+"""One around another."""
+
 
 def plain_model(model: Any) -> nn.Module:
     """The model inside of DistributedDataParallel, DataParallel and torch.compile.
@@ -47,12 +50,12 @@ def _inside(model: nn.Module) -> nn.Module | None:
     if isinstance(model, DistributedDataParallel | DataParallel):
         inner = model.module
     else:  # of torch.compile
-        inner = model._modules.get("_orig_mod")
+        inner = dict(model.named_children()).get("_orig_mod")
     return inner
 
 
 def plain_optimizer(optimizer: Any) -> Any:
     """The optimizer inside of the wrappers of accelerate and Lightning."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
+    for _ in range(MAX_WRAPPERS):
+        optimizer = getattr(optimizer, "optimizer", optimizer)
     return optimizer

@@ -13,6 +13,7 @@ from sparse_engine.tuning.rounds import Round
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 DURATION = re.compile(rf"(?:{NUMBER}[hms]){{1,3}}")
+LONGEST = 1e9  # seconds
 RECENT = 3
 """The next round is expected to take as long as the longest of so many rounds before it."""
 
@@ -77,10 +78,10 @@ def seconds_of(budget: float | str | None) -> float | None:
             parts = re.findall(rf"({NUMBER})([hms])", budget)
             seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
     elif isinstance(budget, int | float) and not isinstance(budget, bool):
-        seconds = float(budget)
-    if not 0 < seconds < math.inf:
+        seconds = budget
+    if not 0 < seconds <= LONGEST:
         raise UsageError(f"budget {budget!r:.40}: give seconds, or a time such as 2h, 1h30m or 90s")
-    return seconds
+    return float(seconds)
 
 
 def duration(seconds: float) -> str:

@@ -14,14 +14,15 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import nn
 
 from sparse_engine.errors import InvalidFileError, SparseEngineError, UsageError
-from sparse_engine.io.folder import new_file, read_regular
+from sparse_engine.io.folder import new_file, open_inside, read_regular
 from sparse_engine.io.tensorfile import (
     PAD,
     map_file,
@@ -37,6 +38,26 @@ from sparse_engine.tuning.state import named_tensors, take_over
 FILE = "run.json"
 VERSION = 1
 MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What run.json holds beside the request.
+
+    Attributes:
+        rounds: all that are complete.
+        dense: the metric of the dense model.
+        state: the name of the file with the best state; None if no round has passed.
+    """
+
+    rounds: list[Round]
+    dense: Annotated[float, Field(strict=True)]
+    state: str | None
+
+
+def file_of(number: int) -> str:
+    """The name of the file with the state after a round."""
+    return f"round-{number:03}.safetensors"
 
 
 class Journal:
@@ -73,14 +94,11 @@ class Journal:
                     f"{self._folder} was begun with another {key}: give the same again, or another "
                     "folder"
                 )
-        rounds, dense, state = (values.get(name) for name in ("rounds", "dense", "state"))
-        is_name = state is None or (isinstance(state, str) and Path(state).name == state)
-        if not isinstance(rounds, list) or not isinstance(dense, int | float) or not is_name:
-            raise InvalidFileError(f"{where}: is damaged: name another folder")
-        if not all(isinstance(one, dict) for one in rounds):
-            raise InvalidFileError(f"{where}: is damaged: name another folder")
-        self.rounds = [checked(Round, one, f"round of {where}") for one in rounds]
-        self.dense, self._state = float(dense), state
+        found = checked(Contents, values, f"run in {where}")
+        passed = [one.number for one in found.rounds if one.passed]
+        if found.state != (file_of(passed[-1]) if passed else None):
+            raise InvalidFileError(f"{where}: names no state of its rounds: name another folder")
+        self.rounds, self.dense, self._state = found.rounds, found.dense, found.state
 
     def restore(self, model: nn.Module) -> None:
         """Give a dense model the best state of the run, if a round has passed.
@@ -91,12 +109,9 @@ class Journal:
         if self._state is None:
             return
         path = self._folder / self._state
-        try:
-            with path.open("rb") as file:
-                slots = read_header(file.fileno(), path)
-                tensors = map_tensors(map_file(file.fileno()), path, slots)
-        except OSError as error:
-            raise InvalidFileError(f"{path}: {error.strerror}: name another folder") from None
+        with open_inside(self._folder, self._state) as handle:
+            slots = read_header(handle, path)
+            tensors = map_tensors(map_file(handle), path, slots)
         stored = {name: tensor for name, tensor in tensors.items() if not name.startswith(PAD)}
         take_over(model, stored, str(path))
 
@@ -113,7 +128,7 @@ class Journal:
         """
         state = self._state
         if model is not None:
-            state = f"round-{len(rounds):03}.safetensors"
+            state = file_of(len(rounds))
             with new_file(self._folder / state) as draft:
                 write_tensors(draft, [*named_tensors(model)])
         values = {
@@ -135,13 +150,15 @@ def open_journal(folder: str | Path | None, request: dict[str, Any]) -> Iterator
     """The journal of a folder, which is made if it does not exist; None without a folder.
 
     Raises:
-        UsageError: if the folder is that of another run, or another process writes it.
+        UsageError: if it is no path, or the folder of another run, or another process writes it.
         InvalidFileError: if it is damaged.
         SparseEngineError: if it cannot be made.
     """
     if folder is None:
         yield None
         return
+    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+        raise UsageError(f"folder is {folder!r:.40}; give the path of one")
     path = Path(folder)
     try:
         path.mkdir(exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from sparse_engine.pruning.evaluation import evaluation_mode
 
 Metric = Callable[[nn.Module], float]
 DIGITS = 12  # of a drop
+LARGEST = 1e100  # squares of metrics are summed
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Quality:
         if not callable(self.metric):
             raise UsageError(f"metric is {self.metric!r:.60}; give a function of the model")
         check_max_drop(self.max_drop)
+        check_flags(relative=self.relative, higher_is_better=self.higher_is_better)
 
     @property
     def name(self) -> str:
@@ -70,8 +71,15 @@ def drop_of(value: float, dense: float, higher_is_better: bool, relative: bool) 
 def check_max_drop(max_drop: Any) -> None:
     """Raise UsageError unless `max_drop` is a number that is not negative."""
     is_number = isinstance(max_drop, int | float) and not isinstance(max_drop, bool)
-    if not is_number or not 0 <= max_drop < math.inf:
+    if not is_number or not 0 <= max_drop <= LARGEST:
         raise UsageError(f"max_drop {max_drop!r:.40}: give a number of 0 or more")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise UsageError unless all are True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise UsageError(f"{name} is {flag!r:.40}; give True or False")
 
 
 def check_relative(relative: bool, dense: float) -> None:
@@ -90,15 +98,22 @@ def measured(model: nn.Module, metric: Callable[..., Any], *items: Any) -> float
     with evaluation_mode(model), torch.no_grad(), one_line(what):
         value = metric(model, *items)
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError
             return float(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             name = type(value).__name__
             raise UsageError(f"metric gives a {name}, which is no number") from None
 
 
+def is_finite(number: float) -> bool:
+    """Whether a value of a metric is neither NaN nor infinite, nor close to that."""
+    return abs(number) <= LARGEST
+
+
 def finite(number: float) -> float:
     """A value of a metric; raises UsageError if it is NaN or infinite."""
-    if not math.isfinite(number):
+    if not is_finite(number):
         raise UsageError(f"metric gives {number}; it has to give a finite number")
     return number
 

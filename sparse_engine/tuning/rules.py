@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 
+from sparse_engine.errors import InvalidFileError
 from sparse_engine.pruning.target.target import Target
-from sparse_engine.tuning.quality import Quality
-from sparse_engine.tuning.rounds import Round, Stop
+from sparse_engine.tuning.quality import LARGEST, Quality
+from sparse_engine.tuning.rounds import FAILED, PASSED, Round, Stop
 from sparse_engine.tuning.widen import Widening
 
 
@@ -43,6 +44,23 @@ class Rules:
             which = "the last round" if failures == 1 else f"the last {failures} rounds"
             return Stop("patience", f"the metric dropped too far in {which}")
         return self.widening.next(rounds)
+
+    def check(self, rounds: Sequence[Round]) -> None:
+        """Raise InvalidFileError unless these rounds of a file follow from one another."""
+        for number, one in enumerate(rounds, 1):
+            measures = [one.metric, one.drop, one.seconds]
+            known = all(x is not None and abs(x) <= LARGEST for x in measures)
+            if not (
+                known
+                and one.number == number
+                and one.verdict == (PASSED if (one.drop or 0) <= self.quality.max_drop else FAILED)
+                and one.seconds >= 0
+                and self.next(rounds[: number - 1]) == one.sparsity
+            ):
+                raise InvalidFileError(
+                    f"round {number} in the folder does not follow from those before it: name "
+                    "another folder"
+                )
 
     def _is_met(self, one: Round) -> bool:
         target = self.target

@@ -65,6 +65,7 @@ class Run:
         self._seed = int(methods[0].arguments.get("seed", 0))
         self._modes = [(module, module.training) for module in model.modules()]
         self._rounds = list(journal.rounds) if journal is not None else []
+        rules.check(self._rounds)
         self._budget = budget
         self._clock = Clock(budget, sum(one.seconds for one in self._rounds))
         known = None if journal is None else journal.dense

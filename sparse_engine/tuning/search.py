@@ -15,15 +15,21 @@ from sparse_engine.errors import UsageError
 from sparse_engine.modules.effective import fold_
 from sparse_engine.modules.readable import check_readable
 from sparse_engine.pruning.calibration import check_iterable, read_calibration
-from sparse_engine.pruning.method import check_seed
-from sparse_engine.pruning.progress import ProgressCallback
+from sparse_engine.pruning.progress import ProgressCallback, check_progress
 from sparse_engine.pruning.recipe import ARGUMENTS
+from sparse_engine.pruning.seed import check_seed
 from sparse_engine.pruning.target.target import Target
 from sparse_engine.tuning.candidate import label_of
 from sparse_engine.tuning.cost import Costs
 from sparse_engine.tuning.folds import make_folds
 from sparse_engine.tuning.method import DECIDED, check_names, find_step, plain
-from sparse_engine.tuning.quality import check_max_drop, check_relative, finite, name_of
+from sparse_engine.tuning.quality import (
+    check_flags,
+    check_max_drop,
+    check_relative,
+    finite,
+    name_of,
+)
 from sparse_engine.tuning.search_report import BY, SearchReport
 from sparse_engine.tuning.trials import Trials
 
@@ -99,6 +105,8 @@ def search(
         raise UsageError(f"by is {by!r:.40}: use {', '.join(BY)}")
     if max_drop is not None:
         check_max_drop(max_drop)
+    check_flags(relative=relative, higher_is_better=higher_is_better)
+    check_progress(progress)
     check_seed(seed)
     calibration = _calibration(options.pop("calibration", None), data is not None)
     check_names(options, (*(name for name in DECIDED if name != "sparsity"), "seed"))

@@ -17,7 +17,7 @@ from sparse_engine.pruning.progress import ProgressCallback
 from sparse_engine.tuning.candidate import Candidate, label_of
 from sparse_engine.tuning.cost import Cost, Costs, parameters_of
 from sparse_engine.tuning.folds import Fold
-from sparse_engine.tuning.quality import measured
+from sparse_engine.tuning.quality import is_finite, measured
 from sparse_engine.tuning.state import State
 
 
@@ -63,7 +63,7 @@ class Trials:
                 cost: Cost | None = None
                 for index, fold in enumerate(self.folds):
                     score = self._score(arguments, fold, index)
-                    scores.append(score if math.isfinite(score) else None)
+                    scores.append(score if is_finite(score) else None)
                     removed.append(1 - parameters_of(self.model) / whole)
                     if self.costs is not None and index == 0:
                         cost = self.costs.measure(self.model)

@@ -17,7 +17,8 @@ from sparse_engine.pruning.calibration import (
     fingerprint,
     read_calibration,
 )
-from sparse_engine.pruning.progress import ProgressCallback
+from sparse_engine.pruning.gradients import check_loss
+from sparse_engine.pruning.progress import ProgressCallback, check_progress
 from sparse_engine.pruning.target.target import Target
 from sparse_engine.tuning.clock import seconds_of
 from sparse_engine.tuning.journal import open_journal
@@ -119,6 +120,8 @@ def prune_until(
     seconds = seconds_of(budget)
     if train is not None and not isinstance(train, Retrain) and not callable(train):
         raise UsageError(f"train is {train!r:.60}; give train(model, round), or a se.Retrain")
+    check_progress(progress)
+    check_loss(options.get("loss"))
     calibration = options.get("calibration")
     if calibration is not None:
         check_iterable(calibration)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sparse_engine.errors import UsageError
 from sparse_engine.training import L0, Pruner
+from sparse_engine.training.layers import TrainedLayer
 from sparse_engine.training.learned.hard_concrete import BETA, GAMMA, SHIFT, ZETA, noise
 
 RATE, STEPS = 0.2, 8
@@ -110,6 +111,32 @@ def test_weights_are_without_gates_between_steps() -> None:
     assert not torch.equal(model[0].weight, plain[0].weight)
     pruner.step(optimizer)
     assert torch.equal(model[0].weight, plain[0].weight)
+
+
+def test_an_interrupt_while_gates_are_drawn_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = batches(3)
+    whole = network()
+    losses = train(Pruner(whole, [L0(layers=("0", "2"))], loss=squared), sgd(whole), data)
+    model = network()
+    pruner = Pruner(model, [L0(layers=("0", "2"))], loss=squared)
+    before = [p.detach().clone() for p in model.parameters()]
+    view, calls = TrainedLayer.weight_in, iter(range(10))
+
+    def interrupted(layer: TrainedLayer, of: nn.Module) -> Tensor:
+        if next(calls) == 1:  # the gates of the first layer are in its weight
+            raise KeyboardInterrupt
+        return view(layer, of)
+
+    monkeypatch.setattr(TrainedLayer, "weight_in", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pruner.loss(data[0])
+    monkeypatch.undo()
+    assert all(map(torch.equal, before, model.parameters()))
+    assert train(pruner, sgd(model), data) == losses
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
 def test_accumulated_batches_see_the_same_gates() -> None:

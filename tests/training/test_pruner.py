@@ -145,15 +145,106 @@ def test_damaged_states_are_refused() -> None:
         {"modifiers": [{"frozen": 5}, *good[1:]]},
         {"modifiers": [*good[:2], {"done": "x"}]},
         {"step": None},
+        {"step": True},
+        {"step": 10**30},
+        {"reached": 1},
+        {"version": torch.zeros(2)},
+        {"cuts": torch.zeros(2, 2)},
+        {"cuts": [{"structures": torch.zeros(2), "groups": {}}]},
+        {"masks": {"0.weight": 5}},
+        {"report": {"events": [{"step": 1}]}},
         {"generator": torch.zeros(3)},
     ):
-        with pytest.raises(InvalidFileError, match="damaged"):
-            Pruner(network(), recipe, loss=squared).load_state_dict({**state, **damaged})
+        model = network()
+        pruner = Pruner(model, recipe, loss=squared)
+        with pytest.raises(InvalidFileError, match=r"damaged|no state of a Pruner|cannot be read"):
+            pruner.load_state_dict({**state, **damaged})
+        assert all(map(torch.equal, model.parameters(), network().parameters()))
     shapes = {"0.weight": torch.ones(2, dtype=torch.bool)}
     with pytest.raises(InvalidFileError, match="do not fit"):
         Pruner(network(), recipe, loss=squared).load_state_dict(
             {**state, "modifiers": [{"frozen": shapes}, *good[1:]]}
         )
+
+
+def test_a_pruner_that_could_not_load_a_state_trains_no_longer() -> None:
+    recipe = [{"cut": {"sparsity": 0.5, "granularity": "unit"}}]
+    model = network()
+    pruner = Pruner(model, recipe, loss=squared)
+    train(pruner, torch.optim.SGD(model.parameters(), lr=0.1), batches(1))
+    state = pruner.state_dict()
+    fresh = network()
+    pruner = Pruner(fresh, recipe, loss=squared)
+    with pytest.raises(InvalidFileError, match="damaged"):
+        pruner.load_state_dict({**state, "generator": torch.zeros(3)})
+    assert [p.shape for p in fresh.parameters()] == [p.shape for p in network().parameters()]
+    with pytest.raises(UsageError, match="could not load a state: make another one"):
+        pruner.loss(batches()[0])
+
+
+@pytest.mark.parametrize("damage", [{"step": "x"}, {"exp_avg": torch.zeros(2)}, {"exp_avg_sq": 5}])
+def test_damaged_moments_are_refused(damage: Any) -> None:
+    recipe = [{"soft_movement": {"end": 6}}]
+    model = network()
+    pruner = Pruner(model, recipe, loss=squared)
+    train(pruner, torch.optim.SGD(model.parameters(), lr=0.1), batches(2))
+    state = pruner.state_dict()
+    state["modifiers"][0]["scores"]["adam"]["state"][0] |= damage
+    with pytest.raises(InvalidFileError, match=r"damaged|other groups"):
+        Pruner(network(), recipe, loss=squared).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda model, batch: torch.tensor(1.0), "the loss has no gradient"),
+        (lambda model, batch: model(batch[0]), r"has shape \[8, 3\]"),
+        (lambda model, batch: torch.zeros((), device="meta"), "expected a scalar"),
+    ],
+)
+def test_losses_that_cannot_be_minimised_are_refused(loss: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Pruner(network(), gradual(), loss=loss).loss(batches()[0])
+
+
+def test_a_batch_without_values_is_refused() -> None:
+    x, y = batches()[0]
+    with pytest.raises(UsageError, match="has no values, it is on the meta device"):
+        Pruner(network(), gradual(), loss=squared).loss((x.to("meta"), y))
+
+
+def test_what_is_no_optimizer_or_scaler_is_refused() -> None:
+    model = network()
+    pruner = Pruner(model, gradual(), loss=squared)
+
+    class Wrapper:
+        optimizer: Any
+
+    wrapper = Wrapper()
+    wrapper.optimizer = wrapper
+    with pytest.raises(UsageError, match=r"give a torch\.optim\.Optimizer"):
+        pruner.step(wrapper)
+    with pytest.raises(UsageError, match=r"give a torch\.amp\.GradScaler"):
+        pruner.step(torch.optim.SGD(model.parameters(), lr=0.1), "scaler")
+
+
+def _with_weight(weight: nn.Parameter) -> nn.Sequential:
+    model = network()
+    model[2].weight = weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (_with_weight(nn.Parameter(torch.eye(24).to_sparse())), "sparse tensor of torch"),
+        (_with_weight(nn.Parameter(torch.ones(1, 24).expand(24, 24))), "share memory"),
+        (torch.jit.script(network()), r"compiled by torch\.jit"),
+    ],
+)
+def test_weights_that_cannot_be_written_are_refused(model: nn.Module, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Pruner(model, [{"prune": {"sparsity": 0.5}}], loss=squared)
 
 
 def test_parts_of_one_parameter_are_layers_of_their_own() -> None:
@@ -260,6 +351,19 @@ def test_the_report_of_a_recipe_without_pruning_is_not_empty() -> None:
         ([{"distill": {}}], "the nearest are distil"),
         ([{"distil": {"hiden": 1}}], "no option 'hiden'; the nearest are hidden"),
         ([{"prune": {"sparsty": 0.5}}], "no option 'sparsty'; the nearest are sparsity"),
+        ([{"distil": {5: 1}}], "no option 5"),
+        ([{"distil": False}], "the options of distil are no mapping"),
+        ([{"distil": {"weight": torch.inf}}], "finite"),
+        ([{"distil": {"weight": True}}], "expected no true"),
+        ([{"prune": {"sparsity": 0.5, "start": True}}], "start: expected no true"),
+        ([{"prune": {"sparsity": 0.5, "start": 10**30}}], r"from 0 to 10\^12"),
+        ([{"prune": {"sparsity": 0.5, "start": "9" * 400 + "ep"}}], "give fewer epochs"),
+        ([{"prune": {"sparsity": 0.5, "seed": 10**30}}], "seed"),
+        ([{"prune": {"sparsity": 0.5}}] * 101, "101 modifiers; at most 100"),
+        ({"end": "0ep", "modifiers": [{"distil": {}}]}, "before the first step"),
+        ({"version": True, "modifiers": [{"distil": {}}]}, "version True"),
+        ("x" * 5000, "no such file"),
+        ("a\0b", "no such file"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused_before_anything_changes(
@@ -267,6 +371,7 @@ def test_recipes_that_do_not_fit_are_refused_before_anything_changes(
 ) -> None:
     model = network()
     before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         Pruner(model, recipe, teacher=network(), loss=squared, steps_per_epoch=10)
+    assert len(str(caught.value).splitlines()) == 1
     assert all(map(torch.equal, before, model.parameters()))

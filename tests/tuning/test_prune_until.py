@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -424,6 +425,15 @@ def test_modes_are_those_before(tmp_path: Path) -> None:
         ({"patience": 0}, "patience 0"),
         ({"budget": "2 days"}, "budget '2 days'"),
         ({"budget": 0}, "budget 0"),
+        ({"budget": 10**400}, "budget 1000"),
+        ({"progress": 5}, "progress is 5"),
+        ({"loss": 5}, "loss is a int"),
+        ({"higher_is_better": None}, "higher_is_better is None"),
+        ({"folder": 5}, "folder is 5"),
+        ({"folder": ""}, "folder is ''"),
+        ({"folder": "a\0b"}, "folder is 'a"),
+        ({"metric": lambda m: "1.0"}, "metric gives a str"),
+        ({"metric": lambda m: 10**400}, "metric gives a int"),
         ({"target": 2}, "target is 2"),
         ({"train": 1}, "train is 1"),
         ({"sparsity": 0.5}, "sparsity is decided here"),
@@ -603,6 +613,10 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         {"rounds": [{"number": "first"}]},
         {"dense": "1"},
         {"dense": None},
+        {"dense": 10**400},
+        {"rounds": []},
+        {"state": None},
+        {"state": "a\0b"},
         {"state": "../round-001.safetensors"},
         {"state": ".."},
         {"request": []},
@@ -618,6 +632,42 @@ def test_a_damaged_run_is_refused(change: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidFileError):
         se.prune_until(model, Watched(1), sparsities=[0.5], folder=folder)
     assert same(model, dense)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 2},
+        {"sparsity": 0.6},
+        {"metric": None},
+        {"drop": 0.5},
+        {"verdict": "failed"},
+        {"verdict": "unfinished"},
+        {"seconds": -1.0},
+    ],
+)
+def test_rounds_that_do_not_follow_from_one_another_are_refused(
+    change: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    se.prune_until(network(), Watched(1), sparsities=[0.5, 0.7], folder=folder)
+    values = json.loads((folder / "run.json").read_text())
+    values["rounds"][0] |= change
+    (folder / "run.json").write_text(json.dumps(values))
+    model = network()
+    with pytest.raises(InvalidFileError, match="round 1 in the folder does not follow"):
+        se.prune_until(model, Watched(1), sparsities=[0.5, 0.7], folder=folder)
+    assert same(model, network())
+
+
+@pytest.mark.parametrize("place", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_state_that_is_no_file_is_refused(place: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    se.prune_until(network(), Watched(1), sparsities=[0.5], folder=folder)
+    (folder / "round-001.safetensors").unlink()
+    place(folder / "round-001.safetensors")
+    with pytest.raises(InvalidFileError, match=r"is not a regular file|is a link"):
+        se.prune_until(network(), Watched(1), sparsities=[0.5], folder=folder)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:

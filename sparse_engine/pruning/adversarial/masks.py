@@ -82,6 +82,11 @@ def train_masks(
         leaves = {name: mask.detach().requires_grad_() for name, mask in masks.items()}
         with torch.enable_grad(), group_factors(model, sites, leaves, batch):
             masked = _rows(model, batch)
+            if masked.shape != dense.shape:
+                raise UsageError(
+                    f"generator: the model gives {[*dense.shape]} and then {[*masked.shape]} rows "
+                    "and features for one input; its outputs must not change from call to call"
+                )
             loss = (masked - dense).square().sum() / dense.square().sum().clamp_min(1e-30)
             if discriminator is not None:
                 loss = loss + training.adversarial * looks_dense(discriminator(masked))

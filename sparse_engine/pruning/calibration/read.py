@@ -108,6 +108,8 @@ def _is_numbers(value: Any) -> bool:
 def _tensor(value: Any, device: torch.device, dtype: torch.dtype, label: str) -> Any:
     """Tensors, arrays and lists of numbers as tensors; None, numbers and the rest unchanged."""
     if isinstance(value, Tensor):
+        if value.is_meta:
+            raise UsageError(f"{label} has no values, it is on the meta device")
         return value.to(device)
     if isinstance(value, str | bytes) or (
         isinstance(value, list | tuple) and value and all(isinstance(v, str | bytes) for v in value)

@@ -21,6 +21,7 @@ from sparse_engine.errors import UsageError
 from sparse_engine.pruning.allocators.base import Allocator, DenseModel, Setting, settings
 from sparse_engine.pruning.allocators.bounds import Bounds
 from sparse_engine.pruning.controller.search import control
+from sparse_engine.pruning.seed import check_seed
 from sparse_engine.pruning.target.levels import Level, level_of
 from sparse_engine.pruning.target.trial import trying
 
@@ -51,6 +52,7 @@ class Controller(Allocator):
             raise UsageError(
                 f"controller: episodes={self.episodes} must lie between 1 and {MOST_EPISODES}"
             )
+        check_seed(self.seed)
         if not 0 <= self.rate < 1:
             raise UsageError(f"controller: rate={self.rate} must be at least 0 and below 1")
 

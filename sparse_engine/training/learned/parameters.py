@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class GroupParameters:
     """A parameter for each group of each layer, with gradients in closed form.
@@ -54,12 +56,17 @@ class GroupParameters:
             InvalidFileError: if they are of other groups.
         """
         copy_tensors(self.values, state["values"])
-        self._adam.load_state_dict(state["adam"])
+        own = self._adam.state_dict()
+        moments = state["adam"]["state"]
+        for index, kept in moments.items():
+            names = {"step": torch.zeros(()), **dict.fromkeys(MOMENTS, self.values[index])}
+            copy_tensors([torch.empty_like(x) for x in names.values()], [kept[n] for n in names])
+        self._adam.load_state_dict({**own, "state": moments})
 
 
 def copy_tensors(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy stored tensors; raises InvalidFileError unless their shapes are the same."""
-    if [tuple(x.shape) for x in into] != [tuple(x.shape) for x in values]:
+    """Copy stored tensors; raises InvalidFileError unless shapes and dtypes are the same."""
+    if [(x.shape, x.dtype) for x in into] != [(x.shape, x.dtype) for x in values]:
         raise InvalidFileError("the state holds numbers of other groups than those of the model")
     for own, stored in zip(into, values, strict=True):
         own.copy_(stored)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.training.layers import TrainedLayer
+from sparse_engine.training.learned.parameters import copy_tensors
 from sparse_engine.training.training import Training
 
 
@@ -65,7 +66,6 @@ class RemovedValues:
         if not state:
             self.clear()
             return
-        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in self._values.items()}:
+        if state.keys() != self._values.keys():
             raise InvalidFileError("the state holds removed weights of another model")
-        for name, values in state.items():
-            self._values[name].copy_(values)
+        copy_tensors([*self._values.values()], [state[name] for name in self._values])

@@ -31,7 +31,7 @@ from sparse_engine.structures import Structure
 from sparse_engine.structures.snapshot import Snapshot, unchanged_after_error
 from sparse_engine.training.change import Numbered
 from sparse_engine.training.kept import Kept
-from sparse_engine.training.modifiers.scheduled import Scheduled
+from sparse_engine.training.modifiers.scheduled import Scheduled, Seed
 from sparse_engine.training.training import Training
 
 
@@ -59,7 +59,7 @@ class Cut(Scheduled):
     allocator: str | Allocator = "uniform"
     layers: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     _groups: dict[str, int] = PrivateAttr(default_factory=dict)  # of sites or stacks, at first
 

@@ -133,13 +133,13 @@ class Distil(Modifier):
                 terms.append(self.hidden * self._of_hidden(batch, self._hidden))
             if self._attention is not None:
                 terms.append(self.attention * self._of_attention(batch, self._attention))
-            distance = torch.stack(terms).sum()
+            distance = self.weight * torch.stack(terms).sum()
         if not distance.isfinite():
             raise UsageError(
                 f"distil: the distance to the teacher is {distance.item()}: lower the learning "
                 "rate, or check the teacher"
             )
-        return self.task * loss + self.weight * distance
+        return self.task * loss + distance
 
     def _of_outputs(self, batch: Batch, output: Any, expected: Any, exclusive: bool) -> Tensor:
         found, dense = scores_of(output), dict(scores_of(expected))

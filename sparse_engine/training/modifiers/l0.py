@@ -81,15 +81,25 @@ class L0(Learned):
     def before_forward(self, training: Training) -> None:
         if self._drawn or not (self.is_active(training) and self.is_learning(training)):
             return
+        before = training.generator.get_state()
+        try:
+            self._draw(training)
+        except BaseException:  # an interrupt
+            self._restore(training)
+            training.generator.set_state(before)
+            raise
+
+    @torch.no_grad()
+    def _draw(self, training: Training) -> None:
+        """Put a random gate of each group into the weights."""
         parameters = self._gates.values
         self._drawn = [sampled(own, noise(own, training.generator)) for own in parameters]
         gates = [z for z, _ in self._drawn]
-        with torch.no_grad():
-            for layer, factor in combined(self._groups, gates):
-                weight = layer.weight_in(training.model)
-                self._dense[layer.name] = weight.clone()
-                self._factors[layer.name] = factor
-                weight.mul_(factor)
+        for layer, factor in combined(self._groups, gates):
+            weight = layer.weight_in(training.model)
+            self._factors[layer.name] = factor
+            self._dense[layer.name] = weight.clone()
+            weight.mul_(factor)
 
     def before_step(self, training: Training) -> None:
         if not (self.is_active(training) and self.is_learning(training)):

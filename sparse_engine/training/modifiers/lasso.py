@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.training.layers import TrainedLayer
 from sparse_engine.training.learned.choice import Choice
 from sparse_engine.training.learned.groups import WeightGroups, combined, full_precision
@@ -152,7 +152,12 @@ class Lasso(Learned):
 
     def load_state_dict(self, training: Training, state: dict[str, Any]) -> None:
         super().load_state_dict(training, state)
-        self._strength = float(state["strength"])
+        strength = state["strength"]
+        if type(strength) is not float or not 0 <= strength <= max(MAX_STRENGTH, self.strength):
+            raise InvalidFileError(
+                f"the state of {self.name} is damaged: strength {strength!r:.40}"
+            )
+        self._strength = strength
 
 
 def _roots(groups: WeightGroups, like: Tensor) -> Tensor:

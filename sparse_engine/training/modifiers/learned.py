@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.pruning.granularity import Granularity
 from sparse_engine.pruning.plan import Selection
 from sparse_engine.structures import Structure
@@ -111,8 +111,12 @@ class Learned(Modifier):
         return {"settled": self._is_settled, "guarded": sorted(self._choice.guarded)}
 
     def load_state_dict(self, training: Training, state: dict[str, Any]) -> None:
-        self._is_settled = bool(state["settled"])
-        self._choice.guarded = set(state["guarded"])
+        settled, guarded = state["settled"], state["guarded"]
+        numbers = range(len(self._groups))
+        fits = isinstance(guarded, list) and all(type(i) is int and i in numbers for i in guarded)
+        if not isinstance(settled, bool) or not fits:
+            raise InvalidFileError(f"the state of {self.name} is damaged")
+        self._is_settled, self._choice.guarded = settled, set(guarded)
 
 
 def products(training: Training, weight: Values) -> Values:

@@ -19,7 +19,7 @@ from sparse_engine.pruning.plan import Selection
 from sparse_engine.pruning.recovery import Recovery
 from sparse_engine.pruning.zeros import plan_of
 from sparse_engine.training.layers import TrainedLayer, trained_layers
-from sparse_engine.training.modifiers.scheduled import Scheduled
+from sparse_engine.training.modifiers.scheduled import Scheduled, Seed
 from sparse_engine.training.training import Training
 
 
@@ -45,7 +45,7 @@ class Prune(Scheduled):
     layers: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     overrides: tuple[Override | Mapping[str, Any], ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     _layers: list[TrainedLayer] = PrivateAttr(default_factory=list)
 

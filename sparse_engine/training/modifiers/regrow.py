@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from sparse_engine.errors import UsageError
+from sparse_engine.errors import InvalidFileError, UsageError
 from sparse_engine.pruning.granularity import Granularity, parse_granularity
 from sparse_engine.pruning.plan import Selection
 from sparse_engine.training.layers import TrainedLayer
@@ -108,7 +108,10 @@ class Regrow(Modifier):
         return {"done": self._done}
 
     def load_state_dict(self, training: Training, state: dict[str, Any]) -> None:
-        self._done = int(state["done"])
+        done = state["done"]
+        if type(done) is not int or not 0 <= done <= len(self._steps):
+            raise InvalidFileError(f"the state of {self.name} is damaged: {done!r:.40} events")
+        self._done = done
 
 
 def _slope(layer: TrainedLayer, parameter: nn.Parameter) -> Tensor:

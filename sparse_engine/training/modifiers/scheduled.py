@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from typing import Annotated
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from sparse_engine.errors import UsageError
+from sparse_engine.pruning.seed import check_seed
 from sparse_engine.training.modifier import Modifier
 from sparse_engine.training.schedules import OneShot, Schedule, find_schedule
 from sparse_engine.training.training import Training
@@ -15,6 +17,15 @@ from sparse_engine.training.window import Moment, steps_every
 
 EVENTS = 10
 """How often something is removed in a window, if the recipe does not give it."""
+
+
+def _checked(seed: int) -> int:
+    check_seed(seed)
+    return seed
+
+
+Seed = Annotated[int, AfterValidator(_checked)]
+"""Of random numbers."""
 
 
 class Scheduled(Modifier):

@@ -144,3 +144,18 @@ def test_outputs_that_do_not_depend_on_a_site_are_refused() -> None:
     with pytest.raises(UsageError, match="all took the same path"):
         se.prune(model, 0.5, "unit", "generator(steps=5)", calibration=inputs())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_outputs_that_change_their_shape_are_refused() -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.calls = network(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            y: Tensor = self.layers(x)
+            return y[: 1 + self.calls % 2]
+
+    with pytest.raises(UsageError, match="must not change from call to call"):
+        se.prune(Changing(), 0.5, "unit", "generator(steps=5)", calibration=inputs())
