@@ -14,7 +14,8 @@ from accuracy_train import TrainSetting
 from accuracy_train_tasks import TrainTagger
 
 EVENTS = 10  # of a schedule
-SOFT_MOVEMENT = {"element": 22.0, "4x1": 18.0}  # strengths that give about the sparsity of the table
+# Strengths that give about the sparsity of the table.
+SOFT_MOVEMENT = {"element": 22.0, "4x1": 18.0}
 
 # Criterion and training. Of a modifier that learns masks, the name stands as the criterion.
 METHODS = (
