@@ -10,7 +10,7 @@ from torch import nn
 
 from sparse_engine.convert.census import census
 from sparse_engine.pruning.calibration import Batch
-from sparse_engine.pruning.target.machine import Machine
+from sparse_engine.pruning.target.machine import Machine, bytes_of
 from sparse_engine.pruning.target.target import Target
 from sparse_engine.pruning.target.timing import inputs_of
 
@@ -57,7 +57,7 @@ class Costs:
         machine = Machine(model, self.target, self._inputs, self._dense)
         if goal == "size_mb":
             nbytes = machine.measure({}, "csr", clock=False).nbytes
-            return Cost(nbytes / 1e6, _nbytes(self._dense) / nbytes)
+            return Cost(nbytes / 1e6, bytes_of(self._dense) / nbytes)
         found = machine.measure({})
         return Cost(found.ms, found.dense_ms / found.ms)
 
@@ -73,8 +73,3 @@ def _operations(model: nn.Module) -> float:
     """Operations for one token with the weights that are left."""
     counted = census(model)
     return 2 * counted.multiply_adds * (1 - counted.zeros_of_multiply_adds)
-
-
-def _nbytes(model: nn.Module) -> int:
-    """Of all parameters and buffers; tied ones count once."""
-    return sum({t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())

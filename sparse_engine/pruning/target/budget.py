@@ -13,7 +13,7 @@ from sparse_engine.modules.names import prefixes
 from sparse_engine.pruning.allocators.base import Setting
 from sparse_engine.pruning.granularity import Element
 from sparse_engine.pruning.plan import Layer
-from sparse_engine.pruning.target.machine import Machine, Measured, Weights
+from sparse_engine.pruning.target.machine import Machine, Measured, Weights, bytes_of
 from sparse_engine.pruning.target.target import Target
 
 DENSE = Setting(Element(), 0.0)
@@ -113,8 +113,8 @@ class Bytes(Budget):
     def __init__(self, machine: Machine, layers: Sequence[Layer]) -> None:
         self._machine = machine
         self._sizes: dict[tuple[tuple[int, int], Setting], float] = {}
-        fixed = _megabytes(machine.model) - sum(layer.weight.nbytes for layer in layers) / 1e6
-        super().__init__("MB", machine.target.value, _megabytes(machine.dense), fixed)
+        fixed = bytes_of(machine.model) / 1e6 - sum(layer.weight.nbytes for layer in layers) / 1e6
+        super().__init__("MB", machine.target.value, bytes_of(machine.dense) / 1e6, fixed)
 
     def price(self, layer: Layer, setting: Setting) -> tuple[str, float]:
         if setting == DENSE:
@@ -212,9 +212,3 @@ class Times(Budget):
     def measure(self, weights: Weights) -> tuple[float, dict[str, str]]:
         found = self._machine.measure(weights)
         return self._ms(found), found.formats
-
-
-def _megabytes(model: nn.Module) -> float:
-    """Of all parameters and buffers; tied ones count once."""
-    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    return sum(tensors.values()) / 1e6

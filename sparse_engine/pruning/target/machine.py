@@ -154,11 +154,10 @@ class Machine:
             if clock:
                 calls = {"dense": self._call(self.dense), "converted": self._call(clone)}
                 times = in_turn(calls)
-        tensors = {t.data_ptr(): t.nbytes for t in (*clone.parameters(), *clone.buffers())}
         return Measured(
             times["converted"] * 1e3,
             times["dense"] * 1e3,
-            sum(tensors.values()),
+            bytes_of(clone),
             {row.name: row.format for row in report.rows},
             {m.stack.name: m.stack.causal for m in clone.modules() if isinstance(m, NativeStack)},
         )
@@ -198,3 +197,8 @@ def _in_stack(chosen: str, times: Mapping[str, float], by_rows: bool) -> str:
     wanted = [spec for spec in ("bitmask", "sellp") if spec in times] if by_rows else ["csr"]
     fitting = [spec for spec in wanted if spec in times]
     return min(fitting, key=times.__getitem__) if fitting else chosen
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers; tied ones count once."""
+    return sum({t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
