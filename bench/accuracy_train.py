@@ -23,7 +23,7 @@ import torch
 from accuracy_rows import DENSE, Results, Setting, figure, markdown
 from torch import nn
 
-from sparse_engine.bench.machine import BusyMeter
+from sparse_engine.bench.machine import BUSY, BusyMeter, conditions
 from sparse_engine.cli.common import progress_bar, split
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import Target, prune
@@ -80,6 +80,8 @@ class TrainTask(Protocol):
     def trained(self, model: nn.Module) -> list[nn.Parameter]: ...
 
     def batches(self, setting: TrainSetting) -> Iterator[Any]: ...
+
+    def timed(self, model: nn.Module) -> nn.Module: ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]: ...
 
@@ -190,7 +192,8 @@ def add_times(task: TrainTask, results: Results) -> None:
     A model is timed once for each pattern of zeros, whose values do not matter.
     """
     target = Target(speedup=2.0, tokens=task.tokens)
-    inputs = inputs_of(task.dense, task.tokens, [])
+    dense = task.timed(task.dense)
+    inputs = inputs_of(dense, task.tokens, [])
     meter = BusyMeter()
     found: dict[tuple[str, float], dict[str, Any]] = {}
     rows = results.all()
@@ -201,14 +204,15 @@ def add_times(task: TrainTask, results: Results) -> None:
             if key not in found:
                 busy = meter.start()
                 plain = replace(setting, criterion="magnitude", recovery=NONE, samples=1)
-                model = task.dense if setting.criterion == DENSE else pruned(task, plain)
-                times = Machine(model, target, inputs, task.dense).measure({})
-                dense = setting.criterion == DENSE
+                is_dense = setting.criterion == DENSE
+                model = dense if is_dense else task.timed(pruned(task, plain))
+                times = Machine(model, target, inputs, dense).measure({})
                 found[key] = {
-                    "ms": round(times.dense_ms if dense else times.ms, 3),
+                    "ms": round(times.dense_ms if is_dense else times.ms, 3),
                     "dense_ms": round(times.dense_ms, 3),
-                    "mb": round((nbytes(task.dense) if dense else times.nbytes) / 1e6, 3),
+                    "mb": round((nbytes(dense) if is_dense else times.nbytes) / 1e6, 3),
                     "time_busy": max(busy, meter.look()),
+                    "time_conditions": conditions(),
                 }
             row.update(found[key])
     results.save()
@@ -223,7 +227,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     """Rows of one task in Markdown; figures are means over the seeds.
 
     Args:
-        rows: of one task.
+        rows: of one task; a time that was taken on a busy machine is left out.
         columns: names of the figures.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -234,10 +238,13 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     cells = []
     for group in groups.values():
         first = group[0]
-        means = (
-            sum(row[name] for row in group) / len(group) if name in first else None
-            for name in figures
-        )
+        means = {
+            name: sum(row[name] for row in group) / len(group) for name in figures if name in first
+        }
+        is_busy = first.get("time_busy", 0) >= BUSY
+        texts = [
+            "busy" if is_busy and name == "ms" else figure(means.get(name)) for name in figures
+        ]
         dense = first["criterion"] == DENSE
         cells.append(
             [
@@ -246,7 +253,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
                 "" if dense else first["training"],
                 str(first["steps"] or ""),
                 "" if dense else str(len(group)),
-                *map(figure, means),
+                *texts,
             ]
         )
     return markdown(head, cells, texts=3)

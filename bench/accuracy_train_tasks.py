@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -86,6 +87,10 @@ class TrainedTask:
         model.requires_grad_(True)
         return list(model.parameters())
 
+    def timed(self, model: nn.Module) -> nn.Module:
+        """A model as it runs where it is used."""
+        return model
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Figures of a model in torch."""
         return self.base.evaluate(model)
@@ -138,6 +143,11 @@ class TrainSick(TrainedTask):
             for batch in by_length(rows, setting.batch, source):
                 padded_ids, mask = padded(batch, 0)
                 yield {"input_ids": padded_ids, "attention_mask": mask}
+
+    def timed(self, model: nn.Module) -> nn.Module:
+        model = copy.deepcopy(model)
+        model.set_attn_implementation("sdpa")
+        return model
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         found = self.base.encoder.embed(model, self._test)

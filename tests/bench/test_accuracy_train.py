@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.bench.machine import BusyMeter
 from sparse_engine.errors import UsageError
 
 pytest.importorskip("transformers")
@@ -140,7 +141,11 @@ def test_a_gradual_recipe_begins_with_the_dense_model(task: Noise) -> None:
 
 
 def test_times_are_added_to_rows(
-    task: Noise, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Noise,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     measured = []
 
@@ -157,13 +162,20 @@ def test_times_are_added_to_rows(
     monkeypatch.setattr(accuracy_train, "inputs_of", lambda model, tokens, batches: ())
     accuracy.main([*options, "--seed", "0"])
     before = rows_of(tmp_path)
+    monkeypatch.setattr(BusyMeter, "look", lambda self: 0.9)
+    capsys.readouterr()
     accuracy.main([*options, "--time"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[-3].strip() for line in lines if "element" in line] == ["busy"] * 4
+    assert all(len(line) <= 80 for line in lines)
     rows = rows_of(tmp_path)
     assert measured == [0.0, 0.5, 0.75]  # once for each pattern
     for old, new in zip(before, rows, strict=True):
         assert new.items() >= old.items()
         assert new["ms"] == pytest.approx(1 - new["sparsity"])
         assert new["dense_ms"] == 1.0
+        assert new["time_busy"] == 0.9
+        assert "cpu" in new["time_conditions"]
     assert rows[0]["mb"] == pytest.approx(4 * (8 * 16 + 16 + 16 * 4 + 4) / 1e6, abs=5e-4)
 
 
