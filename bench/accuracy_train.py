@@ -27,7 +27,7 @@ from sparse_engine.bench.machine import BUSY, BusyMeter, conditions
 from sparse_engine.cli.common import progress_bar, split
 from sparse_engine.errors import UsageError
 from sparse_engine.pruning import Target, prune
-from sparse_engine.pruning.target.machine import Machine
+from sparse_engine.pruning.target.machine import Machine, bytes_of
 from sparse_engine.pruning.target.timing import inputs_of
 from sparse_engine.training import Pruner
 
@@ -210,17 +210,12 @@ def add_times(task: TrainTask, results: Results) -> None:
                 found[key] = {
                     "ms": round(times.dense_ms if is_dense else times.ms, 3),
                     "dense_ms": round(times.dense_ms, 3),
-                    "mb": round((nbytes(dense) if is_dense else times.nbytes) / 1e6, 3),
+                    "mb": round((bytes_of(dense) if is_dense else times.nbytes) / 1e6, 3),
                     "time_busy": max(busy, meter.look()),
                     "time_conditions": conditions(),
                 }
             row.update(found[key])
     results.save()
-
-
-def nbytes(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers of a model, shared ones once."""
-    return sum({t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
