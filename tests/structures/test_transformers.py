@@ -88,7 +88,7 @@ def test_refusals_leave_the_model_untouched() -> None:
         ({"granularity": "head", "sparsity": 1.0}, "fraction"),
         ({"granularity": "head", "sparsity": None}, "no sparsity given"),
         ({"granularity": "hed"}, "structures head, unit"),
-        ({"granularity": "head", "target": se.Target(speedup=3)}, "a step of their own"),
+        ({"granularity": "head", "target": se.Target(speedup=3)}, "zeros beside structures"),
         ({"granularity": "head", "allocator": "owl"}, "choose"),
         ({"granularity": "head(width=2)"}, "no option"),
         ({"granularity": "head(keep=0)"}, "less than 1"),
