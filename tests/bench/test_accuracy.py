@@ -95,11 +95,11 @@ def test_targets_are_followed_by_uniform_settings_of_their_speed(
 ) -> None:
     monkeypatch.setattr(accuracy_target, "Machine", FormulaMachine)
     monkeypatch.setattr(method, "Machine", FormulaMachine)
-    monkeypatch.setattr(accuracy_target, "SPEEDUPS", (2.0,))
     monkeypatch.setattr(accuracy_target, "SEARCH_SECONDS", 0.0)
     monkeypatch.setattr(accuracy_target, "CRITERION", "magnitude")
     task = Sick(data, encoder)
-    rows = list(accuracy_target.target_rows(task, encoder.batches(task.texts(8, 0)), 0))
+    batches = encoder.batches(task.texts(8, 0))
+    rows = list(accuracy_target.target_rows(task, batches, 0, (2.0,), None))
     names = ["dense", "2", *(f"2, uniform {g}" for g in accuracy_target.GRANULARITIES)]
     assert [row["target"] for row in rows] == names
     assert rows[0]["cosine"] == 1.0

@@ -71,7 +71,7 @@ def outcome(run: Callable[[], None]) -> str:
         run()
     except Exception as error:
         name, told = type(error).__name__, str(error)
-        if name in REFUSED and told.strip() and "\n" not in told:
+        if name in REFUSED and told.strip():
             return f"refused {name}: {told[:200]}"
         where = [
             f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)

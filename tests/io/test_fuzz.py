@@ -59,7 +59,7 @@ def test_crashes_and_hangs_of_children_are_findings() -> None:
     assert set(outcomes.values()) == {"ran"}
 
 
-def test_other_errors_and_several_lines_are_findings() -> None:
+def test_other_errors_and_empty_messages_are_findings() -> None:
     from sparse_engine.errors import InvalidFileError, UsageError
 
     def fail(error: Exception) -> None:
@@ -67,7 +67,7 @@ def test_other_errors_and_several_lines_are_findings() -> None:
 
     kinds = {
         "refused": InvalidFileError("a tensor is missing"),
-        "finding InvalidFileError": InvalidFileError("two\nlines"),
+        "refused InvalidFileError: two lines": InvalidFileError("two\nlines"),
         "finding UsageError": UsageError(""),
         "finding IndexError": IndexError("1"),
         "finding MemoryError": MemoryError(),

@@ -69,7 +69,7 @@ def test_text() -> None:
         Remaining("words", "vocabulary", 4383, 30522),
     )
     assert describe(removed) == (
-        "; heads: 4 of 8 remain, 1 to 3 in each of 2 places"
+        "; heads: 4 of 8 remain where some were removed, 1 to 3 in each of 2 places"
         "; vocabulary: 4,383 of 30,522 rows remain"
     )
     assert describe(()) == ""
@@ -81,5 +81,5 @@ def test_packages_of_plain_modules_list_their_report(tmp_path: Path) -> None:
     se.save(model, tmp_path / "package", recipe=report.to_dict())
     found = se.io.inspect(tmp_path / "package")
     assert found.removed == tuple(Remaining(f"convs.{i}", "filter", 12, 24) for i in range(3))
-    assert "filters: 36 of 72 remain, 12 to 12 in each of 3 places" in str(found)
+    assert "36 of 72 remain where some were removed, 12 in each of 3 places" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["removed"][0]["kept"] == 12
