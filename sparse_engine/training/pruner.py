@@ -30,7 +30,7 @@ from sparse_engine.training.state import VERSION, PrunerState
 from sparse_engine.training.task_loss import task_loss
 from sparse_engine.training.training import Training
 from sparse_engine.training.window import steps_of
-from sparse_engine.training.wrapped import plain_model, plain_optimizer
+from sparse_engine.training.wrapped import check_apart, plain_model, plain_optimizer
 
 
 class Pruner:
@@ -88,7 +88,7 @@ class Pruner:
         ):
             raise UsageError(f"steps_per_epoch {steps_per_epoch!r} is not a number of at least 1")
         self._wrapped = model
-        _check_apart(plain, teacher)
+        check_apart(plain, teacher)
         self.recipe = read_training_recipe(recipe)
         self._modifiers = self.recipe.modifiers
         end = self.recipe.end
@@ -386,16 +386,3 @@ class Pruner:
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError(f"this Pruner {self._closed}: make another one to train on")
-
-
-def _check_apart(model: nn.Module, teacher: nn.Module | None) -> None:
-    """Raise UsageError if training the model would change the teacher."""
-    if teacher is None:
-        return
-    own = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad}
-    for parameter in teacher.parameters():
-        if parameter.numel() and parameter.data_ptr() in own:
-            raise UsageError(
-                f"the teacher shares {own[parameter.data_ptr()]} with the model: give a copy, "
-                "copy.deepcopy(model)"
-            )

@@ -1,4 +1,4 @@
-"""The plain model inside of wrappers for several devices and for compilation."""
+"""The plain model inside of wrappers, and whether it is apart from its teacher."""
 
 from __future__ import annotations
 
@@ -59,3 +59,16 @@ def plain_optimizer(optimizer: Any) -> Any:
     for _ in range(MAX_WRAPPERS):
         optimizer = getattr(optimizer, "optimizer", optimizer)
     return optimizer
+
+
+def check_apart(model: nn.Module, teacher: nn.Module | None) -> None:
+    """Raise UsageError if training the model would change the teacher."""
+    if teacher is None:
+        return
+    own = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in teacher.parameters():
+        if parameter.numel() and parameter.data_ptr() in own:
+            raise UsageError(
+                f"the teacher shares {own[parameter.data_ptr()]} with the model: give a copy, "
+                "copy.deepcopy(model)"
+            )
