@@ -14,6 +14,7 @@
     python bench/accuracy.py train-tagger --data FOLDER
     python bench/accuracy.py train-stories --data FOLDER
     python bench/accuracy.py train-methods --data FOLDER  # ways to prune while training
+    python bench/accuracy.py learn-sst2-cnn --data FOLDER  # learn-*: scripts of examples/
     python bench/accuracy.py all --data FOLDER        # every table
 
     python bench/accuracy.py sick --data FOLDER --criterion wanda --granularity 4x1 --sparsity 0.8
@@ -44,6 +45,8 @@ from accuracy_cut_steps import CUT_STEPS, run_cut_steps
 from accuracy_domain import Domain
 from accuracy_methods import TrainMethods
 from accuracy_rows import DENSE, Results, Setting, fixed_sparsity, grid, table
+from accuracy_scripts import run_script_task
+from accuracy_scripts_tasks import LEARNED
 from accuracy_sick import Encoder, Sick
 from accuracy_stories import Stories
 from accuracy_tagger import Tagger
@@ -61,7 +64,7 @@ from sparse_engine.pruning import prune
 
 # In every table: the control, a method to compare others with, and the most accurate one.
 ALWAYS = tuple((criterion, "least_squares") for criterion in ("random", "sparsegpt", "obs"))
-FOLDERS = ("--data", "--model", "--out", "--packages")  # options that name one
+FOLDERS = ("--data", "--model", "--models", "--out", "--packages")  # options that name one
 # Tasks with rows of their own.
 OTHERS = {TARGET: run_target, CUT_STEPS: run_cut_steps}
 RESULTS = Path(__file__).parent / "results"
@@ -109,6 +112,8 @@ TRAINED: dict[str, Callable[[argparse.Namespace], TrainTask]] = {
     "train-stories": lambda given: TrainStories(given.data),
     "train-methods": lambda given: TrainMethods(given.data),
 }
+
+NAMES = (*TASKS, *TRAINED, *(task.name for task in LEARNED), *OTHERS)
 
 
 def measure(task: Task, settings: Sequence[Setting], results: Results) -> None:
@@ -204,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=[*TASKS, *TRAINED, *OTHERS, "all"])
+    parser.add_argument("task", choices=(*NAMES, "all"), metavar="TASK", help=", ".join(NAMES))
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--model", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--criterion", action="append", default=[], help="one more; repeat")
@@ -221,17 +226,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--time", action="store_true", help="add times to the rows of train-*")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--models", type=Path, help="of learn-*; trained dense models are kept")
     parser.add_argument("--packages", type=Path, help="of cut-steps; kept to be timed again")
     given = parser.parse_args(arguments)
     if not given.data.is_dir():
         raise UsageError(f"--data {given.data}: not a folder")
     if given.samples is not None and given.samples < 1:
         raise UsageError(f"--samples {given.samples}: expected 1 or more")
-    given.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (given.out, given.models)):
+        folder.mkdir(parents=True, exist_ok=True)
+    learned = {task.name: task for task in LEARNED}
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in [*TASKS, *TRAINED, *OTHERS] if given.task == "all" else [given.task]:
-        if name in TRAINED:
+    for name in NAMES if given.task == "all" else [given.task]:
+        if name in learned:
+            model = given.model or model_folder()
+            found = run_script_task(learned[name], given, model, _about())
+        elif name in TRAINED:
             found = run_training(TRAINED[name](given), given, _about())
         else:
             found = OTHERS[name](given) if name in OTHERS else run_task(name, given)

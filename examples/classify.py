@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from common import Line, parser, run
-from data import Parts, built_in_labelled, labelled, read_parts, split
-from hugging import bert, with_classifier
-from models import TextClassifier
-from rows import Row, accuracy
-from training import Task
-from vocabulary import word_tokenizer
+from common.data import Parts, built_in_labelled, labelled, read_parts, split
+from common.hugging import bert, with_classifier
+from common.models import TextClassifier
+from common.rows import Row, accuracy
+from common.run import Line, parser, run
+from common.training import Task
+from common.vocabulary import word_tokenizer
 
 from sparse_engine.cli.common import run_script
 from sparse_engine.models.rnn import RnnForSequenceClassification
@@ -30,8 +30,8 @@ MAX_WORDS = 96
 def read(given: argparse.Namespace) -> Parts:
     """Words and label of every text."""
     if given.data is not None:
-        return read_parts(given.data, labelled, given.limit)
-    return split(built_in_labelled(), "built-in text", given.limit)
+        return read_parts(given.data, labelled, given.limit, fold=given.fold)
+    return split(built_in_labelled(), "built-in text", given.limit, fold=given.fold)
 
 
 def make_task(given: argparse.Namespace) -> Task:

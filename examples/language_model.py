@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
-from common import Line, parser, run
-from data import Parts, built_in_sentences, read_parts, sentences, split
-from hugging import gpt, recurrent
-from rows import Row, in_order, loss_of
+from common.data import Parts, built_in_sentences, read_parts, sentences, split
+from common.hugging import gpt, recurrent
+from common.rows import Row, in_order, loss_of
+from common.run import Line, parser, run
+from common.training import Task
+from common.vocabulary import END, SPECIAL, word_tokenizer
 from tokenizers import Tokenizer
 from torch import nn
-from training import Task
-from vocabulary import END, SPECIAL, word_tokenizer
 
 from sparse_engine.cli.common import run_script
 
@@ -54,9 +54,9 @@ def perplexity(model: nn.Module, rows: Sequence[Row]) -> float:
 def make_task(given: argparse.Namespace) -> Task:
     """The task of the options."""
     if given.data is not None:
-        parts = read_parts(given.data, sentences, given.limit, drawn=False)
+        parts = read_parts(given.data, sentences, given.limit, drawn=False, fold=given.fold)
     else:
-        parts = split(built_in_sentences(), "built-in text", given.limit)
+        parts = split(built_in_sentences(), "built-in text", given.limit, fold=given.fold)
     tokenizer = word_tokenizer(parts.train, given.words)
     rows = Parts(
         *(windows(part, tokenizer) for part in (parts.train, parts.valid, parts.test)), parts.source
@@ -80,6 +80,7 @@ def make_task(given: argparse.Namespace) -> Task:
 def options() -> argparse.ArgumentParser:
     """The options of the script."""
     found = parser(__doc__.splitlines()[0], MODELS)
+    found.add_argument("--layers", type=int, default=2, help="of the network or the stack")
     found.set_defaults(batch=16, words=2000, steps=300, prune_steps=200)
     return found
 

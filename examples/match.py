@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from common import Line, parser, run
-from data import built_in_pairs, pairs, read_parts, split
-from hugging import bert
-from models import PairClassifier
-from rows import Row, accuracy
-from training import Task
-from vocabulary import word_tokenizer
+from common.data import built_in_pairs, pairs, read_parts, split
+from common.hugging import bert
+from common.models import PairClassifier
+from common.rows import Row, accuracy
+from common.run import Line, parser, run
+from common.training import Task
+from common.vocabulary import word_tokenizer
 
 from sparse_engine.cli.common import run_script
 
@@ -30,9 +30,9 @@ MAX_WORDS = 48
 def make_task(given: argparse.Namespace) -> Task:
     """The task of the options."""
     if given.data is not None:
-        parts = read_parts(given.data, pairs, given.limit)
+        parts = read_parts(given.data, pairs, given.limit, fold=given.fold)
     else:
-        parts = split(built_in_pairs(), "built-in text", given.limit)
+        parts = split(built_in_pairs(), "built-in text", given.limit, fold=given.fold)
     texts = [words for first, second, _ in parts.train for words in (first, second)]
     labels = sorted({label for _, _, label in parts.train})
     ids = {label: i for i, label in enumerate(labels)}

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from common import Line, parser, run
-from data import built_in_tagged, read_parts, split, tagged
-from hugging import bert, with_classifier
-from rows import IGNORED, Row, in_order, logits_of
+from common.data import built_in_tagged, read_parts, split, tagged
+from common.hugging import bert, with_classifier
+from common.rows import IGNORED, Row, in_order, logits_of
+from common.run import Line, parser, run
+from common.training import Task
+from common.vocabulary import word_tokenizer
 from torch import nn
-from training import Task
-from vocabulary import word_tokenizer
 
 from sparse_engine.cli.common import run_script
 from sparse_engine.models.rnn import RnnForTokenClassification
@@ -63,9 +63,9 @@ def span_f1(model: nn.Module, rows: Sequence[Row], labels: Sequence[str]) -> flo
 def make_task(given: argparse.Namespace) -> Task:
     """The task of the options."""
     if given.data is not None:
-        parts = read_parts(given.data, tagged, given.limit)
+        parts = read_parts(given.data, tagged, given.limit, fold=given.fold)
     else:
-        parts = split(built_in_tagged(), "built-in text", given.limit)
+        parts = split(built_in_tagged(), "built-in text", given.limit, fold=given.fold)
     texts = [words for words, _ in parts.train]
     rows = (*parts.train, *parts.valid, *parts.test)
     labels = sorted({tag for _, tags in rows for tag in tags})

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from common import Line, parser, run
-from data import Parts, built_in_sentences, read_parts, sentences, split, translations
-from models import Translator
-from rows import IGNORED, Row, in_order
+from common.data import Parts, built_in_sentences, read_parts, sentences, split, translations
+from common.models import Translator
+from common.rows import IGNORED, Row, in_order
+from common.run import Line, parser, run
+from common.training import Task
+from common.vocabulary import END, START, word_tokenizer
 from torch import Tensor, nn
-from training import Task
-from vocabulary import END, START, word_tokenizer
 
 from sparse_engine.cli.common import run_script
 
@@ -52,7 +52,7 @@ def read(given: argparse.Namespace) -> Parts:
     else:
         parts = read_parts(given.data, sentences, None)
         found, source = [*parts.train, *parts.valid, *parts.test], parts.source
-    return split(translations(found), source, given.limit)
+    return split(translations(found), source, given.limit, fold=given.fold)
 
 
 def make_task(given: argparse.Namespace) -> Task:

@@ -40,6 +40,8 @@ class RnnConfig(PretrainedConfig):
         inner_sizes: features of linear layers with a ReLU between the network and the classifier.
         cutoffs: of an adaptive softmax (Grave et al. 2017); empty for a full one.
         tie_word_embeddings: whether the language model's head is the embedding.
+        dropout: share of the features that a training drops before, between and after the layers of
+            the network (Zaremba et al. 2014, arXiv:1409.2329).
         max_position_embeddings: the longest text; the network itself has no limit.
         pad_token_id: the id of padding.
         kwargs: other options of transformers.
@@ -58,12 +60,15 @@ class RnnConfig(PretrainedConfig):
         inner_sizes: tuple[int, ...] = (),
         cutoffs: tuple[int, ...] = (),
         tie_word_embeddings: bool = False,
+        dropout: float = 0.0,
         max_position_embeddings: int = 4096,
         pad_token_id: int = 0,
         **kwargs: Any,
     ) -> None:
         if cell not in CELLS:
             raise ValueError(f"cell {cell!r}: use one of {', '.join(CELLS)}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout {dropout}: expected at least 0 and less than 1")
         if tie_word_embeddings and (cutoffs or embedding_size != hidden_size):
             raise ValueError(
                 "tie_word_embeddings needs embedding_size equal to hidden_size, and no cutoffs"
@@ -74,6 +79,7 @@ class RnnConfig(PretrainedConfig):
         self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
         self.cell, self.bidirectional = cell, bidirectional
         self.inner_sizes, self.cutoffs = list(inner_sizes), list(cutoffs)
+        self.dropout = dropout
         self.max_position_embeddings = max_position_embeddings
 
 
@@ -95,8 +101,13 @@ class RnnPreTrainedModel(PreTrainedModel):
             config.num_hidden_layers,
             batch_first=True,
             bidirectional=config.bidirectional,
+            dropout=config.dropout if config.num_hidden_layers > 1 else 0.0,
             **extra,
         )
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Features with the dropout of the training."""
+        return F.dropout(x, self.config.dropout, self.training)
 
     @property
     def width(self) -> int:
@@ -127,7 +138,7 @@ class _RnnWithClassifier(RnnPreTrainedModel):
 
     def _states(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """States [batch, seq, features]; padding, where attention_mask is 0, is on the right."""
-        x = self.embedding(input_ids)
+        x = self.dropped(self.embedding(input_ids))
         if attention_mask is None or bool(attention_mask.all()):
             states: Tensor = self.rnn(x)[0]
             return states
@@ -140,6 +151,7 @@ class _RnnWithClassifier(RnnPreTrainedModel):
         return states
 
     def _logits(self, states: Tensor) -> Tensor:
+        states = self.dropped(states)
         for layer in self.inner:
             states = F.relu(layer(states))
         logits: Tensor = self.classifier(states)
@@ -207,10 +219,10 @@ class RnnForCausalLM(RnnPreTrainedModel):
             if use_cache:
                 raise ValueError("texts of several lengths have no state to go on from together")
         states, last = self.rnn(
-            self.embedding(input_ids), past_key_values if cache is None else cache
+            self.dropped(self.embedding(input_ids)), past_key_values if cache is None else cache
         )
         kept: dict[str, Any] = {CACHE: last if use_cache else None}
-        return CausalLMOutputWithPast(logits=self._scores(states), **kept)
+        return CausalLMOutputWithPast(logits=self._scores(self.dropped(states)), **kept)
 
     def _scores(self, states: Tensor) -> Tensor:
         if self.config.cutoffs:

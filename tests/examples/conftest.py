@@ -16,11 +16,12 @@ FOLDER = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """script(name): a module of examples/, which imports others of that folder by their names."""
-    own = {path.stem for path in FOLDER.glob("*.py")}
+    """script(name): a script of examples/, or a module of its package `common`."""
+    own = {path.stem for path in FOLDER.glob("*.py")} | {"common"}
     monkeypatch.syspath_prepend(str(FOLDER))
     threads = torch.get_num_threads()
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in own:
-        sys.modules.pop(name, None)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in own:
+            del sys.modules[name]

@@ -13,7 +13,7 @@ from sparse_engine.errors import InvalidFileError, UsageError
 
 
 def test_forms_of_the_data_sets(script: Any) -> None:
-    data = script("data")
+    data = script("common.data")
     assert list(data.sentences(["a b", "", "c"])) == [["a", "b"], ["c"]]
     assert list(data.labelled(["1 a fine film", ""])) == [(["a", "fine", "film"], "1")]
     tagged = ["Ada\tB-person", "spoke\tO", "", "\tO", ""]
@@ -34,7 +34,7 @@ def test_forms_of_the_data_sets(script: Any) -> None:
 def test_other_forms_are_refused(
     script: Any, tmp_path: Path, form: str, line: str, message: str
 ) -> None:
-    data = script("data")
+    data = script("common.data")
     (tmp_path / "train.txt").write_text(line)
     with pytest.raises(InvalidFileError, match=message):
         data.read_parts(tmp_path, getattr(data, form), None)
@@ -46,7 +46,7 @@ def write(folder: Path, **lines: int) -> None:
 
 
 def test_parts_by_the_names_of_files(script: Any, tmp_path: Path) -> None:
-    data = script("data")
+    data = script("common.data")
     write(tmp_path, x_train=30, x_dev=4, x_test=5)
     (tmp_path / "README.md").write_text("a test\n" * 500)
     parts = data.read_parts(tmp_path, data.sentences, 20)
@@ -55,7 +55,7 @@ def test_parts_by_the_names_of_files(script: Any, tmp_path: Path) -> None:
 
 
 def test_missing_parts_are_drawn_from_the_training_file(script: Any, tmp_path: Path) -> None:
-    data = script("data")
+    data = script("common.data")
     write(tmp_path, everything=40)
     alone = data.read_parts(tmp_path, data.sentences, None)
     write(tmp_path, a_test=5)
@@ -68,7 +68,7 @@ def test_missing_parts_are_drawn_from_the_training_file(script: Any, tmp_path: P
 
 
 def test_a_text_in_order_keeps_its_order(script: Any, tmp_path: Path) -> None:
-    data = script("data")
+    data = script("common.data")
     write(tmp_path, everything=40)
     parts = data.read_parts(tmp_path, data.sentences, None, drawn=False)
     numbers = [int(row[1]) for row in (*parts.test, *parts.valid, *parts.train)]
@@ -76,7 +76,7 @@ def test_a_text_in_order_keeps_its_order(script: Any, tmp_path: Path) -> None:
 
 
 def test_folders_without_texts_are_refused(script: Any, tmp_path: Path) -> None:
-    data = script("data")
+    data = script("common.data")
     with pytest.raises(UsageError, match="no file to train on"):
         data.read_parts(tmp_path, data.sentences, None)
     (tmp_path / "train.txt").write_text("\n\n")
@@ -88,7 +88,7 @@ def test_folders_without_texts_are_refused(script: Any, tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_not_utf8_are_latin_1(script: Any, tmp_path: Path) -> None:
-    data = script("data")
+    data = script("common.data")
     (tmp_path / "train.txt").write_bytes(b"caf\xe9 \x85 1\r\n" * 4)
     parts = data.read_parts(tmp_path, data.sentences, None)
     assert parts.train == [["café", "1"]] * 2
@@ -98,11 +98,11 @@ def test_bytes_that_are_not_utf8_are_latin_1(script: Any, tmp_path: Path) -> Non
     ("word", "expected"), [("string", "ingstray"), ("apple", "appleway"), ("rhythm", "rhythmay")]
 )
 def test_pig_latin(script: Any, word: str, expected: str) -> None:
-    assert script("data").pig_latin(word) == expected
+    assert script("common.data").pig_latin(word) == expected
 
 
 def test_tasks_of_the_built_in_text(script: Any) -> None:
-    data = script("data")
+    data = script("common.data")
     kinds = {label for _, label in data.built_in_labelled()}
     assert {"language", "library"} <= kinds <= {"language", "library", "torch", "licence"}
     words, tags = map(list, zip(*data.built_in_tagged(), strict=True))

@@ -86,7 +86,7 @@ def task_of(script: Any, name: str, model: str) -> Any:
 )
 def test_every_model_is_pruned_with_calibration(name: str, model: str, script: Any) -> None:
     task = task_of(script, name, model)
-    rows = sys.modules["rows"]
+    rows = sys.modules["common.rows"]
     batches = list(rows.in_order(task.parts.train))
     for batch in batches:
         batch.pop("labels")

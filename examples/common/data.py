@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from sparse_engine.text.built_in import built_in_texts
 PARTS = {"test": ("test",), "valid": ("valid", "dev", "trial"), "train": ("train", "")}
 WORD = re.compile(r"\w+|[^\w\s]")
 MAX_BYTES = 2**28
+FOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -39,26 +41,37 @@ class Parts:
         return Parts(*parts, self.source)
 
 
-def split(rows: Sequence[Any], source: str, limit: int | None, drawn: bool = True) -> Parts:
+def split(
+    rows: Sequence[Any], source: str, limit: int | None, drawn: bool = True, fold: int = 0
+) -> Parts:
     """A tenth of the rows for validation and a tenth for the test.
 
     Args:
         rows: of the whole text.
         source: where they come from.
         limit: most rows, all parts together; None for all.
-        drawn: by chance, with a fixed seed; otherwise the first two tenths.
+        drawn: by chance, with a fixed seed; otherwise in their order.
+        fold: which tenth is the test, from 0; the next one is for validation. The tests of all ten
+            together are every row once, for cross-validation.
     """
     rows = list(rows)
     if drawn:
         random.Random(0).shuffle(rows)
     rows = rows[:limit]
-    tenth = max(len(rows) // 10, 1)
     if len(rows) < 3:
         raise UsageError(f"{source}: {len(rows)} rows are too few for three parts")
-    return Parts(rows[2 * tenth :], rows[tenth : 2 * tenth], rows[:tenth], source)
+    if len(rows) < FOLDS:
+        return Parts(rows[2:], rows[1:2], rows[:1], source)
+    bounds = [len(rows) * i // FOLDS for i in range(FOLDS + 1)]
+    tenths = [rows[a:b] for a, b in itertools.pairwise(bounds)]
+    tenths = tenths[fold:] + tenths[:fold]
+    train = list(itertools.chain.from_iterable(tenths[2:]))
+    return Parts(train, tenths[1], tenths[0], source)
 
 
-def read_parts(folder: Path, read: Any, limit: int | None, drawn: bool = True) -> Parts:
+def read_parts(
+    folder: Path, read: Any, limit: int | None, drawn: bool = True, fold: int = 0
+) -> Parts:
     """The parts of a folder, by the names of its files.
 
     A file whose name holds "test" is the test; "valid", "dev" or "trial" is for validation; the
@@ -68,7 +81,8 @@ def read_parts(folder: Path, read: Any, limit: int | None, drawn: bool = True) -
         folder: of the files.
         read: read(lines) yields the rows of a file.
         limit: most rows of each part; None for all.
-        drawn: whether tenths are drawn by chance; otherwise they are the beginning of the file.
+        drawn: whether tenths are drawn by chance; otherwise they are in the order of the file.
+        fold: of `split`, for a folder of one file.
 
     Raises:
         UsageError: if there is no file.
@@ -86,7 +100,7 @@ def read_parts(folder: Path, read: Any, limit: int | None, drawn: bool = True) -
         raise UsageError(f"--data {folder}: has no file to train on")
     rows = {part: _rows(path, read) for part, path in files.items()}
     if len(rows) == 1:
-        return split(rows["train"], folder.name, limit, drawn)
+        return split(rows["train"], folder.name, limit, drawn, fold)
     if "valid" not in rows or "test" not in rows:
         parts = split(rows["train"], folder.name, None, drawn)
         missing = "valid" if "test" in rows else "test"

@@ -11,8 +11,8 @@ from typing import Any
 
 import transformers
 from torch import nn
-from vocabulary import END, word_tokenizer
 
+from common.vocabulary import END, word_tokenizer
 from sparse_engine.models.rnn import RnnConfig, RnnForCausalLM
 from sparse_engine.text.tokenizer import load_tokenizer
 
@@ -72,19 +72,21 @@ def with_classifier(
         hidden_size=given.size,
         cell=CELLS[given.model.removeprefix("bi")],
         bidirectional=given.model.startswith("bi"),
+        dropout=given.dropout,
         **label_names(labels),
     )
     return cls(config)
 
 
 def recurrent(words: int, given: argparse.Namespace) -> nn.Module:
-    """A recurrent language model of two layers, whose output layer is its embedding."""
+    """A recurrent language model, whose output layer is its embedding."""
     config = RnnConfig(
         vocab_size=words,
         embedding_size=given.size,
         hidden_size=given.size,
-        num_hidden_layers=2,
+        num_hidden_layers=given.layers,
         cell=CELLS[given.model],
+        dropout=given.dropout,
         tie_word_embeddings=True,
         bos_token_id=END,
         eos_token_id=END,
@@ -98,7 +100,7 @@ def gpt(words: int, positions: int, given: argparse.Namespace) -> nn.Module:
         vocab_size=words,
         n_positions=positions,
         n_embd=given.size,
-        n_layer=3,
+        n_layer=given.layers,
         n_head=4,
         bos_token_id=END,
         eos_token_id=END,

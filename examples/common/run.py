@@ -11,11 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rows import Batch, collate, length, logits_of
 from torch import nn
-from training import CHECKS, Pruned, Task, make_pruner, prune, train
 
 import sparse_engine as se
+from common.data import FOLDS
+from common.rows import Batch, collate, length, logits_of
+from common.training import CHECKS, Pruned, Task, gradual, make_pruner, prune, train
 from sparse_engine import _core
 from sparse_engine.bench.timing import time_in_turn
 from sparse_engine.cli.common import progress_bar, set_threads
@@ -47,11 +48,14 @@ def parser(text: str, models: Sequence[str]) -> argparse.ArgumentParser:
     add("--data", type=Path, help="a folder of texts; none for the built-in text")
     add("--limit", type=int, help="most texts of each part")
     add("--size", type=int, default=256, help="hidden units")
+    add("--dropout", type=float, default=0.0, help="of recurrent models, in training")
     add("--words", type=int, default=4000, help="most words of the vocabulary")
     add("--steps", type=int, default=400, help="steps of the dense training")
     add("--prune-steps", type=int, default=250, help="steps of the pruned training")
+    add("--fold", type=int, choices=range(FOLDS), default=0, help="the tenth of one file to test")
     add("--batch", type=int, default=32, help="texts a step")
     add("--rate", type=float, help="the largest learning rate, if not that of RATES")
+    add("--bfloat16", action="store_true", help="train with products in bfloat16")
     add("--sparsity", type=float, default=0.9, help="fraction of zeros in the pruned layers")
     add("--granularity", default="element", help="element, or blocks such as 4x1")
     add("--criterion", default="magnitude", help="chooses the weights that are removed")
@@ -78,13 +82,14 @@ def run(task: Task, given: argparse.Namespace) -> list[Line]:
     if min(given.steps, given.prune_steps) < CHECKS:
         raise UsageError(f"--steps and --prune-steps: give at least {CHECKS}")
     config = se.SparseConfig(given.format)
-    make_pruner(task.build(), task.build(), task, given, given.criterion)  # to check its options
+    recipe, control = (gradual(given, name) for name in (given.criterion, "random"))
+    make_pruner(task.build(), task.build(), task, given, recipe)  # to check the options
     given.rate = given.rate or RATES.get(given.model, RATE)
     set_threads(given.threads)
     torch.manual_seed(given.seed)
     dense = train(task.build(), task, given, given.steps, "dense model")
-    pruned = prune(dense, task, given, given.criterion)
-    control = prune(dense, task, given, "random")
+    pruned = prune(dense, task, given, recipe, f"{given.criterion} zeros")
+    random = prune(dense, task, given, control, "random zeros")
     with TemporaryDirectory() as scratch:
         out = given.out or Path(scratch) / "out"
         out.mkdir()
@@ -104,7 +109,7 @@ def run(task: Task, given: argparse.Namespace) -> list[Line]:
                 ms["package"],
                 weights,
             ),
-            Line("random zeros, torch", task.evaluate(control.model, test), control.zeros),
+            Line("random zeros, torch", task.evaluate(random.model, test), random.zeros),
         ]
     about = f"{task.name}: {task.parts.source}, {len(task.parts.train)} texts for training"
     print(about)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from data import Parts
-from rows import Row, endless, loss_of
 from torch import nn
 
 import sparse_engine as se
+from common.data import Parts
+from common.rows import Row, endless, loss_of
 from sparse_engine.cli.common import progress_bar
 
 CHECKS = 6  # how often a training is evaluated on the part for validation
@@ -84,7 +84,8 @@ def train(
         for step in range(1, steps + 1):
             model.train()
             batch = next(batches)
-            loss = loss_of(model, batch) if pruner is None else pruner.loss(batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=given.bfloat16):
+                loss = loss_of(model, batch) if pruner is None else pruner.loss(batch)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             if pruner is None:
@@ -102,31 +103,52 @@ def train(
     return model.eval()
 
 
-def make_pruner(
-    model: nn.Module, dense: nn.Module, task: Task, given: argparse.Namespace, criterion: str
-) -> se.Pruner:
-    """Weights are removed in the first half of the training, and the dense model is the teacher.
-
-    Raises:
-        UsageError: if an option does not fit the model.
-    """
+def gradual(given: argparse.Namespace, criterion: str) -> list[dict[str, Any]]:
+    """Weights are removed in the first half of the training, and the dense model is the teacher."""
     prune = {
         "sparsity": given.sparsity,
         "granularity": given.granularity,
         "criterion": criterion,
         "end": given.prune_steps // 2,
     }
-    recipe = [{"prune": prune}, {"distil": {}}]
+    return [{"prune": prune}, {"distil": {}}]
+
+
+def make_pruner(
+    model: nn.Module,
+    dense: nn.Module,
+    task: Task,
+    given: argparse.Namespace,
+    recipe: list[dict[str, Any]],
+) -> se.Pruner:
+    """The pruner of a recipe, whose teacher is the dense model.
+
+    Raises:
+        UsageError: if an option does not fit the model.
+    """
     batches = endless(task.parts.train, given.batch, given.seed)
     calibration = [next(batches) for _ in range(CALIBRATION)]
     return se.Pruner(model, recipe, dense, calibration, loss_of)
 
 
-def prune(dense: nn.Module, task: Task, given: argparse.Namespace, criterion: str) -> Pruned:
-    """Prune a copy of the dense model while it is trained."""
+def prune(
+    dense: nn.Module,
+    task: Task,
+    given: argparse.Namespace,
+    recipe: list[dict[str, Any]],
+    what: str,
+) -> Pruned:
+    """Prune a copy of the dense model while it is trained.
+
+    Args:
+        dense: the teacher, too.
+        task: what is trained.
+        given: options of the script.
+        recipe: nothing of it is removed in the second half of the training.
+        what: text before the progress bar.
+    """
     model = copy.deepcopy(dense)
-    pruner = make_pruner(model, dense, task, given, criterion)
-    end = given.prune_steps // 2
-    train(model, task, given, given.prune_steps, f"{criterion} zeros", pruner, end)
+    pruner = make_pruner(model, dense, task, given, recipe)
+    train(model, task, given, given.prune_steps, what, pruner, given.prune_steps // 2)
     report = pruner.finalize()
     return Pruned(model, pruner.sparsity, report.to_dict())

@@ -1,0 +1,1 @@
+"""What the scripts share: options and steps, texts, batches, models and training."""
