@@ -50,7 +50,7 @@ class ScriptSetting(Setting):
         training: "" for the dense model, "small" for a smaller one, "again" for a dense one that is
             trained once more; "gradual" for zeros, "cut" for zeros after structures are cut by
             half.
-        size: hidden units.
+        size: hidden units, or layers.
     """
 
     training: str = ""
@@ -66,15 +66,16 @@ class ScriptTask:
         script: name of the script.
         folder: of the texts, below the folder of the data.
         options: of the script.
-        size: hidden units of the dense model.
-        small: hidden units of the smaller one; 0 for none.
+        size: of the dense model.
+        small: size of the smaller one.
         points: pairs of granularity and sparsity.
         controls: those of them that have a row of random weights.
         seeds: of the trainings.
         folds: whether the seed is also the tenth of the texts that is the test.
         training: "gradual" or "cut".
         distil: options of the distillation.
-        pretrained: whether the dense model starts from all-MiniLM-L6-v2.
+        pretrained: whether models start from all-MiniLM-L6-v2, or from its embedding.
+        unit: what is counted by `size`: hidden units, or layers.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ScriptTask:
     training: str = GRADUAL
     distil: tuple[tuple[str, float], ...] = ()
     pretrained: bool = False
+    unit: str = "size"
 
     def settings(self) -> list[ScriptSetting]:
         """Seed by seed: the dense model first, random weights last."""
@@ -98,9 +100,8 @@ class ScriptTask:
         found = []
         for seed in self.seeds:
             dense = ScriptSetting(seed=seed, size=self.size)
-            found += [dense, replace(dense, training=AGAIN)]
-            if self.small:
-                found.append(replace(dense, training=SMALL, size=self.small))
+            small = replace(dense, training=SMALL, size=self.small)
+            found += [dense, replace(dense, training=AGAIN), small]
             found += [
                 replace(
                     dense,
@@ -119,10 +120,10 @@ class ScriptTask:
         """What the script trains, and its options."""
         script = importlib.import_module(self.script)
         words = [*self.options.split(), "--data", str(data / self.folder)]
-        words += ["--size", str(setting.size), "--seed", str(setting.seed)]
+        words += [f"--{self.unit}", str(setting.size), "--seed", str(setting.seed)]
         if self.folds:
             words += ["--fold", str(setting.seed)]
-        if self.pretrained and setting.training != SMALL:
+        if self.pretrained:
             words += ["--pretrained", str(model)]
         given = script.options().parse_args(words)
         return script.make_task(given), given
@@ -224,6 +225,12 @@ def label(setting: ScriptSetting) -> str:
     }[setting.training]
 
 
+def shape(setting: ScriptSetting) -> str:
+    """What the time of a model depends on."""
+    cut = CUT if setting.training == CUT else ""
+    return f"{setting.size} {cut} {setting.granularity} {setting.sparsity}"
+
+
 def measure(
     task: ScriptTask,
     settings: Sequence[ScriptSetting],
@@ -251,8 +258,7 @@ def measure(
 
 def add_times(task: ScriptTask, results: Results, data: Path, model: Path | None) -> None:
     """Milliseconds and megabytes of each pattern of zeros, all in turn, for the rows that exist."""
-    patterns = {label(s): s for s in reversed(task.settings()) if s.criterion != "random"}
-    patterns = {name: s for name, s in patterns.items() if s.training != AGAIN}
+    patterns = {shape(setting): setting for setting in task.settings()}
     found: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], object]] = {}
     meter = BusyMeter()
@@ -283,7 +289,7 @@ def add_times(task: ScriptTask, results: Results, data: Path, model: Path | None
         found[name]["time_conditions"] = conditions()
     for setting, row in results.all().items():
         assert isinstance(setting, ScriptSetting)
-        row.update(found.get(label(setting), {}))
+        row.update(found.get(shape(setting), {}))
     results.save()
 
 

@@ -43,12 +43,12 @@ def make_task(given: argparse.Namespace) -> Task:
     is_plain = given.model in ("cnn", "resnet")
     if given.model == "bert":
         tokenizer, build = bert("ForSequenceClassification", labels, texts, given)
-    else:
+    elif is_plain:
         tokenizer = word_tokenizer(texts, given.words)
         size = tokenizer.get_vocab_size()
-        build = partial(with_classifier, RnnForSequenceClassification, size, labels, given)
-        if is_plain:
-            build = partial(TextClassifier, given.model, size, len(labels), given.size)
+        build = partial(TextClassifier, given.model, size, len(labels), given.size)
+    else:
+        tokenizer, build = with_classifier(RnnForSequenceClassification, labels, texts, given)
 
     def encoded(text: tuple[list[str], str]) -> Row:
         found = tokenizer.encode(" ".join(text[0][:MAX_WORDS]))

@@ -80,7 +80,6 @@ def make_task(given: argparse.Namespace) -> Task:
 def options() -> argparse.ArgumentParser:
     """The options of the script."""
     found = parser(__doc__.splitlines()[0], MODELS)
-    found.add_argument("--layers", type=int, default=2, help="of the network or the stack")
     found.set_defaults(batch=16, words=2000, steps=300, prune_steps=200)
     return found
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from common.data import built_in_tagged, read_parts, split, tagged
@@ -20,7 +19,6 @@ from common.hugging import bert, with_classifier
 from common.rows import IGNORED, Row, in_order, logits_of
 from common.run import Line, parser, run
 from common.training import Task
-from common.vocabulary import word_tokenizer
 from torch import nn
 
 from sparse_engine.cli.common import run_script
@@ -73,9 +71,7 @@ def make_task(given: argparse.Namespace) -> Task:
     if given.model == "bert":
         tokenizer, build = bert("ForTokenClassification", labels, texts, given)
     else:
-        tokenizer = word_tokenizer(texts, given.words)
-        size = tokenizer.get_vocab_size()
-        build = partial(with_classifier, RnnForTokenClassification, size, labels, given)
+        tokenizer, build = with_classifier(RnnForTokenClassification, labels, texts, given)
 
     def encoded(sentence: tuple[list[str], list[str]]) -> Row:
         """The tag of a word is that of its first token."""

@@ -13,6 +13,15 @@ PADDING = 0
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
+def embeddings(words: int, size: int) -> nn.Embedding:
+    """Small random embeddings: filters of words that were seen once do not fit large ones."""
+    found = nn.Embedding(words, size, padding_idx=PADDING)
+    nn.init.normal_(found.weight, std=0.1)
+    with torch.no_grad():
+        found.weight[PADDING] = 0
+    return found
+
+
 def largest(x: Tensor, ids: Tensor) -> Tensor:
     """The maximum of features [texts, length, features] over the words that are none of padding."""
     return x.masked_fill((ids == PADDING)[..., None], -torch.inf).amax(1)
@@ -23,7 +32,7 @@ class RecurrentEncoder(nn.Module):
 
     def __init__(self, words: int, size: int, cell: str) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words, size // 2, padding_idx=PADDING)
+        self.embedding = embeddings(words, size // 2)
         self.network = CELLS[cell](size // 2, size, batch_first=True)
         self.features = size
 
@@ -37,7 +46,7 @@ class ConvolutionalEncoder(nn.Module):
 
     def __init__(self, words: int, size: int, widths: tuple[int, ...] = (3, 5, 7)) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words, size // 2, padding_idx=PADDING)
+        self.embedding = embeddings(words, size // 2)
         self.convolutions = nn.ModuleList(
             nn.Conv1d(size // 2, size // 2, width, padding=width // 2) for width in widths
         )
@@ -71,7 +80,7 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self, words: int, size: int, blocks: int = 3) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words, size // 2, padding_idx=PADDING)
+        self.embedding = embeddings(words, size // 2)
         self.stem = nn.Conv1d(size // 2, size // 2, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(size // 2) for _ in range(blocks))
         self.features = size // 2
@@ -128,7 +137,7 @@ class Translator(nn.Module):
 
     def __init__(self, words: int, size: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words, size // 2, padding_idx=PADDING)
+        self.embedding = embeddings(words, size // 2)
         self.encoder = nn.GRU(size // 2, size // 2, batch_first=True, bidirectional=True)
         self.decoder = nn.GRU(size // 2, size, batch_first=True)
         self.keys = nn.Linear(size, size, bias=False)

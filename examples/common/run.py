@@ -63,8 +63,10 @@ def parser(text: str, models: Sequence[str]) -> argparse.ArgumentParser:
     add("--out", type=Path, help="a new folder to keep the package in")
     add("--threads", type=int, help="cores to use")
     add("--seed", type=int, default=0, help="of all random numbers")
+    if {"bert", "gpt"} & set(models):
+        add("--layers", type=int, help="of a Transformer or a language model")
     if "bert" in models:
-        add("--pretrained", type=Path, help="the folder of a BERT to start from, for bert")
+        add("--pretrained", type=Path, help="the folder of a BERT to start from, or its embedding")
     return found
 
 
