@@ -32,6 +32,9 @@ class SparseConfig:
             for "int8", and "float32" keeps weights of 16 bits as they are.
         tokens: numbers of rows of x that "auto" times: batch x sequence length as the model will
             run.
+        model_bytes: of the weights of the model, which pass through the caches between two calls of
+            a layer, where "auto" times it. None for those of the model in `sparsify_`, and for more
+            than the caches hold elsewhere.
         spec: `format`, parsed; None for "auto" and "dense".
 
     Raises:
@@ -41,6 +44,7 @@ class SparseConfig:
     format: str = "auto"
     dtype: str = "float32"
     tokens: tuple[int, ...] = (1, 128)
+    model_bytes: int | None = None
     spec: FormatSpec | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +52,8 @@ class SparseConfig:
         object.__setattr__(self, "spec", FormatSpec.parse(self.format) if named else None)
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r}: use {' or '.join(DTYPES)}")
+        if self.model_bytes is not None and self.model_bytes < 0:
+            raise UsageError(f"model_bytes {self.model_bytes}: give a number of bytes from 0 up")
         if not self.tokens or any(type(t) is not int or t < 1 for t in self.tokens):
             raise UsageError(f"tokens {self.tokens!r}: give whole numbers from 1 up, as (1, 128)")
 

@@ -3,7 +3,8 @@
 The cost model (sparse_engine.auto.cost) drops formats that cannot win. The others and dense torch
 are timed in turn. The score of a format is its time over dense's, both summed over the token counts
 of the config. In a model the weights of other layers pass through the caches between two calls of a
-layer, so on the CPU other memory is read before each sample. Among the formats within TIE_MARGIN of
+layer, so on the CPU as much other memory is read before each sample: a small model stays in the
+caches, a large one does not. Among the formats within TIE_MARGIN of
 the fastest the smallest is chosen, dense included: it leaves more of the caches to other layers.
 
 A layer has one packing. Configure the token counts that matter: (1,) where a model mostly decodes.
@@ -27,6 +28,7 @@ from sparse_engine.auto import cache
 from sparse_engine.auto.cache import Measurement
 from sparse_engine.auto.cost import candidates
 from sparse_engine.backends import backend_of
+from sparse_engine.backends.cpu_timer import FLUSH_BYTES
 from sparse_engine.config import SparseConfig
 from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.ops import run_linear
@@ -36,7 +38,7 @@ MIN_SPARSITY = 0.05
 # Scores within this share of the best one are a tie, which the smallest packed size decides.
 TIE_MARGIN = 0.1
 # Part of the cache key: measurements taken in another way are not compared with these.
-METHOD = 3
+METHOD = 4
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def choose_format(
         source = ""
         try:
             packed = {spec: _pack(spec, weight, stored, config) for spec in specs}
-            measured = _measure(weight, packed, config.tokens)
+            measured = _measure(weight, packed, config.tokens, _between(config))
         except torch.OutOfMemoryError:
             reason = "too little memory on the GPU to time formats, which also expands them"
             return Choice(fallback, 1.0, {}, reason)
@@ -145,7 +147,15 @@ def _key(weight: Tensor, config: SparseConfig, specs: list[str], sparsity: float
         "tokens": list(config.tokens),
         "formats": specs,
         "sparsity": round(sparsity, 2),
+        "between": _between(config),
     }
+
+
+def _between(config: SparseConfig) -> int | None:
+    """Bytes that are read before each sample, in steps of a factor of two."""
+    if config.model_bytes is None or config.model_bytes >= FLUSH_BYTES:
+        return None
+    return 1 << config.model_bytes.bit_length()
 
 
 def _pack(spec: str, weight: Tensor, stored: Tensor, config: SparseConfig) -> Format:
@@ -155,19 +165,23 @@ def _pack(spec: str, weight: Tensor, stored: Tensor, config: SparseConfig) -> Fo
     return backend.pack(plain, backend.value_dtype(weight, config.dtype), config.tokens)
 
 
-def _measure(weight: Tensor, packed: dict[str, Format], tokens: tuple[int, ...]) -> Measurement:
+def _measure(
+    weight: Tensor, packed: dict[str, Format], tokens: tuple[int, ...], between: int | None
+) -> Measurement:
     times: dict[str, dict[int, float]] = {spec: {} for spec in ("dense", *packed)}
     for count in tokens:
         x = torch.randn(count, weight.shape[1]).to(weight)
-        for spec, micros in _time_in_turn(weight, packed, x).items():
+        for spec, micros in _time_in_turn(weight, packed, x, between).items():
             times[spec][count] = micros
     sizes = {spec: stored.nbytes for spec, stored in packed.items()}
     return Measurement(times, {"dense": weight.nbytes, **sizes})
 
 
-def _time_in_turn(weight: Tensor, packed: dict[str, Format], x: Tensor) -> dict[str, float]:
+def _time_in_turn(
+    weight: Tensor, packed: dict[str, Format], x: Tensor, between: int | None
+) -> dict[str, float]:
     """Microseconds of a call of dense and of each packing."""
     runs: dict[str, Callable[[], object]] = {"dense": lambda: F.linear(x, weight)}
     for spec, p in packed.items():
         runs[spec] = lambda p=p: run_linear(p, x, None, "none", None)  # type: ignore[misc]
-    return backend_of(x).time(runs, x.device, (x,))
+    return backend_of(x).time(runs, x.device, (x,), between=between)

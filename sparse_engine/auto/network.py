@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sparse_engine.backends import backend_of
+from sparse_engine.config import SparseConfig
 
 STEPS = 32
 """Steps of the sequences that are timed."""
@@ -22,24 +23,25 @@ REPEATS = 50
 Calls = dict[str, Callable[[], object]]
 
 
-def faster_network(network: Any, sparse: Any, tokens: tuple[int, ...]) -> tuple[bool, str]:
+def faster_network(network: Any, sparse: Any, config: SparseConfig) -> tuple[bool, str]:
     """Whether the sparse network is faster than torch's in every workload, and the times.
 
     Args:
         network: torch.nn.LSTM, GRU or RNN, or one of their cells.
         sparse: its sparse counterpart, with the same weights.
-        tokens: token counts of the config.
+        config: its token counts, and the size of the model.
     """
+    tokens, between = config.tokens, config.model_bytes
     batches = sorted({max(1, count // STEPS) for count in tokens})
     cell = isinstance(network, nn.RNNCellBase)
     faster, details = True, []
     if 1 in tokens and not getattr(network, "bidirectional", False):
-        before, after = _seconds(*_single_steps(network, sparse), REPEATS)
+        before, after = _seconds(*_single_steps(network, sparse), REPEATS, between)
         faster = after < before
         details.append(f"a step: dense {before * 1e6:.1f} us, sparse {after * 1e6:.1f} us")
     larger = [batch for batch in batches if not (cell and batch == 1 and 1 in tokens)]
     if larger:
-        times = [_seconds(*_sequences(network, sparse, batch), 1) for batch in larger]
+        times = [_seconds(*_sequences(network, sparse, batch), 1, between) for batch in larger]
         before, after = (sum(part) for part in zip(*times, strict=True))
         faster = faster and after < before
         unit = "steps" if cell else f"sequences of {STEPS} steps"
@@ -83,7 +85,9 @@ def _single_steps(network: Any, sparse: Any) -> tuple[torch.Tensor, Calls]:
     }
 
 
-def _seconds(x: torch.Tensor, calls: Calls, repeats: int) -> tuple[float, float]:
+def _seconds(
+    x: torch.Tensor, calls: Calls, repeats: int, between: int | None
+) -> tuple[float, float]:
     """Seconds of a call of each network."""
-    times = backend_of(x).time(calls, x.device, (x,), repeats)
+    times = backend_of(x).time(calls, x.device, (x,), repeats, between)
     return times["dense"] / 1e6, times["sparse"] / 1e6

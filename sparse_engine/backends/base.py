@@ -201,8 +201,9 @@ class Backend(ABC):
         device: torch.device,
         inputs: Sequence[Tensor] = (),
         repeats: int = 1,
+        between: int | None = None,
     ) -> dict[str, float]:
-        """Microseconds of each call, in inference mode and with weights that no cache holds.
+        """Microseconds of each call, in inference mode, after other memory was read.
 
         The calls alternate, so that a drift of the clocks affects them all.
 
@@ -211,6 +212,8 @@ class Backend(ABC):
             device: Where they run.
             inputs: Activations that are in the caches at a call, as in a model.
             repeats: Calls in a sample, for calls as short as the clock's grain.
+            between: Bytes that are read before each sample, as the other weights of a model are;
+                None for more than the caches hold. A GPU always reads more than they hold.
         """
 
     @abstractmethod

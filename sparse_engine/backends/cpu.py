@@ -113,9 +113,10 @@ class CPUBackend(Backend):
         device: torch.device,
         inputs: Sequence[Tensor] = (),
         repeats: int = 1,
+        between: int | None = None,
     ) -> dict[str, float]:
         """See `Backend.time`; the fastest of a few samples of each call."""
-        return time_on_cpu(calls, inputs, repeats)
+        return time_on_cpu(calls, inputs, repeats, between)
 
     def device_name(self, device: torch.device) -> str:
         """The processor's brand string."""

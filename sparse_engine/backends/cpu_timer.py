@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-# What is read before each sample: more than the L2 of a core and its share of L3.
+# The most that is read before each sample: more than the L2 of a core and its share of L3.
 FLUSH_BYTES = 32 << 20
 # Samples of each call, or until so many seconds are spent.
 TURNS, SECONDS = 9, 1.0
@@ -16,11 +16,14 @@ TURNS, SECONDS = 9, 1.0
 
 @torch.inference_mode()
 def time_on_cpu(
-    calls: Mapping[str, Callable[[], object]], inputs: Sequence[Tensor] = (), repeats: int = 1
+    calls: Mapping[str, Callable[[], object]],
+    inputs: Sequence[Tensor] = (),
+    repeats: int = 1,
+    between: int | None = None,
 ) -> dict[str, float]:
     """Microseconds of each call, the fastest of its samples; see `Backend.time`."""
     best = dict.fromkeys(calls, float("inf"))
-    flush = torch.zeros(FLUSH_BYTES // 4)
+    flush = torch.zeros((FLUSH_BYTES if between is None else min(between, FLUSH_BYTES)) // 4)
     began = perf_counter()
     for turn in range(TURNS + 1):
         for name, call in calls.items():

@@ -123,6 +123,7 @@ class CUDABackend(Backend):
         device: torch.device,
         inputs: Sequence[Tensor] = (),
         repeats: int = 1,
+        between: int | None = None,
     ) -> dict[str, float]:
         """See `Backend.time`; the median of CUDA graphs, whose clock needs no repeats."""
         return time_on_gpu(calls, device)

@@ -59,6 +59,7 @@ class MetaBackend(Backend):
         device: torch.device,
         inputs: Sequence[Tensor] = (),
         repeats: int = 1,
+        between: int | None = None,
     ) -> dict[str, float]:
         """Raises UsageError."""
         raise UsageError("nothing runs on the meta device: move the model to cpu or cuda")

@@ -46,7 +46,7 @@ def _sparse_network(kind: Kind, network: Any, config: SparseConfig) -> tuple[nn.
     sparse: nn.Module = kind.sparse.from_dense(network, config)
     if config.format != "auto":
         return sparse, "requested"
-    faster, detail = faster_network(network, sparse, config.tokens)
+    faster, detail = faster_network(network, sparse, config)
     return (sparse if faster else None), detail
 
 

@@ -72,6 +72,8 @@ def sparsify_(
     folded, trainable = fold_(model), trainable_names(model)
     dtype = _dtype_of(model)
     targets = Targets.of(model, filter_fn)
+    if config.model_bytes is None:
+        config = replace(config, model_bytes=targets.nbytes)
     # Modules that share their parameters share the sparse module. All are made before the first
     # one is replaced: an error leaves the model as it is.
     made: dict[tuple[int, ...], tuple[str, Swap]] = {}

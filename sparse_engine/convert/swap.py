@@ -97,7 +97,7 @@ def swap_parts(
             sparse.set_submodule(part, layer.train(module.training))
             swapped = True
     if swapped and config.format == "auto":
-        swapped, detail = faster(kind, module, sparse, config.tokens)
+        swapped, detail = faster(kind, module, sparse, config)
         if not swapped:
             rows = [
                 replace(row, format="dense", kernel="", bytes=row.dense_bytes, reason=detail)

@@ -84,6 +84,12 @@ class Targets:
                 targets.found.append(Target(name, module, None))
         return targets
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters of all targets; those that are shared count once."""
+        parameters = {p for target in self.found for p in target.module.parameters()}
+        return sum(p.nbytes for p in parameters)
+
     def is_filtered(self, module: nn.Module, name: str) -> bool:
         """Whether `filter_fn` leaves a module out."""
         return self.filter_fn is not None and not self.filter_fn(module, name)

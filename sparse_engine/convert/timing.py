@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.backends import backend_of
+from sparse_engine.config import SparseConfig
 from sparse_engine.convert.kinds import EXPERTS, Kind
 from sparse_engine.modules.experts import DOWN, is_transposed
 
@@ -25,21 +26,22 @@ def part_tokens(kind: Kind, module: Any, tokens: tuple[int, ...]) -> tuple[int, 
 
 @torch.inference_mode()
 def faster(
-    kind: Kind, dense: nn.Module, sparse: nn.Module, tokens: tuple[int, ...]
+    kind: Kind, dense: nn.Module, sparse: nn.Module, config: SparseConfig
 ) -> tuple[bool, str]:
     """Whether `sparse` is faster than `dense`, summed over the token counts, and the times."""
     training = {m: m.training for m in (*dense.modules(), *sparse.modules())}
     dense.eval()
     sparse.eval()
     total = {"dense": 0.0, "sparse": 0.0}  # microseconds
-    for count in tokens:
+    for count in config.tokens:
         inputs = _inputs(kind, dense, count)
         calls = {"dense": lambda i=inputs: dense(*i), "sparse": lambda i=inputs: sparse(*i)}
-        times = backend_of(inputs[0]).time(calls, inputs[0].device, inputs[:1])
+        device, between = inputs[0].device, config.model_bytes
+        times = backend_of(inputs[0]).time(calls, device, inputs[:1], between=between)
         total = {name: total[name] + micros for name, micros in times.items()}
     for m, was in training.items():
         m.training = was
-    counts = ", ".join(map(str, tokens))
+    counts = ", ".join(map(str, config.tokens))
     detail = f"{counts} tokens: dense {total['dense']:.0f} us, sparse {total['sparse']:.0f} us"
     return total["sparse"] < total["dense"], detail
 

@@ -15,6 +15,8 @@ from sparse_engine.auto import cost
 from sparse_engine.auto import format as auto_format
 from sparse_engine.auto.cost import candidates
 from sparse_engine.auto.format import choose_format
+from sparse_engine.convert import swap
+from sparse_engine.errors import UsageError
 from sparse_engine.formats import FORMATS
 from sparse_engine.nn import SparseLinear
 
@@ -37,7 +39,9 @@ def fake_times(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> None
     monkeypatch.setattr(
         auto_format,
         "_time_in_turn",
-        lambda weight, packed, x: {spec: times.get(spec, 30.0) for spec in ("dense", *packed)},
+        lambda weight, packed, x, between: {
+            spec: times.get(spec, 30.0) for spec in ("dense", *packed)
+        },
     )
 
 
@@ -159,3 +163,38 @@ def test_a_cached_measurement_is_not_taken_again(
     assert again.format == first.format
     assert again.times_us == first.times_us
     assert "measured before" in again.reason
+
+
+def test_a_measurement_holds_for_models_of_like_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the caches hold is read between samples for a large model, little for a small."""
+    monkeypatch.setenv("SPARSE_ENGINE_CACHE", str(tmp_path))
+    read: list[int | None] = []
+    measure = auto_format._measure
+
+    def measured(*args: Any) -> Any:
+        read.append(args[-1])
+        return measure(*args)
+
+    monkeypatch.setattr(auto_format, "_measure", measured)
+    weight = pruned(64, 64, 0.9)
+    for nbytes in (None, 1 << 40, 70_000, 100_000, 300_000):
+        choose_format(weight, se.SparseConfig(model_bytes=nbytes))
+    assert read == [None, 1 << 17, 1 << 19]
+
+
+def test_the_size_of_the_model_is_that_of_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = []
+
+    def choose(weight: torch.Tensor, config: se.SparseConfig, *args: Any) -> auto_format.Choice:
+        configs.append(config)
+        return auto_format.Choice("csr", 0.5, {}, "faster")
+
+    monkeypatch.setattr(swap, "choose_format", choose)
+    shared = nn.Linear(16, 16)
+    model = nn.Sequential(nn.Embedding(1000, 16), shared, shared, nn.Linear(16, 8, bias=False))
+    se.sparsify_(model)
+    assert {config.model_bytes for config in configs} == {4 * (16 * 16 + 16 + 8 * 16)}
+    with pytest.raises(UsageError, match="model_bytes -1: give a number of bytes from 0 up"):
+        se.SparseConfig(model_bytes=-1)

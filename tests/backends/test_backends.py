@@ -116,6 +116,10 @@ def test_other_memory_passes_through_the_caches_between_samples(
     times = CPU.time({"one": call, "two": call}, torch.device("cpu"), inputs, repeats=3)
     assert read == [cpu_timer.FLUSH_BYTES, 32] * 2 * (cpu_timer.TURNS + 1)
     assert times == {"one": pytest.approx(2.0), "two": pytest.approx(2.0)}
+    for between, expected in ((1000, 1000), (0, 0), (1 << 40, cpu_timer.FLUSH_BYTES)):
+        read.clear()
+        CPU.time({"one": call}, torch.device("cpu"), between=between)
+        assert set(read) == {expected}
     monkeypatch.setattr(cpu_timer, "SECONDS", 1.0)
     read.clear()
     CPU.time({"one": call}, torch.device("cpu"))

@@ -171,7 +171,7 @@ def test_auto_keeps_no_network_that_is_slower_in_a_use(
     clock = [0.0]
     monkeypatch.setattr(cpu_timer, "perf_counter", lambda: clock[0])
     dense, sparse = Paced(clock, 1.0, 1.0), Paced(clock, sequence, step)
-    found, why = auto_network.faster_network(dense, sparse, tokens)
+    found, why = auto_network.faster_network(dense, sparse, se.SparseConfig(tokens=tokens))
     assert found is kept
     assert ("a step" in why) == (1 in tokens)
 
@@ -180,8 +180,9 @@ def test_auto_keeps_no_network_that_is_slower_in_a_use(
 def test_auto_times_networks_and_cells_of_every_kind(kind: str) -> None:
     network = dense(kind, 16, 24)
     sparse = NETWORKS[kind][1].from_dense(network, "csr")
-    assert "a step" in auto_network.faster_network(network, sparse, (1,))[1]
+    assert "a step" in auto_network.faster_network(network, sparse, se.SparseConfig(tokens=(1,)))[1]
     cell = nn.GRUCell(16, 24).requires_grad_(False)
-    found = auto_network.faster_network(cell, se.nn.SparseGRUCell.from_dense(cell, "csr"), (1, 64))
+    config = se.SparseConfig(tokens=(1, 64))
+    found = auto_network.faster_network(cell, se.nn.SparseGRUCell.from_dense(cell, "csr"), config)
     assert "a step" in found[1]
     assert "2 steps" in found[1]

@@ -285,3 +285,20 @@ def test_padding_of_language_models() -> None:
     tagger = RnnForTokenClassification(RnnConfig(vocab_size=9, hidden_size=8, bidirectional=True))
     mask[0] = 0  # padding only
     assert tagger(ids, mask).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "cls", [RnnForCausalLM, RnnForSequenceClassification, RnnForTokenClassification]
+)
+def test_dropout_is_for_training_alone(cls: Any) -> None:
+    torch.manual_seed(0)
+    model = cls(RnnConfig(len(WORDS), hidden_size=32, num_hidden_layers=2, dropout=0.5))
+    ids = torch.randint(len(WORDS), (2, 5))
+    assert model.rnn.dropout == 0.5
+    model.eval()
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    model.train()
+    model.rnn.eval()
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    with pytest.raises(ValueError, match="dropout 1: expected at least 0 and less than 1"):
+        RnnConfig(dropout=1)

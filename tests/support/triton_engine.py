@@ -27,9 +27,10 @@ class InterpreterBackend(CUDABackend):
         device: torch.device,
         inputs: Sequence[Tensor] = (),
         repeats: int = 1,
+        between: int | None = None,
     ) -> dict[str, float]:
         """As on the CPU."""
-        return CPU.time(calls, device, inputs, repeats)
+        return CPU.time(calls, device, inputs, repeats, between)
 
     def device_name(self, device: torch.device) -> str:
         """The interpreter's name."""
