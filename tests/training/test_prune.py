@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from training_models import adamw, assert_goes_on, batches, network, squared, train
+from training_models import adamw, assert_goes_on, batches, gradual, network, squared, train
 
 from sparse_engine.errors import UsageError
 from sparse_engine.training import Prune, Pruner
+from sparse_engine.training.modifiers import prune as modifiers_prune
 
 LAYERS = ("0", "2")
 
@@ -97,3 +100,29 @@ def test_overrides_rise_with_the_schedule() -> None:
 def test_acdc_goes_on_after_a_stop(at: int) -> None:
     prune = {"sparsity": 0.5, "schedule": "acdc(cycles=1)", "start": 1, "end": 7}
     assert_goes_on([{"prune": prune}], 10, at)
+
+
+def test_an_interrupted_event_happens_when_the_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, stopped = network(), network()
+    train(Pruner(whole, gradual(), loss=squared), adamw(whole), batches(10))
+    pruner, optimizer, data = Pruner(stopped, gradual(), loss=squared), adamw(stopped), batches(10)
+    train(pruner, optimizer, data[:3])
+    driver = modifiers_prune.prune
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        driver(*args, **options)
+        raise KeyboardInterrupt  # after the weights were set to zero, before the masks are taken
+
+    x, y = data[3]
+    loss = pruner.loss((x, y))
+    loss.backward()
+    monkeypatch.setattr(modifiers_prune, "prune", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pruner.step(optimizer)
+    monkeypatch.setattr(modifiers_prune, "prune", driver)
+    optimizer.zero_grad()  # the weights had moved already: the step counts
+    train(pruner, optimizer, data[4:])
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(stopped.state_dict()[name], expected), name
