@@ -20,7 +20,13 @@ SOFT_MOVEMENT = {"element": 22.0, "4x1": 18.0}
 # Criterion and training. Of a modifier that learns masks, the name stands as the criterion.
 METHODS = (
     ("random", "gradual"),
+    ("magnitude", "one_shot"),
+    ("magnitude", "linear"),
+    ("magnitude", "exponential"),
+    ("magnitude", "multi_step"),
     ("magnitude", "gradual"),
+    ("magnitude", "incremental"),
+    ("magnitude", "cyclic"),
     ("obs", "gradual"),
     ("obs", "hold"),  # in one shot
     ("magnitude", "acdc"),
@@ -79,7 +85,22 @@ class TrainMethods(TrainTagger):
         if setting.criterion == "soft_movement":
             learned.pop("sparsity")
             learned["strength"] = SOFT_MOVEMENT[setting.granularity]
+        scheduled = {**prune, "end": window}
+        freeze = [
+            {"freeze": {"share": 0.5, "start": start, "end": start + window // 4}}
+            for start in (0, window // 2, window)
+        ]
+        cycles = {"schedule": "linear", "final": 0.1, "restart": "events", "end": window}
         modifiers = {
+            "one_shot": [{"prune": prune}],
+            "linear": [{"prune": {**scheduled, "every": every, "schedule": "linear"}}],
+            "exponential": [{"prune": {**scheduled, "every": every, "schedule": "exponential"}}],
+            "multi_step": [{"prune": {**scheduled, "schedule": "multi_step"}}],
+            "incremental": [{"prune": {**scheduled, "schedule": "multi_step(levels=3)"}}, *freeze],
+            "cyclic": [
+                {"prune": {**scheduled, "schedule": "multi_step"}},
+                {"learning_rate": cycles},
+            ],
             "gradual": [{"prune": {**prune, "end": window, "every": every}}],
             "acdc": [{"prune": {**prune, "schedule": "acdc", "end": window}}],
             "rigl": [{"prune": prune}, {"regrow": {**common, "end": window, "every": every}}],
