@@ -155,7 +155,7 @@ def _print_rows(rows: list[Any], output: str, against: tuple[str, ...]) -> None:
     from sparse_engine.bench.machine import conditions
     from sparse_engine.bench.output import reasons, render, summary
     from sparse_engine.cli.bench_tables import kernel_tables
-    from sparse_engine.cli.tables import show
+    from sparse_engine.reporting.tables import show
 
     about = conditions(against)
     if output == "table":
@@ -190,7 +190,7 @@ def compare(
     from sparse_engine.bench.compare import compare as read
     from sparse_engine.bench.output import render
     from sparse_engine.cli.bench_tables import compare_tables
-    from sparse_engine.cli.tables import show
+    from sparse_engine.reporting.tables import show
 
     output = checked_output(output)
     found = read(old, new)
@@ -240,7 +240,7 @@ def model(
     from sparse_engine.bench.model import bench_model
     from sparse_engine.bench.output import render
     from sparse_engine.cli.bench_tables import model_tables
-    from sparse_engine.cli.tables import show
+    from sparse_engine.reporting.tables import show
 
     output = checked_output(output)
     set_threads(threads)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from sparse_engine.cli.tables import add_columns, fold, heading, new_table
+from sparse_engine.reporting.tables import add_columns, fold, heading, new_table
 
 if TYPE_CHECKING:
     from sparse_engine.bench.compare import Comparison

@@ -48,12 +48,12 @@ def convert(
 
       sparse-engine convert package again  # times formats again, on this machine
     """
-    from sparse_engine.cli.tables import layer_tables, reasons_table, show
     from sparse_engine.config import SparseConfig
     from sparse_engine.convert.sparsify import densify_, sparsify_
     from sparse_engine.io import load_pretrained, save
     from sparse_engine.io import verify as verify_package
     from sparse_engine.io.folder import check_free
+    from sparse_engine.reporting.tables import layer_tables, reasons_table, show
     from sparse_engine.tasks import check_pooling
 
     set_threads(threads)

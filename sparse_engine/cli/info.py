@@ -31,7 +31,7 @@ def info() -> None:
     from rich.table import Table
 
     from sparse_engine import _core
-    from sparse_engine.cli.tables import add_columns, heading, new_table, show
+    from sparse_engine.reporting.tables import add_columns, heading, new_table, show
 
     active = _core.active_isa()
     forced = os.environ.get("SPARSE_ENGINE_ISA")

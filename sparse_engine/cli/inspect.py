@@ -43,8 +43,8 @@ def inspect(
 
 
 def _inspect_package(folder: Path, output: str) -> None:
-    from sparse_engine.cli.tables import heading, layer_tables, show
     from sparse_engine.io import inspect as read
+    from sparse_engine.reporting.tables import heading, layer_tables, show
 
     found = read(folder)
     if output == "json":
@@ -55,12 +55,12 @@ def _inspect_package(folder: Path, output: str) -> None:
 
 
 def _inspect_checkpoint(folder: Path, output: str) -> None:
-    from sparse_engine.cli.tables import heading, pattern_table, show
     from sparse_engine.io import load_pretrained
     from sparse_engine.io.checkpoint import removed_from
     from sparse_engine.io.foreign import describe
     from sparse_engine.io.removed import describe as describe_removed
     from sparse_engine.pruning import find_patterns
+    from sparse_engine.reporting.tables import heading, pattern_table, show
 
     title, removed = describe(folder), removed_from(folder)
     with progress_bar("loading") as report:

@@ -145,7 +145,6 @@ def prune(
     """
     from sparse_engine.cli.reports import compare, read_examples
     from sparse_engine.cli.steps import arguments_of, is_recurrent
-    from sparse_engine.cli.tables import prune_tables, show
     from sparse_engine.cli.target import (
         check_details,
         convert_options,
@@ -157,6 +156,7 @@ def prune(
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as prune_model
+    from sparse_engine.reporting.tables import prune_tables, show
     from sparse_engine.text.calibration import Draw
     from sparse_engine.text.sources import find_sources
 

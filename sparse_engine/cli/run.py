@@ -12,8 +12,8 @@ import typer
 from rich.text import Text
 
 from sparse_engine.cli.common import set_threads
-from sparse_engine.cli.tables import new_table, show
 from sparse_engine.errors import UsageError
+from sparse_engine.reporting.tables import new_table, show
 
 if TYPE_CHECKING:
     from sparse_engine.tasks import Generator, Sampling

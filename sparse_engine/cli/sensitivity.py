@@ -52,11 +52,11 @@ def sensitivity(
     from sparse_engine.analysis.sensitivity import check_settings
     from sparse_engine.analysis.sensitivity import sensitivity as measure
     from sparse_engine.cli.sensitivity_tables import sensitivity_tables
-    from sparse_engine.cli.tables import show
     from sparse_engine.convert.sparsify import densify_
     from sparse_engine.io import load_pretrained
     from sparse_engine.pruning.seed import check_seed
     from sparse_engine.reporting.pyplot import check_output
+    from sparse_engine.reporting.tables import show
     from sparse_engine.text.calibration import Draw
     from sparse_engine.text.sources import find_sources
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sparse_engine.analysis.sections import speed_up
 from sparse_engine.analysis.trial import show
-from sparse_engine.cli.tables import WIDTH, add_columns, fold, new_table
+from sparse_engine.reporting.tables import WIDTH, add_columns, fold, new_table
 
 if TYPE_CHECKING:
     from sparse_engine.analysis.report import SensitivityReport

@@ -8,8 +8,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from sparse_engine.cli.tables import add_columns, fold, heading, new_table
 from sparse_engine.errors import UsageError
+from sparse_engine.reporting.tables import add_columns, fold, heading, new_table
 
 if TYPE_CHECKING:
     from sparse_engine.pruning import PruneReport, Target

@@ -14,9 +14,6 @@ from sparse_engine.convert.targets import Targets
 from sparse_engine.modules.names import prefixes
 from sparse_engine.nn import SparseLinear
 
-# How many modules with the same reason are listed by name.
-MAX_NAMES = 3
-
 
 @dataclass(frozen=True)
 class SparsifyRow:
@@ -96,27 +93,19 @@ class SparsifyReport:
     def summary(self) -> str:
         """One line: layers that are sparse, zeros, and multiply-adds that are skipped."""
         return (
-            f"{len(self.swapped)} of {len(self.rows)} layers are sparse; {self.zeros:.1%} of all "
-            f"parameters zero, {self.skipped:.1%} of the multiply-adds for one token skipped"
+            f"{len(self.swapped)} of {len(self.rows)} layers sparse; {self.zeros:.1%} of parameters "
+            f"zero; {self.skipped:.1%} of multiply-adds skipped"
         )
 
     def __str__(self) -> str:
-        """A table with a line for each layer; then what was left, and the summary."""
-        head = (
-            f"{'layer':44} {'shape':>12} {'zeros':>6} {'format':9} {'MB':>7} {'of':>7}  why, kernel"
-        )
-        lines = [
-            f"{row.name:44} {f'{row.shape[0]}x{row.shape[1]}':>12} {row.sparsity:6.1%} "
-            f"{row.format:9} {row.bytes / 1e6:7.2f} {row.dense_bytes / 1e6:7.2f}  "
-            f"{row.reason}{', ' if row.kernel else ''}{row.kernel}"
-            for row in self.rows
-        ]
-        by_reason: dict[str, list[str]] = {}
-        for module in self.left:
-            by_reason.setdefault(module.reason, []).append(module.name)
-        left = [f"left: {_shortened(names)}: {reason}" for reason, names in by_reason.items()]
-        end = [self.summary, *([self.native] if self.native else [])]
-        return "\n".join([head, *lines, *left, *end])
+        """Tables of 80 columns: a line for each layer, and what was left; then the summary."""
+        from sparse_engine.reporting.tables import layer_tables, reasons_table, text_of
+
+        tables = [*layer_tables(self.rows)]
+        if self.left:
+            tables.append(reasons_table("left", [(left.reason, left.name) for left in self.left]))
+        end = "\n".join(filter(None, (self.summary, self.native)))
+        return f"{text_of(*tables)}\n\n{end}"
 
 
 def describe(model: nn.Module, rows: tuple[SparsifyRow, ...], targets: Targets) -> SparsifyReport:
@@ -157,8 +146,3 @@ def _left_reason(row: Row, module: nn.Module) -> str:
     if row.kind == "norm":
         return "norms scale features"
     return f"there is no sparse layer for {type(module).__name__}"
-
-
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

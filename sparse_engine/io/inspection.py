@@ -109,7 +109,7 @@ class Inspection:
             "" if self.skipped is None else f", {self.skipped:.1%} of the multiply-adds skipped"
         )
         return (
-            f"{sparse} of {len(self.rows)} layers are sparse; "
+            f"{sparse} of {len(self.rows)} layers sparse; "
             f"{self.parameters / 1e6:.1f} M parameters, {self.sparsity:.1%} of them zero{skipped}; "
             f"{self.bytes / 1e6:.1f} MB, dense {self.dense_bytes / 1e6:.1f} MB"
             f"{describe(self.removed)}"

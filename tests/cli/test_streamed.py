@@ -77,6 +77,6 @@ def test_convert_streamed(model: Path, texts: Path, tmp_path: Path) -> None:
     assert "--verify runs the whole model, which is streamed: leave it out" in line
     done = run("convert", pruned, out, "--format", "csr", "--stream")
     assert done.returncode == 0, done.stderr
-    assert "12 of 13 layers are sparse" in done.stdout
+    assert "12 of 13 layers sparse" in done.stdout
     assert "module 2 of 2" in done.stderr
     ok("verify", out, "--against", pruned)

@@ -177,7 +177,7 @@ def test_a_changed_container_is_named_and_its_parts_are_replaced(
     assert isinstance(model[0].linear1, SparseLinear)
     left = {module.name: module.reason for module in report.left}
     assert left["0"] == f"its parts are replaced one by one: {reason}"
-    assert f"left: 0: its parts are replaced one by one: {reason}" in str(report)
+    assert "its parts are replaced one by one" in str(report)
 
 
 def test_a_subclass_stays_and_its_linears_are_swapped() -> None:
@@ -227,9 +227,11 @@ def test_what_stays_says_why() -> None:
     left = {module.name: module.reason for module in report.left}
     assert left.keys() == {"embed", "image"}
     assert "Conv2d" in left["image"]
-    assert "left: image: there is no sparse layer for Conv2d" in str(report)
+    text = str(report).splitlines()
+    assert "image there is no sparse layer for Conv2d" in text
+    assert max(map(len, text)) <= 80
     assert report.skipped == 0
-    assert "0 of 7 layers are sparse" in report.summary
+    assert "0 of 7 layers sparse" in report.summary
 
 
 @pytest.mark.parametrize("wins", [False, True])

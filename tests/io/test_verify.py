@@ -65,7 +65,7 @@ def test_inspect(tmp_path: Path) -> None:
 def test_inspect_prints_and_serialises(tmp_path: Path) -> None:
     found = inspect(pack(tmp_path / "a"))
     text = str(found)
-    assert "2 of 3 layers are sparse" in text
+    assert "2 of 3 layers sparse" in text
     assert "bsr:2x1" in text
     assert "kernels here: spmm_runs_f32" in text
     assert json.loads(json.dumps(found.to_dict()))["rows"][0]["name"] == "0"

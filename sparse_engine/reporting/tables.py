@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from rich.align import VerticalAlignMethod
@@ -57,6 +58,17 @@ def show(*parts: Table | Text) -> None:
         console.print(part)
 
 
+def text_of(*parts: Table | Text) -> str:
+    """The same as plain text of WIDTH columns."""
+    texts = []
+    for part in parts:
+        console = Console(width=WIDTH, file=StringIO(), color_system=None, force_terminal=False)
+        with console.capture() as captured:
+            console.print(part)
+        texts.append("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return "\n\n".join(texts)
+
+
 def fold(name: str, width: int = NAME_WIDTH) -> str:
     """A dotted name over several lines of at most `width`, broken after dots only.
 
@@ -82,6 +94,8 @@ def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
 
     A second table has the reasons of the layers that stay dense, each reason once.
     """
+    is_small = all(row.dense_bytes < 1e6 for row in rows)
+    size, scale, digits = ("kB > dense", 1e3, 1) if is_small else ("MB > dense", 1e6, 2)
     dtypes = {dtype_of(row) for row in rows if row.format != "dense"}
     one = next(iter(dtypes)) if len(dtypes) == 1 else "float32"
     cells = [
@@ -89,7 +103,7 @@ def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
             f"{row.shape[0]}x{row.shape[1]}",
             f"{row.sparsity:.1%}",
             row.format if dtype_of(row) in (one, "float32") else f"{row.format}\n{dtype_of(row)}",
-            f"{row.bytes / 1e6:.2f} > {row.dense_bytes / 1e6:.2f}",
+            f"{row.bytes / scale:.{digits}f} > {row.dense_bytes / scale:.{digits}f}",
             time_of_dense(row.format, row.times_us),
         )
         for row in rows
@@ -97,8 +111,8 @@ def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
     kind = "format" if one == "float32" else f"format,\n{one}"
     table = new_table(tight=True)
     add_columns(table, "layer", "shape|zeros")
-    add_columns(table, kind, "MB > dense|time\nof dense")
-    width = _left_for_names(cells, ("shape", "zeros", kind, "MB > dense", "of dense"))
+    add_columns(table, kind, f"{size}|time\nof dense")
+    width = _left_for_names(cells, ("shape", "zeros", kind, size, "of dense"))
     for row, values in zip(rows, cells, strict=True):
         table.add_row(Text(fold(row.name, width)), *values)
     yield table
