@@ -5,8 +5,13 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+
+from sparse_engine.tuning import clock
+
+ALL = [0.2, 0.4, 0.6, 0.8]
 
 
 def network() -> Any:
@@ -46,3 +51,12 @@ class Watched:
 
     def __call__(self, model: nn.Module) -> float:
         return float(zeros(model) <= self.limit)
+
+
+class FakeClock:
+    """Time that passes when something is done."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        patch.setattr(clock, "monotonic", lambda: self.now)
+        patch.setattr("sparse_engine.tuning.run.monotonic", lambda: self.now)
