@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sparse_engine.analysis.sections import (
     front_of,
@@ -18,12 +16,12 @@ from sparse_engine.analysis.sections import (
 )
 from sparse_engine.analysis.trial import Scale, Trial, show
 from sparse_engine.reporting.chart import Table
-from sparse_engine.reporting.page import Page, footer, write_charts
-from sparse_engine.reporting.values import checked
+from sparse_engine.reporting.page import Page, footer
+from sparse_engine.reporting.report import Report
 
 
 @dataclass
-class SensitivityReport:
+class SensitivityReport(Report):
     """Result of `sensitivity`.
 
     Attributes:
@@ -35,6 +33,9 @@ class SensitivityReport:
         timed_on: where and on what times were taken; "" without times.
         seconds: the whole time.
     """
+
+    made_by: ClassVar[str] = "sensitivity"
+    heading: ClassVar[str] = "Sensitivity to pruning"
 
     metric: str
     higher_is_better: bool
@@ -84,19 +85,6 @@ class SensitivityReport:
             lines.append(f"timed on {self.timed_on}")
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SensitivityReport:
-        """The report whose `to_dict` this is.
-
-        Raises:
-            InvalidFileError: if a field is missing or has another type.
-        """
-        return checked(cls, values, "report of sensitivity")
-
     def to_markdown(self) -> str:
         """Tables of the settings of all layers together, and of each layer."""
         tables = []
@@ -109,8 +97,7 @@ class SensitivityReport:
     def __str__(self) -> str:
         return f"{self.summary}\n\n{self.to_markdown()}"
 
-    def page(self, title: str = "Sensitivity to pruning") -> Page:
-        """The page of `to_html`, before it is written."""
+    def _page(self, title: str) -> Page:
         method = ", ".join(filter(None, (self.criterion, self.recovery)))
         figures = [(str(len(self.trials)), "trials"), (f"{self.seconds:.0f} s", "for all of them")]
         if self.front:
@@ -128,25 +115,6 @@ class SensitivityReport:
             ),
             footer(),
         )
-
-    def to_html(self, path: str | Path, title: str = "Sensitivity to pruning") -> Path:
-        """Write one HTML file with charts and tables; returns its path.
-
-        The file reads nothing from elsewhere and has no script. It needs matplotlib: pip install
-        sparse-engine[plot].
-
-        Args:
-            path: of the file, which is replaced if it exists.
-            title: the heading of the page, such as the name of the model.
-
-        Example:
-            se.sensitivity(model, accuracy).to_html("sensitivity.html")
-        """
-        return self.page(title).write(path)
-
-    def to_png(self, folder: str | Path) -> list[Path]:
-        """Write the charts of `to_html` as PNG files into a folder; returns their paths."""
-        return write_charts(self.page().charts, folder)
 
 
 def _markdown(table: Table) -> str:

@@ -93,8 +93,8 @@ class SparsifyReport:
     def summary(self) -> str:
         """One line: layers that are sparse, zeros, and multiply-adds that are skipped."""
         return (
-            f"{len(self.swapped)} of {len(self.rows)} layers sparse; {self.zeros:.1%} of parameters "
-            f"zero; {self.skipped:.1%} of multiply-adds skipped"
+            f"{len(self.swapped)} of {len(self.rows)} layers sparse; "
+            f"{self.zeros:.1%} of parameters zero; {self.skipped:.1%} of multiply-adds skipped"
         )
 
     def __str__(self) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from sparse_engine.pruning.density_section import DensityChart, density_section
 from sparse_engine.pruning.layer_report import HeadsReport, LayerReport, Left
@@ -25,9 +24,10 @@ from sparse_engine.pruning.sections import (
 from sparse_engine.pruning.site_report import LOST, SiteReport, counts_of, with_numbers
 from sparse_engine.pruning.sites_section import sites_section
 from sparse_engine.pruning.target.report import TargetReport
+from sparse_engine.reporting.chart import Chart
 from sparse_engine.reporting.example import Example
-from sparse_engine.reporting.page import Page, footer, write_charts
-from sparse_engine.reporting.values import checked
+from sparse_engine.reporting.page import Page, footer
+from sparse_engine.reporting.report import Report
 
 COLLAPSED = 0.98
 """Share of zeros in a layer above which the report warns, unless the whole model has as many."""
@@ -40,7 +40,7 @@ FEW = 0.5
 
 
 @dataclass
-class PruneReport:
+class PruneReport(Report):
     """Result of `prune`.
 
     Attributes:
@@ -71,6 +71,9 @@ class PruneReport:
         multiply_adds: the same for one token.
         steps: the reports of the steps before this one, of a run in several steps.
     """
+
+    made_by: ClassVar[str] = "prune"
+    heading: ClassVar[str] = "Pruned model"
 
     granularity: str
     criterion: str
@@ -171,45 +174,20 @@ class PruneReport:
         return {**asdict(self), "sites": sites, "steps": steps, "sparsity": self.sparsity}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PruneReport:
-        """The report whose `to_dict` this is, such as the contents of a pruning.json.
-
-        Raises:
-            InvalidFileError: if a field is missing or has another type.
-
-        Example:
-            se.PruneReport.from_dict(json.loads(Path("pruned/pruning.json").read_text()))
-        """
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """See `Report.from_dict`."""
         values = _numbered(values)
         if isinstance(steps := values.get("steps"), list):
             values = {**values, "steps": [_numbered(step) for step in steps]}
-        return checked(cls, values, "report of prune")
+        return super().from_dict(values)
 
-    def to_html(self, path: str | Path, title: str = "Pruned model") -> Path:
-        """Write one HTML file with charts, density maps and tables; returns its path.
-
-        The file reads nothing from elsewhere and has no script. It needs matplotlib: pip install
-        sparse-engine[plot].
-
-        Args:
-            path: of the file, which is replaced if it exists.
-            title: the heading of the page, such as the name of the model.
-
-        Example:
-            report = se.prune(model, 0.9)
-            report.to_html("report.html")
-        """
-        return self.page(title).write(path)
-
-    def to_png(self, folder: str | Path) -> list[Path]:
-        """Write the charts of `to_html` as PNG files into a folder; returns their paths."""
-        charts = self.page().charts
+    def _pictures(self) -> list[Chart]:
+        charts = super()._pictures()
         if any(layer.density for layer in self.layers):
             charts.append(DensityChart(tuple(self.layers)))
-        return write_charts(charts, folder)
+        return charts
 
-    def page(self, title: str = "Pruned model") -> Page:
-        """The page of `to_html`, before it is written."""
+    def _page(self, title: str) -> Page:
         is_cut = bool(self.sites) and not self.layers  # what is left has no zeros to show
         return Page(
             title,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sparse_engine.reporting.chart import Table
 from sparse_engine.reporting.line_chart import Line, LineChart
-from sparse_engine.reporting.page import Page, Section, footer, write_charts
-from sparse_engine.reporting.values import checked
+from sparse_engine.reporting.page import Page, Section, footer
+from sparse_engine.reporting.report import Report
 from sparse_engine.tuning.clock import duration
 from sparse_engine.tuning.rounds import Round
 from sparse_engine.tuning.table import number, text_table
@@ -20,7 +19,7 @@ MOST_TITLE = 16  # letters of the metric's name at the head of a column
 
 
 @dataclass
-class UntilReport:
+class UntilReport(Report):
     """Result of `prune_until`.
 
     Attributes:
@@ -38,6 +37,9 @@ class UntilReport:
         reason: the same as a sentence.
         seconds: the time of this call; rounds that an earlier process ran are not in it.
     """
+
+    made_by: ClassVar[str] = "prune_until"
+    heading: ClassVar[str] = "Pruned until the metric drops"
 
     metric: str
     higher_is_better: bool
@@ -111,21 +113,7 @@ class UntilReport:
     def __str__(self) -> str:
         return f"{text_table(self.table)}\n\n{self.summary}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> UntilReport:
-        """The report whose `to_dict` this is.
-
-        Raises:
-            InvalidFileError: if a field is missing or has another type.
-        """
-        return checked(cls, values, "report of prune_until")
-
-    def page(self, title: str = "Pruned until the metric drops") -> Page:
-        """The page of `to_html`, before it is written."""
+    def _page(self, title: str) -> Page:
         best = self.best
         figures = [(f"{self.sparsity:g}", "sparsity that is kept"), (number(self.dense), "dense")]
         if best is not None:
@@ -168,25 +156,6 @@ class UntilReport:
             tuple(lines),
             level=("limit", limit),
         )
-
-    def to_html(self, path: str | Path, title: str = "Pruned until the metric drops") -> Path:
-        """Write one HTML file with a chart and a table; returns its path.
-
-        The file reads nothing from elsewhere and has no script. It needs matplotlib: pip install
-        sparse-engine[plot].
-
-        Args:
-            path: of the file, which is replaced if it exists.
-            title: the heading of the page, such as the name of the model.
-
-        Example:
-            se.prune_until(model, accuracy).to_html("rounds.html")
-        """
-        return self.page(title).write(path)
-
-    def to_png(self, folder: str | Path) -> list[Path]:
-        """Write the chart of `to_html` as a PNG file into a folder; returns its path."""
-        return write_charts(self.page().charts, folder)
 
 
 def _points(values: Mapping[float, float]) -> tuple[tuple[float, float], ...]:

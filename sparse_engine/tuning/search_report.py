@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import ClassVar
 
 from sparse_engine.reporting.chart import Table
 from sparse_engine.reporting.line_chart import Line, LineChart
-from sparse_engine.reporting.page import Page, Section, footer, write_charts
-from sparse_engine.reporting.values import checked
+from sparse_engine.reporting.page import Page, Section, footer
+from sparse_engine.reporting.report import Report
 from sparse_engine.tuning.candidate import Candidate
 from sparse_engine.tuning.quality import drop_of
 from sparse_engine.tuning.table import number, text_table
@@ -22,7 +20,7 @@ WIDEST = 26  # letters of a candidate in the table
 
 
 @dataclass
-class SearchReport:
+class SearchReport(Report):
     """Result of `search`.
 
     The choice is the sparsest, smallest or fastest candidate that is good enough. By default that
@@ -39,6 +37,9 @@ class SearchReport:
         candidates: in the order of the grid.
         seconds: the whole time.
     """
+
+    made_by: ClassVar[str] = "search"
+    heading: ClassVar[str] = "Search"
 
     metric: str
     higher_is_better: bool
@@ -124,21 +125,7 @@ class SearchReport:
     def __str__(self) -> str:
         return f"{text_table(self.table)}\n\n{self.summary}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SearchReport:
-        """The report whose `to_dict` this is.
-
-        Raises:
-            InvalidFileError: if a field is missing or has another type.
-        """
-        return checked(cls, values, "report of search")
-
-    def page(self, title: str = "Search") -> Page:
-        """The page of `to_html`, before it is written."""
+    def _page(self, title: str) -> Page:
         choice = self.choice
         figures = [(number(fmean(self.dense)), f"{self.metric} of the dense model")]
         if choice is not None:
@@ -165,22 +152,3 @@ class SearchReport:
             table_title="All candidates",
         )
         return Page(title, self.summary.splitlines()[0], tuple(figures), (), (section,), footer())
-
-    def to_html(self, path: str | Path, title: str = "Search") -> Path:
-        """Write one HTML file with a chart and a table; returns its path.
-
-        The file reads nothing from elsewhere and has no script. It needs matplotlib: pip install
-        sparse-engine[plot].
-
-        Args:
-            path: of the file, which is replaced if it exists.
-            title: the heading of the page, such as the name of the model.
-
-        Example:
-            se.search(model, accuracy, {"sparsity": [0.5, 0.9]}).to_html("search.html")
-        """
-        return self.page(title).write(path)
-
-    def to_png(self, folder: str | Path) -> list[Path]:
-        """Write the chart of `to_html` as a PNG file into a folder; returns its path."""
-        return write_charts(self.page().charts, folder)
