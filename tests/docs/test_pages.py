@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
-    *(ROOT / room / "README.md" for room in ("bench", "csrc")),
+    *(ROOT / room / "README.md" for room in ("bench", "csrc", "examples")),
     *DOCS,
 ]
 

@@ -122,3 +122,13 @@ def test_spans_of_tags(script: Any) -> None:
     assert spans(["B-a", "B-a", "I-b"]) == {(0, 1, "a"), (1, 2, "a"), (2, 3, "b")}
     assert spans(["O", "I-a", "I-a"]) == {(1, 3, "a")}
     assert spans([]) == set()
+
+
+@pytest.mark.parametrize("rows", [10, 23, 61])
+def test_ten_folds_test_every_row_once(script: Any, rows: int) -> None:
+    data = script("common.data")
+    folds = [data.split(range(rows), "rows", None, fold=fold) for fold in range(10)]
+    assert sorted(row for fold in folds for row in fold.test) == list(range(rows))
+    for fold, following in zip(folds, [*folds[1:], folds[0]], strict=True):
+        assert fold.valid == following.test
+        assert sorted([*fold.train, *fold.valid, *fold.test]) == list(range(rows))

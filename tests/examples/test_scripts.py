@@ -16,6 +16,8 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
+from transformers import AutoModel
+
 import sparse_engine as se
 from sparse_engine.errors import UsageError
 from sparse_engine.tasks import open_task
@@ -99,6 +101,22 @@ def test_every_model_is_pruned_with_calibration(name: str, model: str, script: A
     assert zeros / sum(sizes) == pytest.approx(0.75, abs=0.02)
     logits = rows.logits_of(dense, batches[0])
     assert logits.isfinite().all()
+
+
+def test_a_recurrent_model_takes_tokenizer_and_embedding_of_a_bert(
+    script: Any, tmp_path: Path
+) -> None:
+    bert = tmp_path / "bert"
+    script("tag").main(["--model", "bert", "--out", str(bert), *SMALL])
+    words = ["--model", "bilstm", "--pretrained", str(bert / "dense"), "--bfloat16", *SMALL]
+    tag = script("tag")
+    task = tag.make_task(tag.options().parse_args(words))
+    model = task.build()
+    expected = AutoModel.from_pretrained(bert / "dense").get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight, expected)
+    lines = tag.main([*words, "--out", str(tmp_path / "out")])
+    assert lines[1].zeros == pytest.approx(0.8, abs=0.01)
+    answer(tmp_path / "out/package", "tag")
 
 
 def test_the_pretrained_model_of_a_folder_is_trained(script: Any, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ def softened_divergence(state: Tensor, dense: Tensor, temperature: float) -> Ten
 
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531.
     """
-    logs, targets = (F.log_softmax(x / temperature, -1) for x in (state, dense))
+    if temperature != 1:  # with many classes a pass over the scores takes time
+        state, dense = state / temperature, dense / temperature
+    logs, targets = F.log_softmax(state, -1), F.log_softmax(dense, -1)
     divergence = F.kl_div(logs, targets, reduction="batchmean", log_target=True)
     return divergence * temperature**2
 
