@@ -306,7 +306,9 @@ def table(task: ScriptTask, rows: Sequence[dict[str, Any]], column: str) -> str:
     for row in rows:
         groups.setdefault(tuple(row[name] for name in POINTS), []).append(row)
     is_ratio = column == "perplexity"
-    head = ["model", column, "range", "to dense", "seeds", "ms", "MB"]
+    has_range = max(map(len, groups.values())) > 1
+    ranged = ["range"] if has_range else []
+    head = ["model", column, *ranged, "to dense", "seeds", "ms", "MB"]
     cells = []
     for group in groups.values():
         first = group[0]
@@ -319,7 +321,7 @@ def table(task: ScriptTask, rows: Sequence[dict[str, Any]], column: str) -> str:
             [
                 label(ScriptSetting(**{name: first[name] for name in names})),
                 f"{mean(values):.2f}",
-                f"{min(values):.2f}-{max(values):.2f}",
+                *([f"{min(values):.2f}-{max(values):.2f}"] if has_range else []),
                 "" if _is_dense(first) else f"{change:+.2f}" + ("%" if is_ratio else ""),
                 str(len(group)),
                 ("busy" if is_busy else f"{first['ms']:.3f}") if "ms" in first else "",
