@@ -94,14 +94,14 @@ class ScriptTask:
     unit: str = "size"
 
     def settings(self) -> list[ScriptSetting]:
-        """Seed by seed: the dense model first, random weights last."""
+        """Seed by seed: the dense models first, controls last."""
         points = [("obs", *point) for point in self.points]
         points += [("random", *point) for point in self.controls]
         found = []
         for seed in self.seeds:
             dense = ScriptSetting(seed=seed, size=self.size)
             small = replace(dense, training=SMALL, size=self.small)
-            found += [dense, replace(dense, training=AGAIN), small]
+            found += [dense, small]
             found += [
                 replace(
                     dense,
@@ -112,6 +112,7 @@ class ScriptTask:
                 )
                 for criterion, granularity, sparsity in points
             ]
+            found.append(replace(dense, training=AGAIN))
         return found
 
     def given(
