@@ -134,7 +134,7 @@ def test_wrong_options_are_refused_before_the_training(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = script("classify")
-    monkeypatch.setattr(sys.modules["common"], "train", None)
+    monkeypatch.setattr(sys.modules["common.run"], "train", None)
     with pytest.raises(UsageError, match="exists: give a new folder"):
         module.main(["--out", str(tmp_path), *SMALL])
     with pytest.raises(UsageError, match="create the folder above it"):
