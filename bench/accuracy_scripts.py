@@ -32,11 +32,17 @@ from sparse_engine.bench.machine import BUSY, BusyMeter, conditions
 from sparse_engine.bench.timing import time_in_turn
 from sparse_engine.errors import UsageError
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
+EXAMPLES = str(Path(__file__).resolve().parent.parent / "examples")
 
-from common.run import RATE, RATES, convert, example, megabytes
-from common.training import Pruned, Task, prune, train
 
+def script(name: str) -> Any:
+    """A script of examples/, or a module of its package `common`."""
+    if EXAMPLES not in sys.path:
+        sys.path.append(EXAMPLES)
+    return importlib.import_module(name)
+
+
+RUN, TRAINING = script("common.run"), script("common.training")
 AGAIN, SMALL, GRADUAL, CUT = "again", "small", "gradual", "cut"
 EVENTS = 6  # how often weights are removed in a training
 POINTS = ("criterion", "training", "granularity", "sparsity", "size")
@@ -117,17 +123,17 @@ class ScriptTask:
 
     def given(
         self, data: Path, model: Path | None, setting: ScriptSetting
-    ) -> tuple[Task, argparse.Namespace]:
+    ) -> tuple[Any, argparse.Namespace]:
         """What the script trains, and its options."""
-        script = importlib.import_module(self.script)
+        found = script(self.script)
         words = [*self.options.split(), "--data", str(data / self.folder)]
         words += [f"--{self.unit}", str(setting.size), "--seed", str(setting.seed)]
         if self.folds:
             words += ["--fold", str(setting.seed)]
         if self.pretrained:
             words += ["--pretrained", str(model)]
-        given = script.options().parse_args(words)
-        return script.make_task(given), given
+        given = found.options().parse_args(words)
+        return found.make_task(given), given
 
     def recipe(self, setting: ScriptSetting, steps: int) -> list[dict[str, Any]]:
         """The modifiers of a training, nothing of which is removed in its second half."""
@@ -180,10 +186,10 @@ class Trainer:
         self._task, self._data, self._model, self._kept = task, data, model, kept
         self._last: tuple[ScriptSetting, nn.Module] | None = None
 
-    def trained(self, setting: ScriptSetting) -> tuple[nn.Module, Task, dict[str, Any]]:
+    def trained(self, setting: ScriptSetting) -> tuple[nn.Module, Any, dict[str, Any]]:
         """A model, what the script trains, and how it was made."""
         work, given = self._task.given(self._data, self._model, setting)
-        given.rate = given.rate or RATES.get(given.model, RATE)
+        given.rate = given.rate or RUN.RATES.get(given.model, RUN.RATE)
         about = {"options": self._task.options}
         if setting.criterion == DENSE and setting.training in ("", SMALL):
             return self._dense(setting, work, given), work, about
@@ -191,10 +197,10 @@ class Trainer:
         recipe = self._task.recipe(setting, given.prune_steps)
         torch.manual_seed(setting.seed)
         what = f"{self._task.name} {label(setting)}"
-        found = prune(dense, work, given, recipe, what)
+        found = TRAINING.prune(dense, work, given, recipe, what)
         return found.model, work, about | {"recipe": recipe, "reached": round(found.zeros, 4)}
 
-    def _dense(self, setting: ScriptSetting, work: Task, given: argparse.Namespace) -> nn.Module:
+    def _dense(self, setting: ScriptSetting, work: Any, given: argparse.Namespace) -> nn.Module:
         if self._last and self._last[0] == setting:
             return self._last[1]
         torch.manual_seed(setting.seed)
@@ -205,7 +211,7 @@ class Trainer:
         if path is not None and path.exists():
             load_model(model, path)
         else:
-            train(model, work, given, given.steps, f"{self._task.name} {label(setting)}")
+            TRAINING.train(model, work, given, given.steps, f"{self._task.name} {label(setting)}")
             if path is not None:
                 save_model(model, str(path))
         if setting.training != SMALL:
@@ -268,15 +274,15 @@ def add_times(task: ScriptTask, results: Results, data: Path, model: Path | None
             work, _ = task.given(data, model, setting)
             torch.manual_seed(0)
             dense = work.build().eval()
-            inputs = example(work)
+            inputs = RUN.example(work)
             if setting.criterion == DENSE:
                 calls[name] = partial(dense, **inputs)
-                found[name] = {"mb": round(megabytes(dense), 3)}
+                found[name] = {"mb": round(RUN.megabytes(dense), 3)}
                 continue
             out = Path(scratch) / str(len(found))
             out.mkdir()
-            pruned = Pruned(pattern(dense, setting), setting.sparsity, {})
-            package = convert(dense, pruned, work, se.SparseConfig("auto"), inputs, out)
+            pruned = TRAINING.Pruned(pattern(dense, setting), setting.sparsity, {})
+            package = RUN.convert(dense, pruned, work, se.SparseConfig("auto"), inputs, out)
             size = (out / "package" / "sparse_engine.safetensors").stat().st_size
             calls[name] = partial(package, **inputs)
             found[name] = {"mb": round(size / 1e6, 3)}

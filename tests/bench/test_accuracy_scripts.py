@@ -15,6 +15,7 @@ from torch import nn
 
 from sparse_engine.bench.machine import BusyMeter
 from sparse_engine.errors import UsageError
+from sparse_engine.training import Pruner
 
 pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # as Python does for a script
@@ -92,7 +93,13 @@ def test_a_stopped_run_goes_on_with_the_dense_model_of_before(
     path = tmp_path / f"out/accuracy-{TAGS.name}.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]))
-    monkeypatch.setattr(accuracy_scripts, "train", None)  # no dense model is trained again
+    train = accuracy_scripts.TRAINING.train
+
+    def train_pruned(*args: Any, **options: Any) -> Any:
+        assert isinstance(args[5], Pruner)  # no dense model is trained again
+        return train(*args, **options)
+
+    monkeypatch.setattr(accuracy_scripts.TRAINING, "train", train_pruned)
     accuracy.main(seeded)
     again, before = rows_of(tmp_path), [json.loads(line) for line in lines]
     assert [row["quality"] for row in again] == [row["quality"] for row in before]
