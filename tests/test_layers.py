@@ -40,7 +40,17 @@ ALLOWED = {
         "packings",
         "structures",
     },
-    "convert": {"auto", "backends", "config", "errors", "models", "modules", "nn", "structures"},
+    "convert": {
+        "auto",
+        "backends",
+        "config",
+        "errors",
+        "models",
+        "modules",
+        "nn",
+        "reporting",
+        "structures",
+    },
     "pruning": {
         "auto",
         "backends",

@@ -55,12 +55,13 @@ def _inspect_package(folder: Path, output: str) -> None:
 
 
 def _inspect_checkpoint(folder: Path, output: str) -> None:
+    from sparse_engine.cli.prune_tables import pattern_table
     from sparse_engine.io import load_pretrained
     from sparse_engine.io.checkpoint import removed_from
     from sparse_engine.io.foreign import describe
     from sparse_engine.io.removed import describe as describe_removed
     from sparse_engine.pruning import find_patterns
-    from sparse_engine.reporting.tables import heading, pattern_table, show
+    from sparse_engine.reporting.tables import heading, show
 
     title, removed = describe(folder), removed_from(folder)
     with progress_bar("loading") as report:

@@ -143,6 +143,7 @@ def prune(
       sparse-engine prune ./llama-8b pruned --sparsity 0.5 --criterion wanda --stream
       --calibration texts.txt  # run it again after an interrupt: it continues
     """
+    from sparse_engine.cli.prune_tables import prune_tables
     from sparse_engine.cli.reports import compare, read_examples
     from sparse_engine.cli.steps import arguments_of, is_recurrent
     from sparse_engine.cli.target import (
@@ -156,7 +157,7 @@ def prune(
     from sparse_engine.io import load_pretrained, save_checkpoint
     from sparse_engine.io.folder import check_free
     from sparse_engine.pruning import prune as prune_model
-    from sparse_engine.reporting.tables import prune_tables, show
+    from sparse_engine.reporting.tables import show
     from sparse_engine.text.calibration import Draw
     from sparse_engine.text.sources import find_sources
 

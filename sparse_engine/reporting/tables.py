@@ -1,10 +1,10 @@
-"""The style of all tables, of 80 columns, and the reports of commands in it."""
+"""The style of all tables, of 80 columns, and that of the layers of a converted model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.align import VerticalAlignMethod
 from rich.box import SIMPLE_HEAD
@@ -12,14 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from sparse_engine.pruning import PatternReport, PruneReport
-
 WIDTH = 80
 NAME_WIDTH = 36
 # Modules that are named for one reason.
 NAMED = 3
-COUNTS = ("weights", "multiply_adds")
 
 
 def heading(text: str) -> Text:
@@ -112,7 +108,7 @@ def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
     table = new_table(tight=True)
     add_columns(table, "layer", "shape|zeros")
     add_columns(table, kind, f"{size}|time\nof dense")
-    width = _left_for_names(cells, ("shape", "zeros", kind, size, "of dense"))
+    width = left_for_names(cells, ("shape", "zeros", kind, size, "of dense"))
     for row, values in zip(rows, cells, strict=True):
         table.add_row(Text(fold(row.name, width)), *values)
     yield table
@@ -130,11 +126,12 @@ def reasons_table(title: str, named: Iterable[tuple[str, str]]) -> Table:
     table.add_column(title, vertical="top", no_wrap=True)
     table.add_column("why", vertical="top")
     for reason, names in by_reason.items():
-        table.add_row(Text(_shortened(names)), Text(reason))
+        table.add_row(Text(shortened(names)), Text(reason))
     return table
 
 
-def _shortened(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """The first names, one a line, and how many there are besides."""
     more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
     return "\n".join([*(fold(name) for name in names[:NAMED]), *more])
 
@@ -151,97 +148,7 @@ def time_of_dense(spec: str, times_us: dict[str, dict[int, float]]) -> str:
     return f"{sum(own.values()) / total:.2f}" if total and spec != "dense" else ""
 
 
-def prune_tables(report: PruneReport) -> Iterator[Table]:
-    """A row for each layer: its zeros, and the error of its outputs before and after recovery.
-
-    If structures were removed, a row for each site comes first. The last table has the modules that
-    were left out, with their share of the multiply-adds of one token.
-    """
-    for step in (*report.steps, report):
-        if step.sites:
-            yield _sites_table(step)
-    if report.layers or not report.sites:
-        yield _layers_table(report)
-    if report.left:
-        yield _left_table(report)
-
-
-def _sites_table(report: PruneReport) -> Table:
-    """A row for each site: what is left of it, and the largest error of the layers that read it."""
-    from sparse_engine.pruning.site_report import plural
-
-    cells = [
-        (
-            f"{len(site.kept)} of {site.groups} {plural(site.kind)}",
-            "-" if site.error_before is None else f"{site.error_before:.3f}",
-            "-" if site.error_after is None else f"{site.error_after:.3f}",
-        )
-        for site in report.sites
-    ]
-    table = new_table(tight=True)
-    add_columns(table, "site", "kept|error\nbefore|error\nafter")
-    width = _left_for_names(cells, ("kept", "before", "error"))
-    for site, values in zip(report.sites, cells, strict=True):
-        table.add_row(Text(fold(site.name, width)), *values)
-    return table
-
-
-def _layers_table(report: PruneReport) -> Table:
-    """A row for each pruned layer."""
-    cells = [
-        (
-            f"{row.shape[0]}x{row.shape[1]}",
-            f"{row.sparsity:.1%}",
-            "-" if row.error_before is None else f"{row.error_before:.3f}",
-            "-" if row.error_after is None else f"{row.error_after:.3f}",
-            f"{row.seconds:.2f}",
-        )
-        for row in report.layers
-    ]
-    table = new_table(tight=True)
-    add_columns(table, "layer", "shape|zeros|error\nbefore|error\nafter|seconds")
-    width = _left_for_names(cells, ("shape", "zeros", "before", "error", "seconds"))
-    for row, values in zip(report.layers, cells, strict=True):
-        table.add_row(Text(fold(row.name, width)), *values)
-    return table
-
-
-def pattern_table(report: PatternReport) -> Table:
-    """A row for each layer of `find_patterns`: its zeros, and what they are made of."""
-    cells = [
-        (
-            f"{row.shape[0]}x{row.shape[1]}",
-            f"{row.sparsity:.1%}",
-            row.block,
-            f"{row.fill:.1%}" if row.block not in ("dense", "zero", "element") else "",
-            row.nm,
-        )
-        for row in report.layers
-    ]
-    table = new_table(tight=True)
-    add_columns(table, "layer", "shape|zeros|block|filled|keep:of")
-    width = _left_for_names(cells, ("shape", "zeros", "block", "filled", "keep:of"))
-    for row, values in zip(report.layers, cells, strict=True):
-        table.add_row(Text(fold(row.name, width)), *values)
-    return table
-
-
-def _left_table(report: PruneReport) -> Table:
-    """A row for each reason, with its modules."""
-    by_reason: dict[str, list[Any]] = {}
-    for left in report.left:
-        by_reason.setdefault(left.reason, []).append(left)
-    table = new_table(tight=True)
-    add_columns(table, "left alone", "million\nweights|multiply-\nadds", "top")
-    table.add_column("why", vertical="top")
-    for reason, found in by_reason.items():
-        weights, work = (sum(getattr(left, name) for left in found) for name in COUNTS)
-        names = _shortened([left.name for left in found])
-        table.add_row(Text(names), f"{weights / 1e6:.2f}", f"{work:.1%}", Text(reason))
-    return table
-
-
-def _left_for_names(cells: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> int:
+def left_for_names(cells: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> int:
     """Width of the column of names in WIDTH; a space separates columns."""
     longest = (
         max(len(line) for cell in column for line in cell.split("\n"))

@@ -18,11 +18,12 @@ from sparse_engine.bench.model import ModelRow
 from sparse_engine.bench.recurrent import NetworkGrid
 from sparse_engine.bench.rows import LinearRow
 from sparse_engine.cli.bench_tables import kernel_tables, model_tables
+from sparse_engine.cli.prune_tables import prune_tables
 from sparse_engine.cli.sensitivity_tables import sensitivity_tables
 from sparse_engine.convert.sparsify import SparsifyRow
 from sparse_engine.pruning.layer_report import LayerReport, Left
 from sparse_engine.pruning.report import PruneReport
-from sparse_engine.reporting.tables import fold, layer_tables, prune_tables, show
+from sparse_engine.reporting.tables import fold, layer_tables, show
 
 TINY: dict[str, Any] = {"n": (8,), "m": (1,), "sparsity": (0.5,), "format": ("csr",), "rounds": 1}
 NAME = "model.decoder.layers.10.encoder_attention.attention.output_projection"

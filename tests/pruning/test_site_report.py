@@ -17,10 +17,11 @@ from html_page import outside_references, parsed
 from torch import nn
 
 import sparse_engine as se
+from sparse_engine.cli.prune_tables import prune_tables
 from sparse_engine.errors import InvalidFileError
 from sparse_engine.pruning import PruneReport
 from sparse_engine.pruning.site_report import SiteReport, counts_of
-from sparse_engine.reporting.tables import prune_tables, show
+from sparse_engine.reporting.tables import show
 
 pytest.importorskip("matplotlib")
 EVIL = "<script>alert('x')</script>"
