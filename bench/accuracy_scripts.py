@@ -21,6 +21,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
+from zlib import crc32
 
 import torch
 from accuracy_rows import DENSE, Results, Setting, markdown
@@ -45,6 +46,7 @@ def script(name: str) -> Any:
 RUN, TRAINING = script("common.run"), script("common.training")
 AGAIN, SMALL, GRADUAL, CUT = "again", "small", "gradual", "cut"
 EVENTS = 6  # how often weights are removed in a training
+CUTS = {"sparsity": 0.5, "granularity": ["head", "unit(round_to=16)"]}
 POINTS = ("criterion", "training", "granularity", "sparsity", "size")
 
 
@@ -140,8 +142,7 @@ class ScriptTask:
         half = steps // 2
         first = half // 2 if setting.training == CUT else 0
         cut = {
-            "sparsity": 0.5,
-            "granularity": ["head", "unit(round_to=16)"],
+            **CUTS,
             "criterion": "random" if setting.criterion == "random" else "fisher",
             "schedule": "multi_step(levels=3)",
             "end": first - 1,
@@ -166,7 +167,7 @@ class ScriptTask:
 def pattern(model: nn.Module, setting: ScriptSetting) -> nn.Module:
     """A model with the zeros of a setting, chosen by magnitude."""
     if setting.training == CUT:
-        se.prune(model, 0.5, ["head", "unit(round_to=16)"], "magnitude")
+        se.prune(model, criterion="magnitude", **CUTS)
     if setting.criterion != DENSE:
         se.prune(model, setting.sparsity, setting.granularity, "magnitude")
     return model
@@ -207,7 +208,9 @@ class Trainer:
         model = work.build()
         path = None
         if self._kept is not None:
-            path = self._kept / f"{self._task.name}-{setting.size}-{setting.seed}.safetensors"
+            options = crc32(self._task.options.encode())  # a model of other options is another one
+            name = f"{self._task.name}-{setting.size}-{setting.seed}-{options:08x}.safetensors"
+            path = self._kept / name
         if path is not None and path.exists():
             load_model(model, path)
         else:
@@ -219,17 +222,15 @@ class Trainer:
         return model.eval()
 
 
-def label(setting: ScriptSetting) -> str:
-    """The name of a model in a table."""
+def label(setting: ScriptSetting, unit: str = "size") -> str:
+    """The name of a model in a table, whose size counts a unit of `ScriptTask`."""
     if setting.criterion != DENSE:
         cut = "cut, " if setting.training == CUT else ""
         random = ", random" if setting.criterion == "random" else ""
         return f"{cut}{setting.sparsity:.0%} {setting.granularity}{random}"
-    return {
-        "": f"dense, {setting.size}",
-        SMALL: f"dense, {setting.size}",
-        AGAIN: "dense, trained again",
-    }[setting.training]
+    if setting.training == AGAIN:
+        return "dense, trained again"
+    return f"dense, {unit} {setting.size}"
 
 
 def shape(setting: ScriptSetting) -> str:
@@ -326,7 +327,7 @@ def table(task: ScriptTask, rows: Sequence[dict[str, Any]], column: str) -> str:
         is_busy = first.get("time_busy", 0) >= BUSY
         cells.append(
             [
-                label(ScriptSetting(**{name: first[name] for name in names})),
+                label(ScriptSetting(**{name: first[name] for name in names}), task.unit),
                 f"{mean(values):.2f}",
                 *([f"{min(values):.2f}-{max(values):.2f}"] if has_range else []),
                 "" if _is_dense(first) else f"{change:+.2f}" + ("%" if is_ratio else ""),

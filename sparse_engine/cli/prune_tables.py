@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from sparse_engine.reporting.tables import add_columns, fold, left_for_names, new_table, shortened
+from sparse_engine.reporting.tables import add_columns, named_table, new_table, shortened
 
 if TYPE_CHECKING:
     from sparse_engine.pruning import PatternReport, PruneReport
@@ -43,12 +43,8 @@ def _sites_table(report: PruneReport) -> Table:
         )
         for site in report.sites
     ]
-    table = new_table(tight=True)
-    add_columns(table, "site", "kept|error\nbefore|error\nafter")
-    width = left_for_names(cells, ("kept", "before", "error"))
-    for site, values in zip(report.sites, cells, strict=True):
-        table.add_row(Text(fold(site.name, width)), *values)
-    return table
+    names = [site.name for site in report.sites]
+    return named_table("site", "kept|error\nbefore|error\nafter", names, cells)
 
 
 def _layers_table(report: PruneReport) -> Table:
@@ -63,12 +59,8 @@ def _layers_table(report: PruneReport) -> Table:
         )
         for row in report.layers
     ]
-    table = new_table(tight=True)
-    add_columns(table, "layer", "shape|zeros|error\nbefore|error\nafter|seconds")
-    width = left_for_names(cells, ("shape", "zeros", "before", "error", "seconds"))
-    for row, values in zip(report.layers, cells, strict=True):
-        table.add_row(Text(fold(row.name, width)), *values)
-    return table
+    names = [row.name for row in report.layers]
+    return named_table("layer", "shape|zeros|error\nbefore|error\nafter|seconds", names, cells)
 
 
 def pattern_table(report: PatternReport) -> Table:
@@ -83,12 +75,8 @@ def pattern_table(report: PatternReport) -> Table:
         )
         for row in report.layers
     ]
-    table = new_table(tight=True)
-    add_columns(table, "layer", "shape|zeros|block|filled|keep:of")
-    width = left_for_names(cells, ("shape", "zeros", "block", "filled", "keep:of"))
-    for row, values in zip(report.layers, cells, strict=True):
-        table.add_row(Text(fold(row.name, width)), *values)
-    return table
+    names = [row.name for row in report.layers]
+    return named_table("layer", "shape|zeros|block|filled|keep:of", names, cells)
 
 
 def _left_table(report: PruneReport) -> Table:

@@ -105,13 +105,8 @@ def layer_tables(rows: Sequence[Any]) -> Iterator[Table]:
         for row in rows
     ]
     kind = "format" if one == "float32" else f"format,\n{one}"
-    table = new_table(tight=True)
-    add_columns(table, "layer", "shape|zeros")
-    add_columns(table, kind, f"{size}|time\nof dense")
-    width = left_for_names(cells, ("shape", "zeros", kind, size, "of dense"))
-    for row, values in zip(rows, cells, strict=True):
-        table.add_row(Text(fold(row.name, width)), *values)
-    yield table
+    columns = f"shape|zeros|{kind}|{size}|time\nof dense"
+    yield named_table("layer", columns, [row.name for row in rows], cells, text=kind)
     dense = [(row.reason, row.name) for row in rows if row.format == "dense"]
     if dense:
         yield reasons_table("kept dense", dense)
@@ -148,10 +143,31 @@ def time_of_dense(spec: str, times_us: dict[str, dict[int, float]]) -> str:
     return f"{sum(own.values()) / total:.2f}" if total and spec != "dense" else ""
 
 
-def left_for_names(cells: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> int:
-    """Width of the column of names in WIDTH; a space separates columns."""
+def named_table(
+    title: str, columns: str, names: Sequence[str], cells: Sequence[tuple[str, ...]], text: str = ""
+) -> Table:
+    """A table whose first column has dotted names, folded so that it is WIDTH wide.
+
+    Args:
+        title: of the names.
+        columns: titles of the others, with "|" between them.
+        names: of the rows.
+        cells: of each row.
+        text: the column that holds text; the others hold numbers.
+    """
+    table = new_table(tight=True)
+    add_columns(table, title)
+    titles = columns.split("|")
+    for column in titles:
+        if column == text:
+            add_columns(table, left=column)
+        else:
+            add_columns(table, right=column)
     longest = (
         max(len(line) for cell in column for line in cell.split("\n"))
-        for column in zip(head, *cells, strict=True)
+        for column in zip(titles, *cells, strict=True)
     )
-    return max(20, WIDTH - sum(1 + most for most in longest))
+    width = max(20, WIDTH - sum(1 + most for most in longest))
+    for name, values in zip(names, cells, strict=True):
+        table.add_row(Text(fold(name, width)), *values)
+    return table

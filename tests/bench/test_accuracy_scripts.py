@@ -76,8 +76,8 @@ def test_every_model_has_a_row(
     assert reached == pytest.approx([0.5, 0.75, 0.75, 0.0], abs=0.01)
     names = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[4:10]]
     assert names == [
-        "dense, 16",
-        "dense, 8",
+        "dense, size 16",
+        "dense, size 8",
         "50% element",
         "75% 4x1",
         "75% 4x1, random",
