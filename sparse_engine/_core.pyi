@@ -101,7 +101,9 @@ class Attention:
         key: LinearPair | None = None,
         value: LinearPair | None = None,
         output: LinearPair,
+        interleaved: bool = False,
         scale: float | None = None,
+        soft_cap: float = 0.0,
         causal: bool = False,
         window: int = 0,
         rotary: RotaryTable | None = None,
@@ -121,6 +123,7 @@ class FeedForward:
         down: LinearPair,
         activation: str,
         gate: LinearPair | None = None,
+        fused_gate: bool = False,
         input_norm: Norm | None = None,
         output_norm: Norm | None = None,
         sum_norm: Norm | None = None,
@@ -133,6 +136,7 @@ class Layer:
         attention: Attention,
         feed_forward: FeedForward,
         cross_attention: Attention | None = None,
+        parallel: bool = False,
     ) -> None: ...
 
 Linear = tuple[Weight | None, Weight | None, np.ndarray[Any, Any] | None]

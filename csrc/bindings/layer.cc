@@ -94,8 +94,10 @@ void BoundAttention::check() {
     require(size > 0 && size <= kMostFeatures, "attention: sizes must be 1 or more");
   require(v.heads % v.key_heads == 0, "attention: heads must be a multiple of key_heads");
   require(std::isfinite(v.scale), "attention: scale must be finite");
-  require(v.window >= 0 && (v.window == 0 || v.causal),
-          "attention: window must not be negative, and needs causal attention");
+  require(v.window >= 0, "attention: window must not be negative");
+  require(std::isfinite(v.soft_cap) && v.soft_cap >= 0,
+          "attention: soft_cap must be finite and not negative");
+  require(!v.interleaved || !key, "attention: interleaved rows are those of a fused query");
   hidden = query->in();
   require(!key == !value, "attention: give both key and value, or neither");
   require(has_shape(query, key ? v.query_rows() : v.qkv_rows(), hidden) &&
@@ -121,7 +123,10 @@ void BoundAttention::check() {
 void BoundFeedForward::check() {
   require(up && down, "feed-forward: up and down are needed");
   hidden = up->in();
-  view.inner = up->out();
+  require(!view.fused_gate || !gate, "feed-forward: give a gate of its own or a fused one");
+  require(!view.fused_gate || up->out() % 2 == 0,
+          "feed-forward: up and its gate have different sizes");
+  view.inner = view.fused_gate ? up->out() / 2 : up->out();
   require(has_shape(down, hidden, view.inner) && (!gate || has_shape(gate, view.inner, hidden)),
           "feed-forward: a weight has the wrong shape");
   view.gate = view_of(gate);
@@ -131,15 +136,17 @@ void BoundFeedForward::check() {
 }
 
 BoundLayer::BoundLayer(Shared<BoundAttention> attention, Shared<BoundFeedForward> feed_forward,
-                       Shared<BoundAttention> cross_attention)
+                       Shared<BoundAttention> cross_attention, bool parallel)
     : attention(std::move(attention)),
       cross_attention(std::move(cross_attention)),
-      feed_forward(std::move(feed_forward)) {
+      feed_forward(std::move(feed_forward)),
+      parallel(parallel) {
   require(this->attention && this->feed_forward, "layer: attention and feed_forward are needed");
   require(this->feed_forward->hidden == hidden() &&
               (!this->cross_attention || this->cross_attention->hidden == hidden()),
           "layer: the parts have different hidden sizes");
   if (!this->cross_attention) return;
+  require(!parallel, "layer: parallel sublayers are two, attention and feed-forward");
   const BoundAttention& cross = *this->cross_attention;
   require(cross.view.key.panels && cross.view.value.panels,
           "layer: cross attention needs key and value weights for panels");
@@ -150,7 +157,7 @@ BoundLayer::BoundLayer(Shared<BoundAttention> attention, Shared<BoundFeedForward
 
 Layer BoundLayer::view() const {
   return {attention->view, cross_attention ? cross_attention->view : AttentionSublayer{},
-          feed_forward->view};
+          feed_forward->view, parallel};
 }
 
 void bind_layer(py::module_& m) {
@@ -179,17 +186,19 @@ void bind_layer(py::module_& m) {
       .def(
           py::init([](int64_t heads, int64_t key_heads, int64_t head_size,
                       Shared<BoundLinear> query, Shared<BoundLinear> key, Shared<BoundLinear> value,
-                      Shared<BoundLinear> output, std::optional<float> scale, bool causal,
-                      int64_t window, Shared<BoundRotary> rotary, Shared<BoundBias> position_bias,
-                      Shared<BoundNorm> query_norm, Shared<BoundNorm> key_norm,
-                      Shared<BoundNorm> input_norm, Shared<BoundNorm> output_norm,
-                      Shared<BoundNorm> sum_norm) {
+                      Shared<BoundLinear> output, bool interleaved, std::optional<float> scale,
+                      float soft_cap, bool causal, int64_t window, Shared<BoundRotary> rotary,
+                      Shared<BoundBias> position_bias, Shared<BoundNorm> query_norm,
+                      Shared<BoundNorm> key_norm, Shared<BoundNorm> input_norm,
+                      Shared<BoundNorm> output_norm, Shared<BoundNorm> sum_norm) {
             auto a = std::make_shared<BoundAttention>();
             a->view.heads = heads;
             a->view.key_heads = key_heads;
             a->view.head_size = head_size;
             a->view.scale =
                 scale ? *scale : static_cast<float>(1 / std::sqrt(static_cast<double>(head_size)));
+            a->view.interleaved = interleaved;
+            a->view.soft_cap = soft_cap;
             a->view.causal = causal;
             a->view.window = window;
             a->query = std::move(query);
@@ -206,18 +215,19 @@ void bind_layer(py::module_& m) {
           }),
           kw, py::arg("heads"), py::arg("key_heads"), py::arg("head_size"), py::arg("query"),
           py::arg("key") = none, py::arg("value") = none, py::arg("output"),
-          py::arg("scale") = none, py::arg("causal") = false, py::arg("window") = 0,
-          py::arg("rotary") = none, py::arg("position_bias") = none, py::arg("query_norm") = none,
-          py::arg("key_norm") = none, py::arg("input_norm") = none, py::arg("output_norm") = none,
-          py::arg("sum_norm") = none);
+          py::arg("interleaved") = false, py::arg("scale") = none, py::arg("soft_cap") = 0.0f,
+          py::arg("causal") = false, py::arg("window") = 0, py::arg("rotary") = none,
+          py::arg("position_bias") = none, py::arg("query_norm") = none, py::arg("key_norm") = none,
+          py::arg("input_norm") = none, py::arg("output_norm") = none, py::arg("sum_norm") = none);
   py::class_<BoundFeedForward, std::shared_ptr<BoundFeedForward>>(
       m, "FeedForward", "FeedForwardSublayer of csrc/layers/layer.h.")
       .def(py::init([](Shared<BoundLinear> up, Shared<BoundLinear> down,
-                       const std::string& activation, Shared<BoundLinear> gate,
+                       const std::string& activation, Shared<BoundLinear> gate, bool fused_gate,
                        Shared<BoundNorm> input_norm, Shared<BoundNorm> output_norm,
                        Shared<BoundNorm> sum_norm) {
              auto f = std::make_shared<BoundFeedForward>();
              f->view.activation = parse_activation(activation);
+             f->view.fused_gate = fused_gate;
              f->gate = std::move(gate);
              f->up = std::move(up);
              f->down = std::move(down);
@@ -226,11 +236,14 @@ void bind_layer(py::module_& m) {
              return f;
            }),
            kw, py::arg("up"), py::arg("down"), py::arg("activation"), py::arg("gate") = none,
-           py::arg("input_norm") = none, py::arg("output_norm") = none, py::arg("sum_norm") = none);
+           py::arg("fused_gate") = false, py::arg("input_norm") = none,
+           py::arg("output_norm") = none, py::arg("sum_norm") = none);
   py::class_<BoundLayer, std::shared_ptr<BoundLayer>>(m, "Layer",
                                                       "One layer of csrc/layers/layer.h.")
-      .def(py::init<Shared<BoundAttention>, Shared<BoundFeedForward>, Shared<BoundAttention>>(), kw,
-           py::arg("attention"), py::arg("feed_forward"), py::arg("cross_attention") = none);
+      .def(py::init<Shared<BoundAttention>, Shared<BoundFeedForward>, Shared<BoundAttention>,
+                    bool>(),
+           kw, py::arg("attention"), py::arg("feed_forward"), py::arg("cross_attention") = none,
+           py::arg("parallel") = false);
 }
 
 }  // namespace se

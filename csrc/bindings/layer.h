@@ -92,9 +92,10 @@ struct BoundFeedForward {
 struct BoundLayer {
   Shared<BoundAttention> attention, cross_attention;
   Shared<BoundFeedForward> feed_forward;
+  bool parallel;
 
   BoundLayer(Shared<BoundAttention> attention, Shared<BoundFeedForward> feed_forward,
-             Shared<BoundAttention> cross_attention);
+             Shared<BoundAttention> cross_attention, bool parallel);
   Layer view() const;
   int64_t hidden() const { return attention->hidden; }
 };

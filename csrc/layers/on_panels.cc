@@ -50,7 +50,7 @@ PanelBuffers take_buffers(const Stack& stack, const PanelNeeds& needs, const Pan
   b.h = take(stack.hidden, false);
   b.mixed = take(largest.query_rows, false);
   for (PanelBuffer& qkv : b.qkv) qkv = take(largest.qkv_rows, false);
-  b.inner = take(largest.inner, one_thread);
+  b.inner = take(largest.up_rows, one_thread);
   if (needs.int8) {
     const int64_t features = std::max({stack.hidden, largest.query_rows, largest.inner});
     b.quads = take(ceil_div(features, 4), one_thread);

@@ -38,9 +38,11 @@ class RowStep {
 
   void run_layer(int64_t layer, const RowThreadBuffers& own) const {
     const Layer& l = stack_.layers[layer];
+    project(l.attention, own);
+    if (l.parallel) feed_forward(l.feed_forward, own);
     self_attention(layer, own);
     if (l.cross_attention) cross_attention(layer, own);
-    feed_forward(l.feed_forward, own);
+    if (!l.parallel) feed_forward(l.feed_forward, own);
   }
 
   void norm(const Norm& norm, const float* x, float* y) const {
@@ -120,31 +122,40 @@ class RowStep {
     if (f.gate) multiply(f.gate, x, stack_.hidden, b_.gate, own);
     multiply(f.up, x, stack_.hidden, b_.up, own);
 #pragma omp barrier
-    finish(f.up, b_.up, f.gate ? Activation::none : f.activation, nullptr, f.inner, own.inner);
-    if (f.gate) multiply_by_gate(f, own);
+    const bool gated = f.gate || f.fused_gate;
+    for (int64_t t = 0; t < count(); ++t)
+      finish_rows(f.up, b_.up, t, f.up_rows() - f.inner, f.inner,
+                  gated ? Activation::none : f.activation, nullptr, own.inner + t * f.inner);
+    if (gated) multiply_by_gate(f, own);
     add_to_residual(f.down, f.norms, own.inner, f.inner, b_.down, own);
   }
 
   // inner = activation(gate) x inner, a part of the row at a time.
   void multiply_by_gate(const FeedForwardSublayer& f, const RowThreadBuffers& own) const {
+    const LayerLinear& gate = f.gate ? f.gate : f.up;
+    const ProductSums& sums = f.gate ? b_.gate : b_.up;
     constexpr int64_t kPart = 256;
     float part[kPart];
     for (int64_t t = 0; t < count(); ++t)
       for (int64_t row = 0; row < f.inner; row += kPart) {
         const int64_t n = std::min(f.inner - row, kPart);
-        finish_rows(f.gate, b_.gate, t, row, n, f.activation, nullptr, part);
+        finish_rows(gate, sums, t, row, n, f.activation, nullptr, part);
         kernels_.multiply(part, n, own.inner + t * f.inner + row);
       }
   }
 
-  void self_attention(int64_t layer, const RowThreadBuffers& own) const {
-    const AttentionSublayer& a = stack_.layers[layer].attention;
+  // Sums of queries, keys and values, complete after the next barrier.
+  void project(const AttentionSublayer& a, const RowThreadBuffers& own) const {
     const float* x = input_of(a.norms, own);
     multiply(a.query, x, stack_.hidden, b_.query, own);
     if (a.key) {
       multiply(a.key, x, stack_.hidden, b_.key, own);
       multiply(a.value, x, stack_.hidden, b_.value, own);
     }
+  }
+
+  void self_attention(int64_t layer, const RowThreadBuffers& own) const {
+    const AttentionSublayer& a = stack_.layers[layer].attention;
 #pragma omp barrier
     // A thread computes some key heads of the sequences, with all query heads that read them: no
     // other thread reads their new keys and values.
@@ -170,16 +181,16 @@ class RowStep {
     // Without linears of their own, keys and values are rows of the query's product.
     const LayerLinear& key = a.key ? a.key : a.query;
     const LayerLinear& value = a.key ? a.value : a.query;
-    const int64_t key_row = (a.key ? h : a.heads + h) * size;
-    const int64_t value_row = (a.key ? h : a.heads + a.key_heads + h) * size;
+    const int64_t key_row = a.key ? h * size : a.key_row(h);
+    const int64_t value_row = a.key ? h * size : a.value_row(h);
 
     finish_rows(key, a.key ? b_.key : b_.query, t, key_row, size, Activation::none, nullptr, own.k);
     rotate_head(a, a.key_norm, t, own.k);
     finish_rows(value, a.key ? b_.value : b_.query, t, value_row, size, Activation::none, nullptr,
                 own.v);
     cache_.write(layer, h, token.sequence, token.position, 1, own.k, own.v, 1);
-    finish_rows(a.query, b_.query, t, h * group * size, group * size, Activation::none, nullptr,
-                own.q);
+    finish_rows(a.query, b_.query, t, a.query_row(h * group), group * size, Activation::none,
+                nullptr, own.q);
     for (int64_t g = 0; g < group; ++g) rotate_head(a, a.query_norm, t, own.q + g * size);
 
     const int64_t pages = ceil_div(end, KvCache::kPagePositions);
@@ -212,6 +223,7 @@ class RowStep {
     attention.queries = a.group();
     attention.head = a.head_size;
     attention.scale = a.scale;
+    attention.soft_cap = a.soft_cap;
     attention.keys = own.keys;
     attention.values = own.values;
     attention.dtype = cache.dtype();

@@ -26,7 +26,7 @@ struct PanelBuffers {
   PanelBuffer x;      // the residual stream
   PanelBuffer h;      // a norm of it, or the output of a sublayer before its norm
   PanelBuffer mixed;  // attention's output
-  PanelBuffer inner;  // of the feed-forward
+  PanelBuffer inner;  // of the feed-forward, with room for a fused gate
   // Queries, keys and values. Layers use the two in turn: a thread may be one layer ahead of
   // another one that still reads its keys.
   PanelBuffer qkv[2];

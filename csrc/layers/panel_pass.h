@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <limits>
 
 #include "layers/panel_buffers.h"
 #include "layers/panel_layout.h"
@@ -32,9 +33,11 @@ class PanelPass {
     }
     range.for_ranges([&](const PanelRange& part) {
       const Layer& l = stack_.layers[layer];
+      // Queries, keys and values are computed already, so the feed-forward may go first.
+      if (l.parallel) feed_forward(l.feed_forward, part, own);
       self_attention(layer, part, own);
       if (l.cross_attention) cross_attention(layer, part, own);
-      feed_forward(l.feed_forward, part, own);
+      if (!l.parallel) feed_forward(l.feed_forward, part, own);
     });
   }
 
@@ -109,11 +112,11 @@ class PanelPass {
     const AttentionSublayer& a = stack_.layers[layer].attention;
     range.for_items(range.panels() * a.key_heads, true, [&](int64_t i) {
       const int64_t p = range.first + i / a.key_heads, h = i % a.key_heads;
-      const int64_t head = a.head_size * layout_.width(p);
-      float* q = qkv.panel(p);
+      const int64_t width = layout_.width(p);
+      float* panel = qkv.panel(p);
       for (int64_t g = h * a.group(); g < (h + 1) * a.group(); ++g)
-        rotate_head(a, p, a.query_norm, q + g * head);
-      float *k = q + (a.heads + h) * head, *v = k + a.key_heads * head;
+        rotate_head(a, p, a.query_norm, panel + a.query_row(g) * width);
+      float *k = panel + a.key_row(h) * width, *v = panel + a.value_row(h) * width;
       rotate_head(a, p, a.key_norm, k);
       if (cache_) append_to_cache(layer, p, h, k, v);
     });
@@ -167,10 +170,26 @@ class PanelPass {
     if (f.gate) {
       multiply(f.gate, range, x, {b_.inner, 0, f.activation}, own, true);
       multiply(f.up, range, x, {b_.inner, 0, Activation::none, &b_.inner, true}, own, true);
+    } else if (f.fused_gate) {
+      multiply(f.up, range, x, {b_.inner}, own, true);
+      multiply_by_gate(f, range);
     } else {
       multiply(f.up, range, x, {b_.inner, 0, f.activation}, own, true);
     }
     add_to_residual(f.down, f.norms, range, b_.inner, f.inner, own);
+  }
+
+  // inner = activation(gate) x up, of which `inner` holds one after the other.
+  void multiply_by_gate(const FeedForwardSublayer& f, const PanelRange& range) const {
+    constexpr int64_t kRows = 64;
+    const int64_t chunks = ceil_div(f.inner, kRows);
+    range.for_items(range.panels() * chunks, true, [&](int64_t i) {
+      const int64_t p = range.first + i / chunks, row = i % chunks * kRows;
+      const int64_t width = layout_.width(p);
+      float* gate = b_.inner.panel(p) + row * width;
+      kernels_.finish({gate, width, nullptr}, std::min(f.inner - row, kRows),
+                      {f.activation, nullptr, nullptr, gate + f.inner * width, true, gate});
+    });
   }
 
   // Quantises the input of products whose weights are int8, if any is.
@@ -239,17 +258,25 @@ class PanelPass {
                     [&](int64_t i) { f(layout_.segments[begin + i / a.heads], i % a.heads); });
   }
 
-  // The keys and values of a sequence that this pass computed, in their panels.
-  int64_t new_keys(const AttentionSublayer& a, const Segment& s, int64_t key_head, int64_t end,
-                   const PanelBuffer& qkv, KeySpan* spans) const {
+  // The keys and values of a sequence that this pass computed, in their panels: of the segments
+  // that have positions from `begin` to `end`. Sets `begin` to the first position of these.
+  int64_t new_keys(const AttentionSublayer& a, const Segment& s, int64_t key_head, int64_t& begin,
+                   int64_t end, const PanelBuffer& qkv, KeySpan* spans) const {
     int64_t count = 0;
     for (int64_t i = s.first_segment; i < s.first_segment + s.segments; ++i) {
       const Segment& from = layout_.segments[i];
+      if (from.position + from.queries <= begin) continue;
       if (from.position >= end) break;
+      if (count == 0) begin = from.position;
       const int64_t width = layout_.width(from.panel);
-      const float* k =
-          qkv.panel(from.panel) + (a.heads + key_head) * a.head_size * width + from.lane;
-      spans[count++] = {k, k + a.key_rows() * width, DType::f32, width, width, 1, from.queries};
+      const float* lane = qkv.panel(from.panel) + from.lane;
+      spans[count++] = {lane + a.key_row(key_head) * width,
+                        lane + a.value_row(key_head) * width,
+                        DType::f32,
+                        width,
+                        width,
+                        1,
+                        from.queries};
     }
     return count;
   }
@@ -273,14 +300,15 @@ class PanelPass {
   // One head's queries of a segment, and where its output goes.
   Attention attention_of(const AttentionSublayer& a, const Segment& s, int64_t h,
                          const PanelBuffer& queries, const PanelThreadBuffers& own) const {
-    const int64_t width = layout_.width(s.panel), at = h * a.head_size * width + s.lane;
+    const int64_t width = layout_.width(s.panel);
     Attention attention{};
-    attention.q = queries.panel(s.panel) + at;
-    attention.y = b_.mixed.panel(s.panel) + at;
+    attention.q = queries.panel(s.panel) + a.query_row(h) * width + s.lane;
+    attention.y = b_.mixed.panel(s.panel) + h * a.head_size * width + s.lane;
     attention.stride = width;
     attention.queries = s.queries;
     attention.head = a.head_size;
     attention.scale = a.scale;
+    attention.soft_cap = a.soft_cap;
     attention.spans = own.spans;
     attention.scratch = own.scratch;
     return attention;
@@ -290,14 +318,17 @@ class PanelPass {
               const PanelThreadBuffers& own) const {
     constexpr int64_t kPage = KvCache::kPagePositions;
     const AttentionSublayer& a = stack_.layers[layer].attention;
-    const int64_t key_head = h / a.group(), end = s.position + s.queries;
-    // Pages of the cache before the window of the first query are left out.
-    const int64_t unseen = a.window ? std::max<int64_t>(0, s.position + 1 - a.window) : 0;
-    const int64_t first = cache_ ? unseen / kPage * kPage : 0;
+    const int64_t key_head = h / a.group();
+    // Keys before the window of the first query and after that of the last are left out, as far as
+    // they fill pages or segments.
+    int64_t first = a.window ? std::max<int64_t>(0, s.position + 1 - a.window) : 0;
+    int64_t end = s.position + s.queries;
+    if (!a.causal) end = a.window ? end + a.window - 1 : std::numeric_limits<int64_t>::max();
+    if (cache_) first = first / kPage * kPage;
     Attention attention = attention_of(a, s, h, qkv, own);
-    attention.count =
-        cache_ ? cached_keys(*cache_, layer, s.sequence, key_head, first, end, own.spans)
-               : new_keys(a, s, key_head, a.causal ? end : end + (1 << 30), qkv, own.spans);
+    attention.count = cache_
+                          ? cached_keys(*cache_, layer, s.sequence, key_head, first, end, own.spans)
+                          : new_keys(a, s, key_head, first, end, qkv, own.spans);
     attention.causal = a.causal;
     attention.first_query = s.position - first;
     attention.window = a.window;

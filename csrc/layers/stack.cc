@@ -28,6 +28,7 @@ LargestLayer::LargestLayer(const Stack& stack) {
     add(layer.attention);
     if (layer.cross_attention) add(layer.cross_attention);
     inner = std::max(inner, layer.feed_forward.inner);
+    up_rows = std::max(up_rows, layer.feed_forward.up_rows());
   }
 }
 

@@ -22,7 +22,7 @@ struct Stack {
 
 // The most that any layer needs: buffers are allocated once for all layers.
 struct LargestLayer {
-  int64_t query_rows = 0, qkv_rows = 0, inner = 0, head_size = 0, group_rows = 0;
+  int64_t query_rows = 0, qkv_rows = 0, inner = 0, up_rows = 0, head_size = 0, group_rows = 0;
 
   explicit LargestLayer(const Stack& stack);
 };

@@ -61,6 +61,7 @@ def test_layers_follow_their_formulas(variant: str, isa: str) -> None:
 def test_sequences_of_any_length(lengths: list[int], isa: str) -> None:
     check("post-norm", isa, lengths)
     check("window", isa, lengths)
+    check("wide window both ways", isa, lengths)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -188,7 +189,9 @@ def test_bad_attention_is_refused() -> None:
         {"key_heads": 3},
         {"head_size": 4},
         {"window": -1, "causal": True},
-        {"window": 5},  # of all keys, not of the earlier ones
+        {"soft_cap": -1.0},
+        {"soft_cap": math.nan},
+        {"interleaved": True},  # of a weight for queries alone
         {"scale": math.inf},
         {"query": None},
         {"key": None},

@@ -13,6 +13,7 @@ from sparse_engine.ops import weight_handle
 from sparse_engine.packings import Bits, Bits8, PackedSellP, QuadRuns, Runs, SellP8, Strips
 
 ISAS = _core.presets()
+PLACES = ("input", "output", "sum")
 # Of a stack; `each` holds what is different in single layers, in turn.
 CONFIG: dict[str, Any] = {
     "hidden": 20,
@@ -25,14 +26,18 @@ CONFIG: dict[str, Any] = {
     "causal": False,
     "window": 0,
     "scale": 5**-0.5,
+    "soft cap": 0.0,
     "bias": False,
     "rms": False,
     "gated": False,
+    "fused gate": False,  # gate and up in one weight
+    "parallel": False,  # both sublayers read the same residual stream
     "half": 0,  # rotated features of a head / 2
     "base": 0.7,  # of rotary angles
     "head norms": False,
     "final": False,  # a norm after the last layer
     "stacked": False,  # query, key and value in one weight
+    "interleaved": False,  # and there by key head
     "cross": False,
     "cross sizes": {},  # heads of cross attention, where they differ
     "each": ({},),
@@ -65,6 +70,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sandwich norms": LLAMA | {"norms": ("input", "output")},
     "causal": {"causal": True},
     "window": {"causal": True, "window": 7},
+    "window both ways": {"window": 7},
+    "wide window both ways": PRE | {"each": ({"window": 65}, {"window": 0}, {"window": 1})},
+    "soft cap": LLAMA | {"soft cap": 1.5, "window": 9},
+    "soft cap, encoder": {"soft cap": 0.7},
     "grouped heads": {"key_heads": 2},
     "gated rms": PRE | {"gated": True, "rms": True, "activation": "silu"},
     "position bias": {"bias": True},
@@ -72,6 +81,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "head norms": LLAMA | {"head norms": True, "heads": 7, "key_heads": 1},
     "stacked": PRE | {"stacked": True, "causal": True, "final": True},
+    "stacked groups": LLAMA | {"stacked": True},
+    "interleaved": PRE | {"stacked": True, "interleaved": True, "causal": True, "half": 2},
+    "interleaved groups": LLAMA | {"stacked": True, "interleaved": True, "head norms": True},
+    "fused gate": LLAMA | {"fused gate": True, "inner": 131},
+    "parallel": PRE | {"parallel": True, "causal": True, "stacked": True, "interleaved": True},
+    "parallel encoder": LLAMA | {"parallel": True, "causal": False, "fused gate": True},
+    "parallel, all norms": {"parallel": True, "causal": True, "norms": PLACES},
     "odd sizes": {"hidden": 97, "heads": 1, "key_heads": 1, "head": 17, "inner": 3},
     "uneven encoder": UNEVEN,
     "uneven decoder": PRE | UNEVEN | {"causal": True, "bias": True},
@@ -86,7 +102,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         )
     },
 }
-PLACES = ("input", "output", "sum")
 
 
 def layer_config(config: dict[str, Any], i: int) -> dict[str, Any]:
@@ -162,6 +177,14 @@ def norm_of(config: dict[str, Any], pair: tuple[Tensor, Tensor | None]) -> _core
     )
 
 
+def interleaved(config: dict[str, Any], rows: Tensor) -> Tensor:
+    """Rows of all queries, keys and values; then those of each key head, after its queries."""
+    heads = rows.unflatten(0, (-1, config["head"]))
+    queries, keys, values = heads.split([config["heads"], *[config["key_heads"]] * 2])
+    queries = queries.unflatten(0, (config["key_heads"], -1))
+    return torch.cat([queries, keys[:, None], values[:, None]], 1).flatten(0, 2)
+
+
 class Builder:
     """Builds the native layers of a config."""
 
@@ -201,9 +224,10 @@ class Builder:
         if config["stacked"]:
             pairs = [layer[name] for name in names]
             biases = [torch.zeros(len(w)) if b is None else b for w, b in pairs]
-            linears = {
-                "query": self.linear(i, (torch.cat([w for w, _ in pairs]), torch.cat(biases)))
-            }
+            stacked = torch.cat([w for w, _ in pairs]), torch.cat(biases)
+            if config["interleaved"]:
+                stacked = tuple(interleaved(config, rows) for rows in stacked)
+            linears = {"query": self.linear(i, stacked)}
         else:
             linears = {name: self.linear(i, layer[name]) for name in names}
         heads = ("query_norm", "key_norm") if config["head norms"] else ()
@@ -213,7 +237,9 @@ class Builder:
             key_heads=config["key_heads"],
             head_size=config["head"],
             output=self.linear(i, layer["output"]),
+            interleaved=config["interleaved"],
             scale=config["scale"],
+            soft_cap=config["soft cap"],
             causal=config["causal"],
             window=config["window"],
             rotary=self.rotary(config),
@@ -240,9 +266,14 @@ class Builder:
 
     def feed_forward(self, i: int, layer: dict[str, Any]) -> _core.FeedForward:
         config = layer_config(self.config, i)
+        gate, up = (layer[name] for name in ("gate", "up"))
+        fused = config["fused gate"]
+        if fused:
+            up = tuple(map(torch.cat, zip(gate, up, strict=True)))
         return _core.FeedForward(
-            gate=self.linear(i, layer["gate"]) if config["gated"] else None,
-            up=self.linear(i, layer["up"]),
+            gate=self.linear(i, gate) if config["gated"] and not fused else None,
+            up=self.linear(i, up),
+            fused_gate=fused,
             down=self.linear(i, layer["down"]),
             activation=config["activation"],
             **self.norms(config, layer, "ff"),
@@ -253,6 +284,7 @@ class Builder:
             attention=self.attention(i, layer),
             feed_forward=self.feed_forward(i, layer),
             cross_attention=self.cross(i, layer),
+            parallel=layer_config(self.config, i)["parallel"],
         )
 
 

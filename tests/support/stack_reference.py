@@ -42,14 +42,17 @@ class Reference:
 
     def layer(self, config: dict[str, Any], layer: dict[str, Any], x: Tensor) -> Tensor:
         parts = {"attention": self.attention, "cross": self.cross, "ff": self.feed_forward}
-        for part, compute in parts.items():
+        # The sum of both outputs; the feed-forward is added first.
+        first = x if config["parallel"] else None
+        for part, compute in reversed(parts.items()) if config["parallel"] else parts.items():
             if part == "cross" and not config["cross"]:
                 continue
             norms = {
                 place: layer[f"{part}.{place}"] if place in config["norms"] else None
                 for place in PLACES
             }
-            y = compute(config, layer, self.norm(config, norms["input"], x))
+            read = x if first is None else first
+            y = compute(config, layer, self.norm(config, norms["input"], read))
             x = self.norm(config, norms["sum"], x + self.norm(config, norms["output"], y))
         return x
 
@@ -84,7 +87,7 @@ class Reference:
         if config["causal"]:
             added = added.masked_fill(distance < 0, -math.inf)
         if config["window"]:
-            added = added.masked_fill(distance >= config["window"], -math.inf)
+            added = added.masked_fill(distance.abs() >= config["window"], -math.inf)
         return self.linear(layer["output"], self.mixed(config, q, k, v, added))
 
     def rotated(self, config: dict[str, Any], norm: Any, x: Tensor) -> Tensor:
@@ -99,7 +102,10 @@ class Reference:
     ) -> Tensor:
         share = config["heads"] // config["key_heads"]
         k, v = (kv.to(self.kept).double().repeat_interleave(share, 1) for kv in (k, v))
-        scores = torch.einsum("ihd,jhd->hij", q, k) * config["scale"] + added
+        scores = torch.einsum("ihd,jhd->hij", q, k) * config["scale"]
+        if config["soft cap"]:
+            scores = config["soft cap"] * (scores / config["soft cap"]).tanh()
+        scores = scores + added
         return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).flatten(1)
 
     def cross(self, config: dict[str, Any], layer: dict[str, Any], x: Tensor) -> Tensor:

@@ -47,17 +47,23 @@ inline void values_of(const KeySpan& span, const float* v, const float* p, int64
   for (int i = 0; i < R * V; ++i) store(sums + i * kLanes, acc[i / V][i % V]);
 }
 
-// Adds the bias to scores [keys][V vectors] and masks them; the first key is at position `key`.
+// Caps scores [keys][V vectors], adds the bias and masks them; the first key is at position `key`.
 template <int V>
 inline void adjust(const Attention& a, int64_t key, int64_t keys, float* s) {
   constexpr int64_t T = V * kLanes;
+  if (a.soft_cap != 0.0f)
+    for (int64_t i = 0; i < keys * T; i += kLanes)
+      store(s + i, soft_capped(load(s + i), a.soft_cap));
+  // A lane is visible if first <= distance of its query from the key <= last.
+  constexpr int64_t kFar = int64_t{1} << 40;
+  const int64_t last = a.window ? a.window - 1 : kFar, first = a.causal ? 0 : -last;
   for (int64_t j = 0; j < keys; ++j) {
     const int64_t ahead = a.first_query - key - j;  // distance of query 0 from this key
     if (a.bias)
       for (int64_t i = 0; i < a.queries; ++i) s[j * T + i] += a.bias[ahead + i];
-    if (!a.causal || (ahead >= 0 && (!a.window || ahead + a.queries - 1 < a.window))) continue;
+    if (ahead >= first && ahead + a.queries - 1 <= last) continue;
     for (int64_t i = 0; i < T; ++i)
-      if (ahead + i < 0 || (a.window && ahead + i >= a.window)) s[j * T + i] = kMasked;
+      if (ahead + i < first || ahead + i > last) s[j * T + i] = kMasked;
   }
 }
 

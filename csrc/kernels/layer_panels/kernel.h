@@ -45,11 +45,12 @@ struct Attention {
   float* y;        // [head][stride]: only the lanes of the queries are written
   int64_t stride, queries, head;
   float scale;
+  float soft_cap;  // scores become soft_cap x tanh(score / soft_cap); 0 for none
   const KeySpan* spans;
   int64_t count;
   bool causal;          // query i attends to key j only if j <= i
   int64_t first_query;  // position of query 0 among the keys
-  int64_t window;       // and only if j > i - window; 0 for no limit
+  int64_t window;       // and only if j > i - window, and without `causal` j < i + window; 0: all
   const float* bias;    // added to scores: bias[i - j]; null for none
   float* scratch;       // attention_scratch(head) floats, 64-byte aligned
 };

@@ -123,9 +123,11 @@ inline void page_values(const RowAttention& a, const float* p, const T* values, 
     store(sums + i / V * a.width + d + i % V * kLanes, acc[i / V][i % V]);
 }
 
-// Adds the bias to the scores of a page and masks those of positions that are not visible.
+// Caps the scores of a page, adds the bias and masks those of positions that are not visible.
 inline void mask_row(const RowAttention& a, int64_t query, int64_t position, int64_t keys,
                      float* s) {
+  if (a.soft_cap != 0.0f)
+    for (int64_t j = 0; j < kPage; j += kLanes) store(s + j, soft_capped(load(s + j), a.soft_cap));
   if (a.bias)
     for (int64_t j = 0; j < keys; ++j) s[j] += a.bias[query * a.bias_query - position - j];
   for (int64_t j = keys; j < kPage; ++j) s[j] = kMasked;

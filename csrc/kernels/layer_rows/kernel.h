@@ -16,6 +16,7 @@ struct RowAttention {
   float* y;        // [queries][head]
   int64_t queries, head;
   float scale;
+  float soft_cap;             // scores become soft_cap x tanh(score / soft_cap); 0 for none
   const void* const* keys;    // one page each: [head][64]
   const void* const* values;  // one page each: [64][width], zeros past `head`
   DType dtype;                // of both, f32 or bf16

@@ -41,6 +41,11 @@ inline vf gelu_tanh(vf x) {
   return mul(x, sigmoid(u));
 }
 
+// cap tanh(x / cap) = cap (2 sigmoid(2 x / cap) - 1).
+inline vf soft_capped(vf x, float cap) {
+  return mul(set1(cap), fmadd(set1(2.0f), sigmoid(mul(x, set1(2.0f / cap))), set1(-1.0f)));
+}
+
 inline vf activate(Activation activation, vf x) {
   switch (activation) {
     case Activation::relu:
