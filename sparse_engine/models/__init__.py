@@ -18,13 +18,32 @@ from sparse_engine.models.base import (
 )
 from sparse_engine.models.bert import Bert
 from sparse_engine.models.distilbert import DistilBert
+from sparse_engine.models.gemma import Gemma
 from sparse_engine.models.gpt2 import GPT2
+from sparse_engine.models.gpt_neox import GPTNeoX
 from sparse_engine.models.llama import Llama
 from sparse_engine.models.marian import Marian
 from sparse_engine.models.mpnet import MPNet
+from sparse_engine.models.opt import OPT
+from sparse_engine.models.phi import Phi
+from sparse_engine.models.phi3 import Phi3
 from sparse_engine.models.t5 import T5
 
-FAMILIES: tuple[type[Family], ...] = (Bert, DistilBert, MPNet, GPT2, Llama, T5, Marian, Bart)
+FAMILIES: tuple[type[Family], ...] = (
+    Bert,
+    DistilBert,
+    MPNet,
+    GPT2,
+    GPTNeoX,
+    OPT,
+    Llama,
+    Gemma,
+    Phi,
+    Phi3,
+    T5,
+    Marian,
+    Bart,
+)
 
 
 def find_family(model: nn.Module) -> Family | None:
@@ -35,6 +54,7 @@ def find_family(model: nn.Module) -> Family | None:
 __all__ = [
     "FAMILIES",
     "GPT2",
+    "OPT",
     "T5",
     "AttentionNames",
     "Bart",
@@ -42,12 +62,16 @@ __all__ = [
     "DistilBert",
     "Family",
     "FeedForwardNames",
+    "GPTNeoX",
+    "Gemma",
     "LayerGeometry",
     "LayerNames",
     "LayerStack",
     "Llama",
     "MPNet",
     "Marian",
+    "Phi",
+    "Phi3",
     "Residual",
     "find_family",
     "model_type",

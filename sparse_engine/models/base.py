@@ -37,7 +37,10 @@ class AttentionNames:
 
     Attributes:
         query, key, value, output: the linear layers. Without key and value, query computes all
-            three, one after another.
+            three.
+        interleaved: whether such a query computes one key head after another, each with the
+            queries that read it before it and its value after it; else all queries, all keys and
+            all values.
         query_norm, key_norm: norms of each head.
         input_norm, output_norm, sum_norm: norms of what attention reads, of what it computes, and
             of its sum with the residual stream.
@@ -52,15 +55,22 @@ class AttentionNames:
     input_norm: str | None = None
     output_norm: str | None = None
     sum_norm: str | None = None
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
 class FeedForwardNames:
-    """Names of a feed-forward's modules inside a layer; norms as in AttentionNames."""
+    """Names of a feed-forward's modules inside a layer; norms as in AttentionNames.
+
+    Attributes:
+        up, down, gate: the linear layers.
+        fused_gate: whether the first half of the outputs of `up` is the gate.
+    """
 
     up: str
     down: str
     gate: str | None = None
+    fused_gate: bool = False
     input_norm: str | None = None
     output_norm: str | None = None
     sum_norm: str | None = None
@@ -68,11 +78,15 @@ class FeedForwardNames:
 
 @dataclass(frozen=True)
 class LayerNames:
-    """Names of a layer's modules; cross attention reads the states of an encoder."""
+    """Names of a layer's modules; cross attention reads the states of an encoder.
+
+    With `parallel`, attention and feed-forward read the same residual stream.
+    """
 
     attention: AttentionNames
     feed_forward: FeedForwardNames
     cross_attention: AttentionNames | None = None
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,10 @@ class LayerGeometry:
         head_size: features of a head.
         activation: of the feed-forward, as `se.ops.linear` names it.
         scale: of attention scores; None for 1 / sqrt(head_size).
-        window: keys that a query of a causal layer sees; 0 for all.
+        soft_cap: scores are soft_cap tanh(score / soft_cap); 0 for none.
+        group: query heads that read one key head, where one linear layer computes both.
+        window: a query sees keys at distances below it, before it and in encoders also after it;
+            0 for all.
         rotary: makes the table of rotary positions; layers with the same function share one.
         position_bias: makes the bias that is added to scores, likewise.
     """
@@ -94,6 +111,8 @@ class LayerGeometry:
     head_size: int
     activation: str
     scale: float | None = None
+    soft_cap: float = 0.0
+    group: int = 1
     window: int = 0
     rotary: RotaryTables | None = None
     position_bias: PositionBias | None = None
@@ -115,7 +134,13 @@ class LayerStack:
             positions, and of the norm after the last layer; None where there are none.
         embedding_scale: the factor of token embeddings.
         position_offset: the row of `positions` that belongs to the first position.
+        positions_from_mask: whether positions that are not given count the tokens of the mask, and
+            not the places in the batch.
         embedding_norm: the norm of embeddings; None where there is none.
+        norm_offset: is added to the weights of RMS norms.
+        residual_scale: the factor of what sublayers add to the residual stream. Norms do not see
+            the scale of the stream, so it is divided by this factor instead.
+        fixed_heads: whether the modules count heads by the config, so that none can be removed.
         bias_table: the embedding of position biases, with a column for each head, where all layers
             add the same bias. Cross attentions of such layers share a bias too, which is zero.
     """
@@ -130,9 +155,13 @@ class LayerStack:
     embedding_scale: float = 1.0
     positions: str | None = None
     position_offset: int = 0
+    positions_from_mask: bool = False
     embedding_norm: str | None = None
+    norm_offset: float = 0.0
+    residual_scale: float = 1.0
     final_norm: str | None = None
     bias_table: str | None = None
+    fixed_heads: bool = False
 
     @property
     def name(self) -> str:

@@ -1,6 +1,9 @@
-"""Llama decoders of Hugging Face transformers, and those with the same modules: Mistral, Qwen2 and
-Qwen3 (Touvron et al. 2023, arXiv:2302.13971; Jiang et al. 2023, arXiv:2310.06825; Yang et al. 2024,
-arXiv:2407.10671; Yang et al. 2025, arXiv:2505.09388).
+"""Llama decoders of Hugging Face transformers, and those with the same modules.
+
+Touvron et al. 2023, arXiv:2302.13971 (Llama); Jiang et al. 2023, arXiv:2310.06825 (Mistral); Yang
+et al. 2024, arXiv:2407.10671 (Qwen2); Yang et al. 2025, arXiv:2505.09388 (Qwen3); Bakouch et al.
+2025, https://huggingface.co/blog/smollm3 (SmolLM3); IBM 2024,
+https://github.com/ibm-granite/granite-3.0-language-models (Granite).
 """
 
 from __future__ import annotations
@@ -8,11 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sparse_engine.errors import UnsupportedModelError
-from sparse_engine.models import base
+from sparse_engine.models import base, positions
 
 LAYER = base.LayerNames(
     attention=base.AttentionNames(
@@ -34,8 +35,7 @@ QWEN3_LAYER = replace(
     LAYER,
     attention=replace(LAYER.attention, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
 )
-# Rotary positions whose angles depend on nothing but the position.
-FIXED_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite")
 
 
 class Llama(base.Family):
@@ -47,8 +47,7 @@ class Llama(base.Family):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        types = ("llama", "mistral", "qwen2", "qwen3")
-        return base.model_type(model) in types and bool(base.layers_in(model, "layers"))
+        return base.model_type(model) in TYPES and bool(base.layers_in(model, "layers"))
 
     def layers(self, model: nn.Module) -> list[str]:
         return base.layers_in(model, "layers")
@@ -61,59 +60,54 @@ class Llama(base.Family):
     def stacks(self, model: nn.Module) -> tuple[base.LayerStack, ...]:
         config: Any = model.config
         layers = tuple(self.layers(model))
+        granite = base.model_type(model) == "granite"
         geometry = base.LayerGeometry(
-            head_size=getattr(config, "head_dim", None)
-            or config.hidden_size // config.num_attention_heads,
+            head_size=head_size(config),
             activation=base.activation_of(config.hidden_act),
-            rotary=_rotary(model, layers[0].split(".")[:-2]),
+            scale=config.attention_multiplier if granite else None,
         )
+        rotary = positions.rotary(model, layers[0])
         stack = base.LayerStack(
             layers,
             QWEN3_LAYER if base.model_type(model) == "qwen3" else LAYER,
-            tuple(replace(geometry, window=w) for w in _windows(model, len(layers))),
+            tuple(
+                replace(geometry, window=window, rotary=rotary if rotates else None)
+                for window, rotates in zip(
+                    _windows(model, len(layers)), _rotated(config, len(layers)), strict=True
+                )
+            ),
             hidden=config.hidden_size,
             causal=True,
             reach=config.max_position_embeddings,
             embedding="embed_tokens",
+            embedding_scale=config.embedding_multiplier if granite else 1.0,
+            residual_scale=config.residual_multiplier if granite else 1.0,
             final_norm="norm",
         )
         return (stack,)
 
 
+def head_size(config: Any) -> int:
+    """Features of a head: an option of its own, or those of the hidden states shared out."""
+    size: int = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return size
+
+
 def _windows(model: nn.Module, layers: int) -> list[int]:
-    """The sliding window of each layer, or 0; families differ in which option of the config
-    has it.
-    """
+    """The window of each layer, or 0; families differ in which option of the config has it."""
     config: Any = model.config
-    if base.model_type(model) == "llama":
+    if base.model_type(model) in ("llama", "granite"):
         return [0] * layers
-    window = getattr(config, "sliding_window", None) or 0
-    if type(window) is not int or window < 0:
-        raise UnsupportedModelError(f"sliding_window {window!s:.40} is not native")
-    if window >= config.max_position_embeddings:
-        window = 0  # no key is ever that far away
     if base.model_type(model) == "mistral":
-        return [window] * layers
-    kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * layers)
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UnsupportedModelError(f"layer_types {kind!s:.40} is not native")
-    if len(kinds) < layers:
-        raise UnsupportedModelError(f"layer_types has {len(kinds)} entries for {layers} layers")
-    return [window if kind == "sliding_attention" else 0 for kind in kinds[:layers]]
+        return [positions.window(config)] * layers
+    if base.model_type(model) == "smollm3" and not config.use_sliding_window:
+        return [0] * layers
+    return positions.windows(config, layers)
 
 
-def _rotary(model: nn.Module, decoder: list[str]) -> Any:
-    module: Any = model.get_submodule(".".join([*decoder, "rotary_emb"]))
-    kind = getattr(module, "rope_type", "default")
-    if kind not in FIXED_ROTARY:
-        raise UnsupportedModelError(f"rope_type {kind!r} is not native")
-    return rotary_tables
-
-
-def rotary_tables(decoder: Any, positions: int) -> tuple[Tensor, Tensor]:
-    """The model's own angles: cosines and sines, each [positions, rotated features / 2]."""
-    ids = torch.arange(positions)[None]
-    cosines, sines = decoder.rotary_emb(torch.zeros(1, dtype=torch.float32), ids)
-    half = cosines.shape[-1] // 2
-    return cosines[0, :, :half], sines[0, :, :half]
+def _rotated(config: Any, layers: int) -> list[bool]:
+    """Which layers have rotary positions: in SmolLM3, some have none."""
+    kinds = getattr(config, "no_rope_layers", None)  # 1 for layers that have them
+    return [True] * layers if not kinds else [bool(kind) for kind in kinds[:layers]]

@@ -35,10 +35,11 @@ FEED_FORWARD = FeedForwardNames(up="linear1", down="linear2")
 
 def _layer_names(norm_first: bool) -> LayerNames:
     """Names inside a torch.nn.TransformerEncoderLayer, whose options place its norms."""
-    place = "input_norm" if norm_first else "sum_norm"
-    return LayerNames(
-        replace(ATTENTION, **{place: "norm1"}), replace(FEED_FORWARD, **{place: "norm2"})
-    )
+    if norm_first:
+        return LayerNames(
+            replace(ATTENTION, input_norm="norm1"), replace(FEED_FORWARD, input_norm="norm2")
+        )
+    return LayerNames(replace(ATTENTION, sum_norm="norm1"), replace(FEED_FORWARD, sum_norm="norm2"))
 
 
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -50,6 +50,8 @@ T5 = WIDE | {
 }
 KINDS = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
 QWEN = LLAMA | {"use_sliding_window": True, "sliding_window": 4, "layer_types": KINDS}
+GEMMA = LLAMA | {"sliding_window": 4, "layer_types": KINDS, "head_dim": 8}
+OPT = BERT | {"ffn_dim": 24, "word_embed_proj_dim": 16}
 # Model class, config class, options, and the options that count blocks.
 ENCODERS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     name: (f"{prefix}Model", f"{prefix}Config", BERT, ("num_hidden_layers",))
@@ -79,6 +81,13 @@ DECODERS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     "mistral": ("MistralForCausalLM", "MistralConfig", LLAMA, ("num_hidden_layers",)),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", QWEN, ("num_hidden_layers",)),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", QWEN, ("num_hidden_layers",)),
+    "granite": ("GraniteForCausalLM", "GraniteConfig", LLAMA, ("num_hidden_layers",)),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", LLAMA, ("num_hidden_layers",)),
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", GEMMA, ("num_hidden_layers",)),
+    "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", BERT, ("num_hidden_layers",)),
+    "phi": ("PhiForCausalLM", "PhiConfig", BERT, ("num_hidden_layers",)),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", LLAMA, ("num_hidden_layers",)),
+    "opt": ("OPTForCausalLM", "OPTConfig", OPT, ("num_hidden_layers",)),
 }
 TRANSLATORS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     "t5": (

@@ -18,6 +18,7 @@ from family_models import (
     inputs_of,
     model_of,
     output_of,
+    widened,
 )
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ STRUCTURES = ["head", "unit(keep=2)"]
 READERS = {
     "attention.self": "attention.output.dense",
     "attention": "attention.out_lin",
+    "dense_h_to_4h": "dense_4h_to_h",
     "attn": "attn.c_proj",
     "self_attn": "self_attn.o_proj",
     "EncDecAttention": "EncDecAttention.o",
@@ -53,8 +55,9 @@ def readers(model: nn.Module, site: str) -> list[Any]:
         return [m for n, m in modules.items() if n.startswith(f"{site}.") and n.endswith(ends)]
     end = max((end for end in READERS if site.endswith(end)), key=len)
     stem = site.removesuffix(end)
-    if f"{stem}self_attn.out_proj" in modules and end == "self_attn":
-        return [modules[f"{stem}self_attn.out_proj"]]
+    for other in ("self_attn.out_proj", "self_attn.dense", "attention.dense"):
+        if other.startswith(f"{end}.") and stem + other in modules:
+            return [modules[stem + other]]
     return [modules[stem + READERS[end]]]
 
 
@@ -82,7 +85,7 @@ def check(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_cut_equals_zeros_in_the_layers_that_read(name: str) -> None:
-    model = model_of(name).double()
+    model = widened(model_of(name))
     reference, before = copy.deepcopy(model), sum(p.numel() for p in model.parameters())
     report = cut(model)
     zero_(reference, report)
@@ -200,7 +203,7 @@ def test_native_stacks_of_uneven_layers(name: str, recwarn: pytest.WarningsRecor
     se.prune(model, 0.5, "unit(keep=2)", layers=[*first.writers, *first.readers])
     given = inputs_of(name)
     se.prune(model, 0.6, "element", "magnitude")
-    expected = output_of(copy.deepcopy(model).double(), given, **uncached(name))
+    expected = output_of(widened(copy.deepcopy(model)), given, **uncached(name))
     dense = {path: tuple(tensor.shape) for path, tensor in model.state_dict().items()}
     report = se.sparsify_(model, "csr")
     assert "natively" in report.native, report.native
@@ -256,6 +259,9 @@ def test_models_without_known_heads_are_refused() -> None:
     unchanged(transformers.AlbertModel(albert), "albert is no known family")
     decoder = transformers.BertConfig(**sizes, vocab_size=50, num_hidden_layers=1, is_decoder=True)
     unchanged(transformers.BertModel(decoder), "BertModel: is_decoder")
+    sizes |= {"num_hidden_layers": 1, "num_key_value_heads": 2, "pad_token_id": 0}
+    phi3 = transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes, vocab_size=50))
+    unchanged(phi3, "model: heads are counted by the config, cut units only")
     config = config_of("gpt2")
     config.scale_attn_by_inverse_layer_idx = True
     unchanged(transformers.GPT2LMHeadModel(config), "GPT2LMHeadModel: scale_attn", "unit")
@@ -279,6 +285,25 @@ def test_models_whose_layers_are_not_plain_are_refused() -> None:
     layer = model_of("llama")
     layer.model.layers[1] = layer.model.layers[0]
     unchanged(layer, r"model\.layers\.0\..* and model\.layers\.1\..* share a weight")
+
+
+@torch.inference_mode()
+def test_units_of_a_fused_gate() -> None:
+    sizes = {"hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 40}
+    sizes |= {"num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes, vocab_size=60)).eval()
+    reference = copy.deepcopy(model)
+    report = se.prune(model, 0.5, "unit", criterion="magnitude")
+    for site in report.sites:
+        down = reference.get_submodule(site.name.replace("gate_up_proj", "down_proj"))
+        gone = [unit for unit in range(40) if unit not in site.kept]
+        down.weight[:, gone] = 0
+        assert tuple(model.get_submodule(site.name).weight.shape) == (40, 24)
+    given = inputs_of("llama")
+    check(output_of(model, given), output_of(reference, given))
+    se.sparsify_(model, "csr")
+    check(output_of(model, given), output_of(reference, given), 1e-5)
 
 
 def test_sites_that_go_together_are_chosen_together() -> None:

@@ -70,6 +70,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralForCausalLM", LLAMA | NO_IDS | {"sliding_window": 4}),
     "qwen2": ("Qwen2ForCausalLM", LLAMA | NO_IDS),
     "qwen3": ("Qwen3ForCausalLM", LLAMA | NO_IDS),
+    "smollm3": ("SmolLM3ForCausalLM", LLAMA | NO_IDS | {"no_rope_layers": [1, 0]}),
+    "granite": ("GraniteForCausalLM", LLAMA | NO_IDS | {"residual_multiplier": 0.5}),
+    "gemma": ("GemmaForCausalLM", LLAMA | NO_IDS),
+    "gemma2": ("Gemma2ForCausalLM", LLAMA | NO_IDS | {"sliding_window": 4}),
+    "gemma3": ("Gemma3ForCausalLM", LLAMA | NO_IDS | {"sliding_window": 4}),
+    "phi": ("PhiForCausalLM", BERT | NO_IDS),
+    "gpt-neox": ("GPTNeoXForCausalLM", BERT | NO_IDS),
+    "gpt-neox, in turn": (
+        "GPTNeoXForCausalLM",
+        BERT | NO_IDS | {"use_parallel_residual": False},
+    ),
+    "opt": ("OPTForCausalLM", BERT | NO_IDS | {"ffn_dim": 40, "word_embed_proj_dim": 24}),
     "t5": ("T5ForConditionalGeneration", T5),
     "t5 1.1": (
         "T5ForConditionalGeneration",
@@ -81,7 +93,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mbart": ("MBartForConditionalGeneration", BART),
     "pegasus": ("PegasusForConditionalGeneration", BART | {"scale_embedding": True}),
 }
-DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+DECODERS = (
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "granite",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi",
+    "gpt-neox",
+    "opt",
+)
 SEQ2SEQ = ("t5", "t5 1.1", "marian", "bart", "mbart", "pegasus")
 
 
@@ -90,6 +116,7 @@ def config_of(name: str) -> Any:
     stem = kind.partition("For")[0].removesuffix("Model")
     for end in ("LMHead", "MT", "Encoder"):
         stem = stem.removesuffix(end)
+    stem = {"Gemma3": "Gemma3Text"}.get(stem, stem)
     return getattr(transformers, f"{stem}Config")(**options)
 
 
@@ -107,6 +134,16 @@ def model_of(name: str) -> Any:
                 size = (0.6 + 0.8 * torch.rand(())) * parameter.shape[-1] ** -0.5
                 parameter.copy_(torch.randn_like(parameter) * size)
     return model
+
+
+def widened(model: Any) -> Any:
+    """The model in float64, in place.
+
+    Where transformers computes attention without a kernel of torch, its softmax is in float32. A
+    mask in float64 is infinite there, and rows of padding would be NaN: such models stay as they
+    are.
+    """
+    return model if model.config._attn_implementation == "eager" else model.double()
 
 
 def inputs_of(name: str, batch: int = 3, padding: str = "right") -> dict[str, Tensor]:

@@ -39,11 +39,11 @@ class StackBuilder:
         """Pack the weights of `module`, below which are the layers that `stack` names."""
         self._stack = stack
         self._layers = [
-            self._pack_layer(module.get_submodule(name), geometry.head_size)
+            self._pack_layer(module.get_submodule(name), geometry)
             for name, geometry in zip(stack.local_layers, stack.geometry, strict=True)
         ]
         final = stack.final_norm
-        self._final_norm = None if final is None else norm(module.get_submodule(final))
+        self._final_norm = None if final is None else self._norm(module.get_submodule(final))
         makers = {g.position_bias for g in stack.geometry if g.position_bias is not None}
         self._biases = {
             make: _core.PositionBias(floats(make(module, stack.reach))) for make in makers
@@ -68,6 +68,7 @@ class StackBuilder:
             attention=_core.Attention(
                 **parts.attention,
                 **sizes,
+                soft_cap=geometry.soft_cap,
                 causal=self._stack.causal,
                 window=geometry.window,
                 rotary=None if geometry.rotary is None else tables[geometry.rotary],
@@ -77,53 +78,59 @@ class StackBuilder:
             ),
             feed_forward=_core.FeedForward(**parts.feed_forward, activation=geometry.activation),
             cross_attention=None if cross is None else _core.Attention(**cross, **sizes),
+            parallel=self._stack.names.parallel,
         )
 
-    def _pack_layer(self, layer: nn.Module, head_size: int) -> LayerParts:
-        names, rows = self._stack.names, self._stack.causal
+    def _pack_layer(self, layer: nn.Module, geometry: LayerGeometry) -> LayerParts:
+        names = self._stack.names
         cross = None
         if names.cross_attention is not None:
-            cross = _attention(layer, names.cross_attention, head_size, rows, memory=True)
+            cross = self._attention(layer, names.cross_attention, geometry, memory=True)
         return LayerParts(
-            _attention(layer, names.attention, head_size, rows),
-            _parts(layer, names.feed_forward, rows),
+            self._attention(layer, names.attention, geometry),
+            self._parts(layer, names.feed_forward),
             cross,
         )
 
+    def _attention(
+        self, layer: nn.Module, names: AttentionNames, geometry: LayerGeometry, memory: bool = False
+    ) -> Parts:
+        """The parts of an attention, and the numbers of heads that its weights have.
 
-def _attention(
-    layer: nn.Module, names: AttentionNames, head_size: int, rows: bool, memory: bool = False
-) -> Parts:
-    """The parts of an attention, and the numbers of heads that its weights have.
-
-    memory: keys and values are those of an encoder's states, which are never a few rows.
-    """
-    parts = _parts(layer, names, rows, panels_only=("key", "value") if memory else ())
-    query = parts["query"].out_features
-    if names.key is None:
-        heads = key_heads = query // (3 * head_size)
-    else:
-        heads, key_heads = query // head_size, parts["key"].out_features // head_size
-    return parts | {"heads": heads, "key_heads": key_heads}
-
-
-def _parts(
-    layer: nn.Module,
-    names: AttentionNames | FeedForwardNames,
-    rows: bool,
-    panels_only: tuple[str, ...] = (),
-) -> Parts:
-    """The linear layers and norms that `names` has, by role."""
-    parts: Parts = {}
-    for role, name in vars(names).items():
-        if name is None:
-            continue
-        module = layer.get_submodule(name)
-        if role in LINEARS:
-            parts[role] = linear_pair(module, rows and role not in panels_only)
+        memory: keys and values are those of an encoder's states, which are never a few rows.
+        """
+        parts = self._parts(layer, names, panels_only=("key", "value") if memory else ())
+        rows, size = parts["query"].out_features, geometry.head_size
+        if names.key is None:
+            key_heads = rows // ((geometry.group + 2) * size)
+            heads = key_heads * geometry.group
         else:
-            parts[role] = norm(module)
-    return parts
+            heads, key_heads = rows // size, parts["key"].out_features // size
+        return parts | {"heads": heads, "key_heads": key_heads}
+
+    def _parts(
+        self,
+        layer: nn.Module,
+        names: AttentionNames | FeedForwardNames,
+        panels_only: tuple[str, ...] = (),
+    ) -> Parts:
+        """The linear layers, norms and options that `names` has, by role."""
+        parts: Parts = {}
+        for role, name in vars(names).items():
+            if isinstance(name, bool):
+                parts[role] = name
+            elif name is not None:
+                module = layer.get_submodule(name)
+                if role in LINEARS:
+                    rows = self._stack.causal and role not in panels_only
+                    parts[role] = linear_pair(module, rows)
+                else:
+                    parts[role] = self._norm(module, of_stream=role == "input_norm")
+        return parts
+
+    def _norm(self, module: nn.Module, of_stream: bool = True) -> _core.Norm | None:
+        scale = self._stack.residual_scale if of_stream else 1.0
+        return norm(module, self._stack.norm_offset, scale)
 
 
 def linear_pair(layer: nn.Module, rows: bool) -> _core.LinearPair:
@@ -143,13 +150,23 @@ def linear_pair(layer: nn.Module, rows: bool) -> _core.LinearPair:
     )
 
 
-def norm(module: nn.Module) -> _core.Norm:
-    """A LayerNorm of torch, or an RMSNorm of a family's own class."""
+def norm(module: nn.Module, offset: float = 0.0, scale: float = 1.0) -> _core.Norm | None:
+    """A LayerNorm of torch, or an RMSNorm of a family's own class; None for an Identity.
+
+    Args:
+        module: the norm.
+        offset: is added to the weights of an RMSNorm.
+        scale: the input is smaller by this factor than that of `module`.
+    """
+    if isinstance(module, nn.Identity):
+        return None
     if isinstance(module, nn.LayerNorm):
         gamma, beta = (None if t is None else floats(t) for t in (module.weight, module.bias))
-        return _core.Norm(gamma=gamma, beta=beta, epsilon=module.eps)
-    epsilon: Any = module.variance_epsilon
-    return _core.Norm(gamma=floats(module.weight), epsilon=float(epsilon), rms=True)
+        return _core.Norm(gamma=gamma, beta=beta, epsilon=module.eps / scale**2)
+    found: Any = module
+    epsilon = found.variance_epsilon if hasattr(found, "variance_epsilon") else found.eps
+    gamma = floats(found.weight + offset if offset else found.weight)
+    return _core.Norm(gamma=gamma, epsilon=float(epsilon) / scale**2, rms=True)
 
 
 def floats(tensor: Any) -> Any:

@@ -176,7 +176,9 @@ class NativeDecoder(NativeStack):
         exists = new_tokens(mask, batch, seq, None if layer is None else layer.kept)
         self._check_holes(exists)
         new = exists[:, before:]
-        if positions is None:
+        if positions is None and self.stack.positions_from_mask:
+            positions = (exists.long().cumsum(1) - 1).clamp(min=0)[:, before:]
+        elif positions is None:
             positions = torch.arange(before, before + seq)
         positions = positions.to(torch.int64).expand(batch, seq)
         self._check_positions(positions)

@@ -206,6 +206,8 @@ class NativeStack(Proxy):
             embedded = embedded * stack.embedding_scale
         if embedded.dim() != 3 or embedded.shape[-1] != stack.hidden:
             raise UsageError(f"inputs_embeds must be [batch, seq, {stack.hidden}]")
+        if stack.residual_scale != 1:
+            embedded = embedded / stack.residual_scale
         if stack.positions is not None:
             weight: Any = self.get_submodule(stack.positions).weight
             embedded = embedded + F.embedding(positions + stack.position_offset, weight)

@@ -57,10 +57,16 @@ def stack_sites(model: nn.Module, stack: LayerStack) -> Iterator[Site]:
         stack: its layers.
     """
     names = stack.names
+    if stack.fixed_heads:
+        reason = f"{stack.name}: heads are counted by the config, cut units only"
+        yield Site(stack.name, "head", 0, {}, {}, refusal=reason)
+        for layer in stack.layers:
+            yield feed_forward_site(model, layer, names.feed_forward)
+        return
     sizes = [geometry.head_size for geometry in stack.geometry]
     attentions = [
-        attention_site(model, layer, names.attention, size)
-        for layer, size in zip(stack.layers, sizes, strict=True)
+        attention_site(model, layer, names.attention, geometry.head_size, geometry.group)
+        for layer, geometry in zip(stack.layers, stack.geometry, strict=True)
     ]
     if stack.bias_table is not None:
         yield _with_one_bias(model, stack, attentions)
@@ -74,7 +80,9 @@ def stack_sites(model: nn.Module, stack: LayerStack) -> Iterator[Site]:
         yield feed_forward_site(model, layer, names.feed_forward)
 
 
-def attention_site(model: nn.Module, layer: str, names: AttentionNames, head_size: int) -> Site:
+def attention_site(
+    model: nn.Module, layer: str, names: AttentionNames, head_size: int, group: int = 1
+) -> Site:
     """The heads of one attention; with shared keys and values, a group is all heads that share.
 
     Args:
@@ -82,14 +90,19 @@ def attention_site(model: nn.Module, layer: str, names: AttentionNames, head_siz
         layer: dotted name of the layer.
         names: of its attention.
         head_size: features of a head.
+        group: query heads that read one key head, where one layer computes both.
     """
     query, output = f"{layer}.{names.query}", f"{layer}.{names.output}"
     width = _weight(model, output).shape[1]
     heads = width // head_size
-    if names.key is None or names.value is None:  # queries, keys and values, one after another
-        shared = heads
-        of_head = torch.arange(heads).repeat_interleave(head_size)
-        writers = {query: of_head.repeat(3)}
+    if names.key is None or names.value is None:  # one layer computes all three
+        shared = heads // group
+        of_shared = torch.arange(shared).repeat_interleave(head_size)
+        if names.interleaved:
+            rows = of_shared.view(shared, head_size).repeat(1, group + 2).flatten()
+        else:
+            rows = torch.cat([_of_heads(heads, shared, head_size), of_shared, of_shared])
+        writers = {query: rows}
     else:
         key, value = f"{layer}.{names.key}", f"{layer}.{names.value}"
         shared = _weight(model, key).shape[0] // head_size
@@ -111,6 +124,8 @@ def feed_forward_site(model: nn.Module, layer: str, names: FeedForwardNames) -> 
     down = f"{layer}.{names.down}"
     units = torch.arange(_weight(model, down).shape[1])
     writers = {f"{layer}.{name}": units for name in (names.up, names.gate) if name is not None}
+    if names.fused_gate:
+        writers = {f"{layer}.{names.up}": units.repeat(2)}
     return Site(f"{layer}.{names.up}", "unit", len(units), writers, {down: units})
 
 
