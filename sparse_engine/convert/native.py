@@ -9,6 +9,7 @@ from sparse_engine.models import LayerStack, find_family
 from sparse_engine.nn import NativeDecoder, NativeEncoder, NativeStack, SparseLinear, SparseRNNBase
 from sparse_engine.nn.native.as_built import difference_from_config
 from sparse_engine.nn.native.fused import FusedProjections, SparseGatedMLP
+from sparse_engine.nn.native.stack import native_stacks
 
 
 def install_native(model: nn.Module) -> str:
@@ -20,7 +21,7 @@ def install_native(model: nn.Module) -> str:
     Returns:
         What was done, or why not; one line for reports.
     """
-    installed = [module for module in model.modules() if isinstance(module, NativeStack)]
+    installed = [stack for _, stack in native_stacks(model)]
     if installed:
         return _refresh(model, installed)
     if not any(isinstance(module, SparseLinear) for module in model.modules()):
@@ -36,8 +37,6 @@ def install_native(model: nn.Module) -> str:
         stacks = family.stacks(model)
     except UnsupportedModelError as error:
         return f"layers run one by one: {error}"
-    if not all(stack.name for stack in stacks):
-        return "layers run one by one: the model is a bare decoder, load it with its head"
     originals = [model.get_submodule(stack.name) for stack in stacks]
     # The encoder and the decoder of one model have a config each.
     configs = [getattr(original, "config", model.config) for original in originals]
@@ -46,11 +45,13 @@ def install_native(model: nn.Module) -> str:
         if reason:
             return f"layers run one by one: {reason}"
     for stack, original, config in zip(stacks, originals, configs, strict=True):
-        parent, _, child = stack.name.rpartition(".")
         proxy = NativeDecoder if stack.causal else NativeEncoder
-        setattr(model.get_submodule(parent), child, proxy(original, stack, config))
+        proxy(original, stack, config).install(model, stack.name)
         _fuse_projections(model, stack)
-    counts = ", ".join(f"{stack.name}: {len(stack.layers)}" for stack in stacks)
+    counts = ", ".join(
+        f"{stack.name}: {len(stack.layers)}" if stack.name else str(len(stack.layers))
+        for stack in stacks
+    )
     one = len(stacks) == 1 and len(stacks[0].layers) == 1
     layers = "layer runs" if one else "layers run"
     return f"{counts} {family.name} {layers} natively, in one call; on a GPU one by one"
@@ -93,9 +94,10 @@ def _fuse_projections(model: nn.Module, stack: LayerStack) -> None:
 
 def remove_native(model: nn.Module) -> None:
     """Put the modules back that `install_native` replaced."""
+    for name, stack in native_stacks(model):
+        stack.remove(model, name)
     for name, module in list(model.named_modules()):
         if isinstance(module, SparseLinear):
             module.fused = None
-        if isinstance(module, NativeStack | SparseGatedMLP):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.original)
+        if isinstance(module, SparseGatedMLP):
+            module.remove(model, name)

@@ -18,12 +18,15 @@ from sparse_engine.models.base import (
 )
 from sparse_engine.models.bert import Bert
 from sparse_engine.models.distilbert import DistilBert
+from sparse_engine.models.eurobert import EuroBert
 from sparse_engine.models.gemma import Gemma
 from sparse_engine.models.gpt2 import GPT2
 from sparse_engine.models.gpt_neox import GPTNeoX
 from sparse_engine.models.llama import Llama
 from sparse_engine.models.marian import Marian
+from sparse_engine.models.modernbert import ModernBert
 from sparse_engine.models.mpnet import MPNet
+from sparse_engine.models.nomic_bert import NomicBert
 from sparse_engine.models.opt import OPT
 from sparse_engine.models.phi import Phi
 from sparse_engine.models.phi3 import Phi3
@@ -33,6 +36,9 @@ FAMILIES: tuple[type[Family], ...] = (
     Bert,
     DistilBert,
     MPNet,
+    ModernBert,
+    EuroBert,
+    NomicBert,
     GPT2,
     GPTNeoX,
     OPT,
@@ -60,6 +66,7 @@ __all__ = [
     "Bart",
     "Bert",
     "DistilBert",
+    "EuroBert",
     "Family",
     "FeedForwardNames",
     "GPTNeoX",
@@ -70,6 +77,8 @@ __all__ = [
     "Llama",
     "MPNet",
     "Marian",
+    "ModernBert",
+    "NomicBert",
     "Phi",
     "Phi3",
     "Residual",

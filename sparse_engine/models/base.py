@@ -132,6 +132,9 @@ class LayerStack:
         reach: the longest sequence that position biases, rotary or learned positions serve.
         embedding, positions, final_norm: names below the module of the embeddings of tokens and of
             positions, and of the norm after the last layer; None where there are none.
+        input_module: an encoder's module that computes the input of the first layer: from hidden
+            states, where the module that holds the list is called with them, else from those
+            arguments of the call that it has.
         embedding_scale: the factor of token embeddings.
         position_offset: the row of `positions` that belongs to the first position.
         positions_from_mask: whether positions that are not given count the tokens of the mask, and
@@ -152,6 +155,7 @@ class LayerStack:
     causal: bool = False
     reach: int = 0
     embedding: str | None = None
+    input_module: str | None = None
     embedding_scale: float = 1.0
     positions: str | None = None
     position_offset: int = 0

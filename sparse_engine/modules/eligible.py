@@ -82,7 +82,14 @@ def _is_from_known(thing: Any) -> bool:
 def _own_method(module: nn.Module) -> str:
     """The name of a method that the instance has in place of its class's; "" if there is none."""
     kind = type(module)
-    return next((n for n in vars(module) if callable(getattr(kind, n, None))), "")
+    methods = (n for n in vars(module) if callable(getattr(kind, n, None)))
+    return next((n for n in methods if n != "forward" or not is_proxied(module)), "")
+
+
+def is_proxied(module: nn.Module) -> bool:
+    """Whether a proxy of `module` runs in place of its forward; see nn/native/proxy.py."""
+    proxy = getattr(vars(module).get("forward"), "__self__", None)
+    return getattr(proxy, "original", None) is module
 
 
 def _is_plain(parameter: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparse_engine.modules.eligible import any_changes_output
+from sparse_engine.modules.eligible import any_changes_output, is_proxied
 
 # A dict that holds a tensor or module, its key there, and the object. Of a tensor also its address
 # and its version, which inference tensors do not have.
@@ -60,7 +60,7 @@ class HookWatch:
         """Watch `modules`: all that a native call replaces."""
         watched = tuple(modules)
         self._hooks = [d for m in watched for d in (m._forward_hooks, m._forward_pre_hooks)]
-        self._attributes = [vars(m) for m in watched]
+        self._attributes = [vars(m) for m in watched if not is_proxied(m)]
         self._dropouts = [m for m in watched if isinstance(m, nn.modules.dropout._DropoutNd)]
 
     def changed(self) -> bool:

@@ -116,7 +116,7 @@ def hugging(kind: str, head: str = "ForCausalLM", **more: Any) -> Any:
             parameter.copy_(parameter + 0.3 * torch.randn_like(parameter))
         else:
             parameter.mul_(5)
-            if "layers." in name or ".h." in name:
+            if "layers." in name or ".h." in f".{name}":
                 parameter[torch.rand_like(parameter) < 0.6] = 0
     return model
 
@@ -300,7 +300,34 @@ def test_models_without_native_layers_say_why() -> None:
         ("qwen2", {"layer_types": ["full_attention"] * 2 + ["chunked_attention"]}, "chunked"),
     ):
         assert why in se.sparsify_(hugging(kind, **more), "csr").native
-    assert "bare decoder" in se.sparsify_(hugging("llama", "Model"), "csr").native
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_decoders_without_a_head(kind: str, padding: str) -> None:
+    """What embedding models are: no module holds them, so their forward is replaced."""
+    model, inputs = hugging(kind, "Model"), batch(padding)
+    inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    names, seen = list(model.state_dict()), inputs["attention_mask"].bool()
+    expected = reference(model)(**inputs, use_cache=False).last_hidden_state[seen]
+    report = se.sparsify_(model, "csr")
+    assert "3 " in report.native
+    assert "natively" in report.native
+    copied = copy.deepcopy(model)
+    for which in (model, copied):
+        y = which(**inputs).last_hidden_state[seen]
+        assert (y - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert vars(copied)["forward"].__self__.original is copied
+    with torch.no_grad():
+        copied.get_submodule(vars(copied)["forward"].__self__.stack.final_norm).weight.zero_()
+    assert torch.equal(model(**inputs).last_hidden_state[seen], y)  # a copy of its own
+    model.train()
+    with pytest.warns(UserWarning, match="training mode"):
+        model(**inputs)
+    model.eval()
+    se.densify_(model)
+    assert "forward" not in vars(model)
+    assert list(model.state_dict()) == names
 
 
 def test_each_layer_has_the_window_of_its_type() -> None:

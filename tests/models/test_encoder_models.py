@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from family_models import widened
 from torch import Tensor
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
 from sparse_engine.nn import NativeEncoder
+from sparse_engine.nn.native.stack import native_stacks
 
 transformers = pytest.importorskip("transformers")
 
@@ -24,7 +26,25 @@ SMALL = {
     "max_position_embeddings": 140,
 }
 DISTIL = {"dim": 60, "n_layers": 3, "n_heads": 5, "hidden_dim": 77}
-FAMILIES = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "DistilBert", "MPNet")
+SLIDING, FULL = "sliding_attention", "full_attention"
+MODERN = {"pad_token_id": 1, "layer_types": [SLIDING, FULL, SLIDING], "local_attention": 20}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ModernBert": MODERN | {"attention_bias": True, "mlp_bias": True},
+    "EuroBert": {"pad_token_id": 1, "num_attention_heads": 6, "num_key_value_heads": 2},
+    "NomicBert": {"pad_token_id": 1, "num_attention_heads": 6},
+}
+FAMILIES = (
+    "Bert",
+    "Roberta",
+    "XLMRoberta",
+    "Camembert",
+    "Electra",
+    "DistilBert",
+    "MPNet",
+    "ModernBert",
+    "EuroBert",
+    "NomicBert",
+)
 
 
 def hugging(kind: str, head: str = "Model", **more: Any) -> Any:
@@ -32,14 +52,14 @@ def hugging(kind: str, head: str = "Model", **more: Any) -> Any:
     sizes = (
         DISTIL | {"vocab_size": 99, "max_position_embeddings": 140}
         if kind == "DistilBert"
-        else SMALL
+        else SMALL | OPTIONS.get(kind, {})
     )
     config = getattr(transformers, f"{kind}Config")(**sizes, **more)
     model = getattr(transformers, f"{kind}{head}")(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():  # initial biases and norms hide mistakes
         if parameter.dim() == 1:
             parameter.copy_(parameter + 0.3 * torch.randn_like(parameter))
-        elif "layer." in name:
+        elif "layer." in name or "layers." in name:
             parameter[torch.rand_like(parameter) < 0.6] = 0
     return model
 
@@ -64,18 +84,20 @@ def test_families_agree_with_transformers(
     model, inputs = hugging(kind), batch(padding)
     model.set_attn_implementation(attention)
     names = list(model.state_dict())
-    expected = copy.deepcopy(model).double()(**inputs).last_hidden_state
+    # Windows hide all keys from some padding, which is NaN in float64 and eager attention.
+    wide = widened if kind == "ModernBert" else torch.nn.Module.double
+    expected = wide(copy.deepcopy(model))(**inputs).last_hidden_state
     report = se.sparsify_(model, "csr")
     assert "natively" in report.native
     assert "natively" in str(report)
     y = model(**inputs).last_hidden_state
     seen = inputs["attention_mask"].bool()
-    assert (y - expected)[seen].abs().max() < 1e-5 * expected.abs().max()
+    assert (y - expected)[seen].abs().max() < 1e-5 * expected[seen].abs().max()
     assert not any("one by one" in str(w.message) for w in recwarn)
-    kept = [n for n in names if "layer." not in n or "norm" in n.lower()]
+    kept = [n for n in names if "layer" not in n or "norm" in n.lower()]
     assert set(kept) <= set(model.state_dict())
     se.densify_(model)
-    assert not any(isinstance(m, NativeEncoder) for m in model.modules())
+    assert not native_stacks(model)
     assert list(model.state_dict()) == names
     again = model(**inputs).last_hidden_state
     assert (again - expected)[seen].abs().max() < 1e-5 * expected.abs().max()

@@ -70,6 +70,8 @@ ENCODERS["distilbert"] = (
     WIDE | {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 24},
     ("n_layers",),
 )
+ENCODERS["eurobert"] = ("EuroBertModel", "EuroBertConfig", LLAMA, ("num_hidden_layers",))
+ENCODERS["nomic-bert"] = ("NomicBertModel", "NomicBertConfig", BERT, ("num_hidden_layers",))
 DECODERS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     "gpt2": (
         "GPT2LMHeadModel",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import sparse_engine as se
 from sparse_engine.errors import UsageError
-from sparse_engine.nn import NativeDecoder, NativeEncoder
+from sparse_engine.nn.native.stack import native_stacks
 from sparse_engine.structures import find_sites
 
 STRUCTURES = ["head", "unit(keep=2)"]
@@ -32,6 +32,7 @@ STRUCTURES = ["head", "unit(keep=2)"]
 READERS = {
     "attention.self": "attention.output.dense",
     "attention": "attention.out_lin",
+    "Wi": "Wo",
     "dense_h_to_4h": "dense_4h_to_h",
     "attn": "attn.c_proj",
     "self_attn": "self_attn.o_proj",
@@ -55,7 +56,7 @@ def readers(model: nn.Module, site: str) -> list[Any]:
         return [m for n, m in modules.items() if n.startswith(f"{site}.") and n.endswith(ends)]
     end = max((end for end in READERS if site.endswith(end)), key=len)
     stem = site.removesuffix(end)
-    for other in ("self_attn.out_proj", "self_attn.dense", "attention.dense"):
+    for other in ("attn.Wo", "self_attn.out_proj", "self_attn.dense", "attention.dense"):
         if other.startswith(f"{end}.") and stem + other in modules:
             return [modules[stem + other]]
     return [modules[stem + READERS[end]]]
@@ -207,7 +208,7 @@ def test_native_stacks_of_uneven_layers(name: str, recwarn: pytest.WarningsRecor
     dense = {path: tuple(tensor.shape) for path, tensor in model.state_dict().items()}
     report = se.sparsify_(model, "csr")
     assert "natively" in report.native, report.native
-    native = [m for m in model.modules() if isinstance(m, NativeDecoder | NativeEncoder)]
+    native = native_stacks(model)
     assert len(native) == (2 if name in SEQ2SEQ else 1)
     check(output_of(model, given), expected, 1e-5)
     if name in (*DECODERS, *SEQ2SEQ):

@@ -75,13 +75,13 @@ class NativeDecoder(NativeStack):
         # Not every original has every argument.
         arguments = {key: value for key, value in arguments.items() if value is not None}
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
-            return self.original(**arguments)
+            return self.call_original(**arguments)
         first = inputs_embeds if input_ids is None else input_ids
         if first is None:
             raise UsageError("give either input_ids or inputs_embeds")
         layer = _cache_layer(cache)
         if self.on_gpu(first) and layer is None:
-            return self.original(**arguments)
+            return self.call_original(**arguments)
         reason = self.problem(first.device, kwargs)
         reason = reason or mask_problem(attention_mask) or mask_problem(encoder_attention_mask)
         crosses = self.stack.names.cross_attention is not None
@@ -95,7 +95,7 @@ class NativeDecoder(NativeStack):
             if layer is not None:
                 raise UsageError(f"a native cache cannot go on layer by layer, but {reason}")
             warnings.warn(f"decoder layers run one by one: {reason}", stacklevel=2)
-            return self.original(**arguments)
+            return self.call_original(**arguments)
         if use_cache and layer is None:
             from sparse_engine.nn.native.cache import NativeCacheLayer, fill_cache
 
@@ -205,17 +205,6 @@ class NativeDecoder(NativeStack):
         if index is not None:
             y = y.new_zeros(batch * seq, y.shape[1]).index_copy_(0, index, y)
         return y.to(x.dtype).view(batch, seq, -1)
-
-    def _check_positions(self, positions: Tensor) -> None:
-        """Refuse positions past the last; extend the rotary tables to those that are used."""
-        if not positions.numel():
-            return
-        first, last, reach = int(positions.min()), int(positions.max()), self.stack.reach
-        if not 0 <= first <= last < reach:
-            raise UsageError(
-                f"position {last} is past the model's {reach} positions (max_position_embeddings)"
-            )
-        self.extend_rotary(last + 1)
 
     def _check_holes(self, exists: Tensor) -> None:
         """Refuse padding between tokens where their distance counts."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.errors import UsageError
+from sparse_engine.models.inputs import has_argument
 from sparse_engine.nn.native.masks import has_holes, key_mask
 from sparse_engine.nn.native.stack import NativeStack, refuse_gradients
 
@@ -26,6 +27,8 @@ class NativeEncoder(NativeStack):
         attention_mask: Tensor | None = None,
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """What the original returns, without attentions or hidden states of single layers.
@@ -36,6 +39,8 @@ class NativeEncoder(NativeStack):
                 for every query.
             input_ids: [batch, seq], for an encoder that embeds tokens itself; or
             inputs_embeds: [batch, seq, hidden].
+            position_ids: [batch, seq] or [1, seq], of rotary positions.
+            token_type_ids: [batch, seq], for an encoder that has embeddings of them.
             kwargs: other arguments of the original.
 
         Raises:
@@ -45,46 +50,95 @@ class NativeEncoder(NativeStack):
         embeds = self.stack.embedding is not None
         if embeds and hidden_states is not None:  # by position
             input_ids, hidden_states = hidden_states, None
-        arguments: dict[str, Any] = {"attention_mask": attention_mask, **kwargs}
+        given = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+        given = {name: value for name, value in given.items() if value is not None}
+        arguments: dict[str, Any] = {"attention_mask": attention_mask, **given, **kwargs}
         arguments |= (
             {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
             if embeds
             else {"hidden_states": hidden_states}
         )
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph of single layers
-            return self.original(**arguments)
+            return self.call_original(**arguments)
         source = next((t for t in (hidden_states, input_ids, inputs_embeds) if t is not None), None)
         if source is None:
             raise UsageError("give either input_ids or inputs_embeds")
         if self.on_gpu(source):
-            return self.original(**arguments)
-        reason = self.problem(source.device, kwargs)
+            return self.call_original(**arguments)
+        unused = {name: value for name, value in given.items() if not self._reads(name)}
+        reason = self.problem(source.device, kwargs | unused)
         cache_arguments = ("cache", "past_key_values", "use_cache")
         if reason is None and any(kwargs.get(name) for name in cache_arguments):
             reason = "a cache was asked for"
         if reason:
             warnings.warn(f"encoder layers run one by one: {reason}", stacklevel=2)
-            return self.original(**arguments)
+            return self.call_original(**arguments)
         exists = None if attention_mask is None else key_mask(attention_mask)
-        if embeds:
-            positions = torch.arange(source.shape[1]).expand(source.shape[:2])
-            if source.shape[1] > self.stack.reach:
-                raise UsageError(f"a sequence is longer than {self.stack.reach} positions")
-            hidden_states = self._embed(input_ids, inputs_embeds, positions)
-        assert hidden_states is not None
-        y = self.encode(hidden_states, exists)
+        if position_ids is None:
+            position_ids = torch.arange(source.shape[1])[None]
+        if embeds and source.shape[1] > self.stack.reach:
+            raise UsageError(f"a sequence is longer than {self.stack.reach} positions")
+        x = self._input(hidden_states, input_ids, inputs_embeds, position_ids, token_type_ids)
+        y = self.encode(x, exists, position_ids)
+        pooler = getattr(self, "pooler", None)
+        pooled = () if pooler is None else (pooler(y),)
         if kwargs.get("return_dict") is False:
-            return (y,)
+            return (y, *pooled)
         from transformers import modeling_outputs
 
+        if pooled:
+            return modeling_outputs.BaseModelOutputWithPooling(y, *pooled)
         return modeling_outputs.BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=y)
 
-    def encode(self, x: Tensor, exists: Tensor | None = None) -> Tensor:
+    def _reads(self, argument: str) -> bool:
+        """Whether a call depends on position_ids or token_type_ids."""
+        if argument == "position_ids" and self.stack.has_rotary:
+            return True
+        name = self.stack.input_module
+        return name is not None and has_argument(self.get_submodule(name), argument)
+
+    def _input(
+        self,
+        hidden_states: Tensor | None,
+        ids: Tensor | None,
+        embedded: Tensor | None,
+        positions: Tensor,
+        types: Tensor | None,
+    ) -> Tensor:
+        """The input of the first layer [batch, seq, hidden]; arguments as `forward` has them."""
+        name = self.stack.input_module
+        if name is None:
+            if hidden_states is not None:
+                return hidden_states
+            source = ids if ids is not None else embedded
+            assert source is not None
+            return self._embed(ids, embedded, positions.expand(source.shape[:2]))
+        module = self.get_submodule(name)
+        if hidden_states is not None:
+            y: Tensor = module(hidden_states)
+            return y
+        if (ids is None) == (embedded is None):
+            raise UsageError("give either input_ids or inputs_embeds")
+        if ids is not None:
+            self._check_ids(ids)
+        given = {
+            "input_ids": ids,
+            "inputs_embeds": embedded,
+            "position_ids": positions,
+            "token_type_ids": types,
+        }
+        y = module(**{key: value for key, value in given.items() if has_argument(module, key)})
+        return y
+
+    def encode(
+        self, x: Tensor, exists: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Run all layers.
 
         Args:
             x: [batch, seq, hidden].
             exists: boolean [batch, seq], false for padding; None for no padding.
+            positions: [batch, seq] or [1, seq], of rotary positions; None for 0, 1, 2...
 
         Returns:
             A tensor like x, zeros for padding.
@@ -102,15 +156,21 @@ class NativeEncoder(NativeStack):
             lengths = exists.sum(1).tolist()
             if 0 in lengths:
                 raise UsageError(f"sequence {lengths.index(0)} is masked as a whole")
-            if self.stack.has_position_bias and has_holes(exists):
-                raise UsageError("a mask with holes does not fit relative positions")
+            window = 0 < self.stack.shortest_window < seq
+            if (self.stack.has_position_bias or window) and has_holes(exists):
+                raise UsageError("a mask with holes does not fit relative positions and windows")
             index = exists.reshape(-1).nonzero().squeeze(1)
             rows = rows[index]
         if self.stack.has_position_bias and max(lengths, default=0) > self.stack.reach:
             raise UsageError(f"a sequence is longer than {self.stack.reach} positions")
-        rows = rows.contiguous()
+        rows, places = rows.contiguous(), None
+        if self.stack.has_rotary:
+            positions = torch.arange(seq)[None] if positions is None else positions
+            self._check_positions(positions)
+            flat = positions.to(torch.int64).expand(batch, seq).reshape(-1)
+            places = (flat if index is None else flat[index]).contiguous().numpy()
         y = torch.empty_like(rows)
-        self.native().run(rows.numpy(), lengths, y.numpy())
+        self.native().run(rows.numpy(), lengths, y.numpy(), None, places)
         if index is not None:
             y = y.new_zeros(batch * seq, hidden).index_copy_(0, index, y)
         return y.to(x.dtype).view(batch, seq, hidden)

@@ -133,7 +133,7 @@ class SparseGatedMLP(Proxy):
         """y [..., hidden] of x [..., hidden]."""
         fused = self._weights() if is_plain(x) else None
         if fused is None or x.device != fused[0].device:
-            return self.original(x)
+            return self.call_original(x)
         weight, bias = fused
         check_linear(x, weight.shape, None, None, backend_of_packing(weight).input_dtypes)
         inner = run_linear(weight, x, bias, self.activation, None)

@@ -14,7 +14,7 @@ from sparse_engine import _core
 from sparse_engine.backends import backend_of
 from sparse_engine.errors import UsageError
 from sparse_engine.models import LayerStack
-from sparse_engine.modules.eligible import skip_reason_inside
+from sparse_engine.modules.eligible import is_proxied, skip_reason_inside
 from sparse_engine.modules.linears import is_linear, weight_of
 from sparse_engine.modules.watch import (
     HookWatch,
@@ -81,7 +81,7 @@ class NativeStack(Proxy):
             device: where the input is.
             kwargs: the arguments of the call that have no name of their own.
         """
-        if self.training:
+        if self.original.training if is_proxied(self.original) else self.training:
             return "the model is in training mode, call model.eval()"
         if not backend_of(device).native_layers:
             return f"the input is on {device}"
@@ -178,6 +178,24 @@ class NativeStack(Proxy):
             if isinstance(module, SparseLinear) or is_linear(module)
         }
 
+    def _check_positions(self, positions: Tensor) -> None:
+        """Refuse positions past the last; extend the rotary tables to those that are used."""
+        if not positions.numel():
+            return
+        first, last, reach = int(positions.min()), int(positions.max()), self.stack.reach
+        if not 0 <= first <= last < reach:
+            raise UsageError(
+                f"position {last} is past the model's {reach} positions (max_position_embeddings)"
+            )
+        self.extend_rotary(last + 1)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        """Refuse ids that are not in the vocabulary."""
+        assert self.stack.embedding is not None
+        size: Any = self.get_submodule(self.stack.embedding).num_embeddings
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise UsageError(f"token ids must be from 0 to {size - 1}")
+
     def _embed(self, ids: Tensor | None, embedded: Tensor | None, positions: Tensor) -> Tensor:
         """The input of the first layer [batch, seq, hidden].
 
@@ -195,11 +213,8 @@ class NativeStack(Proxy):
         if embedded is None:
             assert ids is not None
             assert stack.embedding is not None
-            table = self.get_submodule(stack.embedding)
-            size = int(table.num_embeddings)  # type: ignore[arg-type]
-            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-                raise UsageError(f"token ids must be from 0 to {size - 1}")
-            embedded = table(ids)
+            self._check_ids(ids)
+            embedded = self.get_submodule(stack.embedding)(ids)
             if stack.embedding_scale != 1:
                 embedded = embedded * stack.embedding_scale
         elif stack.causal and stack.embedding_scale != 1:  # Marian's encoder does not scale these
@@ -214,6 +229,17 @@ class NativeStack(Proxy):
         if stack.embedding_norm is not None:
             embedded = self.get_submodule(stack.embedding_norm)(embedded)
         return embedded
+
+
+def native_stacks(model: nn.Module) -> list[tuple[str, NativeStack]]:
+    """The stacks that run in place of modules of `model`, with the names of these modules."""
+    found: list[tuple[str, NativeStack]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, NativeStack):
+            found.append((name, module))
+        elif is_proxied(module):
+            found.append((name, vars(module)["forward"].__self__))
+    return found
 
 
 def _captures_outputs() -> bool:

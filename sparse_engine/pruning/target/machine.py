@@ -15,7 +15,8 @@ from sparse_engine.auto.format import MIN_SPARSITY, Choice, choose_format
 from sparse_engine.config import SparseConfig
 from sparse_engine.convert.sparsify import sparsify_
 from sparse_engine.modules.linears import weight_of
-from sparse_engine.nn import NativeStack, SparseLinear
+from sparse_engine.nn import SparseLinear
+from sparse_engine.nn.native.stack import native_stacks
 from sparse_engine.pruning.allocators.base import Setting
 from sparse_engine.pruning.target.outputs import first_tensor
 from sparse_engine.pruning.target.target import Target
@@ -159,7 +160,7 @@ class Machine:
             times["dense"] * 1e3,
             bytes_of(clone),
             {row.name: row.format for row in report.rows},
-            {m.stack.name: m.stack.causal for m in clone.modules() if isinstance(m, NativeStack)},
+            {found.stack.name: found.stack.causal for _, found in native_stacks(clone)},
         )
 
     def _call(self, model: nn.Module) -> Callable[[], object]:

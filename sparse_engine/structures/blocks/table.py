@@ -62,6 +62,7 @@ ROWS = (
         "num_hidden_layers",
     ),
     Row(("gemma", "gemma2"), "layers", "num_hidden_layers"),
+    Row(("eurobert", "nomic_bert"), "layers", "num_hidden_layers"),
     Row(("opt",), "decoder.layers", "num_hidden_layers"),
     Row(("t5", "mt5"), "encoder.block", "num_layers", "", BIAS_OF_T5),
     Row(("t5", "mt5"), "decoder.block", "num_decoder_layers", "num_layers", BIAS_OF_T5),
