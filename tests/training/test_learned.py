@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from learned_cases import batches, network, squared, train
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import on_two_processes
 
 import sparse_engine as se
 from sparse_engine.errors import InvalidFileError, UsageError
@@ -207,11 +207,7 @@ def test_heads_and_units_of_a_transformer_at_once(name: str) -> None:
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-def on_one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
+def learned_on_a_half(rank: int) -> dict[str, list[Tensor]]:
     found = {}
     for name in METHODS:
         model = network()
@@ -220,14 +216,11 @@ def on_one_process(rank: int, folder: str) -> None:
         train(pruner, torch.optim.Adam(model.parameters(), lr=0.02), parts)
         pruner.finalize()
         found[name] = [p.detach() for p in model.parameters()]
-    torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return found
 
 
 def test_two_processes_learn_the_masks_of_one_with_the_whole_batch() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(on_one_process, (folder,), nprocs=2)
-        first, second = (torch.load(Path(folder) / f"{rank}.pt") for rank in range(2))
+    first, second = on_two_processes(learned_on_a_half)
     for name in METHODS:
         model = network()
         pruner = Pruner(model, recipe(name, "4x1"), loss=squared)

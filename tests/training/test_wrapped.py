@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrizations
 from training_models import batches, gradual, network, squared, train
+from two_processes import on_two_processes
 
 from sparse_engine.errors import UnsupportedModelError, UsageError
 from sparse_engine.training import Prune, Pruner
@@ -42,24 +42,17 @@ def squared_part(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
-def on_one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
+def trained_on_a_half(rank: int) -> list[Tensor]:
     model = network()[:3]
     parts = [(x[rank::2], y[rank::2]) for x, y in batches(6)]
     trained(DistributedDataParallel(model), parts)
-    torch.save([p.detach() for p in model.parameters()], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return [p.detach() for p in model.parameters()]
 
 
 def test_two_processes_train_what_one_trains_on_the_whole_batch() -> None:
     model = network()[:3]
     trained(model, batches(6))
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(on_one_process, (folder,), nprocs=2)
-        first, second = (torch.load(Path(folder) / f"{rank}.pt") for rank in range(2))
+    first, second = on_two_processes(trained_on_a_half)
     assert float((first[0] == 0).float().mean()) == 0.75
     for a, b, c in zip(first, second, model.parameters(), strict=True):
         assert torch.equal(a, b)
