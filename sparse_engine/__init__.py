@@ -35,6 +35,7 @@ __all__ = [
     "Row",
     "SearchReport",
     "SensitivityReport",
+    "SentenceEncoder",
     "SparseConfig",
     "SparsifyReport",
     "Target",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from sparse_engine.io import export_transformers, load, save
     from sparse_engine.pruning import NM, Block, Column, Element, PruneReport, Row, Target, prune
     from sparse_engine.structures import Expert, Filter, Head, Layer, Unit, Vocabulary
+    from sparse_engine.tasks import SentenceEncoder
     from sparse_engine.training import Pruner
     from sparse_engine.tuning import Retrain, SearchReport, UntilReport, Widen, prune_until
     from sparse_engine.tuning.search import search
@@ -98,6 +100,7 @@ else:
             "prune",
         ),
         "structures": ("Expert", "Filter", "Head", "Layer", "Unit", "Vocabulary"),
+        "tasks": ("SentenceEncoder",),
         "training": ("Pruner",),
         "tuning": ("Retrain", "SearchReport", "UntilReport", "Widen", "prune_until"),
         "tuning.search": ("search",),

@@ -1,6 +1,7 @@
 """Files that are copied with a model unchanged: config, tokenizer, sentence-transformers setup.
 
-Only names on this list are ever copied or read; all are small and none holds code or weights.
+Only names on this list are ever copied or read. All are small and none holds code; of weights only
+those of the dense layers after a pooling.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ Companion = Literal[
     "sentence_xlnet_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
+    "3_Dense/config.json",
+    "3_Dense/model.safetensors",
     "LICENSE",
 ]
 COMPANIONS: tuple[Companion, ...] = get_args(Companion)

@@ -13,7 +13,8 @@ from sparse_engine.tasks.classify import Answerer, Classifier, TokenClassifier
 from sparse_engine.tasks.comparison import Comparison
 from sparse_engine.tasks.embed import Embedder
 from sparse_engine.tasks.generate import Generator, Rewriter
-from sparse_engine.tasks.pooling import Pooling
+from sparse_engine.tasks.sentence_encoder import SentenceEncoder
+from sparse_engine.tasks.sentence_modules import check_packaged
 from sparse_engine.tasks.text_model import InputError
 
 Task = Embedder | Classifier | TokenClassifier | Answerer | Generator | Rewriter
@@ -36,11 +37,7 @@ def check_pooling(model: nn.Module, folder: str | Path) -> None:
     packages do not keep, and InvalidFileError for damaged files.
     """
     if _kind_of(model) is Embedder:
-        pooling = Pooling.of(Path(folder))
-        if pooling.source.endswith(".json") and pooling.source != "1_Pooling/config.json":
-            raise UnsupportedModelError(
-                f"{folder}: pooling is set in {pooling.source}, packages keep 1_Pooling/config.json"
-            )
+        check_packaged(folder)
 
 
 def _kind_of(model: nn.Module) -> Any:
@@ -79,6 +76,7 @@ __all__ = [
     "InputError",
     "Rewriter",
     "Sampling",
+    "SentenceEncoder",
     "Task",
     "TokenClassifier",
     "check_pooling",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import UnsupportedModelError
-from sparse_engine.tasks.pooling import Pooling
+from sparse_engine.tasks.sentence_modules import SentenceModules
 from sparse_engine.tasks.text_model import TextModel
+
+
+@contextmanager
+def _progress(texts: int, show: bool | None) -> Iterator[Callable[[int], object]]:
+    """A bar with the time left: after two seconds on a terminal, at once, or never."""
+    if show is False:
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    options: dict[str, Any] = {"disable": None, "delay": 2} if show is None else {}
+    with tqdm(total=texts, unit="text", **options) as bar:
+        yield bar.update
 
 
 class Embedder(TextModel):
@@ -35,9 +49,9 @@ class Embedder(TextModel):
     def __init__(self, model: nn.Module, folder: str | Path, batch_size: int = 32) -> None:
         base = getattr(model, "base_model", model)
         super().__init__(base if isinstance(base, nn.Module) else model, folder, batch_size)
-        self.pooling = Pooling.of(Path(folder))
+        self.modules = SentenceModules.of(folder)
         one = torch.zeros(1, 1, dtype=torch.int64)
-        self.hidden = int(self.hidden_states(one, one + 1).shape[-1])
+        self.hidden = int(self.modules(self.hidden_states(one, one + 1), one + 1).shape[-1])
 
     task = "embedding"
 
@@ -46,9 +60,9 @@ class Embedder(TextModel):
         """Task, limits, width and pooling of the model, as plain values."""
         return super().info | {
             "hidden": self.hidden,
-            "pooling": self.pooling.mode,
-            "pooling_from": self.pooling.source,
-            "normalize": self.pooling.normalize,
+            "pooling": self.modules.pooling.name,
+            "pooling_from": self.modules.source,
+            "normalize": self.modules.normalizes,
         }
 
     def warm_up(self) -> None:
@@ -67,15 +81,29 @@ class Embedder(TextModel):
         self.check_ids(rows)
         return self.embed_checked(rows)
 
-    def embed_checked(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def embed_checked(
+        self,
+        rows: Sequence[Sequence[int]],
+        prompt: int = 0,
+        batch_size: int | None = None,
+        show_progress: bool | None = False,
+    ) -> Tensor:
         """Embeddings float32 [n, hidden] of rows that `encode` or `check_ids` has checked.
 
         Rows of similar length run together.
+
+        Args:
+            rows: token ids.
+            prompt: tokens of a prompt at the beginning of each row.
+            batch_size: rows in a call of the model; None for that of the task.
+            show_progress: whether to draw a bar; None for a terminal, after two seconds.
         """
         out = torch.empty(len(rows), self.hidden)  # an ordinary tensor: training on it is allowed
-        for chosen, ids, mask in self.batches(rows):
-            with torch.inference_mode():
-                out[chosen] = self.pooling(self.hidden_states(ids, mask), mask)
+        with _progress(len(rows), show_progress) as advance:
+            for chosen, ids, mask in self.batches(rows, batch_size):
+                with torch.inference_mode():
+                    out[chosen] = self.modules(self.hidden_states(ids, mask), mask, prompt)
+                advance(len(chosen))
         return out
 
     @torch.inference_mode()

@@ -1,96 +1,122 @@
-"""Pooling: one vector for each token to one for each text, as set in the model's files.
+"""Pooling: one vector for each token to one for each text.
 
-Reimers and Gurevych 2019, arXiv:1908.10084; the files are those of sentence-transformers.
+Reimers and Gurevych 2019, arXiv:1908.10084; names and weights are those of sentence-transformers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sparse_engine.errors import InvalidFileError, UnsupportedModelError
-from sparse_engine.io.model_files import ModelFiles
+from sparse_engine.errors import UnsupportedModelError
 
-MODES = ("mean", "cls", "max")
 FLAG = "pooling_mode_"
-OLD_NAMES = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+
+
+def _first(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden[torch.arange(len(hidden)), mask.argmax(1)]
+
+
+def _last(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden[torch.arange(len(hidden)), mask.shape[1] - 1 - mask.flip(1).argmax(1)]
+
+
+def _largest(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
+
+
+def _weighted(hidden: Tensor, weights: Tensor) -> Tensor:
+    """sum of weight x hidden, over the sum of the weights [n, seq]."""
+    weights = weights.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    return _weighted(hidden, mask)
+
+
+def _mean_by_root(hidden: Tensor, mask: Tensor) -> Tensor:
+    real = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * real).sum(1) / real.sum(1).sqrt()
+
+
+def _by_position(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The n-th token counts n times (Muennighoff 2022, arXiv:2202.08904)."""
+    return _weighted(hidden, mask * torch.arange(1, mask.shape[1] + 1))
+
+
+# Of hidden [n, seq, h] and a mask int64 [n, seq] of 0 and 1, with the padding on the right. In the
+# order in which a text's vectors are concatenated if a config sets several.
+MODES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": _first,
+    "max": _largest,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_by_root,
+    "weightedmean": _by_position,
+    "lasttoken": _last,
+}
+OLD_NAMES = {
+    "cls_token": "cls",
+    "max_tokens": "max",
+    "mean_tokens": "mean",
+    "weightedmean_tokens": "weightedmean",
+}
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """mode: "mean", "cls" or "max" over the tokens of a text; normalize: divide by the L2 norm.
+    """How the states of tokens become one vector.
 
-    source: the file with the setting, or a note that there is none.
+    Attributes:
+        modes: names in MODES; the vectors of several are concatenated.
+        include_prompt: whether the tokens of a prompt count.
     """
 
-    mode: str
-    normalize: bool
-    source: str
+    modes: tuple[str, ...] = ("mean",)
+    include_prompt: bool = True
 
     @classmethod
-    def of(cls, folder: Path) -> Self:
-        """The pooling of modules.json and the pooling config in `folder`; mean if both are missing.
+    def of_config(cls, config: dict[str, Any]) -> Self:
+        """The pooling of a config of sentence-transformers, in either of its spellings.
 
-        Raises UnsupportedModelError for a module or mode that is not supported: without it the
-        embeddings would not be those that the model was trained for.
+        Raises:
+            UnsupportedModelError: for a mode that is not known, or none.
         """
-        files = ModelFiles(folder)
-        modules = read_modules(files)
-        paths = [path for kind, path in modules if kind == "Pooling"] or ["1_Pooling"]
-        normalize = any(kind == "Normalize" for kind, _ in modules)
-        config = files.json(f"{paths[0]}/config.json")
-        if config is not None:
-            return cls(_mode(config), normalize, f"{paths[0]}/config.json")
-        if any(kind == "Pooling" for kind, _ in modules):
-            raise InvalidFileError(f"{folder}/modules.json names {paths[0]}/config.json: not there")
-        return cls("mean", normalize, "default: the model's folder has no pooling config")
-
-    def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """hidden float32 [n, seq, h], mask int64 [n, seq] of 0 and 1 -> [n, h]."""
-        if self.mode == "cls":
-            pooled = hidden[:, 0]
-        elif self.mode == "max":
-            pooled = hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
+        if "pooling_mode" in config:
+            value = config["pooling_mode"]
+            modes = [str(mode) for mode in value] if isinstance(value, list) else [str(value)]
         else:
-            real = mask.unsqueeze(-1).to(hidden.dtype)  # [n, seq, 1]
-            pooled = (hidden * real).sum(1) / real.sum(1)
-        return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
-
-
-def read_modules(files: ModelFiles) -> list[tuple[str, str]]:
-    """(class name, path) of each entry of modules.json; empty when there is no such file."""
-    entries = files.json("modules.json", list)
-    found = []
-    for entry in entries or []:
-        kind = str(entry.get("type", "")).rpartition(".")[2] if isinstance(entry, dict) else ""
-        path = str(entry.get("path", "")) if kind else ""
-        if kind not in ("Transformer", "Pooling", "Normalize"):
+            flags = {
+                key[len(FLAG) :]
+                for key, on in config.items()
+                if key.startswith(FLAG) and on is True
+            }
+            flags = {OLD_NAMES.get(flag, flag) for flag in flags}
+            modes = [mode for mode in MODES if mode in flags] + sorted(flags - set(MODES))
+        if not modes or not set(modes) <= set(MODES) or len(modes) > len(MODES):
             raise UnsupportedModelError(
-                f"{files.folder}/modules.json has a module {kind!r}: "
-                "only Transformer, Pooling and Normalize are supported"
+                f"pooling {' + '.join(modes)[:80] or 'none'}: use some of {', '.join(MODES)}"
             )
-        if path != Path(path).name:
-            raise InvalidFileError(
-                f"{files.folder}/modules.json: path {path!r} is not a plain name"
-            )
-        found.append((kind, path))
-    return found
+        return cls(tuple(modes), config.get("include_prompt") is not False)
 
+    @property
+    def name(self) -> str:
+        """The modes, as "mean" or "cls+max"."""
+        return "+".join(self.modes)
 
-def _mode(config: dict[str, Any]) -> str:
-    """The pooling mode of a pooling config, in either of its spellings."""
-    if "pooling_mode" in config:
-        value = config["pooling_mode"]
-        modes = list(value) if isinstance(value, list) else [str(value)]
-    else:
-        flags = [key[len(FLAG) :] for key, on in config.items() if key.startswith(FLAG) and on]
-        modes = [OLD_NAMES.get(flag, flag) for flag in flags]
-    if len(modes) != 1 or modes[0] not in MODES:
-        raise UnsupportedModelError(
-            f"pooling {' + '.join(map(str, modes)) or 'none'}: use one of {', '.join(MODES)}"
-        )
-    return str(modes[0])
+    def __call__(self, hidden: Tensor, mask: Tensor, prompt: int = 0) -> Tensor:
+        """One vector for each text, [n, h x modes].
+
+        Args:
+            hidden: float32 [n, seq, h].
+            mask: int64 [n, seq] of 0 and 1, 0 for padding on the right.
+            prompt: tokens of a prompt at the beginning of each text.
+        """
+        if prompt and not self.include_prompt:
+            mask = mask.clone()
+            mask[:, :prompt] = 0
+        return torch.cat([MODES[mode](hidden, mask) for mode in self.modes], -1)

@@ -38,6 +38,7 @@ class TextModel:
     """
 
     task = "text"
+    characters_a_token = CHARACTERS_A_TOKEN
 
     def __init__(self, model: nn.Module, folder: str | Path, batch_size: int = 32) -> None:
         folder = Path(folder)
@@ -117,12 +118,14 @@ class TextModel:
                     f"{self.vocabulary - 1}"
                 )
 
-    def batches(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Batches of rows of similar length.
+    def batches(
+        self, rows: Sequence[Sequence[int]], size: int | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Batches of `size` rows of similar length; None for `batch_size`.
 
         Yields the rows' indices, their token ids and attention mask, both int64 [n, longest].
         """
-        for chosen in batches_by_length(list(map(len, rows)), self.batch_size):
+        for chosen in batches_by_length(list(map(len, rows)), size or self.batch_size):
             yield chosen, *padded([rows[i] for i in chosen], self.pad)
 
 

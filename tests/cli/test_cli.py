@@ -183,17 +183,17 @@ def test_traceback_shows_the_rest(model: Path, tmp_path: Path) -> None:
     ("files", "match"),
     [
         (
-            {"modules.json": [{"type": "x.Transformer", "path": ""}, {"type": "x.Dense"}]},
-            "module 'Dense'",
+            {"modules.json": [{"type": "x.Transformer", "path": ""}, {"type": "x.Router"}]},
+            "module 'Router'",
         ),
-        ({"1_Pooling/config.json": {"pooling_mode_lasttoken": True}}, "pooling lasttoken"),
-        ({"1_Pooling/config.json": {"pooling_mode": "weightedmean"}}, "pooling weightedmean"),
+        ({"1_Pooling/config.json": {"pooling_mode_middle": True}}, "pooling middle"),
+        ({"1_Pooling/config.json": {"pooling_mode": "heaviest"}}, "pooling heaviest"),
         (
             {
                 "modules.json": [{"type": "x.Pooling", "path": "2_Pooling"}],
                 "2_Pooling/config.json": {"pooling_mode": "mean"},
             },
-            "2_Pooling/config.json, packages keep 1_Pooling/config.json",
+            "2_Pooling/config.json, packages keep 1_Pooling, 2_Dense and 3_Dense",
         ),
     ],
 )

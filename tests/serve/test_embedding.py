@@ -165,7 +165,15 @@ def test_wrong_texts(tmp_path: Path) -> None:
         ("config.json", "[" * 100_000, InvalidFileError, "not valid JSON"),
         ("config.json", "[]", InvalidFileError, "is not a JSON object"),
         ("modules.json", "{}", InvalidFileError, "is not a JSON list"),
-        ("modules.json", '[{"type": "a.Dense", "path": "2"}]', UnsupportedModelError, "'Dense'"),
+        ("modules.json", '[{"type": "a.Router", "path": "2"}]', UnsupportedModelError, "'Router'"),
+        (
+            "modules.json",
+            '[{"type": "a.Dense", "path": "2"}]',
+            UnsupportedModelError,
+            "safetensors",
+        ),
+        ("modules.json", '[{"type": "a.Dense"}]', InvalidFileError, "plain name"),
+        ("modules.json", '[{"type": "a.Pooling"}]', InvalidFileError, "plain name"),
         (
             "modules.json",
             '[{"type": "a.Pooling", "path": "../up"}]',
@@ -173,13 +181,13 @@ def test_wrong_texts(tmp_path: Path) -> None:
             "plain name",
         ),
         ("modules.json", '[{"type": "a.Pooling", "path": "no"}]', InvalidFileError, "not there"),
-        ("1_Pooling/config.json", '{"pooling_mode": "lasttoken"}', UnsupportedModelError, "last"),
+        ("1_Pooling/config.json", '{"pooling_mode": "middle"}', UnsupportedModelError, "middle"),
         ("1_Pooling/config.json", "{}", UnsupportedModelError, "pooling none"),
         (
             "1_Pooling/config.json",
-            '{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true}',
+            '{"pooling_mode_mean_tokens": true, "pooling_mode_other": true}',
             UnsupportedModelError,
-            "mean [+] cls",
+            "mean [+] other",
         ),
     ],
 )
