@@ -316,7 +316,10 @@ def test_csrc_knows_python_only_in_bindings() -> None:
 def test_isa_files_use_no_standard_library() -> None:
     """Templates of the standard library, built with an ISA's flags, would leak into the program."""
     allowed = {"<immintrin.h>", "<cstdint>", "<cmath>", "<cstring>"}
-    names = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16"}
+    names = {
+        *("scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16"),
+        "avx512_amx",
+    }
     files = [p for p in (ROOT / "csrc").rglob("*") if p.stem in names or p.name.endswith(".inl.h")]
     assert len(files) >= 12
     for path in files:

@@ -185,6 +185,36 @@ Bits bits_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   return w;
 }
 
+Tiles tiles_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
+  require(params.empty() && in <= int64_t{1} << 20, "tiles: no params, and at most 2^20 inputs");
+  Tiles w{};
+  w.out = out;
+  w.in = in;
+  w.bands = (out + Tiles::kBand - 1) / Tiles::kBand;
+  int64_t values = 0, masks = 0, entries = 0;
+  w.values = read_any_values(buffers, &w.dtype, &values, "tiles values");
+  w.masks = w.dtype == DType::i8
+                ? static_cast<const void*>(buffers.read_any<uint64_t>(&masks, "tiles masks"))
+                : buffers.read_any<uint32_t>(&masks, "tiles masks");
+  if (!masks) w.masks = nullptr;
+  w.columns = buffers.read_any<uint16_t>(&entries, "tiles columns");
+  w.halves = buffers.read<uint8_t>(entries, "tiles halves");
+  w.entries = buffers.read<int32_t>(w.bands + 1, "tiles entries");
+  w.tiles = buffers.read<int32_t>(w.bands + 1, "tiles tiles");
+  w.starts = buffers.read<int32_t>(w.bands + 1, "tiles starts");
+  if (w.dtype == DType::i8) {
+    w.scales = buffers.read<float>(out, "tiles scales");
+    w.corrections = buffers.read<int32_t>(w.bands * Tiles::kBand, "tiles corrections");
+  }
+  buffers.end();
+  const int64_t tiles = w.tiles[w.bands];
+  require(w.entries[0] == 0 && w.entries[w.bands] == entries && w.tiles[0] == 0 &&
+              w.starts[0] == 0 && int64_t{w.starts[w.bands]} + 64 == values &&
+              (masks ? masks == 16 * tiles : values == tiles * w.size() + 64),
+          "tiles: pointers must run from 0 to the sizes of the buffers");
+  return w;
+}
+
 PackedWeight view_of(const std::string& packing, const std::vector<py::array>& buffers,
                      const std::vector<int64_t>& params, int64_t out, int64_t in) {
   require(out >= 0 && in >= 0, "a weight must not have negative sizes");
@@ -194,6 +224,7 @@ PackedWeight view_of(const std::string& packing, const std::vector<py::array>& b
   if (packing == SellP::kPacking) return sellp_view(b, params, out, in);
   if (packing == Bits::kPacking) return bits_view(b, params, out, in);
   if (packing == Groups::kPacking) return groups_view(b, params, out, in);
+  if (packing == Tiles::kPacking) return tiles_view(b, params, out, in);
   throw std::invalid_argument("unknown packing " + packing);
 }
 
@@ -201,10 +232,12 @@ py::list kernels() {
   std::vector<KernelInfo> rows;
   list_spmm_runs(rows);
   list_spmm_strips(rows);
+  list_spmm_tiles(rows);
   list_spmv_bits(rows);
   list_spmv_groups(rows);
   list_spmv_sellp(rows);
   list_spmv_strips(rows);
+  list_spmv_tiles(rows);
   py::list out;
   for (const KernelInfo& k : rows) {
     py::dict row;

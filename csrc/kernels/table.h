@@ -45,5 +45,7 @@ void list_spmv_groups(std::vector<KernelInfo>& out);
 void list_spmv_sellp(std::vector<KernelInfo>& out);
 void list_spmm_strips(std::vector<KernelInfo>& out);
 void list_spmv_strips(std::vector<KernelInfo>& out);
+void list_spmm_tiles(std::vector<KernelInfo>& out);
+void list_spmv_tiles(std::vector<KernelInfo>& out);
 
 }  // namespace se

@@ -139,6 +139,7 @@ class StepsOnRows : public Direction {
   static int64_t ordered_height(const SellP&) { return 0; }
   static int64_t ordered_height(const Bits&) { return 1; }
   static int64_t ordered_height(const Groups&) { return 1; }
+  static int64_t ordered_height(const Tiles&) { return Tiles::kBand; }
   static int64_t ordered_height(const Strips& w) { return w.height; }
 
   // sums * scale * row_scales + bias, written to `finished` unless nothing changes.

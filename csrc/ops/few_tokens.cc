@@ -75,4 +75,9 @@ void linear_on_rows(const Strips& w, const Activations& x, const Epilogue& epilo
   linear_rows(w, x, epilogue, caps);
 }
 
+void linear_on_rows(const Tiles& w, const Activations& x, const Epilogue& epilogue,
+                    Capabilities caps) {
+  linear_rows(w, x, epilogue, caps);
+}
+
 }  // namespace se

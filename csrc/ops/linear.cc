@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "kernels/spmm_tiles/kernel.h"
 #include "ops/spmm.h"
 #include "ops/spmv.h"
 #include "ops/workspace.h"
@@ -134,6 +135,8 @@ const char* linear_kernel(const PackedWeight& weight, int64_t tokens, Capabiliti
   if (const Runs* w = std::get_if<Runs>(&weight)) return spmm_runs(w->dtype, caps).name;
   if (const Strips* w = std::get_if<Strips>(&weight); w && tokens > kStripsRowTokens)
     return spmm_strips(w->dtype, caps).name;
+  if (const Tiles* w = std::get_if<Tiles>(&weight); w && tokens > kTilesRowTokens)
+    return spmm_tiles(w->dtype, caps).name;
   return with_row_work(weight, caps, [](const auto& work) { return work.kernel.name; });
 }
 

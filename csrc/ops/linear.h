@@ -9,10 +9,11 @@
 #include "layouts/runs.h"
 #include "layouts/sellp.h"
 #include "layouts/strips.h"
+#include "layouts/tiles.h"
 
 namespace se {
 
-using PackedWeight = std::variant<Runs, Strips, SellP, Bits, Groups>;
+using PackedWeight = std::variant<Runs, Strips, SellP, Bits, Groups, Tiles>;
 
 // Row-major activations, float or bf16: [tokens][stride].
 struct Activations {
@@ -30,6 +31,7 @@ struct Activations {
 // number of threads: each output is computed by one thread, in one order.
 void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
+void linear(const Tiles& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 
 // Fast for a few tokens, correct for any number.
 void linear(const SellP& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
@@ -38,6 +40,11 @@ void linear(const Groups& w, const Activations& x, const Epilogue& epilogue, Cap
 void linear_on_rows(const Strips& w, const Activations& x, const Epilogue& epilogue,
                     Capabilities caps);
 
+void linear_on_rows(const Tiles& w, const Activations& x, const Epilogue& epilogue,
+                    Capabilities caps);
+
+// Up to this many tokens, tiles are multiplied with one token after the other in the lanes.
+constexpr int64_t kTilesRowTokens = 4;
 // Up to this many tokens, strips are multiplied with rows in the lanes: one vector of weights then
 // serves all tokens.
 constexpr int64_t kStripsRowTokens = 8;

@@ -10,6 +10,7 @@
 #include "kernels/spmv_groups/kernel.h"
 #include "kernels/spmv_sellp/kernel.h"
 #include "kernels/spmv_strips/kernel.h"
+#include "kernels/spmv_tiles/kernel.h"
 #include "ops/linear.h"
 #include "ops/workspace.h"
 
@@ -98,6 +99,21 @@ struct RowStripsWork {
   }
 };
 
+struct TilesWork {
+  const Tiles& w;
+  const SpmvTilesKernel& kernel;
+  static constexpr int64_t kAtOnce = 4;
+
+  int64_t work() const { return int64_t{w.tiles[w.bands]} * w.size() / 8; }
+  int64_t sums() const { return w.bands * Tiles::kBand; }
+  int64_t part(int64_t i, int64_t n) const { return w.bands * i / n; }
+  float prepare(const float* x, void* prepared) const { return kernel.prepare(x, w.in, prepared); }
+  void run(int64_t begin, int64_t end, const char* x, int64_t stride, int64_t tokens, float* y,
+           int64_t y_stride) const {
+    kernel.run(w, begin, end, x, stride, tokens, y, y_stride);
+  }
+};
+
 inline SellPWork work_on_rows(const SellP& w, Capabilities caps) {
   return {w, spmv_sellp(w.dtype, caps)};
 }
@@ -111,12 +127,17 @@ inline RowStripsWork work_on_rows(const Strips& w, Capabilities caps) {
   return {w, spmv_strips(w.dtype, caps)};
 }
 
+inline TilesWork work_on_rows(const Tiles& w, Capabilities caps) {
+  return {w, spmv_tiles(w.dtype, caps)};
+}
+
 // Calls f with the struct of a weight that multiplies single rows: any packing but Runs.
 template <class F>
 auto with_row_work(const PackedWeight& w, Capabilities caps, F f) {
   if (const SellP* sellp = std::get_if<SellP>(&w)) return f(work_on_rows(*sellp, caps));
   if (const Bits* bits = std::get_if<Bits>(&w)) return f(work_on_rows(*bits, caps));
   if (const Groups* groups = std::get_if<Groups>(&w)) return f(work_on_rows(*groups, caps));
+  if (const Tiles* tiles = std::get_if<Tiles>(&w)) return f(work_on_rows(*tiles, caps));
   return f(work_on_rows(std::get<Strips>(w), caps));
 }
 

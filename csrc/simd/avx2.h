@@ -63,6 +63,9 @@ inline __m256i round_to_bf16(vf a) {
   const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x00400000));
   return _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
 }
+inline vf nearest_bf16(vf a) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(round_to_bf16(a), 16));
+}
 inline void store(bf16* p, vf a) {
   const __m256i wide = round_to_bf16(a);
   _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(wide),

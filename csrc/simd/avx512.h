@@ -59,6 +59,9 @@ inline __m512i round_to_bf16(vf a) {
   const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x00400000));
   return _mm512_srli_epi32(_mm512_mask_blend_epi32(nan, up, quiet), 16);
 }
+inline vf nearest_bf16(vf a) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(round_to_bf16(a), 16));
+}
 inline void store(bf16* p, vf a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(round_to_bf16(a)));
 }

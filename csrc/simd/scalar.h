@@ -121,6 +121,13 @@ inline void store(bf16* p, vf a) {
   }
 }
 
+// Rounded to bf16.
+inline vf nearest_bf16(vf a) {
+  bf16 rounded[4];
+  store(rounded, a);
+  return load(rounded);
+}
+
 // r[i][j] <-> r[j][i].
 inline void transpose(vf (&r)[4]) {
   for (int i = 0; i < 4; ++i)

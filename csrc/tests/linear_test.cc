@@ -45,10 +45,11 @@ void test_linear(const std::string& packing, DType dtype, const PackOptions& opt
       epilogue.y_stride = out;
       const Activations activations{x.data(), DType::f32, in, tokens, in};
       std::visit([&](const auto& w) { linear(w, activations, epilogue, caps); }, weight.view());
-      // int8 packings of runs and bits round the activations to int8, bf16 products to bf16.
+      // int8 packings of runs, bits and tiles round the activations to int8, bf16 products to bf16.
       const std::string kernel = linear_kernel(weight.view(), tokens, caps);
-      const bool quantises = dtype == DType::i8 && (packing == "runs" || packing == "bits");
-      const bool rounds = kernel == "spmm_strips_bf16_avx512_bf16";
+      const bool quantises = dtype == DType::i8 && packing != "sellp" && packing != "groups";
+      const bool rounds = kernel == "spmm_strips_bf16_avx512_bf16" ||
+                          (dtype == DType::bf16 && packing == "tiles" && tokens > 4);
       const double error = relative_error(weight.held(), x, y);
       const double bound = quantises ? 0.03 : rounds ? 0.02 : 1e-5;
       if (!(error <= bound))
@@ -67,7 +68,7 @@ int main() {
     const Capabilities caps = preset.capabilities;
     if (!detected_capabilities().covers(caps)) continue;
     for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
-      for (const char* packing : {"runs", "sellp", "bits"}) test_linear(packing, dtype, {}, caps);
+      for (const char* packing : {"runs", "sellp", "bits", "tiles"}) test_linear(packing, dtype, {}, caps);
       for (const int64_t of : {4, 8}) test_linear("groups", dtype, {1, 2, of}, caps);
     }
     for (const DType dtype : {DType::f32, DType::bf16})

@@ -11,6 +11,7 @@
 #include "packers/runs.h"
 #include "packers/sellp.h"
 #include "packers/strips.h"
+#include "packers/tiles.h"
 
 namespace se {
 namespace {
@@ -214,9 +215,26 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     w.positions = keep(std::move(b.positions));
     if (int8) w.scales = keep(std::move(q.scales));
     view_ = w;
+  } else if (packing == Tiles::kPacking) {
+    TilesBuffers b = pack_tiles(pattern);
+    Tiles w = describe(Tiles{});
+    w.bands = (w.out + Tiles::kBand - 1) / Tiles::kBand;
+    w.values = keep(std::move(b.values));
+    w.masks = b.masks.empty() ? nullptr : keep(std::move(b.masks));
+    w.columns = keep(std::move(b.columns));
+    w.halves = keep(std::move(b.halves));
+    w.entries = keep(std::move(b.entries));
+    w.tiles = keep(std::move(b.tiles));
+    w.starts = keep(std::move(b.starts));
+    if (int8) {
+      q.corrections.resize(w.bands * Tiles::kBand);
+      w.scales = keep(std::move(q.scales));
+      w.corrections = keep(std::move(q.corrections));
+    }
+    view_ = w;
   } else {
     throw std::invalid_argument("unknown packing " + packing +
-                                ": use runs, strips, sellp, bits or groups");
+                                ": use runs, strips, sellp, bits, groups or tiles");
   }
 }
 

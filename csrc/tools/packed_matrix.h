@@ -29,8 +29,8 @@ DenseMatrix random_matrix(const std::string& packing, int64_t out, int64_t in, d
 
 class PackedMatrix {
  public:
-  // packing: "runs", "strips", "sellp", "bits" or "groups". int8 is quantised with one scale a row.
-  // Throws std::invalid_argument for a packing or dtype that does not exist.
+  // packing: "runs", "strips", "sellp", "bits", "groups" or "tiles". int8 is quantised with one
+  // scale a row. Throws std::invalid_argument for a packing or dtype that does not exist.
   PackedMatrix(const std::string& packing, const DenseMatrix& dense, DType dtype,
                const PackOptions& options = {});
   PackedMatrix(const PackedMatrix&) = delete;  // the view points into the buffers

@@ -2,13 +2,15 @@
 
 Blocks of fewer than 16 rows have no kernel of their own: a pair of rows has all columns in common,
 which runs store once. Packages store int8 blocks as the kernels for any number of tokens read them,
-so a few tokens have no row for int8.
+so a few tokens have no row for int8. On a processor with tile registers a bitmask is stored in
+tiles, which serve prompts and single tokens alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparse_engine import _core
 from sparse_engine.backends.base import Params, Row
 from sparse_engine.formats import BSR, NM, Bitmask, Format, SellP
 from sparse_engine.packings.cpu.bits import Bits
@@ -17,6 +19,7 @@ from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
 from sparse_engine.packings.cpu.sellp import PackedSellP
 from sparse_engine.packings.cpu.strips import Strips
+from sparse_engine.packings.cpu.tiles import PackedTiles, PackedTiles8
 
 FEW_TOKENS = 4
 """As many tokens as a kernel with rows in the lanes multiplies in one pass over the weight."""
@@ -37,14 +40,31 @@ def _few_tokens(params: Params, tokens: Sequence[int]) -> bool:
     return bool(tokens) and max(tokens) <= FEW_TOKENS
 
 
+def has_tiles() -> bool:
+    """Whether this processor multiplies tiles, and SPARSE_ENGINE_ISA allows it."""
+    return {"amx_bf16", "amx_int8"} <= set(_core.capabilities())
+
+
+def _tiles(params: Params, tokens: Sequence[int]) -> bool:
+    return has_tiles()
+
+
+def _whole_tiles(params: Params, tokens: Sequence[int]) -> bool:
+    """No tile of 16x32 is cut by a block."""
+    return params["rows"] % 16 == 0 and params["cols"] % 32 == 0 and has_tiles()
+
+
 TABLE = (
     Row(SellP8, (SellP,), INT8),
+    Row(PackedTiles8, (Bitmask,), INT8, _tiles),
     Row(Bits8, (Bitmask,), INT8),
     Row(Groups8, (NM,), INT8, _groups_fit),
     Row(QuadRuns, (Format,), INT8),
     Row(PackedSellP, (SellP,), FLOATS),
+    Row(PackedTiles, (Bitmask,), FLOATS, _tiles),
     Row(Bits, (Bitmask,), FLOATS),
     Row(Groups, (NM,), FLOATS, _groups_fit),
+    Row(PackedTiles, (BSR,), FLOATS, _whole_tiles),
     Row(Strips, (BSR,), FLOATS, _tall_blocks),
     Row(PackedSellP, (BSR,), FLOATS, _few_tokens),
     Row(Runs, (Format,), FLOATS),

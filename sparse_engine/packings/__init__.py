@@ -12,6 +12,7 @@ from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
 from sparse_engine.packings.cpu.sellp import PackedSellP
 from sparse_engine.packings.cpu.strips import Strips
+from sparse_engine.packings.cpu.tiles import PackedTiles, PackedTiles8
 from sparse_engine.packings.cuda.bsr import PackedBSR
 from sparse_engine.packings.cuda.ell import Ell
 from sparse_engine.packings.cuda.nm import PackedNM
@@ -25,6 +26,8 @@ __all__ = [
     "PackedBSR",
     "PackedNM",
     "PackedSellP",
+    "PackedTiles",
+    "PackedTiles8",
     "Packing",
     "QuadRuns",
     "Runs",

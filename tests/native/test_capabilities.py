@@ -14,26 +14,40 @@ from sparse_engine.ops import reference
 
 X86 = any(k["isa"] == "avx2" for k in _core.kernels())
 needs_x86 = pytest.mark.skipif(not X86, reason="the tables of this processor have scalar rows only")
-PRESETS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_vbmi2", "avx512_bf16")
+PRESETS = (
+    "scalar",
+    "avx2",
+    "avx512",
+    "avx512_vnni",
+    "avx512_vbmi2",
+    "avx512_bf16",
+    "avx512_amx",
+)
 SHORT = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}
 # Packing and dtype, for few or many tokens: the compile target that runs at each of PRESETS.
 CHOICES = {
-    "spmm_runs_f32": "scalar avx2 avx512 avx512 avx512 avx512",
-    "spmm_runs_bf16": "scalar avx2 avx512 avx512 avx512 avx512",
-    "spmm_runs_i8": "scalar avx2 avx2 avx512_vnni avx512_vnni avx512_vnni",
-    "spmm_strips_f32": "scalar avx2 avx512 avx512 avx512 avx512",
-    "spmm_strips_bf16": "scalar avx2 avx512 avx512 avx512 avx512_bf16",
-    "spmv_strips_f32": "scalar avx2 avx512 avx512 avx512 avx512",
-    "spmv_strips_bf16": "scalar avx2 avx512 avx512 avx512 avx512",
-    "spmv_sellp_f32": "scalar avx2 avx512 avx512 avx512 avx512",
-    "spmv_sellp_bf16": "scalar avx2 avx512 avx512 avx512 avx512",
-    "spmv_sellp_i8": "scalar avx2 avx512 avx512 avx512 avx512",
-    "spmv_bits_f32": "scalar scalar avx512 avx512 avx512 avx512",
-    "spmv_bits_bf16": "scalar scalar scalar scalar avx512_vbmi2 avx512_vbmi2",
-    "spmv_bits_i8": "scalar scalar scalar scalar avx512_vbmi2 avx512_vbmi2",
-    "spmv_groups_f32": "scalar scalar avx512 avx512 avx512 avx512",
-    "spmv_groups_bf16": "scalar scalar avx512 avx512 avx512 avx512",
-    "spmv_groups_i8": "scalar scalar avx512 avx512 avx512 avx512",
+    "spmm_runs_f32": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
+    "spmm_runs_bf16": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
+    "spmm_runs_i8": "scalar avx2 avx2 avx512_vnni avx512_vnni avx512_vnni avx512_vnni",
+    "spmm_strips_f32": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
+    "spmm_strips_bf16": "scalar avx2 avx512 avx512 avx512 avx512_bf16 avx512_bf16",
+    "spmv_strips_f32": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
+    "spmv_strips_bf16": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
+    "spmv_sellp_f32": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
+    "spmv_sellp_bf16": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
+    "spmv_sellp_i8": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
+    "spmv_bits_f32": "scalar scalar avx512 avx512 avx512 avx512 avx512",
+    "spmv_bits_bf16": "scalar scalar scalar scalar avx512_vbmi2 avx512_vbmi2 avx512_vbmi2",
+    "spmv_bits_i8": "scalar scalar scalar scalar avx512_vbmi2 avx512_vbmi2 avx512_vbmi2",
+    "spmv_groups_f32": "scalar scalar avx512 avx512 avx512 avx512 avx512",
+    "spmv_groups_bf16": "scalar scalar avx512 avx512 avx512 avx512 avx512",
+    "spmm_tiles_f32": "scalar scalar scalar scalar scalar scalar avx512_amx",
+    "spmm_tiles_bf16": "scalar scalar scalar scalar scalar scalar avx512_amx",
+    "spmm_tiles_i8": "scalar scalar scalar scalar scalar scalar avx512_amx",
+    "spmv_tiles_f32": "scalar scalar avx512 avx512 avx512 avx512 avx512",
+    "spmv_tiles_bf16": "scalar scalar scalar scalar avx512_vbmi2 avx512_vbmi2 avx512_vbmi2",
+    "spmv_tiles_i8": "scalar scalar scalar scalar avx512_vbmi2 avx512_vbmi2 avx512_vbmi2",
+    "spmv_groups_i8": "scalar scalar avx512 avx512 avx512 avx512 avx512",
 }
 
 
@@ -50,7 +64,8 @@ def test_every_preset_runs_the_expected_kernels() -> None:
             with pytest.raises(ValueError, match="no kernel"):
                 kernel(packing, dtype, tokens, "scalar")
             continue
-        few = packing != "runs" and (packing != "strips" or tokens <= 8)
+        most = {"runs": 0, "strips": 8, "tiles": 4}  # tokens with rows in the lanes
+        few = tokens <= most.get(packing, tokens)
         name = f"{'spmv' if few else 'spmm'}_{packing}_{SHORT[dtype]}"
         found.add(name)
         for preset, target in zip(PRESETS, CHOICES[name].split(), strict=True):
@@ -69,6 +84,9 @@ def test_every_preset_runs_the_expected_kernels() -> None:
         # Sapphire Rapids, where vdpbf16ps is slow.
         ("avx512_amx,-bf16", "strips", "bfloat16", "avx512"),
         ("avx512_amx,-bf16", "bits", "int8", "avx512_vbmi2"),
+        ("avx512_amx,-bf16", "tiles", "bfloat16", "avx512_amx"),
+        ("avx512_amx,-vbmi2", "tiles", "int8", "scalar"),
+        ("avx512_amx,-amx_int8", "tiles", "bfloat16", "scalar"),
         ("avx512_bf16,-vnni", "bits", "int8", "scalar"),
         ("avx512_bf16,-avx512", "strips", "bfloat16", "avx2"),
         ("avx512_bf16,-avx2", "strips", "bfloat16", "scalar"),

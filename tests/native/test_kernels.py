@@ -20,6 +20,8 @@ from sparse_engine.packings import (
     Groups,
     Groups8,
     PackedSellP,
+    PackedTiles,
+    PackedTiles8,
     QuadRuns,
     Runs,
     SellP8,
@@ -33,7 +35,11 @@ SHAPES = [(1, 1), (7, 13), (16, 16), (17, 31), (33, 193), (128, 192), (61, 500),
 HEIGHTS = (1, 2, 3, 4, 8, 16, 21)
 SPARSITIES = (0.9, 0.5, 0.0, 1.0)
 # Packings that multiply stored zeros with activations: NaN may reach rows without the column.
-PADDED = (PackedSellP, SellP8, Bits8, QuadRuns, Groups, Groups8)
+PADDED = (PackedSellP, SellP8, Bits8, QuadRuns, Groups, Groups8, PackedTiles)
+PACKINGS = (
+    *(Runs, QuadRuns, PackedSellP, SellP8, Bits, Bits8),
+    *(Groups, Groups8, Strips, PackedTiles, PackedTiles8),
+)
 KINDS = ("1:2", "2:4", "1:4", "4:8", "2:8", "8:16", "4:16")
 
 
@@ -68,7 +74,12 @@ def packers(kernel: dict[str, str]) -> list[Callable[[Tensor], Format]]:
         return [
             lambda w, k=k, o=o: groups.from_dense(thinned(w, k, o), keep=k, of=o) for k, o in pairs
         ]
-    cls = {"sellp": (PackedSellP, SellP8), "bits": (Bits, Bits8)}[kernel["packing"]][int8]
+    kinds = {
+        "sellp": (PackedSellP, SellP8),
+        "bits": (Bits, Bits8),
+        "tiles": (PackedTiles, PackedTiles8),
+    }
+    cls = kinds[kernel["packing"]][int8]
     return [cls.from_dense]
 
 
@@ -100,13 +111,14 @@ def quantised_tokens(x: Tensor) -> Tensor:
 
 
 def truth_of(packed: Format, x: Tensor, *args: object) -> Tensor:
-    read = quantised_tokens(x) if isinstance(packed, QuadRuns | Bits8) else x
+    read = quantised_tokens(x) if isinstance(packed, QuadRuns | Bits8 | PackedTiles8) else x
     return reference.linear(packed.to_dense(), read, *args)
 
 
 def tolerance(kernel: dict[str, str], x_dtype: torch.dtype = torch.float32) -> float:
-    """Sums are float32; only the kernel that multiplies bf16 by bf16 rounds the activations."""
+    """Sums are float32; only kernels that multiply bf16 by bf16 round the activations."""
     rounds = kernel["name"] == "spmm_strips_bf16_avx512_bf16" or x_dtype == torch.bfloat16
+    rounds = rounds or kernel["name"].startswith("spmm_tiles_bf16")
     return 2e-2 if rounds else 1e-5
 
 
@@ -122,6 +134,8 @@ def tokens_of(kernel: dict[str, str]) -> tuple[int, ...]:
     """Few tokens for kernels that are only used for few; other kernels get any number."""
     if kernel["packing"] == "strips":
         return (*range(1, 9),) if kernel["op"] == "spmv" else (9, 16, 17, 33, 64, 65, 131)
+    if kernel["packing"] == "tiles":
+        return (1, 2, 3, 4) if kernel["op"] == "spmv" else (5, 16, 17, 32, 33, 65, 131)
     return (1, 2, 3, 4, 7, 9) if kernel["op"] == "spmv" else (1, 5, 16, 17, 33, 64, 65, 131)
 
 
@@ -135,7 +149,7 @@ def cases(kernel: dict[str, str]) -> Iterator[tuple[Callable[[Tensor], Format], 
 
 def test_tables_cover_every_isa_and_dtype() -> None:
     rows = {(k["packing"], k["dtype"], k["isa"]) for k in _core.kernels()}
-    for packing, dtype in itertools.product(("runs", "sellp", "bits", "groups"), DTYPES):
+    for packing, dtype in itertools.product(("runs", "sellp", "bits", "groups", "tiles"), DTYPES):
         assert (packing, dtype, "scalar") in rows
     for dtype in ("float32", "bfloat16"):
         assert ("strips", dtype, "scalar") in rows
@@ -160,7 +174,10 @@ def test_kernel_matches_float64(kernel: dict[str, str], shape: tuple[int, int]) 
         assert error <= tolerance(kernel), (weight, sparsity, tokens, error)
 
 
-@pytest.mark.parametrize("kernel", [k for k in ROWS if k["op"] == "spmm"], ids=lambda k: k["name"])
+PANELS = [k for k in ROWS if k["op"] == "spmm" and k["packing"] != "tiles"]
+
+
+@pytest.mark.parametrize("kernel", PANELS, ids=lambda k: k["name"])
 @pytest.mark.parametrize("width", [16, 32, 64])
 def test_on_panels_matches_float64(kernel: dict[str, str], width: int) -> None:
     isa = kernel["isa"]
@@ -234,9 +251,9 @@ def test_nan_and_inf_go_where_the_pattern_says(kernel: dict[str, str]) -> None:
         assert activated[:, :3].isnan().all()
 
 
-@pytest.mark.parametrize("cls", [QuadRuns, Bits8])
+@pytest.mark.parametrize("cls", [QuadRuns, Bits8, PackedTiles8])
 @pytest.mark.parametrize("isa", sorted({k["isa"] for k in ROWS}))
-def test_int8_never_saturates(cls: type[QuadRuns | Bits8], isa: str) -> None:
+def test_int8_never_saturates(cls: type[QuadRuns | Bits8 | PackedTiles8], isa: str) -> None:
     """All magnitudes are maximal: 16-bit intermediate sums would overflow."""
     signs = torch.where(torch.rand(16, 512) > 0.5, 1.0, -1.0)
     signs[0], signs[1] = 1.0, -1.0
@@ -245,7 +262,7 @@ def test_int8_never_saturates(cls: type[QuadRuns | Bits8], isa: str) -> None:
         assert relative_error(run(packed, x, isa), truth_of(packed, x)) <= 1e-6
 
 
-@pytest.mark.parametrize("cls", [Runs, QuadRuns, PackedSellP, Bits])
+@pytest.mark.parametrize("cls", [Runs, QuadRuns, PackedSellP, Bits, PackedTiles, PackedTiles8])
 def test_result_does_not_depend_on_threads(cls: type[Format]) -> None:
     packed = cls.from_dense(sparse_weight(301, 1411, 0.8, torch.float32))
     x = torch.randn(150, 1411)
@@ -260,7 +277,20 @@ def test_result_does_not_depend_on_threads(cls: type[Format]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [Runs, QuadRuns, PackedSellP, SellP8, Bits, Bits8, Groups, Groups8, Strips]
+    "cls",
+    [
+        Runs,
+        QuadRuns,
+        PackedSellP,
+        SellP8,
+        Bits,
+        Bits8,
+        Groups,
+        Groups8,
+        Strips,
+        PackedTiles,
+        PackedTiles8,
+    ],
 )
 def test_strided_rows_and_empty_sizes(cls: type[Format]) -> None:
     isa = _core.active_isa()
@@ -275,7 +305,20 @@ def test_strided_rows_and_empty_sizes(cls: type[Format]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [Runs, QuadRuns, PackedSellP, SellP8, Bits, Bits8, Groups, Groups8, Strips]
+    "cls",
+    [
+        Runs,
+        QuadRuns,
+        PackedSellP,
+        SellP8,
+        Bits,
+        Bits8,
+        Groups,
+        Groups8,
+        Strips,
+        PackedTiles,
+        PackedTiles8,
+    ],
 )
 def test_library_refuses_what_does_not_fit(cls: type[Format]) -> None:
     packed = cls.from_dense(torch.eye(4))

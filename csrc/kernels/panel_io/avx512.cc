@@ -3,6 +3,7 @@
 #include "kernels/panel_io/kernel.h"
 #include "kernels/panel_io/activation.inl.h"
 #include "kernels/panel_io/body.inl.h"
+#include "kernels/panel_io/tiles.inl.h"
 
 namespace se {
 namespace avx512 {
@@ -52,4 +53,19 @@ void se::store_panel_avx512(const PanelSums& sums, int64_t tokens, int64_t row0,
 void se::store_token_avx512(const float* acc, float scale, int64_t row0, int64_t rows,
                             const Epilogue& epilogue) {
   avx512::store_token(acc, scale, row0, rows, epilogue);
+}
+
+bool se::pack_tiles_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                           int64_t features, int64_t parts, int64_t part, void* tiles) {
+  return avx512::pack_tiles(x, dtype, stride, tokens, features, parts, part, tiles);
+}
+
+void se::quantize_tiles_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                               int64_t features, void* tiles, float* scales) {
+  avx512::quantize_tiles(x, dtype, stride, tokens, features, tiles, scales);
+}
+
+void se::store_tiles_avx512(const void* sums, const float* token_scales, int64_t tokens,
+                            int64_t row0, int64_t rows, const Epilogue& epilogue) {
+  avx512::store_tiles(sums, token_scales, tokens, row0, rows, epilogue);
 }

@@ -62,8 +62,9 @@ inline void quantize_row(const T* x, int64_t n, float inverse, uint8_t* bytes) {
   }
 }
 
+// max |x|, or NaN if x holds an Inf or NaN.
 template <class T>
-inline float token_scale(const T* x, int64_t features) {
+inline float largest(const T* x, int64_t features) {
   vf maximum = zero(), nan = zero();  // 0 x Inf and 0 x NaN are NaN
   int64_t k = 0;
   for (; k + kLanes <= features; k += kLanes) {
@@ -83,7 +84,12 @@ inline float token_scale(const T* x, int64_t features) {
     top = maxima[i] > top ? maxima[i] : top;
     nan_or_zero += nans[i];
   }
-  return top / 127.0f + nan_or_zero;
+  return top + nan_or_zero;
+}
+
+template <class T>
+inline float token_scale(const T* x, int64_t features) {
+  return largest(x, features) / 127.0f;
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-// Conversion into and out of panels: row-major activations to panels of tokens, and results back,
-// with the epilogue.
+// Conversion into and out of what products read and write: row-major activations to panels or tiles
+// of tokens, and results back, with the epilogue.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,18 @@ struct PanelIoKernels {
   // acc [rows] of one token -> y[row0 + row], with the epilogue; `scale` multiplies row_scales.
   void (*store_token)(const float* acc, float scale, int64_t row0, int64_t rows,
                       const Epilogue& epilogue);
+  // x [tokens][stride] of up to 16 tokens -> [ceil(features / 32)][16][32] bf16; zeros past
+  // `tokens` and `features`. With 3 parts each float becomes a sum of three bf16, `part` elements
+  // apart; returns false if one is Inf, NaN or above 3.389e38, which have no such sum.
+  bool (*pack_tiles)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+                     int64_t parts, int64_t part, void* tiles);
+  // x -> [ceil(features / 64)][16][64] int8, and scales [16], both as `quantize`, without the 128.
+  void (*quantize_tiles)(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                         int64_t features, void* tiles, float* scales);
+  // sums [tokens][32] floats, or int32 where token_scales [tokens] is given -> y[token][row0 + row]
+  // for rows up to 32, with the epilogue.
+  void (*store_tiles)(const void* sums, const float* token_scales, int64_t tokens, int64_t row0,
+                      int64_t rows, const Epilogue& epilogue);
 };
 
 // The first row of kernels.inc that `caps` covers.
@@ -63,7 +75,13 @@ const PanelIoKernels& panel_io(Capabilities caps);
   void store_panel_##target(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows, \
                             const Epilogue& epilogue);                                         \
   void store_token_##target(const float* acc, float scale, int64_t row0, int64_t rows,         \
-                            const Epilogue& epilogue);
+                            const Epilogue& epilogue);                                         \
+  bool pack_tiles_##target(const void* x, DType dtype, int64_t stride, int64_t tokens,         \
+                           int64_t features, int64_t parts, int64_t part, void* tiles);        \
+  void quantize_tiles_##target(const void* x, DType dtype, int64_t stride, int64_t tokens,     \
+                               int64_t features, void* tiles, float* scales);                  \
+  void store_tiles_##target(const void* sums, const float* token_scales, int64_t tokens,       \
+                            int64_t row0, int64_t rows, const Epilogue& epilogue);
 #include "kernels/panel_io/kernels.inc"
 #undef SE_PANEL_IO
 

@@ -1,25 +1,13 @@
 #define SE_TARGET avx512_vbmi2
 #include "simd/avx512.h"
 #include "kernels/spmv_bits/kernel.h"
+#include "kernels/expand.inl.h"
 #include "kernels/prefetch.inl.h"
+#include "kernels/prepare.inl.h"
 #include "kernels/spmv_bits/body.inl.h"
 
 namespace se {
 namespace avx512_vbmi2 {
-
-// On Zen 4 and 5, vpexpand with zero-masking depends on the old contents of its destination;
-// merging into a zeroed register does not. Compilers turn the intrinsics for the latter into the
-// former.
-inline __m512i expand_words(__mmask32 bits, __m512i packed) {
-  __m512i r = _mm512_setzero_si512();
-  asm("vpexpandw %1, %0%{%2%}" : "+v"(r) : "v"(packed), "Yk"(bits));
-  return r;
-}
-inline __m512i expand_bytes(__mmask64 bits, __m512i packed) {
-  __m512i r = _mm512_setzero_si512();
-  asm("vpexpandb %1, %0%{%2%}" : "+v"(r) : "v"(packed), "Yk"(bits));
-  return r;
-}
 
 // 32 columns. Even ones are widened by a shift, odd ones by a mask, so `prepare` orders x as 16
 // even columns, then 16 odd ones.

@@ -2,6 +2,7 @@
 #include "simd/scalar.h"
 #include "kernels/spmv_bits/kernel.h"
 #include "kernels/prefetch.inl.h"
+#include "kernels/prepare.inl.h"
 #include "kernels/spmv_bits/body.inl.h"
 
 namespace se {
