@@ -72,6 +72,26 @@ Strips strips_view(Buffers buffers, const std::vector<int64_t>& params, int64_t 
   return w;
 }
 
+Columns columns_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
+  require(params.size() == 1 && (params[0] == 16 || params[0] == 32) && in <= 65536,
+          "columns: params are the height, 16 or 32; at most 65536 inputs");
+  Columns w{};
+  w.out = out;
+  w.in = in;
+  w.height = params[0];
+  w.bands = (out + w.height - 1) / w.height;
+  int64_t values = 0, columns = 0;
+  w.values = buffers.read_values(&w.dtype, &values, "columns values");
+  w.columns = buffers.read_any<uint16_t>(&columns, "columns columns");
+  w.pointers = buffers.read<int32_t>(w.bands + 1, "columns pointers");
+  buffers.end();
+  require(w.dtype == DType::bf16, "columns: values must be bfloat16");
+  require(w.pointers[0] == 0 && int64_t{w.pointers[w.bands]} * Columns::kStep == columns &&
+              values == columns * w.height,
+          "columns: pointers must run from 0 to the number of steps, of 32 columns each");
+  return w;
+}
+
 Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
   require(params.size() == 2, "runs: params are chunk and block");
   const bool quads = py::isinstance<py::array_t<int8_t>>(buffers.peek());
@@ -224,12 +244,14 @@ PackedWeight view_of(const std::string& packing, const std::vector<py::array>& b
   if (packing == SellP::kPacking) return sellp_view(b, params, out, in);
   if (packing == Bits::kPacking) return bits_view(b, params, out, in);
   if (packing == Groups::kPacking) return groups_view(b, params, out, in);
+  if (packing == Columns::kPacking) return columns_view(b, params, out, in);
   if (packing == Tiles::kPacking) return tiles_view(b, params, out, in);
   throw std::invalid_argument("unknown packing " + packing);
 }
 
 py::list kernels() {
   std::vector<KernelInfo> rows;
+  list_spmm_columns(rows);
   list_spmm_runs(rows);
   list_spmm_strips(rows);
   list_spmm_tiles(rows);

@@ -155,7 +155,8 @@ class BoundNetwork {
   static bool multiplies(const RecurrentLinear& linear, bool panels) {
     if (!linear) return true;
     const bool runs = std::holds_alternative<Runs>(*linear.weight);
-    return panels ? runs || std::holds_alternative<Strips>(*linear.weight) : !runs;
+    if (panels) return runs || std::holds_alternative<Strips>(*linear.weight);
+    return !runs && !std::holds_alternative<Columns>(*linear.weight);
   }
 
   const std::vector<std::vector<BoundDirection>> owners_;

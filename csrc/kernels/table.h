@@ -39,6 +39,7 @@ void list_table(const Row (&table)[N], const char* op, const char* packing,
   for (const Row& row : table) out.push_back({row.name, op, packing, row.weight, row.target});
 }
 
+void list_spmm_columns(std::vector<KernelInfo>& out);
 void list_spmm_runs(std::vector<KernelInfo>& out);
 void list_spmv_bits(std::vector<KernelInfo>& out);
 void list_spmv_groups(std::vector<KernelInfo>& out);

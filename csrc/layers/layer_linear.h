@@ -6,8 +6,8 @@
 namespace se {
 
 // One weight in up to two packings, and its bias. A step of many tokens reads `panels`, which is
-// Runs or Strips; a step of a few tokens reads `rows`, which is any packing but Runs. A packing
-// that is null is never read.
+// Runs, Strips or Tiles of bf16 or int8; a step of a few tokens reads `rows`, which is any packing
+// but Runs. Both may be one packing. A packing that is null is never read.
 struct LayerLinear {
   const PackedWeight* panels;
   const PackedWeight* rows;

@@ -17,17 +17,26 @@ constexpr int64_t kPad = 64;  // floats that attention may read behind a panel
 
 thread_local Workspace pass_memory, thread_memory;
 
-// The widest panel that every weight multiplies, the most sums of a chunk of rows, and whether any
-// weight is int8.
+// The widest panel that every weight multiplies, the most sums of a chunk of rows, the longest band
+// of tiles in bytes, and which kinds of weights there are.
 struct PanelNeeds {
-  int64_t widest = 64, sums = 0;
-  bool int8 = false;
+  int64_t widest = 64, sums = 0, band = 0;
+  bool int8 = false, tiles = false, byte_tiles = false;
 
   PanelNeeds(const Stack& stack, Capabilities caps, int threads) {
     for (const Layer& layer : stack.layers)
       for (const LayerLinear* linear : layer.linears())
-        if (*linear)
-          with_panel_work(*linear->panels, caps, threads, [&](const auto& work) { add(work); });
+        if (*linear) add(*linear->panels, caps, threads);
+  }
+  void add(const PackedWeight& weight, Capabilities caps, int threads) {
+    const Tiles* w = std::get_if<Tiles>(&weight);
+    if (!w) return with_panel_work(weight, caps, threads, [&](const auto& work) { add(work); });
+    const bool bytes = w->dtype == DType::i8;
+    sums = std::max(sums, Tiles::kBand);
+    band = std::max(band, 2 * w->columns_of_tiles() * spmm_tiles(w->dtype, caps).scratch);
+    int8 |= bytes;
+    byte_tiles |= bytes;
+    tiles |= !bytes;
   }
   template <class Work>
   void add(const Work& work) {
@@ -51,8 +60,10 @@ PanelBuffers take_buffers(const Stack& stack, const PanelNeeds& needs, const Pan
   b.mixed = take(largest.query_rows, false);
   for (PanelBuffer& qkv : b.qkv) qkv = take(largest.qkv_rows, false);
   b.inner = take(largest.up_rows, one_thread);
+  const int64_t features = std::max({stack.hidden, largest.query_rows, largest.inner});
+  if (needs.tiles) b.tiles = take(ceil_div(features, 32) * 16, one_thread);
+  if (needs.byte_tiles) b.byte_tiles = take(ceil_div(features, 64) * 16, one_thread);
   if (needs.int8) {
-    const int64_t features = std::max({stack.hidden, largest.query_rows, largest.inner});
     b.quads = take(ceil_div(features, 4), one_thread);
     b.scales = take(1, one_thread);
   }
@@ -77,6 +88,8 @@ PanelThreadBuffers take_thread_buffers(const Stack& stack, const PanelNeeds& nee
   PanelThreadBuffers b;
   b.sums = arena.take(needs.sums * layout.widest);
   b.scratch = arena.take(attention_scratch(LargestLayer(stack).head_size));
+  b.band = arena.take(needs.band / 4);
+  b.band_sums = arena.take(needs.band ? 32 * Tiles::kBand : 0);
   b.spans = reinterpret_cast<KeySpan*>(
       arena.take(ceil_div(spans * int64_t{sizeof(KeySpan)}, int64_t{sizeof(float)})));
   return b;
@@ -160,6 +173,7 @@ class PassRunner {
       const PanelRange range = one_thread
                                    ? PanelRange{true, panels * me / all, panels * (me + 1) / all}
                                    : PanelRange{false, 0, panels};
+      if (needs_.band) spmm_tiles(DType::bf16, caps_).enter();
       range.for_items(range.panels(), true,
                       [&](int64_t i) { load(layout, token0, range.first + i, b); });
       for (int64_t l = 0; l < static_cast<int64_t>(stack_.layers.size()); ++l)
@@ -167,6 +181,7 @@ class PassRunner {
       if (pass_ == Pass::layers)
         range.for_items(range.panels(), true,
                         [&](int64_t i) { store(layout, token0, range.first + i, b); });
+      if (needs_.band) spmm_tiles(DType::bf16, caps_).leave();
     }
   }
 

@@ -30,7 +30,8 @@ struct PanelBuffers {
   // Queries, keys and values. Layers use the two in turn: a thread may be one layer ahead of
   // another one that still reads its keys.
   PanelBuffer qkv[2];
-  PanelBuffer quads, scales;  // quantised input of int8 weights, and a scale for each token
+  PanelBuffer quads, scales;      // quantised input of int8 weights, and a scale for each token
+  PanelBuffer tiles, byte_tiles;  // input of weights in tiles of bf16 and int8
   struct Angles {
     PanelBuffer cosines, sines;  // [half][width]
   };
@@ -41,6 +42,7 @@ struct PanelBuffers {
 struct PanelThreadBuffers {
   float *sums, *scratch;
   KeySpan* spans;
+  float *band, *band_sums;  // of weights in tiles: an expanded band, and its sums
 };
 
 // Panels [first, last) of a stage, computed by the calling thread alone or by all threads together.

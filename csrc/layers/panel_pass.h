@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "kernels/spmm_tiles/kernel.h"
 #include "layers/panel_buffers.h"
 #include "layers/panel_layout.h"
 #include "layers/stack.h"
@@ -46,7 +47,7 @@ class PanelPass {
     const AttentionSublayer& a = stack_.layers[layer].cross_attention;
     const PanelBuffer& kv = b_.qkv[layer % 2];
     range.for_ranges([&](const PanelRange& part) {
-      quantize({&a.key, &a.value}, part, b_.x, stack_.hidden);
+      prepare({&a.key, &a.value}, part, b_.x, stack_.hidden);
       multiply(a.key, part, b_.x, {kv}, own, false);
       multiply(a.value, part, b_.x, {kv, a.key_rows()}, own, true);
       part.for_items(part.panels() * a.key_heads, true, [&](int64_t i) {
@@ -78,7 +79,7 @@ class PanelPass {
   void add_to_residual(const LayerLinear& linear, const SublayerNorms& norms,
                        const PanelRange& range, const PanelBuffer& input, int64_t features,
                        const PanelThreadBuffers& own) const {
-    quantize({&linear}, range, input, features);
+    prepare({&linear}, range, input, features);
     if (norms.output) {
       multiply(linear, range, input, {b_.h}, own, true);
       norm(*norms.output, range, b_.h, b_.h);
@@ -98,7 +99,7 @@ class PanelPass {
   void project(int64_t layer, const PanelRange& range, const PanelThreadBuffers& own) const {
     const AttentionSublayer& a = stack_.layers[layer].attention;
     const PanelBuffer &x = input_of(a.norms, range), &qkv = b_.qkv[layer % 2];
-    quantize({&a.query, &a.key, &a.value}, range, x, stack_.hidden);
+    prepare({&a.query, &a.key, &a.value}, range, x, stack_.hidden);
     multiply(a.query, range, x, {qkv}, own, !a.key);
     if (a.key) {
       multiply(a.key, range, x, {qkv, a.query_rows()}, own, false);
@@ -156,7 +157,7 @@ class PanelPass {
     const PanelBuffer& x = input_of(a.norms, range);
     // Other threads may still read the keys of this layer. The buffer of the next one is free.
     const PanelBuffer& queries = b_.qkv[(layer + 1) % 2];
-    quantize({&a.query}, range, x, stack_.hidden);
+    prepare({&a.query}, range, x, stack_.hidden);
     multiply(a.query, range, x, {queries}, own, true);
     for_heads(a, range,
               [&](const Segment& s, int64_t h) { attend_to_memory(layer, s, h, queries, own); });
@@ -166,7 +167,7 @@ class PanelPass {
   void feed_forward(const FeedForwardSublayer& f, const PanelRange& range,
                     const PanelThreadBuffers& own) const {
     const PanelBuffer& x = input_of(f.norms, range);
-    quantize({&f.gate, &f.up}, range, x, stack_.hidden);
+    prepare({&f.gate, &f.up}, range, x, stack_.hidden);
     if (f.gate) {
       multiply(f.gate, range, x, {b_.inner, 0, f.activation}, own, true);
       multiply(f.up, range, x, {b_.inner, 0, Activation::none, &b_.inner, true}, own, true);
@@ -192,24 +193,66 @@ class PanelPass {
     });
   }
 
-  // Quantises the input of products whose weights are int8, if any is.
-  void quantize(std::initializer_list<const LayerLinear*> linears, const PanelRange& range,
-                const PanelBuffer& x, int64_t features) const {
-    const auto int8 = [](const LayerLinear* linear) {
-      const Runs* runs = *linear ? std::get_if<Runs>(linear->panels) : nullptr;
-      return runs && runs->dtype == DType::i8;
-    };
-    if (std::none_of(linears.begin(), linears.end(), int8)) return;
+  // Converts the input of products whose weights do not read panels of floats.
+  void prepare(std::initializer_list<const LayerLinear*> linears, const PanelRange& range,
+               const PanelBuffer& x, int64_t features) const {
+    bool quads = false, tiles = false, byte_tiles = false;
+    for (const LayerLinear* linear : linears) {
+      if (!*linear) continue;
+      const Tiles* in_tiles = std::get_if<Tiles>(linear->panels);
+      const Runs* runs = std::get_if<Runs>(linear->panels);
+      const bool int8 = (in_tiles ? in_tiles->dtype : runs ? runs->dtype : DType::f32) == DType::i8;
+      quads |= int8;
+      tiles |= in_tiles && !int8;
+      byte_tiles |= in_tiles && int8;
+    }
+    if (!quads && !tiles) return;
     for_lanes(range, [&](int64_t p, int64_t lane) {
-      kernels_.quantize(x.panel(p) + lane, layout_.width(p), features, 16, b_.quads.panel(p) + lane,
-                        b_.scales.panel(p) + lane);
+      const int64_t width = layout_.width(p);
+      const float* from = x.panel(p) + lane;
+      float* bytes = quads ? b_.quads.panel(p) + lane : nullptr;
+      if (tiles)
+        kernels_.lanes_to_tiles(from, width, features,
+                                b_.tiles.panel(p) + lane * (ceil_div(features, 32) * 16));
+      if (quads) kernels_.quantize(from, width, features, 16, bytes, b_.scales.panel(p) + lane);
+      if (byte_tiles)
+        kernels_.quads_to_tiles(bytes, width, ceil_div(features, 4),
+                                b_.byte_tiles.panel(p) + lane * (ceil_div(features, 64) * 16));
     });
   }
 
   void multiply(const LayerLinear& linear, const PanelRange& range, const PanelBuffer& x,
                 const Output& out, const PanelThreadBuffers& own, bool wait) const {
+    if (const Tiles* tiles = std::get_if<Tiles>(linear.panels))
+      return multiply(*tiles, linear.bias, range, out, own, wait);
     with_panel_work(*linear.panels, caps_, threads_, [&](const auto& work) {
       multiply(work, linear.bias, range, x, out, own, wait);
+    });
+  }
+
+  void multiply(const Tiles& w, const float* bias, const PanelRange& range, const Output& out,
+                const PanelThreadBuffers& own, bool wait) const {
+    const SpmmTilesKernel& kernel = spmm_tiles(w.dtype, caps_);
+    const bool int8 = w.dtype == DType::i8;
+    const PanelBuffer& tiles = int8 ? b_.byte_tiles : b_.tiles;
+    const int64_t group = w.columns_of_tiles() * 256;  // floats of 16 tokens
+    range.for_items(range.panels() * w.bands, wait, [&](int64_t i) {
+      const int64_t p = range.first + i / w.bands, b = i % w.bands, row = b * Tiles::kBand;
+      const int64_t width = layout_.width(p), groups = width / 16;
+      const TileSpan span{w.entries[b], w.entries[b + 1], w.tiles[b], w.starts[b]};
+      for (int64_t g = 0; g < groups; g += 2) {
+        const TokenTiles x{tiles.panel(p) + g * group, 0, std::min<int64_t>(2, groups - g)};
+        kernel.run(w, span, x, g == 0, false, own.band, own.band_sums);
+        for (int64_t j = 0; j < x.groups; ++j)
+          kernels_.tiles_to_lanes(own.band_sums + j * 16 * Tiles::kBand, width,
+                                  own.sums + (g + j) * 16);
+      }
+      const int64_t at = (out.row + row) * width;
+      kernels_.finish(
+          {own.sums, width, int8 ? b_.scales.panel(p) : nullptr},
+          std::min(Tiles::kBand, w.out - row),
+          {out.activation, int8 ? w.scales + row : nullptr, bias ? bias + row : nullptr,
+           out.other ? out.other->panel(p) + at : nullptr, out.times, out.y.panel(p) + at});
     });
   }
 

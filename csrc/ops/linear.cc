@@ -132,6 +132,7 @@ Epilogue at_token(const Epilogue& e, int64_t token) {
 }
 
 const char* linear_kernel(const PackedWeight& weight, int64_t tokens, Capabilities caps) {
+  if (const Columns* w = std::get_if<Columns>(&weight)) return spmm_columns(w->dtype, caps).name;
   if (const Runs* w = std::get_if<Runs>(&weight)) return spmm_runs(w->dtype, caps).name;
   if (const Strips* w = std::get_if<Strips>(&weight); w && tokens > kStripsRowTokens)
     return spmm_strips(w->dtype, caps).name;
@@ -145,6 +146,12 @@ void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Cap
   if (x.tokens <= kStripsRowTokens) return linear_on_rows(w, x, epilogue, caps);
   const int threads = threads_for(StripsWork::entries(w) * x.tokens);
   linear_panels(StripsWork(w, caps, threads), x, epilogue, caps, threads);
+}
+
+void linear(const Columns& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {
+  if (x.tokens == 0 || w.out == 0) return;
+  const int threads = threads_for(ColumnsWork::entries(w) / 16 * x.tokens);
+  linear_panels(ColumnsWork(w, caps, threads), x, epilogue, caps, threads);
 }
 
 void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {

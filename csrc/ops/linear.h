@@ -5,6 +5,7 @@
 
 #include "kernels/panel_io/kernel.h"
 #include "layouts/bits.h"
+#include "layouts/columns.h"
 #include "layouts/groups.h"
 #include "layouts/runs.h"
 #include "layouts/sellp.h"
@@ -13,7 +14,7 @@
 
 namespace se {
 
-using PackedWeight = std::variant<Runs, Strips, SellP, Bits, Groups, Tiles>;
+using PackedWeight = std::variant<Runs, Strips, SellP, Bits, Groups, Tiles, Columns>;
 
 // Row-major activations, float or bf16: [tokens][stride].
 struct Activations {
@@ -31,6 +32,7 @@ struct Activations {
 // number of threads: each output is computed by one thread, in one order.
 void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
+void linear(const Columns& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 void linear(const Tiles& w, const Activations& x, const Epilogue& epilogue, Capabilities caps);
 
 // Fast for a few tokens, correct for any number.

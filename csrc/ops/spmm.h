@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/layer_panels/kernel.h"
+#include "kernels/spmm_columns/kernel.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "ops/linear.h"
@@ -46,6 +47,32 @@ struct StripsWork {
   int64_t min_tokens() const { return kernel.min_tokens; }
   void run(int64_t c, const void* x, int64_t width, void* acc) const {
     kernel.run(w, c * step, std::min((c + 1) * step, w.strips), x, width, static_cast<float*>(acc));
+  }
+};
+
+struct ColumnsWork {
+  const Columns& w;
+  const SpmmColumnsKernel& kernel;
+  int64_t step;  // bands of a chunk
+
+  ColumnsWork(const Columns& weight, Capabilities caps, int threads)
+      : w(weight),
+        kernel(spmm_columns(weight.dtype, caps)),
+        step(std::max<int64_t>(1, std::clamp<int64_t>(w.out / (4 * threads), 16, 128) / w.height)) {
+  }
+
+  static int64_t entries(const Columns& w) {
+    return w.pointers[w.bands] * Columns::kStep * w.height;
+  }
+  const float* row_scales() const { return nullptr; }
+  int64_t chunks() const { return ceil_div(w.bands, step); }
+  int64_t row0(int64_t c) const { return c * step * w.height; }
+  int64_t rows(int64_t c) const { return std::min(step * w.height, w.out - row0(c)); }
+  int64_t sums() const { return step * w.height; }
+  int64_t max_tokens() const { return 64; }
+  int64_t min_tokens() const { return kernel.min_tokens; }
+  void run(int64_t c, const void* x, int64_t width, void* acc) const {
+    kernel.run(w, c * step, std::min((c + 1) * step, w.bands), x, width, static_cast<float*>(acc));
   }
 };
 

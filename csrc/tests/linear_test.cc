@@ -49,6 +49,7 @@ void test_linear(const std::string& packing, DType dtype, const PackOptions& opt
       const std::string kernel = linear_kernel(weight.view(), tokens, caps);
       const bool quantises = dtype == DType::i8 && packing != "sellp" && packing != "groups";
       const bool rounds = kernel == "spmm_strips_bf16_avx512_bf16" ||
+                          kernel == "spmm_columns_bf16_avx512_amx" ||
                           (dtype == DType::bf16 && packing == "tiles" && tokens > 4);
       const double error = relative_error(weight.held(), x, y);
       const double bound = quantises ? 0.03 : rounds ? 0.02 : 1e-5;
@@ -68,10 +69,13 @@ int main() {
     const Capabilities caps = preset.capabilities;
     if (!detected_capabilities().covers(caps)) continue;
     for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
-      for (const char* packing : {"runs", "sellp", "bits", "tiles"}) test_linear(packing, dtype, {}, caps);
+      for (const char* packing : {"runs", "sellp", "bits", "tiles"})
+        test_linear(packing, dtype, {}, caps);
       for (const int64_t of : {4, 8}) test_linear("groups", dtype, {1, 2, of}, caps);
     }
     for (const DType dtype : {DType::f32, DType::bf16})
       for (const int64_t height : {1, 4, 7}) test_linear("strips", dtype, {height, 2, 4}, caps);
+    for (const int64_t height : {4, 16, 32})
+      test_linear("columns", DType::bf16, {height, 2, 4}, caps);
   }
 }

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "packers/bits.h"
+#include "packers/columns.h"
 #include "packers/groups.h"
 #include "packers/runs.h"
 #include "packers/sellp.h"
@@ -107,7 +108,8 @@ DenseMatrix random_matrix(const std::string& packing, int64_t out, int64_t in, d
   std::normal_distribution<float> normal;
   std::bernoulli_distribution zero(sparsity);
   DenseMatrix dense{out, in, std::vector<float>(out * in)};
-  const int64_t rows = packing == Strips::kPacking ? options.height : 1;
+  const bool blocks = packing == Strips::kPacking || packing == Columns::kPacking;
+  const int64_t rows = blocks ? options.height : 1;
   for (int64_t r0 = 0; r0 < out; r0 += rows)
     for (int64_t k = 0; k < in; ++k) {
       if (zero(engine)) continue;
@@ -215,6 +217,16 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     w.positions = keep(std::move(b.positions));
     if (int8) w.scales = keep(std::move(q.scales));
     view_ = w;
+  } else if (packing == Columns::kPacking) {
+    if (dtype != DType::bf16) throw std::invalid_argument("columns: bfloat16 only");
+    ColumnsBuffers b = pack_columns(pattern, options.height > 16 ? 32 : 16);
+    Columns w = describe(Columns{});
+    w.height = options.height > 16 ? 32 : 16;
+    w.bands = (w.out + w.height - 1) / w.height;
+    w.values = keep(std::move(b.values));
+    w.columns = keep(std::move(b.columns));
+    w.pointers = keep(std::move(b.pointers));
+    view_ = w;
   } else if (packing == Tiles::kPacking) {
     TilesBuffers b = pack_tiles(pattern);
     Tiles w = describe(Tiles{});
@@ -234,7 +246,7 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     view_ = w;
   } else {
     throw std::invalid_argument("unknown packing " + packing +
-                                ": use runs, strips, sellp, bits, groups or tiles");
+                                ": use runs, strips, sellp, bits, groups, tiles or columns");
   }
 }
 

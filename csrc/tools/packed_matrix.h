@@ -17,20 +17,20 @@ struct DenseMatrix {
 };
 
 struct PackOptions {
-  int64_t height = 4;        // rows of a strip
+  int64_t height = 4;        // rows of a strip or of a band of columns
   int64_t keep = 2, of = 4;  // groups
 };
 
-// Normal values, of which `sparsity` are zero at random. For "strips" whole columns of
-// options.height rows are zero together, for "groups" all but the first options.keep non-zeros of
-// each options.of columns. Values are rounded to bf16, so that no dtype but int8 changes them.
+// Normal values, of which `sparsity` are zero at random. For "strips" and "columns" whole columns
+// of options.height rows are zero together, for "groups" all but the first options.keep non-zeros
+// of each options.of columns. Values are rounded to bf16, so that no dtype but int8 changes them.
 DenseMatrix random_matrix(const std::string& packing, int64_t out, int64_t in, double sparsity,
                           uint32_t seed, const PackOptions& options = {});
 
 class PackedMatrix {
  public:
-  // packing: "runs", "strips", "sellp", "bits", "groups" or "tiles". int8 is quantised with one
-  // scale a row. Throws std::invalid_argument for a packing or dtype that does not exist.
+  // packing: "runs", "strips", "sellp", "bits", "groups", "tiles" or "columns". int8 is quantised
+  // with one scale a row. Throws std::invalid_argument for a packing or dtype that does not exist.
   PackedMatrix(const std::string& packing, const DenseMatrix& dense, DType dtype,
                const PackOptions& options = {});
   PackedMatrix(const PackedMatrix&) = delete;  // the view points into the buffers

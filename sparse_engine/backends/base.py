@@ -41,12 +41,14 @@ class Row:
         formats: The formats that it is chosen for; `Format` means all.
         dtypes: Names of the dtypes of stored values that it is chosen for.
         when: Whether it fits the format's parameters and the token counts, where those matter.
+        portable: Whether packages hold it: not what only some processors read fast.
     """
 
     packing: type[Packing]
     formats: tuple[type[Format], ...]
     dtypes: tuple[str, ...]
     when: Callable[[Params, Sequence[int]], bool] = lambda params, tokens: True
+    portable: bool = True
 
 
 class Backend(ABC):
@@ -77,7 +79,11 @@ class Backend(ABC):
         return isinstance(weight, self.packings)
 
     def packing_for(
-        self, spec: FormatSpec, dtype: str, tokens: Sequence[int] = ()
+        self,
+        spec: FormatSpec,
+        dtype: str,
+        tokens: Sequence[int] = (),
+        portable: bool = False,
     ) -> type[Packing]:
         """The packing of a weight in a format.
 
@@ -85,11 +91,14 @@ class Backend(ABC):
             spec: The format and its parameters.
             dtype: Name of the dtype of the stored values.
             tokens: The token counts that the weight will be multiplied with, where they are known.
+            portable: Whether to choose among the packings that packages hold.
 
         Raises:
             UsageError: No kernels read such values.
         """
         for row in self.table:
+            if portable and not row.portable:
+                continue
             fits = issubclass(spec.format, row.formats) and dtype in row.dtypes
             if fits and row.when(spec.params, tokens):
                 return row.packing
@@ -118,6 +127,17 @@ class Backend(ABC):
         stored = spec.convert(packed)
         dtype = packed.dtype if packed.dtype in self.value_dtypes else torch.float32
         return self.pack(stored, dtype_name(dtype))
+
+    def localised(self, packed: Format, spec: FormatSpec) -> Format:
+        """A weight from a package as kernels read it best on this machine.
+
+        packed: of the format `spec`, as packages hold it.
+        """
+        dtype = dtype_name(packed.dtype)
+        if type(packed) is not self.packing_for(spec, dtype, portable=True):
+            return packed
+        best = self.packing_for(spec, dtype)
+        return packed if type(packed) is best else best.from_format(packed)
 
     @abstractmethod
     def value_dtype(self, weight: Tensor, dtype: str) -> str:

@@ -15,7 +15,7 @@ from sparse_engine.backends.base import Backend, Row, Window, spec_of
 from sparse_engine.backends.cpu_table import FEW_TOKENS, TABLE, has_tiles
 from sparse_engine.backends.cpu_timer import time_on_cpu
 from sparse_engine.errors import UsageError
-from sparse_engine.formats import Format
+from sparse_engine.formats import Format, FormatSpec
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.formats.sellp import MAX_INPUTS
 from sparse_engine.packings.cpu.runs import Runs
@@ -24,6 +24,8 @@ from sparse_engine.packings.cpu.strips import Strips
 # Blocks that auto tries; the cost model drops those that would store too many zeros. Lower ones
 # need no trial: csr is packed to the same runs, which find rows with the same columns.
 BLOCKS = ((32, 1), (16, 1))
+# Those that tile registers make faster: they multiply the columns of 16 rows together.
+TILED_BLOCKS = ((16, 32), (8, 1), (4, 1))
 
 
 class CPUBackend(Backend):
@@ -58,8 +60,8 @@ class CPUBackend(Backend):
         """csr, tall blocks, bitmask and sellp; n:m is for weights pruned to such a pattern."""
         # Blocks have no kernel of their own in int8.
         blocks = [] if dtype == "int8" else [f"bsr:{r}x{c}" for r, c in BLOCKS]
-        # Below: whole tiles of zeros are skipped.
-        blocks += ["bsr:16x32"] if has_tiles() and dtype != "int8" else []
+        if has_tiles() and dtype == "bfloat16":
+            blocks += [f"bsr:{r}x{c}" for r, c in TILED_BLOCKS]
         sellp = ["sellp"] if weight.shape[1] <= MAX_INPUTS else []
         return ["csr", *blocks, "bitmask", *sellp]
 
@@ -85,6 +87,9 @@ class CPUBackend(Backend):
                 return passes * (elements / 8 + 1.5 * stored)
             columns = {"float32": 16, "int8": 64}.get(dtype, 32)
             return passes * 4 * elements / columns
+        if spec.startswith("bsr") and tokens > FEW_TOKENS and dtype == "bfloat16" and has_tiles():
+            rows = FormatSpec.parse(spec).params["rows"]
+            return 0.1 * stored * vectors * 16 / min(rows, 16)  # columns of 16 rows at a time
         if spec.startswith("bsr") and tokens <= 8:
             return stored * 0.15 * max(1, tokens / 4)
         return stored * max(1.0, 0.6 * vectors)

@@ -14,6 +14,7 @@ from sparse_engine import _core
 from sparse_engine.backends.base import Params, Row
 from sparse_engine.formats import BSR, NM, Bitmask, Format, SellP
 from sparse_engine.packings.cpu.bits import Bits
+from sparse_engine.packings.cpu.columns import Columns
 from sparse_engine.packings.cpu.groups import Groups
 from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
@@ -54,17 +55,23 @@ def _whole_tiles(params: Params, tokens: Sequence[int]) -> bool:
     return params["rows"] % 16 == 0 and params["cols"] % 32 == 0 and has_tiles()
 
 
+def _column_lists(params: Params, tokens: Sequence[int]) -> bool:
+    """Rows of one or two tiles have many columns in common."""
+    return params["rows"] % 4 == 0 and has_tiles() and not _few_tokens(params, tokens)
+
+
 TABLE = (
     Row(SellP8, (SellP,), INT8),
-    Row(PackedTiles8, (Bitmask,), INT8, _tiles),
+    Row(PackedTiles8, (Bitmask,), INT8, _tiles, portable=False),
     Row(Bits8, (Bitmask,), INT8),
     Row(Groups8, (NM,), INT8, _groups_fit),
     Row(QuadRuns, (Format,), INT8),
     Row(PackedSellP, (SellP,), FLOATS),
-    Row(PackedTiles, (Bitmask,), FLOATS, _tiles),
+    Row(PackedTiles, (Bitmask,), FLOATS, _tiles, portable=False),
     Row(Bits, (Bitmask,), FLOATS),
     Row(Groups, (NM,), FLOATS, _groups_fit),
-    Row(PackedTiles, (BSR,), FLOATS, _whole_tiles),
+    Row(PackedTiles, (BSR,), FLOATS, _whole_tiles, portable=False),
+    Row(Columns, (BSR,), ("bfloat16",), _column_lists, portable=False),
     Row(Strips, (BSR,), FLOATS, _tall_blocks),
     Row(PackedSellP, (BSR,), FLOATS, _few_tokens),
     Row(Runs, (Format,), FLOATS),

@@ -31,7 +31,11 @@ VERSION: Literal[2] = 2
 MAX_BYTES = 64 << 20
 
 # What a weight may be stored as.
-STORED: tuple[type[Format], ...] = (*CPU.packings, Bitmask, NM)
+STORED: tuple[type[Format], ...] = (
+    *dict.fromkeys(row.packing for row in CPU.table if row.portable),
+    Bitmask,
+    NM,
+)
 
 Name = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(max_length=4096)]
@@ -204,8 +208,8 @@ def stored_as(spec: FormatSpec, dtype: str) -> tuple[type[Format], ...]:
     """
     if spec.format in STORED and dtype != "int8":
         return (spec.format,)
-    few = CPU.packing_for(spec, dtype, (FEW_TOKENS,))
-    return tuple(dict.fromkeys((CPU.packing_for(spec, dtype), few)))
+    few = CPU.packing_for(spec, dtype, (FEW_TOKENS,), portable=True)
+    return tuple(dict.fromkeys((CPU.packing_for(spec, dtype, portable=True), few)))
 
 
 def _check_layer(layer: LayerEntry, where: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparse_engine.backends import CPU
 from sparse_engine.backends.semi_structured import plain_of
 from sparse_engine.convert.kinds import kind_of
 from sparse_engine.errors import InvalidFileError, UnsupportedModelError, UsageError
@@ -246,7 +247,7 @@ def fill(model: nn.Module, package: Package) -> None:
         setattr(model.get_submodule(parent), child, replacement)
     for entry in package.manifest.layers:
         weight, bias = package.layers[entry.name], package.bias(entry)
-        layer = SparseLinear.from_format(weight, bias, entry.spec)
+        layer = SparseLinear.from_format(CPU.localised(weight, entry.spec), bias, entry.spec)
         for name in (entry.name, *entry.aliases):
             parent, _, child = name.rpartition(".")
             holder = model.get_submodule(parent)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -195,9 +196,12 @@ def _stored(layer: SparseLinear) -> Format:
     kinds = stored_as(layer.spec, dtype)
     if kinds[0] is layer.spec.format:
         return layer.to_format().to("cpu")
-    # What a GPU reads is no kind of file.
-    packed = layer.packed if isinstance(layer.packed, kinds) else layer.to_format()
-    return CPU.pack(packed.to("cpu"), dtype)
+    if isinstance(layer.packed, kinds):
+        return layer.packed.to("cpu")
+    # What a GPU or only some processors read is no kind of file. Integers and scales are kept.
+    exact = dtype == "int8" and CPU.holds(layer.packed)
+    packed = layer.packed if exact else layer.to_format()
+    return kinds[0].from_format(packed.to("cpu"), getattr(torch, dtype))
 
 
 def _layer(path: str, layer: SparseLinear, stored: Format) -> LayerEntry:

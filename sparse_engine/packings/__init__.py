@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sparse_engine.packings.base import Packing
 from sparse_engine.packings.cpu.bits import Bits
+from sparse_engine.packings.cpu.columns import Columns
 from sparse_engine.packings.cpu.groups import Groups
 from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
@@ -20,6 +21,7 @@ from sparse_engine.packings.cuda.nm import PackedNM
 __all__ = [
     "Bits",
     "Bits8",
+    "Columns",
     "Ell",
     "Groups",
     "Groups8",

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from sparse_engine import _core
 from sparse_engine.ops import weight_handle
-from sparse_engine.packings import Bits, Bits8, PackedSellP, QuadRuns, Runs, SellP8, Strips
+from sparse_engine.packings import (
+    Bits,
+    Bits8,
+    PackedSellP,
+    PackedTiles,
+    PackedTiles8,
+    QuadRuns,
+    Runs,
+    SellP8,
+    Strips,
+)
 
 ISAS = _core.presets()
 PLACES = ("input", "output", "sum")
@@ -155,8 +165,11 @@ def angles(config: dict[str, Any], positions: int = 400) -> Tensor:
     return torch.arange(positions)[:, None] * powers
 
 
-def pack(i: int, weight: Tensor, int8: bool) -> tuple[Any, Any]:
-    """Packed for panels, and for rows; the second layer as strips."""
+def pack(i: int, weight: Tensor, int8: bool, tiles: bool) -> tuple[Any, Any]:
+    """Packed for panels, and for rows; the second layer as strips, or both as tiles."""
+    if tiles and (int8 or weight.dtype == torch.bfloat16):
+        both = (PackedTiles8 if int8 else PackedTiles).from_dense(weight)
+        return both, both
     if int8:
         rows = Bits8.from_dense(weight) if i % 2 else SellP8.from_dense(weight)
         return QuadRuns.from_dense(weight), rows
@@ -188,14 +201,17 @@ def interleaved(config: dict[str, Any], rows: Tensor) -> Tensor:
 class Builder:
     """Builds the native layers of a config."""
 
-    def __init__(self, config: dict[str, Any], int8: bool = False, panels: bool = True) -> None:
-        self.config, self.int8, self.panels = config, int8, panels
+    def __init__(
+        self, config: dict[str, Any], int8: bool = False, panels: bool = True, tiles: bool = False
+    ) -> None:
+        self.config, self.int8, self.panels, self.tiles = config, int8, panels, tiles
         self.tables: dict[tuple[float, int], _core.RotaryTable] = {}
 
     def linear(self, i: int, pair: tuple[Tensor, Tensor | None]) -> _core.LinearPair:
         weight, bias = pair
         # int8 beside float products in one layer, too.
-        packed = pack(i, weight, self.int8 and (i, len(weight)) != (2, self.config["hidden"]))
+        int8 = self.int8 and (i, len(weight)) != (2, self.config["hidden"])
+        packed = pack(i, weight, int8, self.tiles)
         many, few = map(weight_handle, packed)
         return _core.LinearPair(
             panels=many if self.panels else None,
@@ -289,9 +305,13 @@ class Builder:
 
 
 def native(
-    config: dict[str, Any], layers: list[dict[str, Any]], int8: bool = False, panels: bool = True
+    config: dict[str, Any],
+    layers: list[dict[str, Any]],
+    int8: bool = False,
+    panels: bool = True,
+    tiles: bool = False,
 ) -> _core.Stack:
-    builder = Builder(config, int8, panels)
+    builder = Builder(config, int8, panels, tiles)
     final = norm_of(layer_config(config, len(layers) - 1), layers[-1]["final"])
     return _core.Stack(
         config["hidden"],

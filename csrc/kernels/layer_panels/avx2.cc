@@ -5,6 +5,7 @@
 #include "kernels/widen.inl.h"
 #include "kernels/layer_panels/body.inl.h"
 #include "kernels/layer_panels/attend.inl.h"
+#include "kernels/layer_panels/tiles.inl.h"
 
 void se::finish_panel_avx2(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue) {
   avx2::finish_panel(sums, rows, epilogue);
@@ -26,3 +27,15 @@ void se::quantize_lanes_avx2(const float* x, int64_t stride, int64_t features, i
 }
 
 void se::attend_avx2(const Attention& attention) { avx2::attend(attention); }
+
+void se::lanes_to_tiles_avx2(const float* x, int64_t stride, int64_t features, void* tiles) {
+  avx2::lanes_to_tiles(x, stride, features, tiles);
+}
+
+void se::quads_to_tiles_avx2(const float* quads, int64_t stride, int64_t count, void* tiles) {
+  avx2::quads_to_tiles(quads, stride, count, tiles);
+}
+
+void se::tiles_to_lanes_avx2(const void* sums, int64_t stride, void* acc) {
+  avx2::tiles_to_lanes(sums, stride, acc);
+}

@@ -5,6 +5,7 @@
 #include "kernels/widen.inl.h"
 #include "kernels/layer_panels/body.inl.h"
 #include "kernels/layer_panels/attend.inl.h"
+#include "kernels/layer_panels/tiles.inl.h"
 
 void se::finish_panel_avx512(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue) {
   avx512::finish_panel(sums, rows, epilogue);
@@ -26,3 +27,15 @@ void se::quantize_lanes_avx512(const float* x, int64_t stride, int64_t features,
 }
 
 void se::attend_avx512(const Attention& attention) { avx512::attend(attention); }
+
+void se::lanes_to_tiles_avx512(const float* x, int64_t stride, int64_t features, void* tiles) {
+  avx512::lanes_to_tiles(x, stride, features, tiles);
+}
+
+void se::quads_to_tiles_avx512(const float* quads, int64_t stride, int64_t count, void* tiles) {
+  avx512::quads_to_tiles(quads, stride, count, tiles);
+}
+
+void se::tiles_to_lanes_avx512(const void* sums, int64_t stride, void* acc) {
+  avx512::tiles_to_lanes(sums, stride, acc);
+}

@@ -73,6 +73,13 @@ struct LayerPanelKernels {
   // PanelIoKernels::quantize, for the first `lanes`, a multiple of 16.
   void (*quantize)(const float* x, int64_t stride, int64_t features, int64_t lanes, float* quads,
                    float* scales);
+  // 16 lanes of x [features][stride] -> bf16 [ceil(features / 32)][16][32], the first operand of
+  // tile products (PanelIoKernels::pack_tiles).
+  void (*lanes_to_tiles)(const float* x, int64_t stride, int64_t features, void* tiles);
+  // The same of quads [count][stride] -> int8 [ceil(count / 16)][16][64], without the offset.
+  void (*quads_to_tiles)(const float* quads, int64_t stride, int64_t count, void* tiles);
+  // sums [16 tokens][32], of 4 bytes each -> 16 lanes of acc [32][stride].
+  void (*tiles_to_lanes)(const void* sums, int64_t stride, void* acc);
   // Attention with an online softmax: one pass over the keys (Milakov, Gimelshein 2018; Dao et al.
   // 2022).
   void (*attend)(const Attention& attention);
@@ -89,6 +96,9 @@ const LayerPanelKernels& layer_panels(Capabilities caps);
                              const float* cosines, const float* sines);                           \
   void quantize_lanes_##target(const float* x, int64_t stride, int64_t features, int64_t lanes,   \
                                float* quads, float* scales);                                      \
+  void lanes_to_tiles_##target(const float* x, int64_t stride, int64_t features, void* tiles);    \
+  void quads_to_tiles_##target(const float* quads, int64_t stride, int64_t count, void* tiles);   \
+  void tiles_to_lanes_##target(const void* sums, int64_t stride, void* acc);                      \
   void attend_##target(const Attention& attention);
 #include "kernels/layer_panels/kernels.inc"
 #undef SE_LAYER_PANELS

@@ -5,6 +5,7 @@
 #include "kernels/widen.inl.h"
 #include "kernels/layer_panels/body.inl.h"
 #include "kernels/layer_panels/attend.inl.h"
+#include "kernels/layer_panels/tiles.inl.h"
 
 void se::finish_panel_scalar(const PanelSums& sums, int64_t rows, const PanelEpilogue& epilogue) {
   scalar::finish_panel(sums, rows, epilogue);
@@ -26,3 +27,15 @@ void se::quantize_lanes_scalar(const float* x, int64_t stride, int64_t features,
 }
 
 void se::attend_scalar(const Attention& attention) { scalar::attend(attention); }
+
+void se::lanes_to_tiles_scalar(const float* x, int64_t stride, int64_t features, void* tiles) {
+  scalar::lanes_to_tiles(x, stride, features, tiles);
+}
+
+void se::quads_to_tiles_scalar(const float* quads, int64_t stride, int64_t count, void* tiles) {
+  scalar::quads_to_tiles(quads, stride, count, tiles);
+}
+
+void se::tiles_to_lanes_scalar(const void* sums, int64_t stride, void* acc) {
+  scalar::tiles_to_lanes(sums, stride, acc);
+}

@@ -4,6 +4,7 @@
 #include "simd/avx512.h"
 #include "kernels/spmm_tiles/kernel.h"
 #include "kernels/expand.inl.h"
+#include "kernels/tile_registers.inl.h"
 #include "kernels/spmm_tiles/body.inl.h"
 
 namespace se {
@@ -105,8 +106,6 @@ struct Products {
     }
   }
 
-  // GCC's tile loads do not say that they read memory: the stores of an expansion must come first.
-  static void barrier() { asm volatile("" ::: "memory"); }
   void load_tokens(const Element* x, int p) const {
     _tile_loadd(4, x + p * part, 64);
     if (kGroups == 2) _tile_loadd(5, x + p * part + group, 64);
@@ -119,7 +118,7 @@ struct Products {
 
   template <int kHalves, class Between>
   void multiply(const Element* x, const Element* w0, const Element* w1, Between between) const {
-    barrier();
+    stores_first();
     if constexpr (Kind::kParts == 1) {
       load_tokens(x, 0);
       load_weight<kHalves>(w0, w1, 0);
@@ -159,23 +158,11 @@ struct Products {
 };
 #undef SE_PRODUCTS
 
-// Eight tiles of 16 rows of 64 bytes (Intel's Software Developer's Manual, volume 1, chapter 18).
-struct alignas(64) Configuration {
-  uint8_t palette = 1, start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 }  // namespace avx512_amx
 }  // namespace se
 
-void se::enter_tiles_avx512_amx() {
-  static constexpr avx512_amx::Configuration configuration;
-  _tile_loadconfig(&configuration);
-}
-
-void se::leave_tiles_avx512_amx() { _tile_release(); }
+void se::enter_tiles_avx512_amx() { avx512_amx::configure_tiles(); }
+void se::leave_tiles_avx512_amx() { avx512_amx::release_tiles(); }
 
 se::TileSpanEnd se::spmm_tiles_f32_avx512_amx(const Tiles& w, const TileSpan& span,
                                               const TokenTiles& x, bool expand, bool add,

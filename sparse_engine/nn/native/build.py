@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparse_engine import _core
+from sparse_engine.backends.cpu_table import has_tiles
 from sparse_engine.models import AttentionNames, FeedForwardNames, LayerGeometry, LayerStack
 from sparse_engine.modules.linears import weight_of
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.ops import weight_handle
-from sparse_engine.packings import Runs
-from sparse_engine.packings.cpu.purposes import for_panels, for_rows
+from sparse_engine.packings import PackedTiles, Runs
+from sparse_engine.packings.cpu.purposes import for_layers, for_rows, in_strips
 
 LINEARS = ("query", "key", "value", "output", "gate", "up", "down")
 Parts = dict[str, Any]  # arguments of `_core.Attention` or `_core.FeedForward`, by name
@@ -139,12 +141,14 @@ def linear_pair(layer: nn.Module, rows: bool) -> _core.LinearPair:
     Many tokens of a prompt and the single tokens after it need different packings.
     """
     if isinstance(layer, SparseLinear):
-        packed = layer.packed
+        packed = in_strips(layer.packed)
     else:
-        packed = Runs.from_dense(weight_of(layer).detach().contiguous())
+        weight = weight_of(layer).detach().contiguous()
+        in_tiles = weight.dtype == torch.bfloat16 and has_tiles()
+        packed = (PackedTiles if in_tiles else Runs).from_dense(weight)
     bias: Any = layer.bias
     return _core.LinearPair(
-        panels=weight_handle(for_panels(packed)),
+        panels=weight_handle(for_layers(packed)),
         rows=weight_handle(for_rows(packed)) if rows else None,
         bias=None if bias is None else floats(bias),
     )

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from sparse_engine import _core
 from sparse_engine.formats import Format
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.packings.cpu.bits import Bits
+from sparse_engine.packings.cpu.columns import Columns
 from sparse_engine.packings.cpu.runs import Runs, chunk_rows
 from sparse_engine.packings.cpu.sellp import PackedSellP
 from sparse_engine.packings.cpu.strips import K_BLOCK as STRIPS_BLOCK
 from sparse_engine.packings.cpu.strips import Strips
+from sparse_engine.packings.cpu.tiles import PackedTiles
 
 # From this share of zeros on, SELL-P is faster than a bitmask: with weights from memory, as a
 # decoder reads them (bench/decode.py --format), and from L2, as the steps of a recurrent network do
@@ -26,9 +30,24 @@ STEPS_SELLP_FROM = {"float32": 0.65, "bfloat16": 0.65, "int8": 0.8}
 STEP_BLOCK, STEP_CHUNK = 256, 256
 
 
+def in_strips(packed: Format) -> Format:
+    """Lists of columns as strips: native layers and recurrent networks have panels of floats."""
+    if isinstance(packed, Columns):
+        return Strips.from_format(packed, height=packed.height)
+    return packed
+
+
 def for_panels(packed: Format) -> Format:
     """The packing for panels of tokens."""
+    packed = in_strips(packed)
     return packed if isinstance(packed, Runs | Strips) else Runs.from_format(packed)
+
+
+def for_layers(packed: Format) -> Format:
+    """The packing for the panels of native layers, which also multiply tiles."""
+    if isinstance(packed, PackedTiles) and packed.dtype != torch.float32:
+        return packed
+    return for_panels(packed)
 
 
 def for_steps_on_panels(packed: Format, together: int) -> Format:
@@ -41,6 +60,7 @@ def for_steps_on_panels(packed: Format, together: int) -> Format:
         packed: Weight [gates x units, in], the rows of a unit side by side.
         together: Rows that no chunk may cut.
     """
+    packed = in_strips(packed)
     if isinstance(packed, Strips) and together % packed.height == 0:
         fits = packed.block <= STRIPS_BLOCK
         return packed if fits else Strips.from_format(packed)
@@ -52,6 +72,7 @@ def for_steps_on_panels(packed: Format, together: int) -> Format:
 
 def for_rows(packed: Format, sellp_from: Mapping[str, float] = SELLP_FROM) -> Format:
     """The packing that a few tokens read fastest: that with fewest bytes and instructions."""
+    packed = in_strips(packed)
     if not isinstance(packed, Runs):
         return packed
     dtype = dtype_name(packed.dtype)
@@ -66,6 +87,7 @@ def for_steps_on_rows(packed: Format) -> Format:
 
     Vectors of activations stay in L1, so one K-block holds all columns.
     """
+    packed = in_strips(packed)
     if isinstance(packed, Strips) and packed.block < packed.shape[1]:
         return Strips.from_format(packed, block=packed.shape[1])
     return for_rows(packed, STEPS_SELLP_FROM)

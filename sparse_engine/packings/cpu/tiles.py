@@ -25,7 +25,7 @@ from sparse_engine.formats.checks import (
     check_zero,
 )
 from sparse_engine.formats.dense import Dense
-from sparse_engine.formats.rows import Rows, RowSource, joined, running
+from sparse_engine.formats.rows import CHUNK, PIECES, Rows, RowSource, joined, running
 from sparse_engine.packings.base import Packing
 from sparse_engine.packings.values import Numbers, check_scales
 
@@ -89,13 +89,23 @@ class PackedTiles(Packing):
         tiles = running(entries_to_tiles(halves, running(entries)))
         starts = running(torch.full_like(counts, cls.size()) if whole else counts)[tiles]
         check_count("tiles: values", int(starts[-1]) + PADDING)
-        empty = none.to(source.dtype)
-        values = [part.elements(cls.size()) if whole else part.values for part in parts]
-        masks = none if whole else joined([part.masks.view(-1) for part in parts], none)
+        columns = joined([part.columns for part in parts], none.to(torch.uint16))
+        values = none.new_zeros(int(starts[-1]) + PADDING, dtype=source.dtype)
+        masks = none.new_empty(0 if whole else full // 8)
+        parts.reverse()
+        at = byte = 0
+        while parts:  # a part is freed once it was copied
+            part = parts.pop()
+            some = part.elements(cls.size()) if whole else part.values
+            values[at : at + len(some)] = some
+            at += len(some)
+            if not whole:
+                masks[byte : byte + part.masks.numel()] = part.masks.view(-1)
+                byte += part.masks.numel()
         return {
-            "values": joined([*values, empty.new_zeros(PADDING)], empty),
+            "values": values,
             "masks": masks.view(cls.mask_dtype),
-            "columns": joined([part.columns for part in parts], none.to(torch.uint16)),
+            "columns": columns,
             "halves": halves,
             "entries": running(entries).int(),
             "tiles": tiles.int(),
@@ -114,7 +124,10 @@ class PackedTiles(Packing):
 
     @classmethod
     def _ranges(cls, source: RowSource) -> list[tuple[int, int]]:
-        return list(source.ranges(BAND, least=source.shape[1]))
+        # A quarter of the usual: the pieces are dense.
+        elements = source.shape[0] * source.shape[1]
+        limit = max(CHUNK, elements // PIECES) // 4
+        return list(source.ranges(BAND, least=source.shape[1], limit=limit))
 
     @property
     def unit(self) -> int:
