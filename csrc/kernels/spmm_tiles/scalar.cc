@@ -71,11 +71,11 @@ struct Products {
     for (int t = 0; t < kGroups * 16; ++t)
       for (int r = 0; r < 16; ++r) {
         const Element* xt = x + t / 16 * group + t % 16 * Kind::kLine;
-        Sum sum = sums[t][r0 + r];
+        Sum sum = 0;
         for (int k = 0; k < Kind::kLine; ++k)
           sum += number(xt[k]) *
                  number(w[k / kTogether * Kind::kLine + r * kTogether + k % kTogether]);
-        sums[t][r0 + r] = sum;
+        sums[t][r0 + r] += sum;
       }
   }
 
