@@ -82,6 +82,8 @@ def test_target_objects_export_only_kernels() -> None:
         "fma_loop_",
         "sum_loop_",
         "bf16_dot_",
+        "bf16_tile_loop_",
+        "i8_tile_loop_",
         "i8_dot_",
     )
     for path in objects:

@@ -45,10 +45,9 @@ double best_seconds(F body) {
 }  // namespace
 
 double peak_gflops(DType dtype, Capabilities caps) {
-  constexpr int64_t kRounds = 400000;
-  const auto rate = [](float (*loop)(int64_t), double operations) {
-    const double seconds = best_seconds([&](int, int) { return loop(kRounds); });
-    return operations * kRounds * omp_get_max_threads() / seconds * 1e-9;
+  const auto rate = [](float (*loop)(int64_t), double operations, int64_t rounds = 400000) {
+    const double seconds = best_seconds([&](int, int) { return loop(rounds); });
+    return operations * rounds * omp_get_max_threads() / seconds * 1e-9;
   };
   const Loops& l = best_row(kTable, caps);
   double best = rate(l.fma, 20.0 * l.lanes);
@@ -57,6 +56,13 @@ double peak_gflops(DType dtype, Capabilities caps) {
     best = std::max(best, rate(bf16_dot_loop_avx512_bf16, 10.0 * 64));
   if (dtype == DType::i8 && caps.covers(targets::avx512_vnni.needs))
     best = std::max(best, rate(i8_dot_loop_avx512_vnni, 12.0 * 128));
+  if (caps.covers(targets::avx512_amx.needs)) {
+    constexpr int64_t kRounds = 50000;
+    const double products = dtype == DType::f32 ? 6 : 1;
+    best = std::max(best, dtype == DType::i8
+                              ? rate(i8_tile_loop_avx512_amx, 4.0 * 32768, kRounds)
+                              : rate(bf16_tile_loop_avx512_amx, 4.0 * 16384, kRounds) / products);
+  }
 #endif
   return best;
 }

@@ -9,7 +9,8 @@
 namespace se {
 
 // Multiply-adds per second x 2, in GFLOP/s (GOP/s for int8), of all threads together, from
-// registers, by the fastest instruction in `caps` that multiplies `dtype`.
+// registers, by the fastest instruction in `caps` that multiplies `dtype`; float32 also as six
+// products of bf16 tiles.
 double peak_gflops(DType dtype, Capabilities caps);
 
 // GB/s that all threads together read from `bytes` of memory, read repeatedly.
@@ -22,5 +23,7 @@ double read_gbytes_per_second(int64_t bytes, Capabilities caps);
 #undef SE_ROOF
 float i8_dot_loop_avx512_vnni(int64_t rounds);
 float bf16_dot_loop_avx512_bf16(int64_t rounds);
+float bf16_tile_loop_avx512_amx(int64_t rounds);
+float i8_tile_loop_avx512_amx(int64_t rounds);
 
 }  // namespace se
