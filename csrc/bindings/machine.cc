@@ -49,6 +49,8 @@ void bind_machine(py::module_& m) {
       },
       "The presets that this machine supports, from small to large.");
   m.def("cpu_name", &cpu_name);
+  m.def("tiles_refused", &tiles_refused,
+        "Whether the processor has AMX and the operating system does not let this process use it.");
   m.def(
       "peak_gflops",
       [](const std::string& dtype, const std::optional<std::string>& isa) {

@@ -25,6 +25,12 @@ constexpr Named kCapabilities[] = {
 
 #if SE_X86
 
+// CPUID leaf 7, edx: tile registers.
+bool has_tile_registers() {
+  uint32_t a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1);
+}
+
 constexpr bool bit(uint32_t word, int i) { return word >> i & 1; }
 
 // XCR0: the register states that the operating system saves.
@@ -80,6 +86,7 @@ Capabilities detect() {
 }
 
 #else
+bool has_tile_registers() { return false; }
 Capabilities detect() { return cap::none; }
 #endif
 
@@ -125,6 +132,10 @@ Capabilities value_of(const std::string& name, Capabilities native) {
 Capabilities detected_capabilities() {
   static const Capabilities detected = detect();
   return detected;
+}
+
+bool tiles_refused() {
+  return has_tile_registers() && !detected_capabilities().covers(cap::only::amx);
 }
 
 const std::vector<Preset>& presets() {

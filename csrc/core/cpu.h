@@ -13,6 +13,10 @@ namespace se {
 // permission to use AMX tiles where the processor has them.
 Capabilities detected_capabilities();
 
+// Whether the processor has AMX and the operating system does not let this process use it, as in
+// some containers and virtual machines.
+bool tiles_refused();
+
 std::string cpu_name();
 
 // A named set, from small to large: scalar, avx2, avx512, avx512_vnni, avx512_vbmi2, avx512_bf16,

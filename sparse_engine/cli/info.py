@@ -45,6 +45,8 @@ def info() -> None:
         why = "detected, without bf16: its products are slower here than float32's"
     facts.add_row("ISA", f"{active} ({why})")
     facts.add_row("capabilities", ", ".join(_core.capabilities()) or "none")
+    if _core.tiles_refused():
+        facts.add_row("AMX", "the processor has it, the operating system or container refuses it")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     facts.add_row("CUDA device", cuda)
     for name, purpose in OPTIONAL.items():

@@ -42,6 +42,19 @@ def test_info_names_isa_and_kernels() -> None:
     assert "ISA" in refused(2, "info", SPARSE_ENGINE_ISA="mmx")
 
 
+def test_info_says_that_tile_registers_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sparse_engine import _core
+    from sparse_engine.cli.info import info
+
+    for refused_here in (False, True):
+        monkeypatch.setattr(_core, "tiles_refused", lambda told=refused_here: told)
+        info()
+        told = " ".join(capsys.readouterr().out.split())
+        assert ("AMX the processor has it" in told) == refused_here
+
+
 def test_package_runs_inspects_verifies(package: Path, model: Path) -> None:
     assert "csr" in ok("inspect", package)
     found = json.loads(ok("inspect", package, "-o", "json"))
