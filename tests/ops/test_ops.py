@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sparse_engine as se
+from sparse_engine.backends.cpu_table import has_tiles
 from sparse_engine.errors import UsageError
 from sparse_engine.formats import BSR, CSR, FORMATS, Bitmask, Format, SellP
 from sparse_engine.ops import linear_kernel, pack, reference
@@ -46,7 +47,7 @@ def test_strips_hold_what_they_are_made_from() -> None:
         again = Strips.from_tensors(strips.shape, strips.params(), strips.tensors())
         assert torch.equal(again.to_dense(), dense)
     assert pack(BSR.from_dense(dense, 32, 2)).height == 32
-    kinds = {CSR: "runs", Bitmask: "bits", SellP: "sellp"}
+    kinds = {CSR: "runs", Bitmask: "tiles" if has_tiles() else "bits", SellP: "sellp"}
     for cls, kind in kinds.items():
         assert pack(cls.from_dense(dense)).kind == kind
         assert pack(cls.from_dense(dense), dtype="int8").kind == kind
