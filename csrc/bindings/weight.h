@@ -6,6 +6,11 @@
 
 namespace se {
 
+// The view of a packing's buffers, in the order of buffer_names in sparse_engine/packings/cpu,
+// which must outlive it. Throws std::invalid_argument where dtypes or sizes do not fit.
+PackedWeight view_of(const std::string& packing, const std::vector<py::array>& buffers,
+                     const std::vector<int64_t>& params, int64_t out, int64_t in);
+
 // A view of checked buffers, which a layer keeps between calls.
 class Weight {
  public:

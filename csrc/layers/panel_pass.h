@@ -1,5 +1,4 @@
-// The computation of a pass of panels, layer by layer. Each stage of a layer is computed by one
-// thread or by all threads together; see PanelRange.
+// A pass of panels, layer by layer: each stage by one thread or by all together (PanelRange).
 #pragma once
 
 #include <algorithm>
@@ -199,9 +198,9 @@ class PanelPass {
     bool quads = false, tiles = false, byte_tiles = false;
     for (const LayerLinear* linear : linears) {
       if (!*linear) continue;
-      const Tiles* in_tiles = std::get_if<Tiles>(linear->panels);
-      const Runs* runs = std::get_if<Runs>(linear->panels);
-      const bool int8 = (in_tiles ? in_tiles->dtype : runs ? runs->dtype : DType::f32) == DType::i8;
+      const bool int8 =
+          std::visit([](const auto& w) { return w.dtype; }, *linear->panels) == DType::i8;
+      const bool in_tiles = std::holds_alternative<Tiles>(*linear->panels);
       quads |= int8;
       tiles |= in_tiles && !int8;
       byte_tiles |= in_tiles && int8;
