@@ -128,7 +128,7 @@ class Backend(ABC):
         dtype = packed.dtype if packed.dtype in self.value_dtypes else torch.float32
         return self.pack(stored, dtype_name(dtype))
 
-    def localised(self, packed: Format, spec: FormatSpec) -> Format:
+    def from_package(self, packed: Format, spec: FormatSpec) -> Format:
         """A weight from a package as kernels read it best on this machine.
 
         packed: of the format `spec`, as packages hold it.

@@ -247,7 +247,7 @@ def fill(model: nn.Module, package: Package) -> None:
         setattr(model.get_submodule(parent), child, replacement)
     for entry in package.manifest.layers:
         weight, bias = package.layers[entry.name], package.bias(entry)
-        layer = SparseLinear.from_format(CPU.localised(weight, entry.spec), bias, entry.spec)
+        layer = SparseLinear.from_format(CPU.from_package(weight, entry.spec), bias, entry.spec)
         for name in (entry.name, *entry.aliases):
             parent, _, child = name.rpartition(".")
             holder = model.get_submodule(parent)
