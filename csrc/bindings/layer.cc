@@ -51,12 +51,12 @@ const PackedWeight* BoundLinear::weight(const py::object& given, bool panels) {
   in_ = w.in();
   const bool runs = std::holds_alternative<Runs>(w.view());
   const Tiles* tiles = std::get_if<Tiles>(&w.view());
-  const bool fits =
-      runs || std::holds_alternative<Strips>(w.view()) || (tiles && tiles->dtype != DType::f32);
   const bool columns = std::holds_alternative<Columns>(w.view());
+  const bool fits = runs || columns || std::holds_alternative<Strips>(w.view()) ||
+                    (tiles && tiles->dtype != DType::f32);
   require(panels ? fits : !runs && !columns,
           panels ? "linear: a weight for panels must be packed as runs, "
-                   "strips or tiles of bfloat16 or int8"
+                   "strips, columns, or tiles of bfloat16 or int8"
                  : "linear: a weight for rows must not be packed as runs or columns");
   return &w.view();
 }

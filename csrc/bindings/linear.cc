@@ -88,14 +88,16 @@ void Weight::linear(const py::array& x, py::array y, const std::optional<py::arr
 }
 
 int64_t Weight::panel_width(int64_t tokens, const std::optional<std::string>& isa) const {
-  const bool panels = std::holds_alternative<Runs>(view_) || std::holds_alternative<Strips>(view_);
+  const bool panels = std::holds_alternative<Runs>(view_) ||
+                      std::holds_alternative<Strips>(view_) ||
+                      std::holds_alternative<Columns>(view_);
   return panels ? linear_panel_width(view_, tokens, capabilities_or_active(isa)) : 0;
 }
 
 void Weight::linear_on_panels(const py::array_t<float>& x, py::array_t<float> y,
                               const std::optional<py::array_t<float>>& bias, int activation,
                               const std::optional<std::string>& isa) const {
-  require(panel_width(1, isa) != 0, "only runs and strips have kernels for panels");
+  require(panel_width(1, isa) != 0, "only runs, strips and columns have kernels for panels");
   require(x.ndim() == 3 && y.ndim() == 3 && x.shape(0) == y.shape(0) && x.shape(1) == in_ &&
               y.shape(1) == out_ && x.shape(2) == y.shape(2) && contiguous(x) && contiguous(y),
           "x must be [panels, in, width] and y [panels, out, width], contiguous");

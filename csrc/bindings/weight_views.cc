@@ -70,6 +70,14 @@ Strips strips_view(Buffers buffers, const std::vector<int64_t>& params, int64_t 
   return w;
 }
 
+// Values of float32, bfloat16 or int8.
+const void* read_any_values(Buffers& buffers, DType* dtype, int64_t* size, const char* what) {
+  if (!py::isinstance<py::array_t<int8_t>>(buffers.peek()))
+    return buffers.read_values(dtype, size, what);
+  *dtype = DType::i8;
+  return buffers.read_any<int8_t>(size, what);
+}
+
 Columns columns_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
   require(params.size() == 1 && (params[0] == 16 || params[0] == 32) && in <= 65536,
           "columns: params are the height, 16 or 32; at most 65536 inputs");
@@ -79,14 +87,15 @@ Columns columns_view(Buffers buffers, const std::vector<int64_t>& params, int64_
   w.height = params[0];
   w.bands = (out + w.height - 1) / w.height;
   int64_t values = 0, columns = 0;
-  w.values = buffers.read_values(&w.dtype, &values, "columns values");
+  w.values = read_any_values(buffers, &w.dtype, &values, "columns values");
   w.columns = buffers.read_any<uint16_t>(&columns, "columns columns");
   w.pointers = buffers.read<int32_t>(w.bands + 1, "columns pointers");
+  require(w.dtype != DType::f32, "columns: values must be bfloat16 or int8");
+  if (w.dtype == DType::i8) w.scales = buffers.read<float>(out, "columns scales");
   buffers.end();
-  require(w.dtype == DType::bf16, "columns: values must be bfloat16");
-  require(w.pointers[0] == 0 && int64_t{w.pointers[w.bands]} * Columns::kStep == columns &&
+  require(w.pointers[0] == 0 && w.pointers[w.bands] * w.step() == columns &&
               values == columns * w.height,
-          "columns: pointers must run from 0 to the number of steps, of 32 columns each");
+          "columns: pointers must run from 0 to the number of steps, of 32 or 64 columns each");
   return w;
 }
 
@@ -132,14 +141,6 @@ Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
             "runs: every row must be in the first K-block");
   }
   return w;
-}
-
-// Values of float32, bfloat16 or int8.
-const void* read_any_values(Buffers& buffers, DType* dtype, int64_t* size, const char* what) {
-  if (!py::isinstance<py::array_t<int8_t>>(buffers.peek()))
-    return buffers.read_values(dtype, size, what);
-  *dtype = DType::i8;
-  return buffers.read_any<int8_t>(size, what);
 }
 
 Groups groups_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {

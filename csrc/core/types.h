@@ -15,6 +15,9 @@ enum class DType : int {
 #undef SE_DTYPE
 };
 
+// What the lanes of a panel hold: kernels/panel_io/kernel.h.
+enum class Panel : int { floats, bf16, quads, bytes };
+
 // SE_ACTIVATION(enumerator); Python uses the same names.
 #define SE_ACTIVATIONS     \
   SE_ACTIVATION(none)      \

@@ -21,7 +21,7 @@ thread_local Workspace pass_memory, thread_memory;
 // of tiles in bytes, and which kinds of weights there are.
 struct PanelNeeds {
   int64_t widest = 64, sums = 0, band = 0;
-  bool int8 = false, tiles = false, byte_tiles = false;
+  PanelInputs inputs;
 
   PanelNeeds(const Stack& stack, Capabilities caps, int threads) {
     for (const Layer& layer : stack.layers)
@@ -29,20 +29,16 @@ struct PanelNeeds {
         if (*linear) add(*linear->panels, caps, threads);
   }
   void add(const PackedWeight& weight, Capabilities caps, int threads) {
+    inputs.add(weight, caps);
     const Tiles* w = std::get_if<Tiles>(&weight);
-    if (!w) return with_panel_work(weight, caps, threads, [&](const auto& work) { add(work); });
-    const bool bytes = w->dtype == DType::i8;
+    if (!w) return with_layer_work(weight, caps, threads, [&](const auto& work) { add(work); });
     sums = std::max(sums, Tiles::kBand);
     band = std::max(band, 2 * w->columns_of_tiles() * spmm_tiles(w->dtype, caps).scratch);
-    int8 |= bytes;
-    byte_tiles |= bytes;
-    tiles |= !bytes;
   }
   template <class Work>
   void add(const Work& work) {
     widest = std::min(widest, work.max_tokens());
     sums = std::max(sums, work.sums());
-    int8 = int8 || work.w.dtype == DType::i8;
   }
 };
 
@@ -61,12 +57,13 @@ PanelBuffers take_buffers(const Stack& stack, const PanelNeeds& needs, const Pan
   for (PanelBuffer& qkv : b.qkv) qkv = take(largest.qkv_rows, false);
   b.inner = take(largest.up_rows, one_thread);
   const int64_t features = std::max({stack.hidden, largest.query_rows, largest.inner});
-  if (needs.tiles) b.tiles = take(ceil_div(features, 32) * 16, one_thread);
-  if (needs.byte_tiles) b.byte_tiles = take(ceil_div(features, 64) * 16, one_thread);
-  if (needs.int8) {
-    b.quads = take(ceil_div(features, 4), one_thread);
-    b.scales = take(1, one_thread);
-  }
+  const PanelInputs& inputs = needs.inputs;
+  if (inputs.bf16) b.bf16 = take(ceil_div(features, 2), one_thread);
+  if (inputs.bytes) b.bytes = take(ceil_div(features, 4), one_thread);
+  if (inputs.tiles) b.tiles = take(ceil_div(features, 32) * 16, one_thread);
+  if (inputs.byte_tiles) b.byte_tiles = take(ceil_div(features, 64) * 16, one_thread);
+  if (inputs.quads) b.quads = take(ceil_div(features, 4), one_thread);
+  if (inputs.quads || inputs.bytes) b.scales = take(1, one_thread);
   for (const RotaryTable& table : stack.rotary_tables)
     b.angles.push_back({take(table.half, false), take(table.half, false)});
   return b;
@@ -190,7 +187,7 @@ class PassRunner {
     const int64_t token = token0 + p * layout.widest, tokens = layout.tokens_of(p);
     const int64_t width = layout.width(p);
     io_.pack(batch_.x + token * stack_.hidden, DType::f32, stack_.hidden, tokens, stack_.hidden,
-             width, b.x.panel(p), DType::f32);
+             width, b.x.panel(p), Panel::floats);
     if (pass_ == Pass::memory) return;
     for (size_t i = 0; i < stack_.rotary_tables.size(); ++i) {
       const RotaryTable& table = stack_.rotary_tables[i];

@@ -32,10 +32,17 @@ struct PanelBuffers {
   PanelBuffer qkv[2];
   PanelBuffer quads, scales;      // quantised input of int8 weights, and a scale for each token
   PanelBuffer tiles, byte_tiles;  // input of weights in tiles of bf16 and int8
+  PanelBuffer bf16, bytes;        // input of weights in columns of bf16 and int8
   struct Angles {
     PanelBuffer cosines, sines;  // [half][width]
   };
   std::vector<Angles> angles;  // of each rotary table
+
+  // The input of a kernel that reads panels of `kind`, made from `x` by PanelPass::prepare.
+  const PanelBuffer& of(Panel kind, const PanelBuffer& floats) const {
+    if (kind == Panel::floats) return floats;
+    return kind == Panel::bf16 ? bf16 : kind == Panel::quads ? quads : bytes;
+  }
 };
 
 // What a thread does not share.

@@ -7,6 +7,7 @@
 
 #include "kernels/spmm_tiles/kernel.h"
 #include "layers/panel_buffers.h"
+#include "layers/panel_inputs.h"
 #include "layers/panel_layout.h"
 #include "layers/stack.h"
 
@@ -195,28 +196,37 @@ class PanelPass {
   // Converts the input of products whose weights do not read panels of floats.
   void prepare(std::initializer_list<const LayerLinear*> linears, const PanelRange& range,
                const PanelBuffer& x, int64_t features) const {
-    bool quads = false, tiles = false, byte_tiles = false;
-    for (const LayerLinear* linear : linears) {
-      if (!*linear) continue;
-      const bool int8 =
-          std::visit([](const auto& w) { return w.dtype; }, *linear->panels) == DType::i8;
-      const bool in_tiles = std::holds_alternative<Tiles>(*linear->panels);
-      quads |= int8;
-      tiles |= in_tiles && !int8;
-      byte_tiles |= in_tiles && int8;
-    }
-    if (!quads && !tiles) return;
-    for_lanes(range, [&](int64_t p, int64_t lane) {
-      const int64_t width = layout_.width(p);
-      const float* from = x.panel(p) + lane;
-      float* bytes = quads ? b_.quads.panel(p) + lane : nullptr;
-      if (tiles)
-        kernels_.lanes_to_tiles(from, width, features,
-                                b_.tiles.panel(p) + lane * (ceil_div(features, 32) * 16));
-      if (quads) kernels_.quantize(from, width, features, 16, bytes, b_.scales.panel(p) + lane);
-      if (byte_tiles)
-        kernels_.quads_to_tiles(bytes, width, ceil_div(features, 4),
-                                b_.byte_tiles.panel(p) + lane * (ceil_div(features, 64) * 16));
+    PanelInputs inputs;
+    for (const LayerLinear* linear : linears)
+      if (*linear) inputs.add(*linear->panels, caps_);
+    if (inputs.quads || inputs.bytes || inputs.tiles)
+      for_lanes(range, [&](int64_t p, int64_t lane) {
+        const int64_t width = layout_.width(p);
+        const float* from = x.panel(p) + lane;
+        if (inputs.tiles)
+          kernels_.lanes_to_tiles(from, width, features,
+                                  b_.tiles.panel(p) + lane * (ceil_div(features, 32) * 16));
+        if (inputs.quads) {
+          float* quads = b_.quads.panel(p) + lane;
+          kernels_.quantize(from, width, features, 16, quads, b_.scales.panel(p) + lane);
+          if (inputs.byte_tiles)
+            kernels_.quads_to_tiles(quads, width, ceil_div(features, 4),
+                                    b_.byte_tiles.panel(p) + lane * (ceil_div(features, 64) * 16));
+        } else if (inputs.bytes) {
+          kernels_.lane_scales(from, width, features, 16, b_.scales.panel(p) + lane);
+        }
+      });
+    if (!inputs.bf16 && !inputs.bytes) return;
+    constexpr int64_t kRows = 64;
+    const int64_t slices = ceil_div(features, kRows);
+    range.for_items(range.panels() * slices, true, [&](int64_t i) {
+      const int64_t p = range.first + i / slices, k = i % slices * kRows;
+      const int64_t width = layout_.width(p), n = std::min(kRows, features - k);
+      const float* from = x.panel(p) + k * width;
+      if (inputs.bf16) kernels_.rows_to_bf16(from, n, width, b_.bf16.panel(p) + k * width / 2);
+      if (inputs.bytes)
+        kernels_.rows_to_bytes(from, n, width, b_.scales.panel(p),
+                               b_.bytes.panel(p) + k * width / 4);
     });
   }
 
@@ -224,7 +234,7 @@ class PanelPass {
                 const Output& out, const PanelThreadBuffers& own, bool wait) const {
     if (const Tiles* tiles = std::get_if<Tiles>(linear.panels))
       return multiply(*tiles, linear.bias, range, out, own, wait);
-    with_panel_work(*linear.panels, caps_, threads_, [&](const auto& work) {
+    with_layer_work(*linear.panels, caps_, threads_, [&](const auto& work) {
       multiply(work, linear.bias, range, x, out, own, wait);
     });
   }
@@ -261,11 +271,12 @@ class PanelPass {
   void multiply(const Work& work, const float* bias, const PanelRange& range, const PanelBuffer& x,
                 const Output& out, const PanelThreadBuffers& own, bool wait) const {
     const float* scales = work.row_scales();
+    const PanelBuffer& input = b_.of(work.kernel.panel, x);
     const int64_t chunks = work.chunks();
     range.for_items(range.panels() * chunks, wait, [&](int64_t i) {
       const int64_t p = range.first + i / chunks, c = i % chunks, width = layout_.width(p);
-      multiply_chunk(work, kernels_, c, scales ? b_.quads.panel(p) : x.panel(p),
-                     scales ? b_.scales.panel(p) : nullptr, width,
+      multiply_chunk(work, kernels_, c, input.panel(p), scales ? b_.scales.panel(p) : nullptr,
+                     width,
                      {out.activation, scales, bias,
                       out.other ? out.other->panel(p) + out.row * width : nullptr, out.times,
                       out.y.panel(p) + out.row * width},

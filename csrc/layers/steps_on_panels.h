@@ -70,7 +70,7 @@ class StepsOnPanels : public Direction {
           std::fill_n(rows + l * features, features, 0.0f);
       }
       panel_io_.pack(rows, DType::f32, features, input_width_, features, input_width_,
-                     x_ + i * features * input_width_, DType::f32);
+                     x_ + i * features * input_width_, Panel::floats);
     }
     linear_on_panels(
         *l_.input.weight,

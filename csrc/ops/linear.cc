@@ -16,6 +16,8 @@ namespace {
 // Bytes of results above which they bypass the caches: the first would be evicted before the last
 // are written.
 constexpr int64_t kCached = int64_t{8} << 20;
+constexpr int64_t kScaled = 16;     // tokens whose scales a thread computes at a time
+constexpr int64_t kConverted = 64;  // rows of a panel that it converts
 thread_local Workspace panel_memory, accumulator_memory, scale_memory;
 
 template <class Work>
@@ -23,21 +25,20 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
                    int threads) {
   epilogue.stream = a.tokens * work.w.out * 4 > kCached;
   const PanelIoKernels& panel = panel_io(caps);
-  const bool quads = work.kernel.panel == DType::i8;
-  const int64_t element = work.kernel.panel == DType::bf16 ? 2 : 4;
-  const int64_t depth = quads ? ceil_div(a.features, 4) : a.features;
+  const Panel kind = work.kernel.panel;
+  const bool quads = kind == Panel::quads, bytes = kind == Panel::bytes;
   const int64_t widest = work.max_tokens(), chunks = work.chunks();
   // All memory is allocated before the threads start: an exception must not leave a parallel
   // region.
   const int64_t sums_size = work.sums() * widest;
   float* sums = accumulator_memory.get<float>(threads * sums_size);
-  float* scales = quads ? scale_memory.get<float>(kPanelsPerPass * widest) : nullptr;
+  float* scales = quads || bytes ? scale_memory.get<float>(kPanelsPerPass * widest) : nullptr;
 
   for (int64_t t0 = 0; t0 < a.tokens; t0 += kPanelsPerPass * widest) {
     const int64_t pass = std::min(a.tokens - t0, kPanelsPerPass * widest);
     const int64_t count = ceil_div(pass, widest);
     // At least one feature, so that kernels may form the address of an empty K-block.
-    const int64_t panel_size = widest * std::max<int64_t>(depth, 1) * element;
+    const int64_t panel_size = widest * lane_bytes(kind, std::max<int64_t>(a.features, 1));
     char* packed = panel_memory.get<char>(count * panel_size);
     const auto live_of = [&](int64_t p) { return std::min(pass - p * widest, widest); };
     const auto width_of = [&](int64_t p) {
@@ -47,8 +48,18 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
     // tokens where one scale spans all features.
     const int64_t cuts = count >= threads ? 1 : threads;
     const int64_t slice = ceil_div(ceil_div(a.features, cuts), 16) * 16;
+    if (bytes) std::fill(scales + pass, scales + count * widest, 0.0f);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+      if (bytes) {
+        const int64_t groups = ceil_div(pass, kScaled);
+#pragma omp for schedule(static)
+        for (int64_t g = 0; g < groups; ++g) {
+          const int64_t t = g * kScaled;
+          panel.token_scales(a.at(t0 + t, 0), a.dtype, a.stride, std::min(kScaled, pass - t),
+                             a.features, scales + t);
+        }
+      }
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < count * cuts; ++i) {
         const int64_t p = i / cuts, width = width_of(p), token = t0 + p * widest;
@@ -60,8 +71,13 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
                            std::max<int64_t>(live_of(p) - t, 0), a.features,
                            std::min(lanes, width - t), width, to + t * 4, scales + p * widest + t);
         } else if (const int64_t k = i % cuts * slice; k < a.features) {
-          panel.pack(a.at(token, k), a.dtype, a.stride, live_of(p), std::min(slice, a.features - k),
-                     width, to + k * width * element, work.kernel.panel);
+          const int64_t n = std::min(slice, a.features - k);
+          to += width * lane_bytes(kind, k);
+          if (bytes)
+            panel.pack_bytes(a.at(token, k), a.dtype, a.stride, live_of(p), n, width,
+                             scales + p * widest, to);
+          else
+            panel.pack(a.at(token, k), a.dtype, a.stride, live_of(p), n, width, to, kind);
         }
       }
 #pragma omp for schedule(dynamic)
@@ -69,7 +85,7 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
         const int64_t c = i / count, p = i % count, width = width_of(p);
         float* acc = sums + omp_get_thread_num() * sums_size;
         work.run(c, packed + p * panel_size, width, acc);
-        panel.store({acc, width, quads ? scales + p * widest : nullptr}, live_of(p), work.row0(c),
+        panel.store({acc, width, scales ? scales + p * widest : nullptr}, live_of(p), work.row0(c),
                     work.rows(c), at_token(epilogue, t0 + p * widest));
       }
       // Orders the non-temporal stores before whatever follows the region.
@@ -81,7 +97,7 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
 }  // namespace
 
 int64_t linear_panel_width(const PackedWeight& w, int64_t tokens, Capabilities caps) {
-  return with_panel_work(
+  return with_layer_work(
       w, caps, 1, [&](const auto& work) { return panel_width(tokens, 16, work.max_tokens()); });
 }
 
@@ -90,34 +106,56 @@ void linear_on_panels(const PackedWeight& w, const LinearPanels& p, Capabilities
   const LayerPanelKernels& lane = layer_panels(caps);
   const auto multiply = [&](const auto& work) {
     const float* row_scales = work.row_scales();
-    const int64_t chunks = work.chunks(), in = work.w.in, out = work.w.out;
+    const Panel kind = work.kernel.panel;
+    const int64_t chunks = work.chunks(), out = work.w.out, parts = p.width / 16;
+    const int64_t slices = ceil_div(p.in, kConverted);
+    const int64_t from_bytes = p.width * p.in * 4, panel_bytes = p.width * lane_bytes(kind, p.in);
     float* sums = accumulator_memory.get<float>(threads * work.sums() * p.width);
-    const bool int8 = row_scales != nullptr;
-    float* quads = int8 ? panel_memory.get<float>(p.panels * in * p.width) : nullptr;
+    const bool int8 = row_scales != nullptr, converts = kind != Panel::floats;
+    char* converted = converts ? panel_memory.get<char>(p.panels * panel_bytes) : nullptr;
     float* scales = int8 ? scale_memory.get<float>(p.panels * p.width) : nullptr;
 #pragma omp parallel num_threads(threads)
     {
       if (int8) {
-        const int64_t parts = p.width / 16;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < p.panels * parts; ++i) {
           const int64_t panel = i / parts, lane0 = i % parts * 16;
-          lane.quantize(p.x + panel * p.in * p.width + lane0, p.width, p.in, 16,
-                        quads + panel * in * p.width + lane0, scales + panel * p.width + lane0);
+          const float* from = p.x + panel * p.in * p.width + lane0;
+          float *to = reinterpret_cast<float*>(converted + panel * panel_bytes) + lane0,
+                *to_scales = scales + panel * p.width + lane0;
+          if (kind == Panel::quads)
+            lane.quantize(from, p.width, p.in, 16, to, to_scales);
+          else
+            lane.lane_scales(from, p.width, p.in, 16, to_scales);
         }
       }
+      if (kind == Panel::bf16 || kind == Panel::bytes) {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < p.panels * slices; ++i) {
+          const int64_t panel = i / slices, k = i % slices * kConverted;
+          const int64_t n = std::min(kConverted, p.in - k);
+          const float* from = p.x + (panel * p.in + k) * p.width;
+          char* to = converted + panel * panel_bytes + p.width * lane_bytes(kind, k);
+          if (kind == Panel::bf16)
+            lane.rows_to_bf16(from, n, p.width, to);
+          else
+            lane.rows_to_bytes(from, n, p.width, scales + panel * p.width, to);
+        }
+      }
+      const char* x = converts ? converted : reinterpret_cast<const char*>(p.x);
+      const int64_t x_bytes = converts ? panel_bytes : from_bytes;
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < chunks * p.panels; ++i) {
         const int64_t c = i / p.panels, panel = i % p.panels;
         const PanelEpilogue epilogue{p.activation, row_scales, p.bias,
                                      nullptr,      false,      p.y + panel * out * p.width};
-        multiply_chunk(work, lane, c, (int8 ? quads : p.x) + panel * in * p.width,
+        multiply_chunk(work, lane, c, x + panel * x_bytes,
                        int8 ? scales + panel * p.width : nullptr, p.width, epilogue,
                        sums + omp_get_thread_num() * work.sums() * p.width);
       }
     }
   };
-  with_panel_work(w, caps, threads, multiply);
+  with_layer_work(w, caps, threads, multiply);
 }
 
 int threads_for(int64_t work) { return work < kSerialWork ? 1 : omp_get_max_threads(); }
@@ -151,7 +189,9 @@ void linear(const Strips& w, const Activations& x, const Epilogue& epilogue, Cap
 void linear(const Columns& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {
   if (x.tokens == 0 || w.out == 0) return;
   const int threads = threads_for(ColumnsWork::entries(w) / 16 * x.tokens);
-  linear_panels(ColumnsWork(w, caps, threads), x, epilogue, caps, threads);
+  Epilogue e = epilogue;
+  e.row_scales = w.scales;
+  linear_panels(ColumnsWork(w, caps, threads), x, e, caps, threads);
 }
 
 void linear(const Runs& w, const Activations& x, const Epilogue& epilogue, Capabilities caps) {

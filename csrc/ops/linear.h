@@ -56,7 +56,7 @@ constexpr int64_t kStripsRowTokens = 8;
 const char* linear_kernel(const PackedWeight& w, int64_t tokens, Capabilities caps);
 
 // y = act(x W^T + bias) on panels of floats, as the native layers hold them: x [panels][in][width]
-// to y [panels][out][width], with width from linear_panel_width. Runs and strips only.
+// to y [panels][out][width], with width from linear_panel_width. Runs, strips and columns only.
 struct LinearPanels {
   const float* x;
   int64_t panels, in, width;

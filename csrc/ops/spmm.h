@@ -61,10 +61,8 @@ struct ColumnsWork {
         step(std::max<int64_t>(1, std::clamp<int64_t>(w.out / (4 * threads), 16, 128) / w.height)) {
   }
 
-  static int64_t entries(const Columns& w) {
-    return w.pointers[w.bands] * Columns::kStep * w.height;
-  }
-  const float* row_scales() const { return nullptr; }
+  static int64_t entries(const Columns& w) { return w.pointers[w.bands] * w.step() * w.height; }
+  const float* row_scales() const { return w.scales; }  // int8 only
   int64_t chunks() const { return ceil_div(w.bands, step); }
   int64_t row0(int64_t c) const { return c * step * w.height; }
   int64_t rows(int64_t c) const { return std::min(step * w.height, w.out - row0(c)); }
@@ -72,7 +70,7 @@ struct ColumnsWork {
   int64_t max_tokens() const { return 64; }
   int64_t min_tokens() const { return kernel.min_tokens; }
   void run(int64_t c, const void* x, int64_t width, void* acc) const {
-    kernel.run(w, c * step, std::min((c + 1) * step, w.bands), x, width, static_cast<float*>(acc));
+    kernel.run(w, c * step, std::min((c + 1) * step, w.bands), x, width, acc);
   }
 };
 
@@ -105,9 +103,14 @@ inline int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
   return width;
 }
 
-// Calls f with the RunsWork or StripsWork of a weight whose panels hold floats, as those of the
-// native layers and of conv1d do. Kernels that read bf16 panels are excluded: the layers have no
-// other kernels for such panels. Chunks of strips are multiples of `row_group` rows.
+// Bytes of one lane of a panel, over `features`.
+inline int64_t lane_bytes(Panel kind, int64_t features) {
+  if (kind == Panel::quads) return ceil_div(features, 4) * 4;
+  return features * (kind == Panel::bytes ? 1 : kind == Panel::bf16 ? 2 : 4);
+}
+
+// Calls f with the RunsWork or StripsWork of a weight, with a kernel that reads panels of floats or
+// quads. Chunks of strips are multiples of `row_group` rows.
 template <class F>
 auto with_panel_work(const PackedWeight& w, Capabilities caps, int threads, F f,
                      int64_t row_group = 1) {
@@ -116,7 +119,16 @@ auto with_panel_work(const PackedWeight& w, Capabilities caps, int threads, F f,
   return f(StripsWork(std::get<Strips>(w), caps, threads, row_group));
 }
 
-// Multiplies the rows of chunk c with one panel x (floats, or quads with their scales). `epilogue`
+// The same for any weight that native layers multiply with panels: lists of columns, too, whose
+// panels are those of the kernel.
+template <class F>
+auto with_layer_work(const PackedWeight& w, Capabilities caps, int threads, F f) {
+  if (const Columns* columns = std::get_if<Columns>(&w))
+    return f(ColumnsWork(*columns, caps, threads));
+  return with_panel_work(w, caps, threads, f);
+}
+
+// Multiplies the rows of chunk c with one panel x of the kernel's kind. `epilogue`
 // is that of the weight's row 0; `sums` is scratch memory of the calling thread.
 template <class Work>
 void multiply_chunk(const Work& work, const LayerPanelKernels& lanes, int64_t c, const void* x,

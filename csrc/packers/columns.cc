@@ -8,7 +8,7 @@
 namespace se {
 
 ColumnsBuffers pack_columns(const CsrView& w, int64_t height) {
-  constexpr int64_t kStep = Columns::kStep;
+  const int64_t step = w.element == 1 ? 64 : 32;
   ColumnsBuffers all;
   all.pointers.push_back(0);
   std::vector<int32_t> place(w.in);  // of each column in its band
@@ -18,18 +18,18 @@ ColumnsBuffers pack_columns(const CsrView& w, int64_t height) {
     std::sort(used.begin(), used.end());
     used.erase(std::unique(used.begin(), used.end()), used.end());
     for (size_t i = 0; i < used.size(); ++i) place[used[i]] = static_cast<int32_t>(i);
-    while (used.size() % kStep) used.push_back(used.back());
+    while (used.size() % step) used.push_back(used.back());
     const int64_t first = static_cast<int64_t>(all.columns.size());
     all.columns.insert(all.columns.end(), used.begin(), used.end());
     all.values.resize(all.columns.size() * height * w.element);
     for (int64_t r = row; r < end; ++r)
       for (int32_t e = w.pointers[r]; e < w.pointers[r + 1]; ++e) {
         const int64_t at = first + place[w.columns[e]];
-        const int64_t to = (at / kStep * height + r - row) * kStep + at % kStep;
+        const int64_t to = (at / step * height + r - row) * step + at % step;
         std::memcpy(&all.values[to * w.element], static_cast<const char*>(w.values) + e * w.element,
                     w.element);
       }
-    all.pointers.push_back(static_cast<int32_t>(all.columns.size() / kStep));
+    all.pointers.push_back(static_cast<int32_t>(all.columns.size() / step));
   }
   return all;
 }

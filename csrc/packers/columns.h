@@ -14,7 +14,7 @@ struct ColumnsBuffers {
   std::vector<int32_t> pointers;
 };
 
-// height: 16 or 32. w.in is at most 65536, w.element is 2.
+// height: 16 or 32. w.in is at most 65536. Values of 1 byte are int8, others bf16.
 ColumnsBuffers pack_columns(const CsrView& w, int64_t height);
 
 }  // namespace se

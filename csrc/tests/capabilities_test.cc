@@ -78,9 +78,9 @@ void test_best_row() {
 void test_layers_read_float_panels() {
   const PackedMatrix weight("strips", random_matrix("strips", 32, 32, 0.5, 1), DType::bf16);
   const Capabilities caps = parsed("avx512_amx");
-  CHECK(spmm_strips(DType::bf16, caps).panel == (SE_X86 ? DType::bf16 : DType::f32));
+  CHECK(spmm_strips(DType::bf16, caps).panel == (SE_X86 ? Panel::bf16 : Panel::floats));
   with_panel_work(weight.view(), caps, 1,
-                  [](const auto& work) { CHECK(work.kernel.panel == DType::f32); });
+                  [](const auto& work) { CHECK(work.kernel.panel == Panel::floats); });
 }
 
 }  // namespace

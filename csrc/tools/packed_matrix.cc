@@ -218,7 +218,7 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     if (int8) w.scales = keep(std::move(q.scales));
     view_ = w;
   } else if (packing == Columns::kPacking) {
-    if (dtype != DType::bf16) throw std::invalid_argument("columns: bfloat16 only");
+    if (dtype == DType::f32) throw std::invalid_argument("columns: bfloat16 and int8 only");
     ColumnsBuffers b = pack_columns(pattern, options.height > 16 ? 32 : 16);
     Columns w = describe(Columns{});
     w.height = options.height > 16 ? 32 : 16;
@@ -226,6 +226,7 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     w.values = keep(std::move(b.values));
     w.columns = keep(std::move(b.columns));
     w.pointers = keep(std::move(b.pointers));
+    if (int8) w.scales = keep(std::move(q.scales));
     view_ = w;
   } else if (packing == Tiles::kPacking) {
     TilesBuffers b = pack_tiles(pattern);

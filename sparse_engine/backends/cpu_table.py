@@ -14,7 +14,7 @@ from sparse_engine import _core
 from sparse_engine.backends.base import Params, Row
 from sparse_engine.formats import BSR, NM, Bitmask, Format, SellP
 from sparse_engine.packings.cpu.bits import Bits
-from sparse_engine.packings.cpu.columns import Columns
+from sparse_engine.packings.cpu.columns import Columns, Columns8
 from sparse_engine.packings.cpu.groups import Groups
 from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
@@ -65,6 +65,7 @@ TABLE = (
     Row(PackedTiles8, (Bitmask,), INT8, _tiles, portable=False),
     Row(Bits8, (Bitmask,), INT8),
     Row(Groups8, (NM,), INT8, _groups_fit),
+    Row(Columns8, (BSR,), INT8, _column_lists, portable=False),
     Row(QuadRuns, (Format,), INT8),
     Row(PackedSellP, (SellP,), FLOATS),
     Row(PackedTiles, (Bitmask,), FLOATS, _tiles, portable=False),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sparse_engine.packings.base import Packing
 from sparse_engine.packings.cpu.bits import Bits
-from sparse_engine.packings.cpu.columns import Columns
+from sparse_engine.packings.cpu.columns import Columns, Columns8
 from sparse_engine.packings.cpu.groups import Groups
 from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
@@ -22,6 +22,7 @@ __all__ = [
     "Bits",
     "Bits8",
     "Columns",
+    "Columns8",
     "Ell",
     "Groups",
     "Groups8",

@@ -3,6 +3,7 @@
 #include "kernels/layer_panels/kernel.h"
 #include "kernels/panel_io/activation.inl.h"
 #include "kernels/widen.inl.h"
+#include "kernels/panel_io/order.inl.h"
 #include "kernels/layer_panels/body.inl.h"
 #include "kernels/layer_panels/attend.inl.h"
 #include "kernels/layer_panels/tiles.inl.h"
@@ -24,6 +25,20 @@ void se::rotate_panel_avx2(float* x, int64_t stride, int64_t half, int64_t lanes
 void se::quantize_lanes_avx2(const float* x, int64_t stride, int64_t features, int64_t lanes,
                              float* quads, float* scales) {
   avx2::quantize_lanes(x, stride, features, lanes, quads, scales);
+}
+
+void se::lane_scales_avx2(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                          float* scales) {
+  avx2::lane_scales(x, stride, features, lanes, scales);
+}
+
+void se::rows_to_bf16_avx2(const float* x, int64_t rows, int64_t width, void* panel) {
+  avx2::rows_to_bf16(x, rows, width, panel);
+}
+
+void se::rows_to_bytes_avx2(const float* x, int64_t rows, int64_t width, const float* scales,
+                            void* panel) {
+  avx2::rows_to_bytes(x, rows, width, scales, panel);
 }
 
 void se::attend_avx2(const Attention& attention) { avx2::attend(attention); }

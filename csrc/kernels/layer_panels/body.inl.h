@@ -78,8 +78,8 @@ inline void rotate_panel(float* x, int64_t stride, int64_t half, int64_t lanes,
 
 // Symmetric, one scale per lane. A lane with an Inf or NaN gets the scale NaN, since 0 x Inf and
 // 0 x NaN are NaN.
-inline void quantize_lanes(const float* x, int64_t stride, int64_t features, int64_t lanes,
-                           float* quads, float* scales) {
+inline void lane_scales(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                        float* scales) {
   for (int64_t t = 0; t < lanes; t += kLanes) {
     vf maximum = zero(), nan = zero();
     for (int64_t k = 0; k < features; ++k) {
@@ -88,12 +88,38 @@ inline void quantize_lanes(const float* x, int64_t stride, int64_t features, int
       nan = fmadd(a, zero(), nan);
     }
     store(scales + t, add(div(maximum, set1(127.0f)), nan));
-    float inverse[kLanes];
-    // The inverse of a scale below the smallest normal number would overflow: such tokens become
-    // zero.
-    for (int i = 0; i < kLanes; ++i)
-      inverse[i] = scales[t + i] > 1.2e-38f ? 1.0f / scales[t + i] : 0.0f;
-    const vf scale = load(inverse);
+  }
+}
+
+// The inverse of a scale below the smallest normal number would overflow: such tokens become zero.
+inline vf inverse_scales(const float* scales) {
+  float inverse[kLanes];
+  for (int i = 0; i < kLanes; ++i) inverse[i] = scales[i] > 1.2e-38f ? 1.0f / scales[i] : 0.0f;
+  return load(inverse);
+}
+
+inline void rows_to_bytes(const float* x, int64_t rows, int64_t width, const float* scales,
+                          void* panel) {
+  int8_t* bytes = static_cast<int8_t*>(panel);
+  for (int64_t t = 0; t < width; t += kLanes) {
+    const vf inverse = inverse_scales(scales + t);
+    for (int64_t k = 0; k < rows; ++k)
+      store_byte_lanes(bytes + k * width, t, width, mul(load(x + k * width + t), inverse));
+  }
+}
+
+inline void rows_to_bf16(const float* x, int64_t rows, int64_t width, void* panel) {
+  uint16_t* bits = static_cast<uint16_t*>(panel);
+  for (int64_t k = 0; k < rows; ++k)
+    for (int64_t t = 0; t < width; t += kLanes)
+      store_bf16_lanes(bits + k * width, t, width, load(x + k * width + t));
+}
+
+inline void quantize_lanes(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                           float* quads, float* scales) {
+  lane_scales(x, stride, features, lanes, scales);
+  for (int64_t t = 0; t < lanes; t += kLanes) {
+    const vf scale = inverse_scales(scales + t);
     const auto at = [&](int64_t k) {
       return k < features ? mul(load(x + k * stride + t), scale) : zero();
     };

@@ -73,6 +73,14 @@ struct LayerPanelKernels {
   // PanelIoKernels::quantize, for the first `lanes`, a multiple of 16.
   void (*quantize)(const float* x, int64_t stride, int64_t features, int64_t lanes, float* quads,
                    float* scales);
+  // The same scales alone.
+  void (*lane_scales)(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                      float* scales);
+  // Rows of a panel of floats -> those of a panel of bf16, or with scales [width] of int8, in the
+  // formats of PanelIoKernels::pack and pack_bytes.
+  void (*rows_to_bf16)(const float* x, int64_t rows, int64_t width, void* panel);
+  void (*rows_to_bytes)(const float* x, int64_t rows, int64_t width, const float* scales,
+                        void* panel);
   // 16 lanes of x [features][stride] -> bf16 [ceil(features / 32)][16][32], the first operand of
   // tile products (PanelIoKernels::pack_tiles).
   void (*lanes_to_tiles)(const float* x, int64_t stride, int64_t features, void* tiles);
@@ -96,6 +104,11 @@ const LayerPanelKernels& layer_panels(Capabilities caps);
                              const float* cosines, const float* sines);                           \
   void quantize_lanes_##target(const float* x, int64_t stride, int64_t features, int64_t lanes,   \
                                float* quads, float* scales);                                      \
+  void lane_scales_##target(const float* x, int64_t stride, int64_t features, int64_t lanes,      \
+                            float* scales);                                                       \
+  void rows_to_bf16_##target(const float* x, int64_t rows, int64_t width, void* panel);           \
+  void rows_to_bytes_##target(const float* x, int64_t rows, int64_t width, const float* scales,   \
+                              void* panel);                                                       \
   void lanes_to_tiles_##target(const float* x, int64_t stride, int64_t features, void* tiles);    \
   void quads_to_tiles_##target(const float* quads, int64_t stride, int64_t count, void* tiles);   \
   void tiles_to_lanes_##target(const void* sums, int64_t stride, void* acc);                      \

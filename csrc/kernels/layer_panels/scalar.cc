@@ -3,6 +3,7 @@
 #include "kernels/layer_panels/kernel.h"
 #include "kernels/panel_io/activation.inl.h"
 #include "kernels/widen.inl.h"
+#include "kernels/panel_io/order.inl.h"
 #include "kernels/layer_panels/body.inl.h"
 #include "kernels/layer_panels/attend.inl.h"
 #include "kernels/layer_panels/tiles.inl.h"
@@ -24,6 +25,20 @@ void se::rotate_panel_scalar(float* x, int64_t stride, int64_t half, int64_t lan
 void se::quantize_lanes_scalar(const float* x, int64_t stride, int64_t features, int64_t lanes,
                                float* quads, float* scales) {
   scalar::quantize_lanes(x, stride, features, lanes, quads, scales);
+}
+
+void se::lane_scales_scalar(const float* x, int64_t stride, int64_t features, int64_t lanes,
+                            float* scales) {
+  scalar::lane_scales(x, stride, features, lanes, scales);
+}
+
+void se::rows_to_bf16_scalar(const float* x, int64_t rows, int64_t width, void* panel) {
+  scalar::rows_to_bf16(x, rows, width, panel);
+}
+
+void se::rows_to_bytes_scalar(const float* x, int64_t rows, int64_t width, const float* scales,
+                              void* panel) {
+  scalar::rows_to_bytes(x, rows, width, scales, panel);
 }
 
 void se::attend_scalar(const Attention& attention) { scalar::attend(attention); }

@@ -2,6 +2,7 @@
 #include "simd/avx512.h"
 #include "kernels/panel_io/kernel.h"
 #include "kernels/panel_io/activation.inl.h"
+#include "kernels/panel_io/order.inl.h"
 #include "kernels/panel_io/body.inl.h"
 #include "kernels/panel_io/tiles.inl.h"
 
@@ -15,6 +16,12 @@ inline void pack_bf16(const T* x, int64_t stride, int64_t tokens, int64_t featur
                       uint16_t* panel) {
   for (int64_t k = 0; k < features; k += 16) {
     const int64_t n = features - k < 16 ? features - k : 16;
+    if (width == 16) {
+      vf tile[16];
+      gather_tile(x + k, stride, tokens, n, tile);
+      for (int64_t i = 0; i < n; ++i) store(reinterpret_cast<bf16*>(panel) + (k + i) * 16, tile[i]);
+      continue;
+    }
     for (int64_t t = 0; t < width; t += 32) {
       vf lo[16], hi[16];
       gather_tile(x + t * stride + k, stride, tokens - t, n, lo);
@@ -29,9 +36,9 @@ inline void pack_bf16(const T* x, int64_t stride, int64_t tokens, int64_t featur
 }  // namespace avx512
 }  // namespace se
 void se::pack_panel_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
-                           int64_t features, int64_t width, void* panel, DType panel_dtype) {
+                           int64_t features, int64_t width, void* panel, Panel kind) {
   uint16_t* bits = static_cast<uint16_t*>(panel);
-  if (panel_dtype == DType::f32)
+  if (kind == Panel::floats)
     avx512::pack(x, dtype, stride, tokens, features, width, static_cast<float*>(panel));
   else if (dtype == DType::f32)
     avx512::pack_bf16(static_cast<const float*>(x), stride, tokens, features, width, bits);
@@ -43,6 +50,16 @@ void se::quantize_panel_avx512(const void* x, DType dtype, int64_t stride, int64
                                int64_t features, int64_t lanes, int64_t width, void* panel,
                                float* scales) {
   avx512::quantize(x, dtype, stride, tokens, features, lanes, width, panel, scales);
+}
+
+void se::token_scales_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                             int64_t features, float* scales) {
+  avx512::token_scales(x, dtype, stride, tokens, features, scales);
+}
+
+void se::pack_bytes_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                           int64_t features, int64_t width, const float* scales, void* panel) {
+  avx512::pack_bytes(x, dtype, stride, tokens, features, width, scales, panel);
 }
 
 void se::store_panel_avx512(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,

@@ -92,6 +92,28 @@ inline float token_scale(const T* x, int64_t features) {
   return largest(x, features) / 127.0f;
 }
 
+// The inverse of a scale below the smallest normal number would overflow: such tokens become zero,
+// as those with an Inf or NaN do, whose scale is NaN.
+inline float inverse_scale(float scale) { return scale > 1.2e-38f ? 1.0f / scale : 0.0f; }
+
+template <class T>
+inline void pack_bytes(const T* x, int64_t stride, int64_t tokens, int64_t features, int64_t width,
+                       const float* scales, int8_t* panel) {
+  for (int64_t t = 0; t < width; t += kLanes) {
+    float inverses[kLanes];
+    for (int i = 0; i < kLanes; ++i) inverses[i] = inverse_scale(scales[t + i]);
+    const vf inverse = load(inverses);
+    for (int64_t k = 0; k < features; k += kLanes) {
+      vf tile[kLanes];
+      gather_tile(x + t * stride + k, stride, tokens - t, features - k, tile);
+      SE_UNROLL
+      for (int i = 0; i < kLanes; ++i)
+        if (i < features - k)
+          store_byte_lanes(panel + (k + i) * width, t, width, mul(tile[i], inverse));
+    }
+  }
+}
+
 template <class T>
 inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t features,
                           int64_t lanes, int64_t width, float* panel, float* scales) {
@@ -100,9 +122,7 @@ inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t fe
     float inverse[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
       scales[t + i] = t + i < tokens ? token_scale(x + (t + i) * stride, features) : 0.0f;
-      // The inverse of a scale below the smallest normal number would overflow: such tokens become
-      // zero.
-      inverse[i] = scales[t + i] > 1.2e-38f ? 1.0f / scales[t + i] : 0.0f;
+      inverse[i] = inverse_scale(scales[t + i]);
     }
     for (int64_t q = 0; q < quads; q += kLanes) {
       alignas(64) uint8_t bytes[kLanes][4 * kLanes];
@@ -210,6 +230,23 @@ inline void quantize(const void* x, DType dtype, int64_t stride, int64_t tokens,
   else
     quantize_rows(static_cast<const bf16*>(x), stride, tokens, features, lanes, width, quads,
                   scales);
+}
+
+inline void token_scales(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                         int64_t features, float* scales) {
+  for (int64_t t = 0; t < tokens; ++t)
+    scales[t] = dtype == DType::f32
+                    ? token_scale(static_cast<const float*>(x) + t * stride, features)
+                    : token_scale(static_cast<const bf16*>(x) + t * stride, features);
+}
+
+inline void pack_bytes(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+                       int64_t width, const float* scales, void* panel) {
+  int8_t* bytes = static_cast<int8_t*>(panel);
+  if (dtype == DType::f32)
+    pack_bytes(static_cast<const float*>(x), stride, tokens, features, width, scales, bytes);
+  else
+    pack_bytes(static_cast<const bf16*>(x), stride, tokens, features, width, scales, bytes);
 }
 
 inline void store_panel(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,

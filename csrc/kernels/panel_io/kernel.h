@@ -32,17 +32,25 @@ struct PanelSums {
 
 struct PanelIoKernels {
   CompileTarget target;
-  // x [tokens][stride] -> panel [features][width], float or bf16; lanes past `tokens` become zero.
-  // A float panel is in token order. A bf16 panel orders each 32 tokens as
+  // x [tokens][stride] -> panel [features][width] of floats or bf16; lanes past `tokens` become
+  // zero. A panel of floats is in token order. A panel of bf16 orders each 32 tokens as
   // 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31, which unpacklo and unpackhi undo at no cost.
   void (*pack)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
-               int64_t width, void* panel, DType panel_dtype);
+               int64_t width, void* panel, Panel kind);
   // x [tokens][stride] -> panel [ceil(features / 4)][width] of quads of bytes round(x / scale) +
   // 128 with scales[token] = max |x| / 127: symmetric, one scale per token. Bytes past `features`
   // and `tokens` represent zero. A token with an Inf or NaN gets the scale NaN. Writes `lanes`, a
   // multiple of 16, of the panel's `width` tokens, so that threads may share a panel.
   void (*quantize)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
                    int64_t lanes, int64_t width, void* panel, float* scales);
+  // scales[token] = max |x| / 127 as `quantize` writes them.
+  void (*token_scales)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+                       float* scales);
+  // x [tokens][stride] -> panel [features][width] of int8 round(x / scale), for scales [width] of
+  // token_scales and zeros. Orders each 32 tokens as 0-7 16-23 8-15 24-31, as unpacklo and unpackhi
+  // of bytes do.
+  void (*pack_bytes)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+                     int64_t width, const float* scales, void* panel);
   // sums [rows][width] -> y[token][row0 + row] for token < tokens, with the epilogue.
   void (*store)(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
                 const Epilogue& epilogue);
@@ -68,10 +76,14 @@ const PanelIoKernels& panel_io(Capabilities caps);
 
 #define SE_PANEL_IO(target)                                                                    \
   void pack_panel_##target(const void* x, DType dtype, int64_t stride, int64_t tokens,         \
-                           int64_t features, int64_t width, void* panel, DType panel_dtype);   \
+                           int64_t features, int64_t width, void* panel, Panel kind);          \
   void quantize_panel_##target(const void* x, DType dtype, int64_t stride, int64_t tokens,     \
                                int64_t features, int64_t lanes, int64_t width, void* panel,    \
                                float* scales);                                                 \
+  void token_scales_##target(const void* x, DType dtype, int64_t stride, int64_t tokens,       \
+                             int64_t features, float* scales);                                 \
+  void pack_bytes_##target(const void* x, DType dtype, int64_t stride, int64_t tokens,         \
+                           int64_t features, int64_t width, const float* scales, void* panel); \
   void store_panel_##target(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows, \
                             const Epilogue& epilogue);                                         \
   void store_token_##target(const float* acc, float scale, int64_t row0, int64_t rows,         \

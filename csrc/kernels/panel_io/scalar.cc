@@ -2,11 +2,12 @@
 #include "simd/scalar.h"
 #include "kernels/panel_io/kernel.h"
 #include "kernels/panel_io/activation.inl.h"
+#include "kernels/panel_io/order.inl.h"
 #include "kernels/panel_io/body.inl.h"
 #include "kernels/panel_io/tiles.inl.h"
 // Kernels of this ISA read float panels only.
 void se::pack_panel_scalar(const void* x, DType dtype, int64_t stride, int64_t tokens,
-                           int64_t features, int64_t width, void* panel, DType) {
+                           int64_t features, int64_t width, void* panel, Panel) {
   scalar::pack(x, dtype, stride, tokens, features, width, static_cast<float*>(panel));
 }
 
@@ -14,6 +15,16 @@ void se::quantize_panel_scalar(const void* x, DType dtype, int64_t stride, int64
                                int64_t features, int64_t lanes, int64_t width, void* panel,
                                float* scales) {
   scalar::quantize(x, dtype, stride, tokens, features, lanes, width, panel, scales);
+}
+
+void se::token_scales_scalar(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                             int64_t features, float* scales) {
+  scalar::token_scales(x, dtype, stride, tokens, features, scales);
+}
+
+void se::pack_bytes_scalar(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                           int64_t features, int64_t width, const float* scales, void* panel) {
+  scalar::pack_bytes(x, dtype, stride, tokens, features, width, scales, panel);
 }
 
 void se::store_panel_scalar(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,

@@ -6,9 +6,10 @@ namespace se {
 namespace {
 
 constexpr PanelIoKernels kTable[] = {
-#define SE_PANEL_IO(target)                                                                  \
-  {targets::target,      pack_panel_##target, quantize_panel_##target, store_panel_##target, \
-   store_token_##target, pack_tiles_##target, quantize_tiles_##target, store_tiles_##target},
+#define SE_PANEL_IO(target)                                                                       \
+  {targets::target,         pack_panel_##target,  quantize_panel_##target, token_scales_##target, \
+   pack_bytes_##target,     store_panel_##target, store_token_##target,    pack_tiles_##target,   \
+   quantize_tiles_##target, store_tiles_##target},
 #include "kernels/panel_io/kernels.inc"
 #undef SE_PANEL_IO
 };

@@ -65,7 +65,7 @@ inline void quantize_lines(const T* x, int64_t stride, int64_t tokens, int64_t f
   float inverse[16];
   for (int64_t t = 0; t < 16; ++t) {
     scales[t] = t < tokens ? token_scale(x + t * stride, features) : 0.0f;
-    inverse[t] = scales[t] > 1.2e-38f ? 1.0f / scales[t] : 0.0f;
+    inverse[t] = inverse_scale(scales[t]);
   }
   for (int64_t k = 0; k < features; k += 64)
     for (int64_t t = 0; t < 16; ++t)

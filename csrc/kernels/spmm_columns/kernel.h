@@ -10,16 +10,17 @@ struct SpmmColumnsKernel {
   const char* name;
   DType weight;
   CompileTarget target;
-  DType panel;         // of x
+  Panel panel;         // of x
   int64_t min_tokens;  // narrowest panel that the kernel accepts
-  // y[r][t] = sum over k of W[begin * height + r, k] * x[k][t]
-  //   x  panel [in][tokens], 64-byte aligned: float, or bf16 in the order of panel_io/kernel.h
-  //   y  [(end - begin) * height][tokens] floats, 64-byte aligned, overwritten; must not overlap x
+  // sums[r][t] = sum over k of W[begin * height + r, k] * x[k][t]
+  //   x  panel [in][tokens], 64-byte aligned: floats, bf16 or bytes (panel_io/kernel.h)
+  //   sums  [(end - begin) * height][tokens] floats, or int32 for int8; 64-byte aligned,
+  //         overwritten; must not overlap x
   //   tokens  16, 32 or 64, at least min_tokens
-  // Accumulates in float. A column of a band is multiplied for all its rows, so Inf and NaN may
-  // reach rows that do not use it. Safe from any number of threads.
+  // bf16 products are summed in float, int8 exactly. A column of a band is multiplied for all its
+  // rows, so Inf and NaN may reach rows that do not use it. Safe from any number of threads.
   void (*run)(const Columns& w, int64_t begin, int64_t end, const void* x, int64_t tokens,
-              float* y);
+              void* sums);
 };
 
 // The first row of kernels.inc for `weight` that `caps` covers.
@@ -27,7 +28,7 @@ const SpmmColumnsKernel& spmm_columns(DType weight, Capabilities caps);
 
 #define SE_SPMM_COLUMNS(weight, target, panel, min_tokens)                            \
   void spmm_columns_##weight##_##target(const Columns& w, int64_t begin, int64_t end, \
-                                        const void* x, int64_t tokens, float* y);
+                                        const void* x, int64_t tokens, void* sums);
 #include "kernels/spmm_columns/kernels.inc"
 #undef SE_SPMM_COLUMNS
 

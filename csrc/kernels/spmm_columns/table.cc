@@ -7,7 +7,7 @@ namespace {
 
 constexpr SpmmColumnsKernel kTable[] = {
 #define SE_SPMM_COLUMNS(weight, target, panel, min_tokens)                                        \
-  {"spmm_columns_" #weight "_" #target, DType::weight, targets::target, DType::panel, min_tokens, \
+  {"spmm_columns_" #weight "_" #target, DType::weight, targets::target, Panel::panel, min_tokens, \
    spmm_columns_##weight##_##target},
 #include "kernels/spmm_columns/kernels.inc"
 #undef SE_SPMM_COLUMNS

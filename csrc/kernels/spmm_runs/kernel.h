@@ -18,7 +18,7 @@ struct SpmmRunsKernel {
   const char* name;
   DType weight;
   CompileTarget target;
-  DType panel;         // of x
+  Panel panel;         // of x
   int64_t max_tokens;  // widest panel whose sums fit the registers
   SpmmRunsFn run;
 };

@@ -7,7 +7,7 @@ namespace {
 
 constexpr SpmmRunsKernel kTable[] = {
 #define SE_SPMM_RUNS(weight, target, panel, max_tokens)                                        \
-  {"spmm_runs_" #weight "_" #target, DType::weight, targets::target, DType::panel, max_tokens, \
+  {"spmm_runs_" #weight "_" #target, DType::weight, targets::target, Panel::panel, max_tokens, \
    spmm_runs_##weight##_##target},
 #include "kernels/spmm_runs/kernels.inc"
 #undef SE_SPMM_RUNS

@@ -19,7 +19,7 @@ struct SpmmStripsKernel {
   const char* name;
   DType weight;
   CompileTarget target;
-  DType panel;         // of x
+  Panel panel;         // of x
   int64_t min_tokens;  // narrowest panel that the kernel accepts
   SpmmStripsFn run;
 };

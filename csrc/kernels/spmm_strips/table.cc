@@ -7,7 +7,7 @@ namespace {
 
 constexpr SpmmStripsKernel kTable[] = {
 #define SE_SPMM_STRIPS(weight, target, panel, min_tokens)                                        \
-  {"spmm_strips_" #weight "_" #target, DType::weight, targets::target, DType::panel, min_tokens, \
+  {"spmm_strips_" #weight "_" #target, DType::weight, targets::target, Panel::panel, min_tokens, \
    spmm_strips_##weight##_##target},
 #include "kernels/spmm_strips/kernels.inc"
 #undef SE_SPMM_STRIPS

@@ -15,7 +15,7 @@ from sparse_engine.modules.linears import weight_of
 from sparse_engine.nn.linear import SparseLinear
 from sparse_engine.ops import weight_handle
 from sparse_engine.packings import PackedTiles, Runs
-from sparse_engine.packings.cpu.purposes import for_layers, for_rows, in_strips
+from sparse_engine.packings.cpu.purposes import for_layers, for_rows
 
 LINEARS = ("query", "key", "value", "output", "gate", "up", "down")
 Parts = dict[str, Any]  # arguments of `_core.Attention` or `_core.FeedForward`, by name
@@ -141,7 +141,7 @@ def linear_pair(layer: nn.Module, rows: bool) -> _core.LinearPair:
     Many tokens of a prompt and the single tokens after it need different packings.
     """
     if isinstance(layer, SparseLinear):
-        packed = in_strips(layer.packed)
+        packed = layer.packed
     else:
         weight = weight_of(layer).detach().contiguous()
         in_tiles = weight.dtype == torch.bfloat16 and has_tiles()

@@ -25,15 +25,15 @@ from sparse_engine.formats.compressed import row_ids
 from sparse_engine.formats.rows import Rows, RowSource, Tiles, joined, running
 from sparse_engine.packings.base import Packing
 from sparse_engine.packings.cpu.strips import Strips
+from sparse_engine.packings.values import Numbers, check_scales
 
-STEP = 32
 HEIGHTS = (16, 32)
 MAX_INPUTS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Columns(Packing):
-    """The columns that any of `height` rows uses, 32 in a step.
+    """The columns that any of `height` rows uses, 32 in a step, or 64 of int8.
 
     Two bytes of index a column, shared by the rows of a band. The last step of a band repeats its
     last column with zeros.
@@ -46,9 +46,11 @@ class Columns(Packing):
     param_names: ClassVar[tuple[str, ...]] = ("height",)
     buffer_names: ClassVar[tuple[str, ...]] = ("values", "columns", "pointers")
     value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16,)
+    step: ClassVar[int] = 32
+    """Columns of a step."""
 
     columns: Tensor
-    """uint16 [steps, 32]."""
+    """uint16 [steps, columns of a step]."""
     pointers: Tensor
     """int32 [bands + 1]: the first step of each band."""
 
@@ -70,11 +72,11 @@ class Columns(Packing):
             raise UsageError(problem)
         if source.shape[1] > MAX_INPUTS:
             raise UsageError(f"columns: at most {MAX_INPUTS} inputs, got {source.shape[1]}")
-        values, columns, steps = [], [], []
+        values, columns, steps, step = [], [], [], cls.step
         for begin, end in source.ranges(height):
             tiles = source.read_tiles(begin, end, height, 1)
             counts = tiles.pointers.diff()
-            padded = -(-counts // STEP) * STEP
+            padded = -(-counts // step) * step
             # Where each column goes, and the last column of each band where none goes.
             to = torch.arange(len(tiles.columns))
             to += (running(padded)[:-1] - tiles.pointers[:-1]).repeat_interleave(counts)
@@ -84,15 +86,15 @@ class Columns(Packing):
             all_columns[to] = tiles.columns
             elements = tiles.values.new_zeros(len(all_columns), height)
             elements[to] = tiles.values.view(-1, height)
-            values.append(elements.view(-1, STEP, height).transpose(1, 2).contiguous())
-            columns.append(all_columns.to(torch.uint16).view(-1, STEP))
-            steps.append(padded // STEP)
+            values.append(elements.view(-1, step, height).transpose(1, 2).contiguous())
+            columns.append(all_columns.to(torch.uint16).view(-1, step))
+            steps.append(padded // step)
         none = torch.zeros(0, dtype=torch.int32)
         pointers = running(joined(steps, none.long()))
         check_count("columns: steps", int(pointers[-1]))
         return {
-            "values": joined(values, none.to(source.dtype).view(0, height, STEP)),
-            "columns": joined(columns, none.to(torch.uint16).view(0, STEP)),
+            "values": joined(values, none.to(source.dtype).view(0, height, step)),
+            "columns": joined(columns, none.to(torch.uint16).view(0, step)),
             "pointers": pointers.int(),
         }
 
@@ -114,7 +116,7 @@ class Columns(Packing):
 
     def row_costs(self) -> Tensor:
         """Columns of each row's band."""
-        counts = self.pointers.diff().long() * STEP
+        counts = self.pointers.diff().long() * self.step
         return counts.repeat_interleave(self.height)[: self.shape[0]]
 
     def read_rows(self, begin: int, end: int) -> Rows:
@@ -136,27 +138,27 @@ class Columns(Packing):
         first, last = (int(pointers[0]), int(pointers[-1])) if len(pointers) else (0, 0)
         values = self.values[first:last].transpose(1, 2).reshape(-1, self.height, 1)
         columns = self.columns[first:last].reshape(-1).int()
-        return Tiles((pointers - first) * STEP, columns, values)
+        return Tiles((pointers - first) * self.step, columns, values)
 
     def validate(self) -> None:
         """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         check_shape(self.name, self.shape)
         if self.shape[1] > MAX_INPUTS:
             raise InvalidFileError(f"columns: at most {MAX_INPUTS} inputs, got {self.shape[1]}")
-        expected = ("steps", "height", STEP)
+        expected = ("steps", "height", self.step)
         check_buffer("columns values", self.values, self.value_dtypes, expected)
         problem = self.params_problem(self.params())
         if problem:
             raise InvalidFileError(problem)
         steps, device = len(self.values), self.values.device
-        check_buffer("columns columns", self.columns, (torch.uint16,), (steps, STEP), device)
+        check_buffer("columns columns", self.columns, (torch.uint16,), (steps, self.step), device)
         bands = -(-self.shape[0] // self.height)
         check_buffer("columns pointers", self.pointers, (torch.int32,), (bands + 1,), device)
         check_pointers("columns pointers", self.pointers, steps)
         columns = self.columns.view(-1).int()
         check_range("columns columns", columns, self.shape[1])
         # A column comes once, but for the zeros at the end of a band.
-        same_band = row_ids(self.pointers).repeat_interleave(STEP).diff() == 0
+        same_band = row_ids(self.pointers).repeat_interleave(self.step).diff() == 0
         step = columns.diff()
         if bool((same_band & (step < 0)).any()):
             raise InvalidFileError("columns columns: must rise within a band")
@@ -167,3 +169,31 @@ class Columns(Packing):
         tail = self.shape[0] % self.height
         if tail:
             check_zero("columns values", self.values[int(self.pointers[-2]) :, tail:])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Columns8(Columns):
+    """Columns of int8."""
+
+    name: ClassVar[str] = "columns8"
+    template: ClassVar[str] = "columns8:{height}"
+    buffer_names: ClassVar[tuple[str, ...]] = (*Columns.buffer_names, "scales")
+    value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.int8,)
+    step: ClassVar[int] = 64
+
+    scales: Tensor
+    """float32 [out]."""
+
+    @classmethod
+    def _scaling(cls, source: Numbers, buffers: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"scales": source.scales}
+
+    def validate(self) -> None:
+        """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
+        super().validate()
+        check_scales("columns", self.scales, self.shape[0], self.device)
+        if bool((self.values == -128).any()):
+            raise InvalidFileError("int8 values: expected -127..127, got -128")
+
+
+Columns.int8 = Columns8

@@ -13,7 +13,8 @@ from sparse_engine import _core
 from sparse_engine.formats import Format
 from sparse_engine.formats.checks import dtype_name
 from sparse_engine.packings.cpu.bits import Bits
-from sparse_engine.packings.cpu.columns import Columns
+from sparse_engine.packings.cpu.columns import Columns, Columns8
+from sparse_engine.packings.cpu.int8 import QuadRuns
 from sparse_engine.packings.cpu.runs import Runs, chunk_rows
 from sparse_engine.packings.cpu.sellp import PackedSellP
 from sparse_engine.packings.cpu.strips import K_BLOCK as STRIPS_BLOCK
@@ -30,8 +31,10 @@ STEPS_SELLP_FROM = {"float32": 0.65, "bfloat16": 0.65, "int8": 0.8}
 STEP_BLOCK, STEP_CHUNK = 256, 256
 
 
-def in_strips(packed: Format) -> Format:
-    """Lists of columns as strips: native layers and recurrent networks have panels of floats."""
+def in_lanes(packed: Format) -> Format:
+    """Lists of columns, which only tiles multiply, as a packing for the lanes of vectors."""
+    if isinstance(packed, Columns8):
+        return QuadRuns.from_format(packed)
     if isinstance(packed, Columns):
         return Strips.from_format(packed, height=packed.height)
     return packed
@@ -39,13 +42,14 @@ def in_strips(packed: Format) -> Format:
 
 def for_panels(packed: Format) -> Format:
     """The packing for panels of tokens."""
-    packed = in_strips(packed)
+    packed = in_lanes(packed)
     return packed if isinstance(packed, Runs | Strips) else Runs.from_format(packed)
 
 
 def for_layers(packed: Format) -> Format:
     """The packing for the panels of native layers, which also multiply tiles."""
-    if isinstance(packed, PackedTiles) and packed.dtype != torch.float32:
+    in_tiles = isinstance(packed, PackedTiles) and packed.dtype != torch.float32
+    if in_tiles or isinstance(packed, Columns):
         return packed
     return for_panels(packed)
 
@@ -60,7 +64,7 @@ def for_steps_on_panels(packed: Format, together: int) -> Format:
         packed: Weight [gates x units, in], the rows of a unit side by side.
         together: Rows that no chunk may cut.
     """
-    packed = in_strips(packed)
+    packed = in_lanes(packed)
     if isinstance(packed, Strips) and together % packed.height == 0:
         fits = packed.block <= STRIPS_BLOCK
         return packed if fits else Strips.from_format(packed)
@@ -72,7 +76,7 @@ def for_steps_on_panels(packed: Format, together: int) -> Format:
 
 def for_rows(packed: Format, sellp_from: Mapping[str, float] = SELLP_FROM) -> Format:
     """The packing that a few tokens read fastest: that with fewest bytes and instructions."""
-    packed = in_strips(packed)
+    packed = in_lanes(packed)
     if not isinstance(packed, Runs):
         return packed
     dtype = dtype_name(packed.dtype)
@@ -87,7 +91,7 @@ def for_steps_on_rows(packed: Format) -> Format:
 
     Vectors of activations stay in L1, so one K-block holds all columns.
     """
-    packed = in_strips(packed)
+    packed = in_lanes(packed)
     if isinstance(packed, Strips) and packed.block < packed.shape[1]:
         return Strips.from_format(packed, block=packed.shape[1])
     return for_rows(packed, STEPS_SELLP_FROM)
