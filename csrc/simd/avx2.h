@@ -125,5 +125,13 @@ inline void transpose(vf (&r)[8]) {
   for (int i = 0; i < 8; ++i) r[i] = t[i];
 }
 
+constexpr int kColumns = 8;
+inline void load_columns(const float* p, int64_t stride, vf (&column)[kColumns]) {
+  SE_UNROLL
+  for (int i = 0; i < 8; ++i) column[i] = load(p + i * stride);
+  transpose(column);
+}
+inline vf from_integers(vf a) { return _mm256_cvtepi32_ps(_mm256_castps_si256(a)); }
+
 }  // namespace SE_TARGET
 }  // namespace se

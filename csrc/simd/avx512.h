@@ -123,5 +123,36 @@ inline void transpose(vf (&r)[16]) {
   }
 }
 
+// Half as many columns as lanes: with one row of memory for each column, more of them than the TLB
+// has entries for stores take several times as long to write.
+constexpr int kColumns = 8;
+inline void load_columns(const float* p, int64_t stride, vf (&column)[kColumns]) {
+  __m512 t[8];
+  const auto rows = [&](int a, int b) {
+    const __m256 low = _mm256_loadu_ps(p + a * stride), high = _mm256_loadu_ps(p + b * stride);
+    return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)),
+                                               _mm256_castps_pd(high), 1));
+  };
+  SE_UNROLL
+  for (int i = 0; i < 8; i += 2) {
+    const int a = i < 4 ? i : i + 4;  // rows 0 to 3 and 8 to 11
+    const __m512 even = rows(a, a + 4), odd = rows(a + 1, a + 5);
+    t[i] = _mm512_unpacklo_ps(even, odd);
+    t[i + 1] = _mm512_unpackhi_ps(even, odd);
+  }
+  SE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int from = i / 2, imm = i % 2;
+    const auto pick = [&](int q) {
+      const __m512 a = t[q + from], b = t[q + from + 2];
+      return imm ? _mm512_shuffle_ps(a, b, 0xEE) : _mm512_shuffle_ps(a, b, 0x44);
+    };
+    const __m512 low = pick(0), high = pick(4);
+    column[i] = _mm512_shuffle_f32x4(low, high, 0x88);
+    column[i + 4] = _mm512_shuffle_f32x4(low, high, 0xDD);
+  }
+}
+inline vf from_integers(vf a) { return _mm512_cvtepi32_ps(_mm512_castps_si512(a)); }
+
 }  // namespace SE_TARGET
 }  // namespace se

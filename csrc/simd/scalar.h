@@ -81,6 +81,15 @@ inline vf copy_sign(vf magnitude, vf sign) {
   return each([&](int i) { return std::copysign(magnitude.lane[i], sign.lane[i]); });
 }
 
+// A vector that was loaded from integers, as floats.
+inline vf from_integers(vf a) {
+  return each([&](int i) {
+    int32_t integer;
+    std::memcpy(&integer, &a.lane[i], 4);
+    return static_cast<float>(integer);
+  });
+}
+
 // Integers as floats.
 inline vf load(const int32_t* p) {
   return each([=](int i) { return static_cast<float>(p[i]); });
@@ -136,6 +145,13 @@ inline void transpose(vf (&r)[4]) {
       r[i].lane[j] = r[j].lane[i];
       r[j].lane[i] = t;
     }
+}
+
+// column[j] holds element j of kLanes rows, `stride` apart; floats or integers.
+constexpr int kColumns = 4;
+inline void load_columns(const float* p, int64_t stride, vf (&column)[kColumns]) {
+  for (int j = 0; j < kColumns; ++j)
+    for (int i = 0; i < 4; ++i) std::memcpy(&column[j].lane[i], p + i * stride + j, 4);
 }
 
 }  // namespace SE_TARGET

@@ -140,10 +140,11 @@ inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t fe
   }
 }
 
-// One vector of sums as floats, scaled if they are int32.
-inline vf scaled(const float* acc, const Epilogue&, int64_t, const float*) { return load(acc); }
-inline vf scaled(const int32_t* acc, const Epilogue& e, int64_t row, const float* token_scales) {
-  return mul(mul(load(acc), set1(e.row_scales[row])), load(token_scales));
+// One vector of a token's sums, as floats and scaled if they are int32.
+template <class A>
+inline vf scaled(vf sums, vf row_scale, const float* token_scale) {
+  if constexpr (static_cast<A>(0.5f) != 0) return sums;
+  return mul(mul(from_integers(sums), row_scale), set1(*token_scale));
 }
 
 // A bf16 vector fills half a cache line: it is stored through the caches, where the other half
@@ -151,51 +152,63 @@ inline vf scaled(const int32_t* acc, const Epilogue& e, int64_t row, const float
 inline void store_vector(float* p, vf a) { stream(p, a); }
 inline void store_vector(bf16* p, vf a) { store(p, a); }
 
-template <class T, class A>
+// kLanes rows of kColumns tokens, of which `rows` and `tokens` exist. Without `kPart` all do.
+template <class T, class A, bool kPart, bool kActivates>
 inline void store_tile(const A* acc, int64_t width, const float* token_scales, int64_t tokens,
                        int64_t rows, const Epilogue& e, int64_t row0, const T* residual, T* y) {
-  vf tile[kLanes];
-  const float* bias = e.bias ? e.bias + row0 : nullptr;
+  const float* from = reinterpret_cast<const float*>(acc);
+  const int64_t n = kPart ? rows : kLanes;
+  float some[kPart ? kLanes * kColumns : 1] = {};
+  if (kPart)
+    for (int64_t i = 0; i < n && i < kLanes; ++i)
+      __builtin_memcpy(some + i * kColumns, from + i * width, sizeof(float) * kColumns);
+  vf line[kColumns];
+  load_columns(kPart ? some : from, kPart ? kColumns : width, line);
+  const vf bias = e.bias ? load_some(e.bias + row0, n) : zero();
+  const vf row_scale = token_scales ? load_some(e.row_scales + row0, n) : zero();
   SE_UNROLL
-  for (int i = 0; i < kLanes; ++i) {
-    if (i >= rows) {
-      tile[i] = zero();
-      continue;
+  for (int i = 0; i < kColumns; ++i) {
+    if (kPart && i >= tokens) break;
+    vf a = add(scaled<A>(line[i], row_scale, token_scales + i), bias);
+    if (kActivates) a = activate(e.activation, a);
+    if (residual) a = add(a, load_some(residual + i * e.residual_stride, n));
+    T* to = y + i * e.y_stride;
+    if (kPart || !e.stream)
+      store_some(to, a, n);
+    else
+      store_vector(to, a);
+  }
+}
+
+template <class T, class A, bool kActivates>
+inline void store_tiles_of(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
+                           const Epilogue& e) {
+  // Tokens are the outer loop: each row of y lies on another page of memory, and the TLB holds few.
+  for (int64_t t = 0; t < tokens; t += kColumns)
+    for (int64_t r = 0; r < rows; r += kLanes) {
+      const A* acc = static_cast<const A*>(sums.acc) + r * sums.width + t;
+      const float* scales = sums.token_scales ? sums.token_scales + t : nullptr;
+      const T* residual = e.residual
+                              ? static_cast<const T*>(e.residual) + t * e.residual_stride + row0 + r
+                              : nullptr;
+      T* y = static_cast<T*>(e.y) + t * e.y_stride + row0 + r;
+      const bool part = rows - r < kLanes || tokens - t < kColumns;
+      if (part)
+        store_tile<T, A, true, kActivates>(acc, sums.width, scales, tokens - t, rows - r, e,
+                                           row0 + r, residual, y);
+      else
+        store_tile<T, A, false, kActivates>(acc, sums.width, scales, tokens - t, rows - r, e,
+                                            row0 + r, residual, y);
     }
-    const vf sum = scaled(acc + i * width, e, row0 + i, token_scales);
-    tile[i] = activate(e.activation, add(sum, set1(bias ? bias[i] : 0.0f)));
-  }
-  transpose(tile);
-  if (residual) {
-    SE_UNROLL
-    for (int i = 0; i < kLanes; ++i)
-      if (i < tokens) tile[i] = add(tile[i], load_some(residual + i * e.residual_stride, rows));
-  }
-  if (e.stream && rows >= kLanes && tokens >= kLanes) {
-    SE_UNROLL
-    for (int i = 0; i < kLanes; ++i) store_vector(y + i * e.y_stride, tile[i]);
-    return;
-  }
-  SE_UNROLL
-  for (int i = 0; i < kLanes; ++i)
-    if (i < tokens) store_some(y + i * e.y_stride, tile[i], rows);
 }
 
 template <class T, class A>
 inline void store_rows(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
                        const Epilogue& e) {
-  const A* acc = static_cast<const A*>(sums.acc);
-  const T* residual = static_cast<const T*>(e.residual);
-  T* y = static_cast<T*>(e.y);
-  // Tokens are the outer loop: each row of y lies on another page of memory, and the TLB holds few.
-  for (int64_t t = 0; t < tokens; t += kLanes)
-    for (int64_t r = 0; r < rows; r += kLanes) {
-      const int64_t live = tokens - t < kLanes ? tokens - t : kLanes;
-      store_tile(acc + r * sums.width + t, sums.width,
-                 sums.token_scales ? sums.token_scales + t : nullptr, live, rows - r, e, row0 + r,
-                 residual ? residual + t * e.residual_stride + row0 + r : nullptr,
-                 y + t * e.y_stride + row0 + r);
-    }
+  if (e.activation == Activation::none)
+    store_tiles_of<T, A, false>(sums, tokens, row0, rows, e);
+  else
+    store_tiles_of<T, A, true>(sums, tokens, row0, rows, e);
 }
 
 template <class T>

@@ -110,7 +110,9 @@ inline void band(const Columns& w, int64_t b, const char* x, char* sums) {
     if (G == 2) _tile_loadd(5, tile + kTileBytes, kLineBytes);
     _tile_loadd(6, columns, kLineBytes);
     SE_PRODUCT(0, 4, 6)
-    if (G == 2) SE_PRODUCT(1, 5, 6)
+    if (G == 2) {
+      SE_PRODUCT(1, 5, 6)
+    }
     if (V > 1) {
       _tile_loadd(7, columns + kTileBytes, kLineBytes);
       if (G == 2) {
