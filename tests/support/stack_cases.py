@@ -13,6 +13,8 @@ from sparse_engine.ops import weight_handle
 from sparse_engine.packings import (
     Bits,
     Bits8,
+    Columns,
+    Columns8,
     PackedSellP,
     PackedTiles,
     PackedTiles8,
@@ -165,11 +167,23 @@ def angles(config: dict[str, Any], positions: int = 400) -> Tensor:
     return torch.arange(positions)[:, None] * powers
 
 
-def pack(i: int, weight: Tensor, int8: bool, tiles: bool) -> tuple[Any, Any]:
-    """Packed for panels, and for rows; the second layer as strips, or both as tiles."""
-    if tiles and (int8 or weight.dtype == torch.bfloat16):
+def pack(i: int, weight: Tensor, int8: bool, layout: str) -> tuple[Any, Any]:
+    """Packed for panels, and for rows; the second layer as strips.
+
+    Args:
+        i: The layer.
+        weight: Of one of its linear layers.
+        int8: Whether to quantise.
+        layout: "tiles" for both, "columns" for panels of bfloat16 or int8, or none.
+    """
+    narrow = int8 or weight.dtype == torch.bfloat16
+    if layout == "tiles" and narrow:
         both = (PackedTiles8 if int8 else PackedTiles).from_dense(weight)
         return both, both
+    if layout == "columns" and narrow:
+        height = (16, 32)[(i + len(weight)) % 2]
+        columns = (Columns8 if int8 else Columns).from_dense(weight, height=height)
+        return columns, (Bits8 if int8 else Bits).from_dense(weight)
     if int8:
         rows = Bits8.from_dense(weight) if i % 2 else SellP8.from_dense(weight)
         return QuadRuns.from_dense(weight), rows
@@ -202,16 +216,16 @@ class Builder:
     """Builds the native layers of a config."""
 
     def __init__(
-        self, config: dict[str, Any], int8: bool = False, panels: bool = True, tiles: bool = False
+        self, config: dict[str, Any], int8: bool = False, panels: bool = True, layout: str = ""
     ) -> None:
-        self.config, self.int8, self.panels, self.tiles = config, int8, panels, tiles
+        self.config, self.int8, self.panels, self.layout = config, int8, panels, layout
         self.tables: dict[tuple[float, int], _core.RotaryTable] = {}
 
     def linear(self, i: int, pair: tuple[Tensor, Tensor | None]) -> _core.LinearPair:
         weight, bias = pair
         # int8 beside float products in one layer, too.
         int8 = self.int8 and (i, len(weight)) != (2, self.config["hidden"])
-        packed = pack(i, weight, int8, self.tiles)
+        packed = pack(i, weight, int8, self.layout)
         many, few = map(weight_handle, packed)
         return _core.LinearPair(
             panels=many if self.panels else None,
@@ -309,9 +323,9 @@ def native(
     layers: list[dict[str, Any]],
     int8: bool = False,
     panels: bool = True,
-    tiles: bool = False,
+    layout: str = "",
 ) -> _core.Stack:
-    builder = Builder(config, int8, panels, tiles)
+    builder = Builder(config, int8, panels, layout)
     final = norm_of(layer_config(config, len(layers) - 1), layers[-1]["final"])
     return _core.Stack(
         config["hidden"],
