@@ -10,6 +10,7 @@ namespace {
 py::list kernels() {
   std::vector<KernelInfo> rows;
   list_spmm_columns(rows);
+  list_spmm_half_runs(rows);
   list_spmm_runs(rows);
   list_spmm_strips(rows);
   list_spmm_tiles(rows);
@@ -52,7 +53,13 @@ std::string linear_kernel_py(const std::string& packing, const std::string& dtyp
                              const std::optional<std::string>& isa) {
   const Capabilities caps =
       isa ? parse_capabilities(*isa, native_capabilities()) : active_capabilities();
-  return linear_kernel(unbacked_weight(packing, parse_dtype(dtype)), tokens, caps);
+  if (packing != Runs::kHalfPacking)
+    return linear_kernel(unbacked_weight(packing, parse_dtype(dtype)), tokens, caps);
+  const float power = 1;
+  Runs w{};
+  w.dtype = parse_dtype(dtype);
+  w.powers = &power;
+  return linear_kernel(w, tokens, caps);
 }
 
 // The stride of `axis` in floats; throws std::invalid_argument unless times are contiguous.

@@ -99,7 +99,8 @@ Columns columns_view(Buffers buffers, const std::vector<int64_t>& params, int64_
   return w;
 }
 
-Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in) {
+Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out, int64_t in,
+               bool halves) {
   require(params.size() == 2, "runs: params are chunk and block");
   const bool quads = py::isinstance<py::array_t<int8_t>>(buffers.peek());
   Runs w{};
@@ -128,6 +129,10 @@ Runs runs_view(Buffers buffers, const std::vector<int64_t>& params, int64_t out,
   if (quads) {
     w.scales = buffers.read<float>(out, "runs scales");
     w.corrections = buffers.read<int32_t>(w.chunks * w.chunk + 1, "runs corrections");
+  }
+  if (halves) {
+    require(w.dtype == DType::bf16, "half_runs: values must be bfloat16");
+    w.powers = buffers.read<float>(w.chunks * w.chunk + 1, "half_runs powers");
   }
   buffers.end();
   const RunsStart& end = w.starts[w.chunks * w.k_blocks];
@@ -240,7 +245,8 @@ PackedWeight view_of(const std::string& packing, const std::vector<py::array>& b
                      const std::vector<int64_t>& params, int64_t out, int64_t in) {
   require(out >= 0 && in >= 0, "a weight must not have negative sizes");
   const Buffers b(buffers);
-  if (packing == Runs::kPacking) return runs_view(b, params, out, in);
+  if (packing == Runs::kPacking) return runs_view(b, params, out, in, false);
+  if (packing == Runs::kHalfPacking) return runs_view(b, params, out, in, true);
   if (packing == Strips::kPacking) return strips_view(b, params, out, in);
   if (packing == SellP::kPacking) return sellp_view(b, params, out, in);
   if (packing == Bits::kPacking) return bits_view(b, params, out, in);

@@ -69,6 +69,7 @@ constexpr CompileTarget avx512{"avx512", cap::avx512};
 constexpr CompileTarget avx512_vnni{"avx512_vnni", cap::vnni};
 constexpr CompileTarget avx512_vbmi2{"avx512_vbmi2", cap::vnni | cap::vbmi2};
 constexpr CompileTarget avx512_bf16{"avx512_bf16", cap::bf16};
+constexpr CompileTarget avx512_fp16{"avx512_fp16", cap::fp16};
 constexpr CompileTarget avx512_amx{"avx512_amx",
                                    cap::vnni | cap::vbmi2 | cap::amx_int8 | cap::amx_bf16};
 }  // namespace targets

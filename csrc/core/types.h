@@ -16,7 +16,7 @@ enum class DType : int {
 };
 
 // What the lanes of a panel hold: kernels/panel_io/kernel.h.
-enum class Panel : int { floats, bf16, quads, bytes };
+enum class Panel : int { floats, bf16, halves, quads, bytes };
 
 // SE_ACTIVATION(enumerator); Python uses the same names.
 #define SE_ACTIVATIONS     \

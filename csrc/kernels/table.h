@@ -40,6 +40,7 @@ void list_table(const Row (&table)[N], const char* op, const char* packing,
 }
 
 void list_spmm_columns(std::vector<KernelInfo>& out);
+void list_spmm_half_runs(std::vector<KernelInfo>& out);
 void list_spmm_runs(std::vector<KernelInfo>& out);
 void list_spmv_bits(std::vector<KernelInfo>& out);
 void list_spmv_groups(std::vector<KernelInfo>& out);

@@ -59,6 +59,7 @@ PanelBuffers take_buffers(const Stack& stack, const PanelNeeds& needs, const Pan
   const int64_t features = std::max({stack.hidden, largest.query_rows, largest.inner});
   const PanelInputs& inputs = needs.inputs;
   if (inputs.bf16) b.bf16 = take(ceil_div(features, 2), one_thread);
+  if (inputs.halves) b.halves = take(ceil_div(features, 2) + 1, one_thread);
   if (inputs.bytes) b.bytes = take(ceil_div(features, 4), one_thread);
   if (inputs.tiles) b.tiles = take(ceil_div(features, 32) * 16, one_thread);
   if (inputs.byte_tiles) b.byte_tiles = take(ceil_div(features, 64) * 16, one_thread);

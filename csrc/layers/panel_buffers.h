@@ -33,6 +33,7 @@ struct PanelBuffers {
   PanelBuffer quads, scales;      // quantised input of int8 weights, and a scale for each token
   PanelBuffer tiles, byte_tiles;  // input of weights in tiles of bf16 and int8
   PanelBuffer bf16, bytes;        // input of weights in columns of bf16 and int8
+  PanelBuffer halves;             // input of products in float16, and a power for each token
   struct Angles {
     PanelBuffer cosines, sines;  // [half][width]
   };
@@ -41,6 +42,7 @@ struct PanelBuffers {
   // The input of a kernel that reads panels of `kind`, made from `x` by PanelPass::prepare.
   const PanelBuffer& of(Panel kind, const PanelBuffer& floats) const {
     if (kind == Panel::floats) return floats;
+    if (kind == Panel::halves) return halves;
     return kind == Panel::bf16 ? bf16 : kind == Panel::quads ? quads : bytes;
   }
 };

@@ -7,7 +7,7 @@
 namespace se {
 
 struct PanelInputs {
-  bool bf16 = false, quads = false, bytes = false;
+  bool bf16 = false, halves = false, quads = false, bytes = false;
   bool tiles = false, byte_tiles = false;  // byte_tiles are made from quads
 
   void add(const PackedWeight& weight, Capabilities caps) {
@@ -21,6 +21,7 @@ struct PanelInputs {
     const Panel kind =
         with_layer_work(weight, caps, 1, [](const auto& work) { return work.kernel.panel; });
     bf16 |= kind == Panel::bf16;
+    halves |= kind == Panel::halves;
     quads |= kind == Panel::quads;
     bytes |= kind == Panel::bytes;
   }

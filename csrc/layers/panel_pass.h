@@ -199,13 +199,17 @@ class PanelPass {
     PanelInputs inputs;
     for (const LayerLinear* linear : linears)
       if (*linear) inputs.add(*linear->panels, caps_);
-    if (inputs.quads || inputs.bytes || inputs.tiles)
+    const auto powers_of = [&](int64_t p) {
+      return b_.halves.panel(p) + features * layout_.width(p) / 2;
+    };
+    if (inputs.quads || inputs.bytes || inputs.halves || inputs.tiles)
       for_lanes(range, [&](int64_t p, int64_t lane) {
         const int64_t width = layout_.width(p);
         const float* from = x.panel(p) + lane;
         if (inputs.tiles)
           kernels_.lanes_to_tiles(from, width, features,
                                   b_.tiles.panel(p) + lane * (ceil_div(features, 32) * 16));
+        if (inputs.halves) kernels_.lane_powers(from, width, features, powers_of(p) + lane);
         if (inputs.quads) {
           float* quads = b_.quads.panel(p) + lane;
           kernels_.quantize(from, width, features, 16, quads, b_.scales.panel(p) + lane);
@@ -216,7 +220,7 @@ class PanelPass {
           kernels_.lane_scales(from, width, features, 16, b_.scales.panel(p) + lane);
         }
       });
-    if (!inputs.bf16 && !inputs.bytes) return;
+    if (!inputs.bf16 && !inputs.halves && !inputs.bytes) return;
     constexpr int64_t kRows = 64;
     const int64_t slices = ceil_div(features, kRows);
     range.for_items(range.panels() * slices, true, [&](int64_t i) {
@@ -224,6 +228,8 @@ class PanelPass {
       const int64_t width = layout_.width(p), n = std::min(kRows, features - k);
       const float* from = x.panel(p) + k * width;
       if (inputs.bf16) kernels_.rows_to_bf16(from, n, width, b_.bf16.panel(p) + k * width / 2);
+      if (inputs.halves)
+        kernels_.rows_to_halves(from, n, width, powers_of(p), b_.halves.panel(p) + k * width / 2);
       if (inputs.bytes)
         kernels_.rows_to_bytes(from, n, width, b_.scales.panel(p),
                                b_.bytes.panel(p) + k * width / 4);

@@ -38,7 +38,7 @@ struct RunsStart {
 };
 
 struct Runs {
-  static constexpr const char* kPacking = "runs";
+  static constexpr const char *kPacking = "runs", *kHalfPacking = "half_runs";
   int64_t out, in;     // shape of W; `in` counts quads for int8
   int64_t chunk;       // rows of a chunk, at most 65535
   int64_t k_block;     // columns of a K-block, at most 256
@@ -53,6 +53,8 @@ struct Runs {
   // int8 only.
   const float* scales;         // [out]
   const int32_t* corrections;  // [chunks * chunk + 1]: -128 times the sum of a row's values
+  // "half_runs" of bf16 only, for products in float16.
+  const float* powers;  // [chunks * chunk + 1]: of two, which make the largest value 64 to 128
 };
 
 }  // namespace se

@@ -6,6 +6,7 @@
 
 #include "kernels/layer_panels/kernel.h"
 #include "kernels/spmm_columns/kernel.h"
+#include "kernels/spmm_half_runs/kernel.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/spmm_strips/kernel.h"
 #include "ops/linear.h"
@@ -78,8 +79,11 @@ struct RunsWork {
   const Runs& w;
   const SpmmRunsKernel& kernel;
 
-  RunsWork(const Runs& weight, Capabilities caps)
-      : w(weight), kernel(spmm_runs(weight.dtype, caps)) {}
+  // Runs with powers are multiplied in float16 where `halves` allows it.
+  RunsWork(const Runs& weight, Capabilities caps, bool halves)
+      : w(weight),
+        kernel(weight.powers && halves ? spmm_half_runs(weight.dtype, caps)
+                                       : spmm_runs(weight.dtype, caps)) {}
 
   static int64_t entries(const Runs& w) { return w.starts[w.chunks * w.k_blocks].value; }
 
@@ -103,10 +107,16 @@ inline int64_t panel_width(int64_t tokens, int64_t narrowest, int64_t widest) {
   return width;
 }
 
-// Bytes of one lane of a panel, over `features`.
+// Bytes of `features` of one lane of a panel.
 inline int64_t lane_bytes(Panel kind, int64_t features) {
   if (kind == Panel::quads) return ceil_div(features, 4) * 4;
-  return features * (kind == Panel::bytes ? 1 : kind == Panel::bf16 ? 2 : 4);
+  if (kind == Panel::bytes) return features;
+  return features * (kind == Panel::floats ? 4 : 2);
+}
+
+// Bytes of a whole panel.
+inline int64_t panel_bytes(Panel kind, int64_t features, int64_t width) {
+  return width * (lane_bytes(kind, features) + (kind == Panel::halves ? 4 : 0));
 }
 
 // Calls f with the RunsWork or StripsWork of a weight, with a kernel that reads panels of floats or
@@ -115,16 +125,17 @@ template <class F>
 auto with_panel_work(const PackedWeight& w, Capabilities caps, int threads, F f,
                      int64_t row_group = 1) {
   caps = caps - cap::only::bf16 - cap::only::amx_bf16;
-  if (const Runs* runs = std::get_if<Runs>(&w)) return f(RunsWork(*runs, caps));
+  if (const Runs* runs = std::get_if<Runs>(&w)) return f(RunsWork(*runs, caps, false));
   return f(StripsWork(std::get<Strips>(w), caps, threads, row_group));
 }
 
-// The same for any weight that native layers multiply with panels: lists of columns, too, whose
-// panels are those of the kernel.
+// The same for native layers, with the kernel's own kind of panel: lists of columns, too, and
+// products in float16.
 template <class F>
 auto with_layer_work(const PackedWeight& w, Capabilities caps, int threads, F f) {
   if (const Columns* columns = std::get_if<Columns>(&w))
     return f(ColumnsWork(*columns, caps, threads));
+  if (const Runs* runs = std::get_if<Runs>(&w)) return f(RunsWork(*runs, caps, true));
   return with_panel_work(w, caps, threads, f);
 }
 

@@ -22,7 +22,8 @@ namespace {
 constexpr const char* kUsage =
     "usage: kernel_main [options]\n"
     "  --op linear        y = x W^T; the only op\n"
-    "  --packing P        runs (default), strips, sellp, bits, groups, tiles, columns\n"
+    "  --packing P        runs (default), half_runs, strips, sellp, bits, groups,\n"
+    "                     tiles, columns\n"
     "  --dtype D          float32 (default), bfloat16, int8\n"
     "  -n OUT  -k IN      shape of W: 3072 x 768\n"
     "  -m TOKENS          rows of x: 128\n"

@@ -100,6 +100,17 @@ Csr int8_csr(const DenseMatrix& dense, const std::vector<int8_t>& values, int64_
   return csr;
 }
 
+// Runs::powers.
+std::vector<float> row_powers(const DenseMatrix& dense, int64_t count) {
+  std::vector<float> powers(count, 1.0f);
+  for (int64_t r = 0; r < dense.out; ++r) {
+    float largest = 0;
+    for (int64_t k = 0; k < dense.in; ++k) largest = std::max(largest, std::fabs(dense.at(r, k)));
+    if (largest > 0) powers[r] = std::exp2(6.0f - static_cast<float>(std::ilogb(largest)));
+  }
+  return powers;
+}
+
 }  // namespace
 
 DenseMatrix random_matrix(const std::string& packing, int64_t out, int64_t in, double sparsity,
@@ -137,7 +148,9 @@ const T* PackedMatrix::keep(std::vector<T> buffer) {
 PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense, DType dtype,
                            const PackOptions& options)
     : held_(dense) {
-  const bool int8 = dtype == DType::i8, runs = packing == Runs::kPacking;
+  const bool int8 = dtype == DType::i8, halves = packing == Runs::kHalfPacking;
+  const bool runs = packing == Runs::kPacking || halves;
+  if (halves && dtype != DType::bf16) throw std::invalid_argument("half_runs: bfloat16 only");
   if (int8 && packing == Strips::kPacking) throw std::invalid_argument("strips: no int8");
   Quantised q;
   if (int8) {
@@ -171,6 +184,7 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
       w.scales = keep(std::move(q.scales));
       w.corrections = keep(std::move(q.corrections));
     }
+    if (halves) w.powers = keep(row_powers(dense, w.chunks * w.chunk + 1));
     view_ = w;
   } else if (packing == Strips::kPacking) {
     StripsBuffers b = pack_strips(pattern, options.height, kStripsKBlock);
@@ -246,8 +260,9 @@ PackedMatrix::PackedMatrix(const std::string& packing, const DenseMatrix& dense,
     }
     view_ = w;
   } else {
-    throw std::invalid_argument("unknown packing " + packing +
-                                ": use runs, strips, sellp, bits, groups, tiles or columns");
+    throw std::invalid_argument(
+        "unknown packing " + packing +
+        ": use runs, half_runs, strips, sellp, bits, groups, tiles or columns");
   }
 }
 

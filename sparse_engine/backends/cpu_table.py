@@ -16,6 +16,7 @@ from sparse_engine.formats import BSR, NM, Bitmask, Format, SellP
 from sparse_engine.packings.cpu.bits import Bits
 from sparse_engine.packings.cpu.columns import Columns, Columns8
 from sparse_engine.packings.cpu.groups import Groups
+from sparse_engine.packings.cpu.half_runs import HalfRuns
 from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
 from sparse_engine.packings.cpu.sellp import PackedSellP
@@ -60,6 +61,11 @@ def _column_lists(params: Params, tokens: Sequence[int]) -> bool:
     return params["rows"] % 4 == 0 and has_tiles() and not _few_tokens(params, tokens)
 
 
+def _half_products(params: Params, tokens: Sequence[int]) -> bool:
+    """Multiplies float16, twice as many at a time as float32."""
+    return "fp16" in _core.capabilities() and not _few_tokens(params, tokens)
+
+
 TABLE = (
     Row(SellP8, (SellP,), INT8),
     Row(PackedTiles8, (Bitmask,), INT8, _tiles, portable=False),
@@ -75,5 +81,6 @@ TABLE = (
     Row(Columns, (BSR,), ("bfloat16",), _column_lists, portable=False),
     Row(Strips, (BSR,), FLOATS, _tall_blocks),
     Row(PackedSellP, (BSR,), FLOATS, _few_tokens),
+    Row(HalfRuns, (Format,), ("bfloat16",), _half_products, portable=False),
     Row(Runs, (Format,), FLOATS),
 )

@@ -9,6 +9,7 @@ from sparse_engine.packings.base import Packing
 from sparse_engine.packings.cpu.bits import Bits
 from sparse_engine.packings.cpu.columns import Columns, Columns8
 from sparse_engine.packings.cpu.groups import Groups
+from sparse_engine.packings.cpu.half_runs import HalfRuns
 from sparse_engine.packings.cpu.int8 import Bits8, Groups8, QuadRuns, SellP8
 from sparse_engine.packings.cpu.runs import Runs
 from sparse_engine.packings.cpu.sellp import PackedSellP
@@ -26,6 +27,7 @@ __all__ = [
     "Ell",
     "Groups",
     "Groups8",
+    "HalfRuns",
     "PackedBSR",
     "PackedNM",
     "PackedSellP",

@@ -29,6 +29,7 @@ CHOICES = {
     "spmm_runs_f32": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
     "spmm_runs_bf16": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
     "spmm_runs_i8": "scalar avx2 avx2 avx512_vnni avx512_vnni avx512_vnni avx512_vnni",
+    "spmm_half_runs_bf16": "scalar scalar scalar scalar scalar scalar avx512_fp16",
     "spmm_strips_f32": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
     "spmm_strips_bf16": "scalar avx2 avx512 avx512 avx512 avx512_bf16 avx512_bf16",
     "spmv_strips_f32": "scalar avx2 avx512 avx512 avx512 avx512 avx512",
@@ -53,6 +54,14 @@ CHOICES = {
 }
 
 
+MISSING = [
+    ("strips", "int8"),
+    ("columns", "float32"),
+    ("half_runs", "float32"),
+    ("half_runs", "int8"),
+]
+
+
 def kernel(packing: str, dtype: str, tokens: int, isa: str) -> str:
     return _core.linear_kernel(packing, dtype, tokens, isa)
 
@@ -62,11 +71,17 @@ def test_every_preset_runs_the_expected_kernels() -> None:
     found = set()
     packings = {k["packing"] for k in _core.kernels()}
     for packing, dtype, tokens in itertools.product(packings, _core.DTYPES, (1, 8, 9, 128)):
-        if (packing, dtype) in (("strips", "int8"), ("columns", "float32")):
+        if (packing, dtype) in MISSING:
             with pytest.raises(ValueError, match="no kernel"):
                 kernel(packing, dtype, tokens, "scalar")
             continue
-        most = {"runs": 0, "columns": 0, "strips": 8, "tiles": 4}  # tokens with rows in the lanes
+        most = {
+            "runs": 0,
+            "half_runs": 0,
+            "columns": 0,
+            "strips": 8,
+            "tiles": 4,
+        }  # tokens with rows in the lanes
         few = tokens <= most.get(packing, tokens)
         name = f"{'spmv' if few else 'spmm'}_{packing}_{SHORT[dtype]}"
         found.add(name)

@@ -7,25 +7,15 @@ import threading
 import numpy as np
 import pytest
 import torch
+from run_packed import normal, run
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_engine import _core
-from sparse_engine.backends.cpu_ops import as_array, weight_handle
 from sparse_engine.formats import Format
 from sparse_engine.packings import Columns, PackedTiles, PackedTiles8
 
 ISAS = [isa for isa in ("scalar", "avx512_amx") if isa in _core.presets()]
-
-
-def run(packed: Format, x: Tensor, isa: str) -> Tensor:
-    y = torch.full((len(x), packed.shape[0]), float("nan"), dtype=x.dtype)
-    weight_handle(packed).linear(as_array(x), as_array(y), isa=isa)
-    return y
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def sequential(x: Tensor, w: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 #include "kernels/widen.inl.h"
 #include "kernels/panel_io/order.inl.h"
 #include "kernels/layer_panels/body.inl.h"
+#include "kernels/panel_io/halves.inl.h"
 #include "kernels/layer_panels/attend.inl.h"
 #include "kernels/layer_panels/tiles.inl.h"
 
@@ -39,6 +40,23 @@ void se::rows_to_bf16_avx512(const float* x, int64_t rows, int64_t width, void* 
 void se::rows_to_bytes_avx512(const float* x, int64_t rows, int64_t width, const float* scales,
                               void* panel) {
   avx512::rows_to_bytes(x, rows, width, scales, panel);
+}
+
+void se::lane_powers_avx512(const float* x, int64_t stride, int64_t features, float* powers) {
+  avx512::vf maximum = avx512::zero();
+  for (int64_t k = 0; k < features; ++k)
+    maximum = avx512::at_least(maximum, avx512::finite_magnitude(avx512::load(x + k * stride)));
+  avx512::store(powers, avx512::powers_above(maximum));
+}
+
+void se::rows_to_halves_avx512(const float* x, int64_t rows, int64_t width, const float* powers,
+                               void* panel) {
+  uint16_t* to = static_cast<uint16_t*>(panel);
+  for (int64_t t = 0; t < width; t += 16) {
+    const avx512::vf power = avx512::load(powers + t);
+    for (int64_t k = 0; k < rows; ++k)
+      avx512::store_halves(to + k * width + t, avx512::load(x + k * width + t), power);
+  }
 }
 
 void se::attend_avx512(const Attention& attention) { avx512::attend(attention); }

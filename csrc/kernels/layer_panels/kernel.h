@@ -81,6 +81,11 @@ struct LayerPanelKernels {
   void (*rows_to_bf16)(const float* x, int64_t rows, int64_t width, void* panel);
   void (*rows_to_bytes)(const float* x, int64_t rows, int64_t width, const float* scales,
                         void* panel);
+  // 16 lanes' powers and rows of a panel of halves, as PanelIoKernels::token_powers and
+  // pack_halves. Null where no kernel reads halves.
+  void (*lane_powers)(const float* x, int64_t stride, int64_t features, float* powers);
+  void (*rows_to_halves)(const float* x, int64_t rows, int64_t width, const float* powers,
+                         void* panel);
   // 16 lanes of x [features][stride] -> bf16 [ceil(features / 32)][16][32], the first operand of
   // tile products (PanelIoKernels::pack_tiles).
   void (*lanes_to_tiles)(const float* x, int64_t stride, int64_t features, void* tiles);
@@ -115,5 +120,10 @@ const LayerPanelKernels& layer_panels(Capabilities caps);
   void attend_##target(const Attention& attention);
 #include "kernels/layer_panels/kernels.inc"
 #undef SE_LAYER_PANELS
+#if SE_X86
+void lane_powers_avx512(const float* x, int64_t stride, int64_t features, float* powers);
+void rows_to_halves_avx512(const float* x, int64_t rows, int64_t width, const float* powers,
+                           void* panel);
+#endif
 
 }  // namespace se

@@ -4,6 +4,7 @@
 #include "kernels/panel_io/activation.inl.h"
 #include "kernels/panel_io/order.inl.h"
 #include "kernels/panel_io/body.inl.h"
+#include "kernels/panel_io/halves.inl.h"
 #include "kernels/panel_io/tiles.inl.h"
 
 namespace se {
@@ -33,8 +34,51 @@ inline void pack_bf16(const T* x, int64_t stride, int64_t tokens, int64_t featur
   }
 }
 
+template <class T>
+inline float token_power(const T* x, int64_t features) {
+  vf maximum = zero();
+  for (int64_t k = 0; k < features; k += kLanes)
+    maximum = at_least(maximum, finite_magnitude(load_some(x + k, features - k)));
+  float power[kLanes];
+  store(power, powers_above(set1(_mm512_reduce_max_ps(maximum))));
+  return power[0];
+}
+
+template <class T>
+inline void pack_halves(const T* x, int64_t stride, int64_t tokens, int64_t features, int64_t width,
+                        const float* powers, uint16_t* panel) {
+  for (int64_t t = 0; t < width; t += kLanes)
+    for (int64_t k = 0; k < features; k += kLanes) {
+      const int64_t n = features - k;
+      vf tile[kLanes];
+      gather_tile(x + t * stride + k, stride, tokens - t, n, tile);
+      SE_UNROLL
+      for (int i = 0; i < kLanes; ++i)
+        if (i < n) store_halves(panel + (k + i) * width + t, tile[i], load(powers + t));
+    }
+}
+
 }  // namespace avx512
 }  // namespace se
+void se::token_powers_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                             int64_t features, float* powers) {
+  for (int64_t t = 0; t < tokens; ++t)
+    powers[t] =
+        dtype == DType::f32
+            ? avx512::token_power(static_cast<const float*>(x) + t * stride, features)
+            : avx512::token_power(static_cast<const avx512::bf16*>(x) + t * stride, features);
+}
+
+void se::pack_halves_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                            int64_t features, int64_t width, const float* powers, void* panel) {
+  uint16_t* to = static_cast<uint16_t*>(panel);
+  if (dtype == DType::f32)
+    avx512::pack_halves(static_cast<const float*>(x), stride, tokens, features, width, powers, to);
+  else
+    avx512::pack_halves(static_cast<const avx512::bf16*>(x), stride, tokens, features, width,
+                        powers, to);
+}
+
 void se::pack_panel_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
                            int64_t features, int64_t width, void* panel, Panel kind) {
   uint16_t* bits = static_cast<uint16_t*>(panel);

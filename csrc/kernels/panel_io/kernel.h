@@ -51,6 +51,13 @@ struct PanelIoKernels {
   // of bytes do.
   void (*pack_bytes)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
                      int64_t width, const float* scales, void* panel);
+  // powers[token]: of two, above every finite |x|. Null where no kernel reads halves.
+  void (*token_powers)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+                       float* powers);
+  // x [tokens][stride] -> panel [features][width] of float16 x / power, in token order. The whole
+  // panel is followed by the powers [width], as floats.
+  void (*pack_halves)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
+                      int64_t width, const float* powers, void* panel);
   // sums [rows][width] -> y[token][row0 + row] for token < tokens, with the epilogue.
   void (*store)(const PanelSums& sums, int64_t tokens, int64_t row0, int64_t rows,
                 const Epilogue& epilogue);
@@ -96,5 +103,11 @@ const PanelIoKernels& panel_io(Capabilities caps);
                             int64_t row0, int64_t rows, const Epilogue& epilogue);
 #include "kernels/panel_io/kernels.inc"
 #undef SE_PANEL_IO
+#if SE_X86
+void token_powers_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                         int64_t features, float* powers);
+void pack_halves_avx512(const void* x, DType dtype, int64_t stride, int64_t tokens,
+                        int64_t features, int64_t width, const float* powers, void* panel);
+#endif
 
 }  // namespace se

@@ -2,6 +2,7 @@
 #include "simd/avx2.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/widen.inl.h"
+#include "kernels/spmm_runs/pair.inl.h"
 #include "kernels/spmm_runs/body.inl.h"
 
 void se::spmm_runs_f32_avx2(const Runs& w, int64_t chunk, const void* x, int64_t tokens, void* y) {
@@ -21,6 +22,7 @@ struct Quads {
   using vec = __m256i;
   using element = int32_t;
   using weight = int32_t;
+  static constexpr int kWidth = kLanes;
   static vec zeros() { return _mm256_setzero_si256(); }
   static vec add(vec a, vec b) { return _mm256_add_epi32(a, b); }
   static vec start(const int32_t*, int64_t) { return _mm256_setzero_si256(); }

@@ -2,6 +2,7 @@
 #include "simd/avx512.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/widen.inl.h"
+#include "kernels/spmm_runs/pair.inl.h"
 #include "kernels/spmm_runs/body.inl.h"
 
 void se::spmm_runs_f32_avx512(const Runs& w, int64_t chunk, const void* x, int64_t tokens,

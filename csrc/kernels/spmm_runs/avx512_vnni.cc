@@ -2,6 +2,7 @@
 #include "simd/avx512.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/widen.inl.h"
+#include "kernels/spmm_runs/pair.inl.h"
 #include "kernels/spmm_runs/body.inl.h"
 
 namespace se {
@@ -14,6 +15,7 @@ struct Quads {
   using vec = __m512i;
   using element = int32_t;
   using weight = int32_t;
+  static constexpr int kWidth = kLanes;
   static vec zeros() { return _mm512_setzero_si512(); }
   static vec add(vec a, vec b) { return _mm512_add_epi32(a, b); }
   static vec start(const int32_t* corrections, int64_t row) {

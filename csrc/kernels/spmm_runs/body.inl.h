@@ -25,55 +25,11 @@ struct WideWeights {
   }
 };
 
-// The sums of a row. A narrow panel has too few vectors to hide the latency of the multiply-add, so
-// U consecutive steps add to separate sums.
-template <class A, int V, int U>
-struct Sums {
-  typename A::vec acc[U][V];
-
-  void load(const typename A::element* y) {
-    SE_UNROLL
-    for (int v = 0; v < V; ++v) acc[0][v] = A::load(y + v * kLanes);
-    clear_rest();
-  }
-  void start(const int32_t* corrections, int64_t row) {
-    SE_UNROLL
-    for (int v = 0; v < V; ++v) acc[0][v] = A::start(corrections, row);
-    clear_rest();
-  }
-  void clear_rest() {
-    SE_UNROLL
-    for (int i = V; i < U * V; ++i) acc[i / V][i % V] = A::zeros();
-  }
-  void add(int u, typename A::vec w, const typename A::vec (&x)[V]) {
-    SE_UNROLL
-    for (int v = 0; v < V; ++v) acc[u][v] = A::multiply_add(w, x[v], acc[u][v]);
-  }
-  void add(int u, typename A::vec w, const typename A::element* x) {
-    SE_UNROLL
-    for (int v = 0; v < V; ++v) acc[u][v] = A::multiply_add(w, A::load(x + v * kLanes), acc[u][v]);
-  }
-  void store(typename A::element* y) {
-    SE_UNROLL
-    for (int v = 0; v < V; ++v) {
-      SE_UNROLL
-      for (int u = 1; u < U; ++u) acc[0][v] = A::add(acc[0][v], acc[u][v]);
-      A::store(y + v * kLanes, acc[0][v]);
-    }
-  }
-};
-
-template <int64_t T, class E>
-inline void prefetch_results(const E* y) {
-  SE_UNROLL
-  for (int64_t i = 0; i < T; i += 16) __builtin_prefetch(y + i, 1, 3);
-}
-
 template <class A, class W, int V>
 inline void multiply_k_block(const Runs& m, const RunsStart& start, const RunsStart& end,
                              const typename A::element* x, typename A::element* y,
                              const int32_t* corrections, bool first) {
-  constexpr int64_t T = V * kLanes;
+  constexpr int64_t T = V * A::kWidth;
   constexpr int U = 4 / V;
   W weights;
   const uint16_t* rows = m.rows + start.row;
@@ -89,39 +45,13 @@ inline void multiply_k_block(const Runs& m, const RunsStart& start, const RunsSt
       const auto* w = weights.read(m.values, value, count);
       Sums<A, V, U> a, b;
       if (first) {
-        a.start(corrections, rows[0]);
-        b.start(corrections, rows[1]);
+        a.start(A::start(corrections, rows[0]));
+        b.start(A::start(corrections, rows[1]));
       } else {
         a.load(ya);
         b.load(yb);
       }
-      const auto shared = [&](int u) __attribute__((always_inline)) {
-        const typename A::element* xk = x + columns[u] * T;
-        typename A::vec xv[V];
-        SE_UNROLL
-        for (int v = 0; v < V; ++v) xv[v] = A::load(xk + v * kLanes);
-        a.add(u, A::broadcast(w + 2 * u), xv);
-        b.add(u, A::broadcast(w + 2 * u + 1), xv);
-      };
-      const auto own = [&](int u) __attribute__((always_inline)) {
-        a.add(u, A::broadcast(w + 2 * u), x + columns[2 * u] * T);
-        b.add(u, A::broadcast(w + 2 * u + 1), x + columns[2 * u + 1] * T);
-      };
-      int64_t i = 0;
-      for (; i + U <= n.shared; i += U, w += 2 * U, columns += U) {
-        SE_UNROLL
-        for (int u = 0; u < U; ++u) shared(u);
-      }
-      if (U > 1)
-        for (; i < n.shared; ++i, w += 2, ++columns) shared(0);
-      i = 0;
-      for (; i + U <= n.own; i += U, w += 2 * U, columns += 2 * U) {
-        SE_UNROLL
-        for (int u = 0; u < U; ++u) own(u);
-      }
-      if (U > 1)
-        for (; i < n.own; ++i, w += 2, columns += 2) own(0);
-      for (i = 0; i < n.rest; ++i) b.add(0, A::broadcast(w++), x + *columns++ * T);
+      columns = multiply_pair<A, V, U>(n, w, columns, x, a, b);
       a.store(ya);
       b.store(yb);
     }
@@ -133,7 +63,7 @@ inline void chunk_times_panel(const Runs& m, int64_t chunk, const void* x, void*
   using E = typename A::element;
   const E* panel = static_cast<const E*>(x);
   const int32_t* corrections = m.corrections ? m.corrections + chunk * m.chunk : nullptr;
-  for (int64_t b = 0; b < m.k_blocks; ++b, panel += m.k_block * V * kLanes) {
+  for (int64_t b = 0; b < m.k_blocks; ++b, panel += m.k_block * V * A::kWidth) {
     const RunsStart* start = m.starts + chunk * m.k_blocks + b;
     multiply_k_block<A, W, V>(m, start[0], start[1], panel, static_cast<E*>(y), corrections,
                               b == 0);
@@ -152,6 +82,7 @@ struct Floats {
   using vec = vf;
   using element = float;
   using weight = float;
+  static constexpr int kWidth = kLanes;
   static vec zeros() { return zero(); }
   static vec start(const int32_t*, int64_t) { return zero(); }
   static vec add(vec a, vec b) { return SE_TARGET::add(a, b); }

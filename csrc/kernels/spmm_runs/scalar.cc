@@ -2,6 +2,7 @@
 #include "simd/scalar.h"
 #include "kernels/spmm_runs/kernel.h"
 #include "kernels/widen.inl.h"
+#include "kernels/spmm_runs/pair.inl.h"
 #include "kernels/spmm_runs/body.inl.h"
 
 void se::spmm_runs_f32_scalar(const Runs& w, int64_t chunk, const void* x, int64_t tokens,
@@ -24,6 +25,7 @@ struct Quads {
   };
   using element = int32_t;
   using weight = int32_t;
+  static constexpr int kWidth = kLanes;
   static vec zeros() { return {{0, 0, 0, 0}}; }
   static vec add(vec a, vec b) {
     for (int i = 0; i < 4; ++i) a.lane[i] += b.lane[i];
