@@ -18,6 +18,30 @@ inline void configure_tiles() {
 
 inline void release_tiles() { _tile_release(); }
 
+// The configuration for the time of a kernel that may run inside and outside of code that uses the
+// registers: what was configured before is so again afterwards.
+class ConfiguredTiles {
+ public:
+  ConfiguredTiles() {
+    static constexpr TileConfiguration ours;
+    _tile_storeconfig(&before_);
+    same_ = __builtin_memcmp(&before_, &ours, sizeof ours) == 0;
+    if (!same_) configure_tiles();
+  }
+  ~ConfiguredTiles() {
+    if (same_) return;
+    if (before_.palette)
+      _tile_loadconfig(&before_);
+    else
+      release_tiles();
+  }
+  ConfiguredTiles(const ConfiguredTiles&) = delete;
+
+ private:
+  TileConfiguration before_;
+  bool same_;
+};
+
 // GCC's tile loads do not say that they read memory: stores to what they read must come first.
 inline void stores_first() { asm volatile("" ::: "memory"); }
 

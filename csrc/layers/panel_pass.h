@@ -373,6 +373,13 @@ class PanelPass {
     return attention;
   }
 
+  // In bf16 where the weights are.
+  void attend(const AttentionSublayer& a, const Attention& attention) const {
+    const bool bf16 =
+        std::visit([](const auto& w) { return w.dtype; }, *a.query.panels) == DType::bf16;
+    (bf16 ? kernels_.attend_bf16 : kernels_.attend)(attention);
+  }
+
   void attend(int64_t layer, const Segment& s, int64_t h, const PanelBuffer& qkv,
               const PanelThreadBuffers& own) const {
     constexpr int64_t kPage = KvCache::kPagePositions;
@@ -392,7 +399,7 @@ class PanelPass {
     attention.first_query = s.position - first;
     attention.window = a.window;
     if (a.position_bias) attention.bias = a.position_bias->of_head(h);
-    kernels_.attend(attention);
+    attend(a, attention);
   }
 
   void attend_to_memory(int64_t layer, const Segment& s, int64_t h, const PanelBuffer& queries,
@@ -401,7 +408,7 @@ class PanelPass {
     Attention attention = attention_of(a, s, h, queries, own);
     attention.count = cached_keys(*memory_, layer, s.sequence, h / a.group(), 0,
                                   memory_->length(s.sequence), own.spans);
-    kernels_.attend(attention);
+    attend(a, attention);
   }
 
   const Stack& stack_;

@@ -75,13 +75,8 @@ def test_every_preset_runs_the_expected_kernels() -> None:
             with pytest.raises(ValueError, match="no kernel"):
                 kernel(packing, dtype, tokens, "scalar")
             continue
-        most = {
-            "runs": 0,
-            "half_runs": 0,
-            "columns": 0,
-            "strips": 8,
-            "tiles": 4,
-        }  # tokens with rows in the lanes
+        # Tokens with rows in the lanes.
+        most = {"runs": 0, "half_runs": 0, "columns": 0, "strips": 8, "tiles": 4}
         few = tokens <= most.get(packing, tokens)
         name = f"{'spmv' if few else 'spmm'}_{packing}_{SHORT[dtype]}"
         found.add(name)

@@ -194,11 +194,8 @@ def test_kernel_matches_float64(kernel: dict[str, str], shape: tuple[int, int]) 
         assert error <= tolerance(kernel), (weight, sparsity, tokens, error)
 
 
-PANELS = [
-    k
-    for k in ROWS
-    if k["op"] == "spmm" and k["packing"] in ("runs", "half_runs", "strips", "columns")
-]
+ON_PANELS = ("runs", "half_runs", "strips", "columns")
+PANELS = [k for k in ROWS if k["op"] == "spmm" and k["packing"] in ON_PANELS]
 
 
 @pytest.mark.parametrize("kernel", PANELS, ids=lambda k: k["name"])

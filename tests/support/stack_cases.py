@@ -212,6 +212,11 @@ def interleaved(config: dict[str, Any], rows: Tensor) -> Tensor:
     return torch.cat([queries, keys[:, None], values[:, None]], 1).flatten(0, 2)
 
 
+def bound_of(dtype: torch.dtype, isa: str) -> float:
+    """Of errors of weights in `dtype`; in bfloat16, attention rounds where there are tiles."""
+    return 1e-2 if dtype == torch.bfloat16 and isa == "avx512_amx" else 2e-5
+
+
 class Builder:
     """Builds the native layers of a config."""
 

@@ -76,49 +76,81 @@ inline KeySpan widened(KeySpan span, int64_t head, float* wide) {
   return span;
 }
 
+// The two products of attention, for V vectors of queries. attend_part calls, in this order:
+//   take(a)                       queries, and sums of zero
+//   floats(span)                  the span as scores and values read it
+//   scores(span, j0, keys)        s[j] = k_j . q, for up to 64 keys from j0 on
+//   values(span, j0, keys, f)     sums[d] = sums[d] x f + sum over keys of v[d] x s
 template <int V>
-inline void attend_tile(const Attention& a, float* q, float* s, float* sums, float* wide) {
-  constexpr int64_t T = V * kLanes;
-  constexpr int R = kAccumulators / V;
-  for (int64_t d = 0; d < a.head; ++d) SE_UNROLL
-  for (int v = 0; v < V; ++v) {
-    store(q + d * T + v * kLanes, mul(load(a.q + d * a.stride + v * kLanes), set1(a.scale)));
-    store(sums + d * T + v * kLanes, zero());
+struct FloatProducts {
+  static constexpr int64_t T = V * kLanes;
+  static constexpr int R = kAccumulators / V;
+  float *s, *sums;  // [64][T], [head][T]
+  float *q, *wide;
+  int64_t head;
+
+  explicit FloatProducts(const Attention& a)
+      : s(a.scratch),
+        sums(s + kKeys * kQueries),
+        q(sums + a.head * kQueries),
+        wide(q + a.head * kQueries),
+        head(a.head) {}
+
+  void take(const Attention& a) {
+    for (int64_t d = 0; d < head; ++d) SE_UNROLL
+    for (int v = 0; v < V; ++v) {
+      store(q + d * T + v * kLanes, mul(load(a.q + d * a.stride + v * kLanes), set1(a.scale)));
+      store(sums + d * T + v * kLanes, zero());
+    }
   }
+  KeySpan floats(const KeySpan& span) {
+    return span.dtype == DType::f32 ? span : widened(span, head, wide);
+  }
+  void scores(const KeySpan& span, int64_t j0, int64_t keys) {
+    const float* k = static_cast<const float*>(span.k) + j0;
+    int64_t j = 0;
+    for (; j + R <= keys; j += R) scores_of<R, V>(k + j, span.k_feature, q, head, s + j * T);
+    for (; j < keys; ++j) scores_of<1, V>(k + j, span.k_feature, q, head, s + j * T);
+  }
+  void values(const KeySpan& span, int64_t j0, int64_t keys, const vf (&factor)[V]) {
+    const float* from = static_cast<const float*>(span.v) + j0 * span.v_position;
+    int64_t d = 0;
+    for (; d + R <= head; d += R)
+      values_of<R, V>(span, from + d * span.v_feature, s, keys, factor, sums + d * T);
+    for (; d < head; ++d)
+      values_of<1, V>(span, from + d * span.v_feature, s, keys, factor, sums + d * T);
+  }
+};
+
+template <int V, class Products>
+inline void attend_part(const Attention& a, Products products) {
+  constexpr int64_t T = V * kLanes;
+  float *s = products.s, *sums = products.sums;
+  products.take(a);
   vf maximum[V], total[V];
   for (int v = 0; v < V; ++v) maximum[v] = set1(kMasked), total[v] = zero();
   int64_t position = 0;
   for (int64_t i = 0; i < a.count; ++i) {
-    const KeySpan span =
-        a.spans[i].dtype == DType::f32 ? a.spans[i] : widened(a.spans[i], a.head, wide);
-    const float *k0 = static_cast<const float*>(span.k), *v0 = static_cast<const float*>(span.v);
+    const KeySpan span = products.floats(a.spans[i]);
     for (int64_t j0 = 0; j0 < span.keys; j0 += kKeys) {
       const int64_t keys = span.keys - j0 < kKeys ? span.keys - j0 : kKeys;
-      int64_t j = 0;
-      for (; j + R <= keys; j += R)
-        scores_of<R, V>(k0 + j0 + j, span.k_feature, q, a.head, s + j * T);
-      for (; j < keys; ++j) scores_of<1, V>(k0 + j0 + j, span.k_feature, q, a.head, s + j * T);
+      products.scores(span, j0, keys);
       adjust<V>(a, position + j0, keys, s);
       vf factor[V];
       for (int v = 0; v < V; ++v) {
         vf top = maximum[v];
-        for (j = 0; j < keys; ++j) top = at_least(top, load(s + j * T + v * kLanes));
+        for (int64_t j = 0; j < keys; ++j) top = at_least(top, load(s + j * T + v * kLanes));
         factor[v] = exponential(sub(maximum[v], top));
         maximum[v] = top;
         total[v] = mul(total[v], factor[v]);
-        for (j = 0; j < keys; ++j) {
+        for (int64_t j = 0; j < keys; ++j) {
           float* at = s + j * T + v * kLanes;
           const vf p = exponential(sub(load(at), top));
           total[v] = add(total[v], p);
           store(at, p);
         }
       }
-      const float* values = v0 + j0 * span.v_position;
-      int64_t d = 0;
-      for (; d + R <= a.head; d += R)
-        values_of<R, V>(span, values + d * span.v_feature, s, keys, factor, sums + d * T);
-      for (; d < a.head; ++d)
-        values_of<1, V>(span, values + d * span.v_feature, s, keys, factor, sums + d * T);
+      products.values(span, j0, keys, factor);
     }
     position += span.keys;
   }
@@ -139,9 +171,8 @@ inline void attend_tile(const Attention& a, float* q, float* s, float* sums, flo
   }
 }
 
+template <template <int> class Products>
 inline void attend(const Attention& a) {
-  float *q = a.scratch, *sums = q + a.head * kQueries, *s = sums + a.head * kQueries;
-  float* wide = s + kKeys * kQueries;
   // More queries than four vectors hold are processed in turn, each part over all keys.
   for (int64_t i = 0; i < a.queries; i += 4 * kLanes) {
     Attention part = a;
@@ -150,11 +181,11 @@ inline void attend(const Attention& a) {
     part.first_query += i;
     part.queries = a.queries - i < 4 * kLanes ? a.queries - i : 4 * kLanes;
     if (part.queries > 2 * kLanes)
-      attend_tile<4>(part, q, s, sums, wide);
+      attend_part<4>(part, Products<4>(part));
     else if (part.queries > kLanes)
-      attend_tile<2>(part, q, s, sums, wide);
+      attend_part<2>(part, Products<2>(part));
     else
-      attend_tile<1>(part, q, s, sums, wide);
+      attend_part<1>(part, Products<1>(part));
   }
 }
 

@@ -41,7 +41,7 @@ void se::rows_to_bytes_avx2(const float* x, int64_t rows, int64_t width, const f
   avx2::rows_to_bytes(x, rows, width, scales, panel);
 }
 
-void se::attend_avx2(const Attention& attention) { avx2::attend(attention); }
+void se::attend_avx2(const Attention& attention) { avx2::attend<avx2::FloatProducts>(attention); }
 
 void se::lanes_to_tiles_avx2(const float* x, int64_t stride, int64_t features, void* tiles) {
   avx2::lanes_to_tiles(x, stride, features, tiles);

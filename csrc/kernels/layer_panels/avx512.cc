@@ -59,7 +59,9 @@ void se::rows_to_halves_avx512(const float* x, int64_t rows, int64_t width, cons
   }
 }
 
-void se::attend_avx512(const Attention& attention) { avx512::attend(attention); }
+void se::attend_avx512(const Attention& attention) {
+  avx512::attend<avx512::FloatProducts>(attention);
+}
 
 void se::lanes_to_tiles_avx512(const float* x, int64_t stride, int64_t features, void* tiles) {
   avx512::lanes_to_tiles(x, stride, features, tiles);

@@ -56,7 +56,8 @@ struct Attention {
 };
 constexpr int64_t kQueries = 64;
 constexpr int64_t attention_scratch(int64_t head) {
-  return (2 * head + 64) * kQueries + 64 * (head + (head + 15) / 16 * 16);
+  const int64_t rounded = (head + 31) / 32 * 32;
+  return 96 * kQueries + 288 * rounded;
 }
 
 struct LayerPanelKernels {
@@ -96,6 +97,9 @@ struct LayerPanelKernels {
   // Attention with an online softmax: one pass over the keys (Milakov, Gimelshein 2018; Dao et al.
   // 2022).
   void (*attend)(const Attention& attention);
+  // The same for a model in bf16: where the processor has tiles, queries, keys, probabilities and
+  // values are rounded to bf16, as a dense model in bf16 does.
+  void (*attend_bf16)(const Attention& attention);
 };
 
 // The first row of kernels.inc that `caps` covers.
@@ -124,6 +128,7 @@ const LayerPanelKernels& layer_panels(Capabilities caps);
 void lane_powers_avx512(const float* x, int64_t stride, int64_t features, float* powers);
 void rows_to_halves_avx512(const float* x, int64_t rows, int64_t width, const float* powers,
                            void* panel);
+void attend_bf16_avx512_amx(const Attention& attention);
 #endif
 
 }  // namespace se

@@ -41,7 +41,9 @@ void se::rows_to_bytes_scalar(const float* x, int64_t rows, int64_t width, const
   scalar::rows_to_bytes(x, rows, width, scales, panel);
 }
 
-void se::attend_scalar(const Attention& attention) { scalar::attend(attention); }
+void se::attend_scalar(const Attention& attention) {
+  scalar::attend<scalar::FloatProducts>(attention);
+}
 
 void se::lanes_to_tiles_scalar(const float* x, int64_t stride, int64_t features, void* tiles) {
   scalar::lanes_to_tiles(x, stride, features, tiles);

@@ -165,14 +165,13 @@ inline void spmm_columns(const Columns& w, int64_t begin, int64_t end, const voi
                          int64_t tokens, void* sums) {
   const char* panel = static_cast<const char*>(x);
   char* to = static_cast<char*>(sums);
-  configure_tiles();
+  const ConfiguredTiles configured;
   if (tokens == 64)
     bands<Kind, 64>(w, begin, end, panel, to);
   else if (tokens == 32)
     bands<Kind, 32>(w, begin, end, panel, to);
   else
     bands<Kind, 16>(w, begin, end, panel, to);
-  release_tiles();
 }
 
 }  // namespace avx512_amx
