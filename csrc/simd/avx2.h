@@ -38,6 +38,7 @@ inline vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
 inline vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 inline vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 inline vf div(vf a, vf b) { return _mm256_div_ps(a, b); }
+inline vf inverse(vf a) { return div(set1(1.0f), a); }
 inline vf at_least(vf bound, vf a) { return _mm256_max_ps(bound, a); }
 inline vf at_most(vf bound, vf a) { return _mm256_min_ps(bound, a); }
 inline vf round_even(vf a) {

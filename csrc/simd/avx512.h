@@ -39,6 +39,11 @@ inline vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
 inline vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 inline vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 inline vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+// An estimate of 14 bits and a step of Newton: a quarter of the time of a division.
+inline vf inverse(vf a) {
+  const vf near = _mm512_rcp14_ps(a);
+  return mul(near, _mm512_fnmadd_ps(a, near, set1(2.0f)));
+}
 inline vf at_least(vf bound, vf a) { return _mm512_max_ps(bound, a); }
 inline vf at_most(vf bound, vf a) { return _mm512_min_ps(bound, a); }
 inline vf round_even(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }

@@ -60,6 +60,10 @@ inline vf mul(vf a, vf b) {
 inline vf div(vf a, vf b) {
   return each([&](int i) { return a.lane[i] / b.lane[i]; });
 }
+// 1 / a for 1 <= a, within two units in the last place; 0 for what is too large to invert.
+inline vf inverse(vf a) {
+  return each([&](int i) { return 1.0f / a.lane[i]; });
+}
 // max(bound, a) and min(bound, a); a NaN in `a` is returned.
 inline vf at_least(vf bound, vf a) {
   return each([&](int i) { return bound.lane[i] > a.lane[i] ? bound.lane[i] : a.lane[i]; });

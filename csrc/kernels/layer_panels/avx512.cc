@@ -34,7 +34,13 @@ void se::lane_scales_avx512(const float* x, int64_t stride, int64_t features, in
 }
 
 void se::rows_to_bf16_avx512(const float* x, int64_t rows, int64_t width, void* panel) {
-  avx512::rows_to_bf16(x, rows, width, panel);
+  if (width < 32) return avx512::rows_to_bf16(x, rows, width, panel);
+  uint16_t* to = static_cast<uint16_t*>(panel);
+  for (int64_t i = 0; i < rows * width; i += 32)
+    // packus works in 128-bit quarters, which gives the order of a bf16 panel.
+    _mm512_storeu_si512(to + i,
+                        _mm512_packus_epi32(avx512::round_to_bf16(avx512::load(x + i)),
+                                            avx512::round_to_bf16(avx512::load(x + i + 16))));
 }
 
 void se::rows_to_bytes_avx512(const float* x, int64_t rows, int64_t width, const float* scales,
