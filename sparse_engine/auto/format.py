@@ -38,7 +38,7 @@ MIN_SPARSITY = 0.05
 # Scores within this share of the best one are a tie, which the smallest packed size decides.
 TIE_MARGIN = 0.1
 # Part of the cache key: measurements taken in another way are not compared with these.
-METHOD = 4
+METHOD = 5
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,10 @@ class CPUBackend(Backend):
 
     def formats(self, weight: Tensor, dtype: str) -> list[str]:
         """csr, tall blocks, bitmask and sellp; n:m is for weights pruned to such a pattern."""
-        # Blocks have no kernel of their own in int8.
-        blocks = [] if dtype == "int8" else [f"bsr:{r}x{c}" for r, c in BLOCKS]
-        if has_tiles() and dtype == "bfloat16":
-            blocks += [f"bsr:{r}x{c}" for r, c in TILED_BLOCKS]
+        tiled = has_tiles() and dtype != "float32"
+        # Without tiles, blocks have no kernel of their own in int8.
+        sizes = (*BLOCKS, *TILED_BLOCKS) if tiled else () if dtype == "int8" else BLOCKS
+        blocks = [f"bsr:{r}x{c}" for r, c in sizes]
         sellp = ["sellp"] if weight.shape[1] <= MAX_INPUTS else []
         return ["csr", *blocks, "bitmask", *sellp]
 
@@ -87,12 +87,14 @@ class CPUBackend(Backend):
                 return passes * (elements / 8 + 1.5 * stored)
             columns = {"float32": 16, "int8": 64}.get(dtype, 32)
             return passes * 4 * elements / columns
-        if spec.startswith("bsr") and tokens > FEW_TOKENS and dtype == "bfloat16" and has_tiles():
+        if spec.startswith("bsr") and tokens > FEW_TOKENS and dtype != "float32" and has_tiles():
             rows = FormatSpec.parse(spec).params["rows"]
-            return 0.1 * stored * vectors * 16 / min(rows, 16)  # columns of 16 rows at a time
+            each = 0.06 if dtype == "int8" else 0.1
+            return each * stored * vectors * 16 / min(rows, 16)  # columns of 16 rows at a time
         if spec.startswith("bsr") and tokens <= 8:
             return stored * 0.15 * max(1, tokens / 4)
-        return stored * max(1.0, 0.6 * vectors)
+        halves = dtype == "bfloat16" and "fp16" in _core.capabilities()
+        return stored * max(1.0, (0.35 if halves else 0.6) * vectors)
 
     def linear(
         self,
