@@ -196,7 +196,7 @@ def _stored(layer: SparseLinear) -> Format:
     kinds = stored_as(layer.spec, dtype)
     if kinds[0] is layer.spec.format:
         return layer.to_format().to("cpu")
-    if isinstance(layer.packed, kinds):
+    if type(layer.packed) in kinds:
         return layer.packed.to("cpu")
     # What a GPU or only some processors read is no kind of file. Integers and scales are kept.
     exact = dtype == "int8" and CPU.holds(layer.packed)
