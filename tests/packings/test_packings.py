@@ -20,8 +20,10 @@ from sparse_engine.packings import (
     Bits,
     Bits8,
     Columns,
+    Columns8,
     Groups,
     Groups8,
+    HalfRuns,
     PackedSellP,
     PackedTiles,
     PackedTiles8,
@@ -32,7 +34,10 @@ from sparse_engine.packings import (
 )
 from sparse_engine.packings.values import quantise
 
-INT8 = (QuadRuns, SellP8, Bits8, Groups8, PackedTiles8)
+INT8 = (QuadRuns, SellP8, Bits8, Groups8, Columns8, PackedTiles8)
+BFLOAT16_ONLY = (Columns, HalfRuns)
+ROUNDING = (QuadRuns, Bits8, Columns8, PackedTiles8, *BFLOAT16_ONLY)
+"""Packings whose kernels round activations."""
 
 
 def half_empty(out: int = 37, inner: int = 71, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -45,9 +50,9 @@ def half_empty(out: int = 37, inner: int = 71, dtype: torch.dtype = torch.float3
 
 
 def make(cls: type[Format], weight: Tensor) -> Format:
-    if cls is Columns:
+    if cls in BFLOAT16_ONLY:
         weight = weight.bfloat16()
-    if cls in (Runs, QuadRuns):
+    if cls in (Runs, HalfRuns, QuadRuns):
         return cls.from_dense(weight, chunk=16, block=8)  # several chunks and K-blocks
     return cls.from_dense(weight)
 
@@ -56,8 +61,8 @@ def make(cls: type[Format], weight: Tensor) -> Format:
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (1, 1), (16, 64), (37, 71), (257, 300)])
 def test_back_without_loss(cls: type[Format], shape: tuple[int, int]) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        if cls is Columns and dtype == torch.float32:
-            continue  # its values are bfloat16
+        if cls in BFLOAT16_ONLY and dtype == torch.float32:
+            continue
         weight = half_empty(*shape, dtype=dtype)
         packed = make(cls, weight)
         packed.validate()
@@ -74,9 +79,10 @@ def test_back_without_loss(cls: type[Format], shape: tuple[int, int]) -> None:
         assert torch.equal(again.to_dense(), dense)
 
 
-def test_columns_hold_bfloat16_only() -> None:
+@pytest.mark.parametrize("cls", BFLOAT16_ONLY, ids=lambda c: c.name)
+def test_packings_of_bfloat16_refuse_float32(cls: type[Format]) -> None:
     with pytest.raises(UsageError, match="no cpu kernel has weights of float32"):
-        Columns.from_dense(half_empty())
+        cls.from_dense(half_empty())
 
 
 def test_int8_error_is_half_a_step() -> None:
@@ -99,12 +105,14 @@ def test_runs_keep_the_bits_of_odd_numbers() -> None:
 
 def test_what_packs_to_what() -> None:
     weight = half_empty(32, 64)
+    blocks8 = "columns8" if has_tiles() else "quad_runs"
     expected = {
         "csr": ("runs", "quad_runs"),
-        "bsr:4x1": ("runs", "quad_runs"),
-        "bsr:16x1": ("strips", "quad_runs"),  # in bfloat16 see below
+        "bsr:4x1": ("runs", blocks8),
+        "bsr:2x4": ("runs", "quad_runs"),
+        "bsr:16x1": ("strips", blocks8),  # in bfloat16 see below
         "bitmask": ("tiles", "tiles8") if has_tiles() else ("bits", "bits8"),
-        "bsr:16x32": ("tiles" if has_tiles() else "strips", "quad_runs"),
+        "bsr:16x32": ("tiles" if has_tiles() else "strips", blocks8),
         "sellp": ("sellp", "sellp8"),
         "nm:2:4": ("groups", "groups8"),
         "nm:3:4": ("runs", "quad_runs"),
@@ -115,6 +123,8 @@ def test_what_packs_to_what() -> None:
     half = BSR.from_dense(weight.bfloat16(), 16, 1)
     assert pack(half).name == ("columns" if has_tiles() else "strips")
     assert pack(half, tokens=(1,)).name == "strips"
+    halves = "half_runs" if "fp16" in _core.capabilities() else "runs"
+    assert pack(CSR.from_dense(weight.bfloat16())).name == halves
     assert META.pack(CSR.from_dense(weight)).name == "csr"
     with pytest.raises(UsageError, match="float16 has kernels on GPUs only"):
         pack(CSR.from_dense(weight), dtype="float16")
@@ -172,7 +182,7 @@ def test_damage_is_refused_or_harmless(cls: type[Format]) -> None:
             continue
         y = run_linear(packed, x, None, "none", None).double()
         truth = reference.linear(packed.to_dense(), x)
-        bound = 2e-2 if cls in (QuadRuns, Bits8, PackedTiles8, Columns) else 1e-5
+        bound = 2e-2 if cls in ROUNDING else 1e-5
         assert float((y - truth).abs().max()) <= bound * float(truth.abs().max()), name
     assert refused >= 150
 
