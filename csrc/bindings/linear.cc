@@ -127,7 +127,8 @@ void Weight::conv1d(const py::array_t<float>& x, py::array_t<float> y, int64_t k
                     const std::optional<py::array_t<float>>& bias, int activation,
                     const std::optional<std::string>& isa) const {
   constexpr int64_t limit = int64_t{1} << 31;  // keeps positions from overflowing
-  require(panel_width(1, isa) != 0, "only runs and strips have kernels for conv1d");
+  require(std::holds_alternative<Runs>(view_) || std::holds_alternative<Strips>(view_),
+          "only runs and strips have kernels for conv1d");
   require(kernel >= 1 && kernel < limit && stride >= 1 && stride < limit && dilation >= 1 &&
               dilation < limit && left >= 0 && left < limit,
           "kernel, stride and dilation must be at least 1, left at least 0, all below 2^31");

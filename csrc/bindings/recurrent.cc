@@ -142,8 +142,10 @@ class BoundNetwork {
   // Whether each packing has the kernels that the path needs.
   void check_path(const RecurrentLinears& l) const {
     const bool panels = n_.path == RecurrentPath::panels;
-    require(multiplies(l.input, n_.path != RecurrentPath::few_tokens) &&
-                multiplies(l.hidden, panels) && multiplies(l.projection, panels),
+    const bool many = n_.path != RecurrentPath::few_tokens;
+    const bool lists = many && std::holds_alternative<Columns>(*l.input.weight);
+    require((lists || multiplies(l.input, many)) && multiplies(l.hidden, panels) &&
+                multiplies(l.projection, panels),
             "recurrent: panels need runs or strips, rows any packing but runs");
     if (!panels) return;
     const Runs* runs = std::get_if<Runs>(l.hidden.weight);

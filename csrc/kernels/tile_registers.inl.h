@@ -11,9 +11,17 @@ struct alignas(64) TileConfiguration {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// GCC's intrinsics for the configuration say that they read or write eight of its bytes.
+inline void load_configuration(const TileConfiguration& configuration) {
+  asm volatile("ldtilecfg %0" ::"m"(configuration));
+}
+inline void store_configuration(TileConfiguration& configuration) {
+  asm volatile("sttilecfg %0" : "=m"(configuration));
+}
+
 inline void configure_tiles() {
   static constexpr TileConfiguration configuration;
-  _tile_loadconfig(&configuration);
+  load_configuration(configuration);
 }
 
 inline void release_tiles() { _tile_release(); }
@@ -24,14 +32,14 @@ class ConfiguredTiles {
  public:
   ConfiguredTiles() {
     static constexpr TileConfiguration ours;
-    _tile_storeconfig(&before_);
+    store_configuration(before_);
     same_ = __builtin_memcmp(&before_, &ours, sizeof ours) == 0;
     if (!same_) configure_tiles();
   }
   ~ConfiguredTiles() {
     if (same_) return;
     if (before_.palette)
-      _tile_loadconfig(&before_);
+      load_configuration(before_);
     else
       release_tiles();
   }

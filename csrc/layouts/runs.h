@@ -54,7 +54,7 @@ struct Runs {
   const float* scales;         // [out]
   const int32_t* corrections;  // [chunks * chunk + 1]: -128 times the sum of a row's values
   // "half_runs" of bf16 only, for products in float16.
-  const float* powers;  // [chunks * chunk + 1]: of two, which make the largest value 64 to 128
+  const float* powers;  // [chunks * chunk + 1]: of two, which make the largest value 32 to 64
 };
 
 }  // namespace se

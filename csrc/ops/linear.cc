@@ -66,6 +66,9 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
       for (int64_t i = 0; i < count * cuts; ++i) {
         const int64_t p = i / cuts, width = width_of(p), token = t0 + p * widest;
         char* to = packed + p * panel_size;
+        if (halves && i % cuts == 0)
+          std::copy_n(scales + p * widest, width,
+                      reinterpret_cast<float*>(to + width * lane_bytes(kind, a.features)));
         if (quads) {
           const int64_t lanes = ceil_div(ceil_div(width, cuts), 16) * 16, t = i % cuts * lanes;
           if (t < width)
@@ -75,9 +78,6 @@ void linear_panels(const Work& work, const Activations& a, Epilogue epilogue, Ca
         } else if (const int64_t k = i % cuts * slice; k < a.features) {
           const int64_t n = std::min(slice, a.features - k);
           to += width * lane_bytes(kind, k);
-          if (halves && k == 0)
-            std::copy_n(scales + p * widest, width,
-                        reinterpret_cast<float*>(to + width * lane_bytes(kind, a.features)));
           if (scaled)
             (halves ? panel.pack_halves : panel.pack_bytes)(
                 a.at(token, k), a.dtype, a.stride, live_of(p), n, width, scales + p * widest, to);

@@ -51,8 +51,8 @@ constexpr int64_t kTilesRowTokens = 4;
 // serves all tokens.
 constexpr int64_t kStripsRowTokens = 8;
 
-// Name of the kernel that `linear` runs, e.g. "spmm_runs_f32_avx512". Only the kind and the dtype
-// of `w` matter. Throws std::invalid_argument where there is none.
+// Name of the kernel that `linear` runs, e.g. "spmm_runs_f32_avx512". Of `w` only the kind,
+// the dtype and whether there are powers matter. Throws std::invalid_argument where there is none.
 const char* linear_kernel(const PackedWeight& w, int64_t tokens, Capabilities caps);
 
 // y = act(x W^T + bias) on panels of floats, as the native layers hold them: x [panels][in][width]

@@ -139,8 +139,8 @@ auto with_layer_work(const PackedWeight& w, Capabilities caps, int threads, F f)
   return with_panel_work(w, caps, threads, f);
 }
 
-// Multiplies the rows of chunk c with one panel x of the kernel's kind. `epilogue`
-// is that of the weight's row 0; `sums` is scratch memory of the calling thread.
+// Multiplies the rows of chunk c with one panel x of the kernel's kind. `epilogue` is that of the
+// weight's row 0; `sums` is scratch memory of the calling thread.
 template <class Work>
 void multiply_chunk(const Work& work, const LayerPanelKernels& lanes, int64_t c, const void* x,
                     const float* token_scales, int64_t width, PanelEpilogue epilogue, float* sums) {

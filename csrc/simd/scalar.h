@@ -60,7 +60,7 @@ inline vf mul(vf a, vf b) {
 inline vf div(vf a, vf b) {
   return each([&](int i) { return a.lane[i] / b.lane[i]; });
 }
-// 1 / a for 1 <= a, within two units in the last place; 0 for what is too large to invert.
+// 1 / a for finite a from 1 on, within two units in the last place; above 2^126 it may be 0.
 inline vf inverse(vf a) {
   return each([&](int i) { return 1.0f / a.lane[i]; });
 }

@@ -106,7 +106,7 @@ std::vector<float> row_powers(const DenseMatrix& dense, int64_t count) {
   for (int64_t r = 0; r < dense.out; ++r) {
     float largest = 0;
     for (int64_t k = 0; k < dense.in; ++k) largest = std::max(largest, std::fabs(dense.at(r, k)));
-    if (largest > 0) powers[r] = std::exp2(6.0f - static_cast<float>(std::ilogb(largest)));
+    if (largest > 0) powers[r] = std::exp2(5.0f - static_cast<float>(std::ilogb(largest)));
   }
   return powers;
 }

@@ -7,7 +7,7 @@ import torch
 from run_packed import normal, run
 
 from sparse_engine import _core
-from sparse_engine.packings import HalfRuns
+from sparse_engine.packings import Columns8, HalfRuns
 
 ISA = "avx512_fp16"
 needs_fp16 = pytest.mark.skipif(
@@ -56,6 +56,13 @@ def test_extremes() -> None:
     assert y[2].isfinite().all()  # the others vanish beside the largest feature
     assert y[3, 2] == float("inf")
     assert y[3, :2].isfinite().all()
+
+
+@needs_fp16
+def test_no_inputs() -> None:
+    run(Columns8.from_dense(-torch.ones(16, 64)), -torch.ones(64, 64), ISA)  # leaves bytes behind
+    empty = HalfRuns.from_dense(torch.zeros(5, 0, dtype=torch.bfloat16))
+    assert (run(empty, torch.zeros(40, 0), ISA) == 0).all()
 
 
 def test_weights_stay_exact_and_powers_are_checked() -> None:

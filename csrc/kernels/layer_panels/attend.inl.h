@@ -77,7 +77,7 @@ inline KeySpan widened(KeySpan span, int64_t head, float* wide) {
 }
 
 // The two products of attention, for V vectors of queries. attend_part calls, in this order:
-//   take(a)                       queries, and sums of zero
+//   take(a)                       queries; sums are zero
 //   floats(span)                  the span as scores and values read it
 //   scores(span, j0, keys)        s[j] = k_j . q, for up to 64 keys from j0 on
 //   values(span, j0, keys, f)     sums[d] = sums[d] x f + sum over keys of v[d] x s

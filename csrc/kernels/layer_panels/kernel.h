@@ -31,7 +31,8 @@ struct Norm {
 
 // Keys and values of consecutive positions: k of position j at feature d is k[d * k_feature + j].
 // A span in bf16 holds at most the 64 positions of a page of the cache: k_feature is 64, v_feature
-// is 1 and v_position is the head rounded up to 16.
+// is 1 and v_position is the head rounded up to 16. In any dtype, 16 keys or features are read at a
+// time: memory past the last one must be readable.
 struct KeySpan {
   const void *k, *v;
   DType dtype;

@@ -34,7 +34,8 @@ struct PanelIoKernels {
   CompileTarget target;
   // x [tokens][stride] -> panel [features][width] of floats or bf16; lanes past `tokens` become
   // zero. A panel of floats is in token order. A panel of bf16 orders each 32 tokens as
-  // 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31, which unpacklo and unpackhi undo at no cost.
+  // 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31, which unpacklo and unpackhi undo at no cost; one of
+  // 16 tokens is in token order.
   void (*pack)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
                int64_t width, void* panel, Panel kind);
   // x [tokens][stride] -> panel [ceil(features / 4)][width] of quads of bytes round(x / scale) +
@@ -48,10 +49,10 @@ struct PanelIoKernels {
                        float* scales);
   // x [tokens][stride] -> panel [features][width] of int8 round(x / scale), for scales [width] of
   // token_scales and zeros. Orders each 32 tokens as 0-7 16-23 8-15 24-31, as unpacklo and unpackhi
-  // of bytes do.
+  // of bytes do; a panel of 16 tokens is in token order.
   void (*pack_bytes)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
                      int64_t width, const float* scales, void* panel);
-  // powers[token]: of two, above every finite |x|. Null where no kernel reads halves.
+  // powers[token]: of two, above every finite |x|, or 2^127. Null where no kernel reads halves.
   void (*token_powers)(const void* x, DType dtype, int64_t stride, int64_t tokens, int64_t features,
                        float* powers);
   // x [tokens][stride] -> panel [features][width] of float16 x / power, in token order. The whole

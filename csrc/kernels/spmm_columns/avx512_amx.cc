@@ -128,6 +128,7 @@ inline void band(const Columns& w, int64_t b, const char* x, char* sums) {
       SE_PRODUCT(2, 4, 6)
       SE_PRODUCT(3, 4, 7)
     }
+    stores_first();  // the next gather overwrites what was loaded
   }
   constexpr int64_t kRow = T * kSum, kRows = 16 * kRow;
   _tile_stored(0, sums, kRow);

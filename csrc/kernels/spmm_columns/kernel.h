@@ -13,7 +13,8 @@ struct SpmmColumnsKernel {
   Panel panel;         // of x
   int64_t min_tokens;  // narrowest panel that the kernel accepts
   // sums[r][t] = sum over k of W[begin * height + r, k] * x[k][t]
-  //   x  panel [in][tokens], 64-byte aligned: floats, bf16 or bytes (panel_io/kernel.h)
+  //   x  panel [in][tokens] of floats, bf16 or bytes (panel_io/kernel.h), aligned to the bytes of a
+  //      row, at most 64
   //   sums  [(end - begin) * height][tokens] floats, or int32 for int8; 64-byte aligned,
   //         overwritten; must not overlap x
   //   tokens  16, 32 or 64, at least min_tokens

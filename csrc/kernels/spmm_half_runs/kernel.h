@@ -2,9 +2,10 @@
 // multiplied by a power of two, so that nothing overflows and hardly anything vanishes; sums of
 // float16 are as short as the non-zeros of a row in a K-block, and are added in float.
 //
-// Rounding: with the powers, |W| < 128, |x| < 1, and a K-block has at most 256 columns, so sums
-// stay below 2^15. bf16 values down to 2^-24 of the largest of their row are exact. x is rounded to
-// 11 bits where bf16 has 8; every multiply-add rounds to 11 bits.
+// Rounding: with the powers, |W| < 64, |x| < 2 (|x| < 1 below 2^127), and a K-block has at most 256
+// columns, so sums stay below 2^15. bf16 values down to 2^-22 of the largest of their row are
+// exact. x is rounded to 11 bits where bf16 has 8, but to a step of 2^-24 below 2^-14 of its
+// token's power. Every multiply-add rounds to 11 bits.
 #pragma once
 
 #include "kernels/spmm_runs/kernel.h"

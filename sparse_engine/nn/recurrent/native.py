@@ -15,6 +15,7 @@ from sparse_engine.nn.recurrent.rows import UNIT_TILE
 from sparse_engine.nn.recurrent.weights import DirectionLayers, RecurrentWeights
 from sparse_engine.ops import weight_handle
 from sparse_engine.packings.cpu.purposes import (
+    for_inputs,
     for_panels,
     for_rows,
     for_steps_on_panels,
@@ -129,7 +130,9 @@ class NativeRunner:
             *(tensor_entry(layer._buffers, name) for _, layer in layers for name in layer._buffers),
         ]
         every_step = [layer.packed for name, layer in layers if name[:2] != "ih"]
-        self._tall_blocks = all(packed.name == "strips" for packed in every_step)
+        # Lists of columns become strips again.
+        tall = ("strips", "columns")
+        self._tall_blocks = all(packed.name in tall for packed in every_step)
 
     def _build(
         self, network: RecurrentWeights, path: _core.RecurrentPath
@@ -184,7 +187,8 @@ class NativeRunner:
                     for_steps_on_panels(packed, tile_rows) if panels else for_steps_on_rows(packed)
                 )
             else:
-                converted = for_panels(packed) if panels else for_rows(packed)
+                many = for_inputs if key[2] == "ih" else for_panels
+                converted = many(packed) if panels else for_rows(packed)
             made = self._packings[key] = source, converted
         return weight_handle(made[1])
 

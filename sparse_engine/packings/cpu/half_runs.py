@@ -26,7 +26,7 @@ class HalfRuns(Runs):
     """Runs, and a power of two for each row.
 
     Values stay bfloat16. Kernels multiply them with the power of their row and convert them to
-    float16, which is exact for values down to 2^-24 of the row's largest.
+    float16, which is exact for values down to 2^-22 of the row's largest.
     """
 
     name: ClassVar[str] = "half_runs"
@@ -36,8 +36,8 @@ class HalfRuns(Runs):
     value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16,)
 
     powers: Tensor
-    """float32 [chunks x chunk + 1]: powers of two, which make the largest value of a row 64 to
-    128."""
+    """float32 [chunks x chunk + 1]: powers of two, which make the largest value of a row 32 to
+    64."""
 
     @classmethod
     def _build(
@@ -62,5 +62,5 @@ def _powers(source: RowSource, chunk: int) -> Tensor:
         magnitudes = torch.where(rows.values.isfinite(), rows.values.abs(), 0).float()
         largest.scatter_reduce_(0, rows.row_ids().long() + begin, magnitudes, "amax")
     _, exponents = torch.frexp(largest)  # largest is below 2^exponent
-    powers = torch.exp2((7 - exponents).clamp(SMALLEST, LARGEST).float())
+    powers = torch.exp2((6 - exponents).clamp(SMALLEST, LARGEST).float())
     return torch.where(largest > 0, powers, 1.0)

@@ -54,6 +54,11 @@ def for_layers(packed: Format) -> Format:
     return for_panels(packed)
 
 
+def for_inputs(packed: Format) -> Format:
+    """The packing for the input projections of a recurrent network, many steps at a time."""
+    return packed if isinstance(packed, Columns) else for_panels(packed)
+
+
 def for_steps_on_panels(packed: Format, together: int) -> Format:
     """The packing for the hidden weights of a recurrent network, with sequences in the lanes.
 
