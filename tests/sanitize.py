@@ -17,6 +17,7 @@ SITE = ROOT / "build" / "sanitize"
 TESTS = (
     "tests/nn/test_conv1d.py",
     "tests/native/test_kernels.py",
+    "tests/native/test_half_runs.py",
     "tests/native/test_tiles.py",
     "tests/native/test_stack_tiles.py",
     "tests/ops/test_ops.py",

@@ -183,7 +183,8 @@ def test_a_model_cast_to_bfloat16(tmp_path: Path) -> None:
     model = sparse(bert).bfloat16()
     save(model, tmp_path / "a")
     loaded: Any = load(tmp_path / "a")
-    assert torch.equal(first_output(loaded), first_output(model))
+    # What was cast keeps its packing; what is loaded has that of its dtype, which may round.
+    torch.testing.assert_close(first_output(loaded), first_output(model), rtol=2e-2, atol=2e-2)
 
 
 def test_source_without_config(tmp_path: Path) -> None:
