@@ -199,41 +199,7 @@ class PanelPass {
     PanelInputs inputs;
     for (const LayerLinear* linear : linears)
       if (*linear) inputs.add(*linear->panels, caps_);
-    const auto powers_of = [&](int64_t p) {
-      return b_.halves.panel(p) + features * layout_.width(p) / 2;
-    };
-    if (inputs.quads || inputs.bytes || inputs.halves || inputs.tiles)
-      for_lanes(range, [&](int64_t p, int64_t lane) {
-        const int64_t width = layout_.width(p);
-        const float* from = x.panel(p) + lane;
-        if (inputs.tiles)
-          kernels_.lanes_to_tiles(from, width, features,
-                                  b_.tiles.panel(p) + lane * (ceil_div(features, 32) * 16));
-        if (inputs.halves) kernels_.lane_powers(from, width, features, powers_of(p) + lane);
-        if (inputs.quads) {
-          float* quads = b_.quads.panel(p) + lane;
-          kernels_.quantize(from, width, features, 16, quads, b_.scales.panel(p) + lane);
-          if (inputs.byte_tiles)
-            kernels_.quads_to_tiles(quads, width, ceil_div(features, 4),
-                                    b_.byte_tiles.panel(p) + lane * (ceil_div(features, 64) * 16));
-        } else if (inputs.bytes) {
-          kernels_.lane_scales(from, width, features, 16, b_.scales.panel(p) + lane);
-        }
-      });
-    if (!inputs.bf16 && !inputs.halves && !inputs.bytes) return;
-    constexpr int64_t kRows = 64;
-    const int64_t slices = ceil_div(features, kRows);
-    range.for_items(range.panels() * slices, true, [&](int64_t i) {
-      const int64_t p = range.first + i / slices, k = i % slices * kRows;
-      const int64_t width = layout_.width(p), n = std::min(kRows, features - k);
-      const float* from = x.panel(p) + k * width;
-      if (inputs.bf16) kernels_.rows_to_bf16(from, n, width, b_.bf16.panel(p) + k * width / 2);
-      if (inputs.halves)
-        kernels_.rows_to_halves(from, n, width, powers_of(p), b_.halves.panel(p) + k * width / 2);
-      if (inputs.bytes)
-        kernels_.rows_to_bytes(from, n, width, b_.scales.panel(p),
-                               b_.bytes.panel(p) + k * width / 4);
-    });
+    convert_inputs(inputs, range, layout_, b_, kernels_, x, features);
   }
 
   void multiply(const LayerLinear& linear, const PanelRange& range, const PanelBuffer& x,
@@ -292,19 +258,9 @@ class PanelPass {
 
   void norm(const Norm& norm, const PanelRange& range, const PanelBuffer& x,
             const PanelBuffer& y) const {
-    for_lanes(range, [&](int64_t p, int64_t lane) {
+    for_lanes(range, layout_, [&](int64_t p, int64_t lane) {
       kernels_.norm(x.panel(p) + lane, layout_.width(p), stack_.hidden, 16, norm,
                     y.panel(p) + lane);
-    });
-  }
-
-  // f(panel, first of 16 lanes), for all lanes.
-  template <class F>
-  void for_lanes(const PanelRange& range, F f) const {
-    const int64_t parts = layout_.widest / 16;
-    range.for_items(range.panels() * parts, true, [&](int64_t i) {
-      const int64_t p = range.first + i / parts, lane = i % parts * 16;
-      if (lane < layout_.width(p)) f(p, lane);
     });
   }
 

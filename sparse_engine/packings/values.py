@@ -125,3 +125,9 @@ def check_scales(name: str, scales: Tensor, count: int, device: torch.device) ->
         raise InvalidFileError(f"{name} scales: must be finite")
     if bool((scales < 0).any()):
         raise InvalidFileError(f"{name} scales: must not be negative")
+
+
+def check_symmetric(values: Tensor) -> None:
+    """Raise InvalidFileError unless all int8 values lie in -127..127."""
+    if bool((values == -128).any()):
+        raise InvalidFileError("int8 values: expected -127..127, got -128")

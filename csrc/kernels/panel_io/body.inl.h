@@ -140,10 +140,10 @@ inline void quantize_rows(const T* x, int64_t stride, int64_t tokens, int64_t fe
   }
 }
 
-// One vector of a token's sums, as floats and scaled if they are int32.
-template <class A>
-inline vf scaled(vf sums, vf row_scale, const float* token_scale) {
-  if constexpr (static_cast<A>(0.5f) != 0) return sums;
+// One vector of a token's sums, as floats and scaled if they are int32, by the type of the first
+// argument.
+inline vf scaled(const float*, vf sums, vf, const float*) { return sums; }
+inline vf scaled(const int32_t*, vf sums, vf row_scale, const float* token_scale) {
   return mul(mul(from_integers(sums), row_scale), set1(*token_scale));
 }
 
@@ -169,7 +169,7 @@ inline void store_tile(const A* acc, int64_t width, const float* token_scales, i
   SE_UNROLL
   for (int i = 0; i < kColumns; ++i) {
     if (kPart && i >= tokens) break;
-    vf a = add(scaled<A>(line[i], row_scale, token_scales + i), bias);
+    vf a = add(scaled(acc, line[i], row_scale, token_scales + i), bias);
     if (kActivates) a = activate(e.activation, a);
     if (residual) a = add(a, load_some(residual + i * e.residual_stride, n));
     T* to = y + i * e.y_stride;

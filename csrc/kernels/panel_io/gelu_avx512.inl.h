@@ -1,5 +1,5 @@
-// x Phi(x) by a table of polynomials, which permutations of 16 lanes look up: less than half of the
-// instructions of a formula for erf.
+// x Phi(x) by a table of polynomials, which permutations of 16 lanes look up: fewer instructions
+// than a formula for erf takes.
 
 namespace se {
 namespace SE_TARGET {

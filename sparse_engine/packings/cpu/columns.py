@@ -25,7 +25,7 @@ from sparse_engine.formats.compressed import row_ids
 from sparse_engine.formats.rows import Rows, RowSource, Tiles, joined, running
 from sparse_engine.packings.base import Packing
 from sparse_engine.packings.cpu.strips import Strips
-from sparse_engine.packings.values import Numbers, check_scales
+from sparse_engine.packings.values import Numbers, check_scales, check_symmetric
 
 HEIGHTS = (16, 32)
 MAX_INPUTS = 1 << 16
@@ -192,8 +192,7 @@ class Columns8(Columns):
         """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         super().validate()
         check_scales("columns", self.scales, self.shape[0], self.device)
-        if bool((self.values == -128).any()):
-            raise InvalidFileError("int8 values: expected -127..127, got -128")
+        check_symmetric(self.values)
 
 
 Columns.int8 = Columns8

@@ -22,7 +22,7 @@ from sparse_engine.packings.cpu.bits import Bits
 from sparse_engine.packings.cpu.groups import Groups
 from sparse_engine.packings.cpu.runs import Runs
 from sparse_engine.packings.cpu.sellp import PackedSellP
-from sparse_engine.packings.values import Numbers, check_scales
+from sparse_engine.packings.values import Numbers, check_scales, check_symmetric
 
 INT8 = (torch.int8,)
 # Sums of int32 stay exact: 65536 x 127 x 127, and 128 x 127 x 65536 of the corrections.
@@ -80,7 +80,7 @@ class QuadRuns(Runs):
 
     def _validate_values(self) -> None:
         check_buffer("runs values", self.values, INT8, ("values", 4))
-        _check_symmetric(self.values)
+        check_symmetric(self.values)
         check_scales("runs", self.scales, self.shape[0], self.device)
         size = _corrected(self.shape[0], self.chunk)
         check_buffer("runs corrections", self.corrections, (torch.int32,), (size,))
@@ -145,7 +145,7 @@ class Bits8(Bits):
         super().validate()
         check_scales("bits", self.scales, self.shape[0], self.device)
         _check_inputs(self.shape[1], InvalidFileError)
-        _check_symmetric(self.values)
+        check_symmetric(self.values)
         check_buffer("bits corrections", self.corrections, (torch.int32,), (self.shape[0],))
         for begin, rows in self.row_chunks():
             some = self.corrections[begin : begin + len(rows.pointers) - 1]
@@ -204,11 +204,6 @@ def _corrected(out_features: int, chunk: int) -> int:
 def _check_inputs(in_features: int, error: type[UsageError | InvalidFileError]) -> None:
     if in_features > MAX_INPUTS:
         raise error(f"int8: at most {MAX_INPUTS} inputs, got {in_features}")
-
-
-def _check_symmetric(values: Tensor) -> None:
-    if bool((values == -128).any()):
-        raise InvalidFileError("int8 values: expected -127..127, got -128")
 
 
 def _check_corrections(name: str, rows: Rows, values: Tensor, corrections: Tensor) -> None:

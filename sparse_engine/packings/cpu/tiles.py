@@ -27,7 +27,7 @@ from sparse_engine.formats.checks import (
 from sparse_engine.formats.dense import Dense
 from sparse_engine.formats.rows import CHUNK, PIECES, Rows, RowSource, joined, running
 from sparse_engine.packings.base import Packing
-from sparse_engine.packings.values import Numbers, check_scales
+from sparse_engine.packings.values import Numbers, check_scales, check_symmetric
 
 ROWS, BAND, LINES = 16, 32, 16
 # Kernels load whole registers from the last value on.
@@ -243,8 +243,7 @@ class PackedTiles8(PackedTiles):
         """Raise InvalidFileError unless the buffers describe a matrix that kernels may read."""
         super().validate()
         check_scales("tiles", self.scales, self.shape[0], self.device)
-        if bool((self.values == -128).any()):
-            raise InvalidFileError("int8 values: expected -127..127, got -128")
+        check_symmetric(self.values)
         size = ((len(self.tiles) - 1) * BAND,)
         check_buffer("tiles corrections", self.corrections, (torch.int32,), size, self.device)
         sums = torch.zeros_like(self.corrections)
